@@ -1,0 +1,236 @@
+"""The one skeleton: blocks of (norm, token mixer, norm, MLP), stages of blocks, a pyramid of stages.
+
+    image -> Stage 1 (stride 4) -> Stage 2 (8) -> Stage 3 (16) -> Stage 4 (32) -> norm -> pooling -> classifier
+
+What differs between families is passed in: the token mixer, the MLP and the downsampling are callables or modules,
+never names. Everything is NCHW.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from timm.layers import ClassifierHead, DropPath, LayerScale2d
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """x + s1 * mixer(norm(x)), then x + s2 * mlp(norm(x)): (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        dim: Channels, C.
+        mixer: Makes the token mixer from the number of channels.
+        mlp: Makes the MLP from the number of channels.
+        norm: Makes the norms from the number of channels.
+        layer_scale: Initial value of the scales s1 and s2, or None for no layer scale.
+        drop_path: Probability of dropping each branch, per sample.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: Callable[[int], nn.Module],
+        mlp: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        layer_scale: float | None = 1e-2,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(dim)
+        self.mixer = mixer(dim)
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale2d(dim, layer_scale)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = norm(dim)
+        self.mlp = mlp(dim)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale2d(dim, layer_scale)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.scale1(self.mixer(self.norm1(x))))
+        x = x + self.drop_path2(self.scale2(self.mlp(self.norm2(x))))
+        return x
+
+
+class Stage(nn.Module):
+    """Downsampling, blocks and an optional closing norm: (B, C', H', W') -> (B, C, H, W).
+
+    Args:
+        dim: Channels out, C.
+        downsample: Brings (B, C', H', W') to (B, C, H, W); the stem in the first stage.
+        blocks: Keep the shape.
+        norm: Closes the stage.
+    """
+
+    def __init__(self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
+        super().__init__()
+        self.dim = dim
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+
+class HierarchicalBackbone(nn.Module):
+    """Four stages at strides 4, 8, 16, 32 with a classifier, the interface that timm expects of a model.
+
+    (B, in_chans, H, W) -> (B, num_classes); any H and W from 32 up.
+
+    Args:
+        stages: The pyramid, first stage with the stem.
+        norm: Closes the features that the head pools.
+        in_chans: Channels of the images, as the stem was built for.
+        num_classes: Size of the classifier; 0 leaves the pooled features.
+        global_pool: timm's pooling name; "" leaves the feature map.
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        norm: nn.Module | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.num_features = self.head_hidden_size = stages[-1].dim
+        self.feature_info = [
+            dict(num_chs=stage.dim, reduction=4 * 2**i, module=f"stages.{i}") for i, stage in enumerate(stages)
+        ]
+        self.stages = nn.Sequential(*stages)
+        self.norm = norm or nn.Identity()
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        init_weights(self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, beside the vectors that timm's optimisers exempt themselves."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Parameter groups by depth, for layer-wise learning rates."""
+        return dict(
+            stem=r"^stages\.0\.downsample",
+            blocks=[(r"^stages\.(\d+)", None)]
+            if coarse
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+            + [(r"^stages\.(\d+)\.norm", (99998,)), (r"^norm", (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: keep only the blocks' inputs and compute them again in the backward pass."""
+        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; `num_classes=0` removes it, `global_pool=""` the pooling as well."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features with those of chosen stages, each (B, C_i, H/2^(i+2), W/2^(i+2)).
+
+        Args:
+            x: Images, (B, in_chans, H, W).
+            indices: Last n stages if int, all if None, else these stages.
+            norm: Apply the closing norm to the last stage's intermediate.
+            stop_early: Stop after the last stage wanted.
+            output_fmt: "NCHW", the only format.
+            intermediates_only: Return the list alone.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be NCHW, not {output_fmt}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
+        return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen stages do not need, in place; returns their indices."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if shortened:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or shortened:
+            self.num_classes = 0
+            self.head.reset(0, pool_type="", in_features=self.num_features)
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, C, H/32, W/32)."""
+        return self.norm(self.stages(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, C, H/32, W/32) -> (B, num_classes), or (B, C) with `pre_logits`."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise a whole model: He-normal by fan-out for convolutions, 0.02 for linear layers, zero biases.
+
+    VAN, appendix of its code's training set-up; DMFormer does not state its own (reconstruction).
+    """
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
+            nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
+        elif isinstance(m, nn.Linear):
+            nn.init.trunc_normal_(m.weight, std=0.02)
+        else:
+            continue
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
+
+
+@contextmanager
+def building_on(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
+    """Modules made inside are created on this device with this dtype; None keeps the current one."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or previous)
+    try:
+        with torch.device(device if device is not None else torch.get_default_device()):
+            yield
+    finally:
+        torch.set_default_dtype(previous)

@@ -1,0 +1,126 @@
+"""DMFormer: a hierarchical vision transformer with Dynamic Multi-level Attention in place of self-attention.
+
+"DMFormer: Closing the Gap Between CNN and Vision Transformers", ICASSP 2023, arXiv 2209.07738. No official code or
+weights are public. The paper names S and L without depths and widths: those, and the sizes n and t, are
+reconstructions (S and L at the size of VAN-B2 and B3).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import ConvMlp, calculate_drop_path_rates
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from ..backbone import Block, HierarchicalBackbone, Stage, building_on
+from ..layers import ConvStem, Downsample
+from ..mixers.dma import DMA, LEVELS
+
+
+class DMFormer(HierarchicalBackbone):
+    """(B, in_chans, H, W) -> (B, num_classes); any H and W from 32 up.
+
+    Args:
+        dims: Channels of the four stages.
+        depths: Blocks of the four stages.
+        mlp_ratios: Hidden width of each stage's MLP over its channels.
+        levels, dilated, gate, expand_ratio, gate_reduction: Of the mixer, see `DMA`; the paper's ablations.
+        layer_scale: Initial layer scale, or None for none.
+        in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
+        drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
+        device, dtype: Where and as what the parameters are made.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        mlp_ratios: Sequence[float],
+        levels: Sequence[tuple[int, int]] = LEVELS,
+        dilated: bool = True,
+        gate: bool = True,
+        expand_ratio: float | None = 1.0,
+        gate_reduction: int = 16,
+        layer_scale: float | None = 1e-2,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        mixer = partial(
+            DMA, levels=levels, dilated=dilated, gate=gate, expand_ratio=expand_ratio, gate_reduction=gate_reduction
+        )
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        with building_on(device, dtype):
+            stages = []
+            for i, (dim, ratio) in enumerate(zip(dims, mlp_ratios, strict=True)):
+                mlp = partial(ConvMlp, hidden_features=int(dim * ratio), act_layer=nn.GELU)
+                downsample = ConvStem(in_chans, dim) if i == 0 else Downsample(dims[i - 1], dim)
+                blocks = [Block(dim, mixer, mlp, layer_scale=layer_scale, drop_path=rate) for rate in rates[i]]
+                stages.append(Stage(dim, downsample, blocks))
+            super().__init__(stages, nn.BatchNorm2d(dims[-1]), in_chans, num_classes, global_pool, drop_rate)
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stages.0.downsample.0",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_name": "DMFormer: Closing the Gap Between CNN and Vision Transformers",
+        "paper_ids": "arXiv:2209.07738",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _cfg() for name in ("dmformer_n.untrained", "dmformer_t.untrained", "dmformer_s.untrained", "dmformer_l.untrained")}
+)
+
+PUBLISHED_TOP1 = {"dmformer_s": 82.8, "dmformer_l": 83.6}
+"""ImageNet-1K top-1 at 224 in % (version 1 of the paper, abstract)."""
+
+
+def _create(variant: str, pretrained: bool, **kwargs) -> DMFormer:
+    return build_model_with_cfg(
+        DMFormer, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs
+    )
+
+
+@register_model
+def dmformer_n(pretrained: bool = False, **kwargs) -> DMFormer:
+    """About 2.1 M parameters; ours, for a CPU, an edge device or a quick start."""
+    args = dict(dims=(32, 64, 128, 192), depths=(2, 2, 4, 2), mlp_ratios=(4, 4, 4, 4))
+    return _create("dmformer_n", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def dmformer_t(pretrained: bool = False, **kwargs) -> DMFormer:
+    """About 4 M parameters; ours, at the size of VAN-B0 and PVTv2-B0."""
+    args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), mlp_ratios=(8, 8, 4, 4))
+    return _create("dmformer_t", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def dmformer_s(pretrained: bool = False, **kwargs) -> DMFormer:
+    """The paper's S, 82.8 % top-1; depths and widths reconstructed at the size of VAN-B2."""
+    args = dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3), mlp_ratios=(8, 8, 4, 4))
+    return _create("dmformer_s", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def dmformer_l(pretrained: bool = False, **kwargs) -> DMFormer:
+    """The paper's L, 83.6 % top-1; depths and widths reconstructed at the size of VAN-B3."""
+    args = dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), mlp_ratios=(8, 8, 4, 4))
+    return _create("dmformer_l", pretrained, **dict(args, **kwargs))
