@@ -3,7 +3,10 @@
 Importing this package registers every model: `import dmformer; timm.create_model("dmformer_s")`.
 """
 
-from . import models
+import sys
 
 __version__ = "0.1.0"
-__all__ = ["models"]
+
+# The command reads its arguments before it pays for torch (see dmformer_command.py); its parts import `models`.
+if "dmformer_command" not in sys.modules:
+    from . import models as models

@@ -85,7 +85,10 @@ def _cfg(**kwargs) -> dict:
 
 
 default_cfgs = generate_default_cfgs(
-    {name: _cfg() for name in ("dmformer_n.untrained", "dmformer_t.untrained", "dmformer_s.untrained", "dmformer_l.untrained")}
+    {
+        name: _cfg()
+        for name in ("dmformer_n.untrained", "dmformer_t.untrained", "dmformer_s.untrained", "dmformer_l.untrained")
+    }
 )
 
 PUBLISHED_TOP1 = {"dmformer_s": 82.8, "dmformer_l": 83.6}
