@@ -126,12 +126,16 @@ class HierarchicalBackbone(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups by depth, for layer-wise learning rates."""
+        if coarse:
+            return dict(stem=r"^stages\.0\.downsample", blocks=r"^stages\.(\d+)")
         return dict(
             stem=r"^stages\.0\.downsample",
-            blocks=[(r"^stages\.(\d+)", None)]
-            if coarse
-            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
-            + [(r"^stages\.(\d+)\.norm", (99998,)), (r"^norm", (99999,))],
+            blocks=[
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99998,)),
+                (r"^norm", (99999,)),
+            ],
         )
 
     @torch.jit.ignore

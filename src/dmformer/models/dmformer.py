@@ -84,12 +84,7 @@ def _cfg(**kwargs) -> dict:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: _cfg()
-        for name in ("dmformer_n.untrained", "dmformer_t.untrained", "dmformer_s.untrained", "dmformer_l.untrained")
-    }
-)
+default_cfgs = generate_default_cfgs({f"dmformer_{size}.untrained": _cfg() for size in "ntsl"})
 
 PUBLISHED_TOP1 = {"dmformer_s": 82.8, "dmformer_l": 83.6}
 """ImageNet-1K top-1 at 224 in % (version 1 of the paper, abstract)."""
