@@ -2,4 +2,6 @@
 
 from . import dmformer
 
-__all__ = ["dmformer"]
+FAMILIES = (dmformer,)
+
+__all__ = ["FAMILIES", "dmformer"]

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -21,8 +23,8 @@ class Recipe:
     """Stages kept as they are while fine-tuning, counted from the stem (4 trains the classifier alone)."""
 
     data: str = "elpv"
-    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same; or a set that
-    timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same.
+    Or a set that timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = None
     """Where a named set lies or is cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None
@@ -33,6 +35,8 @@ class Recipe:
     """Split of a named set to train on."""
     val_split: str = "validation"
     """Split of a named set to validate on."""
+    num_classes: int | None = None
+    """Number of classes of a named set that does not say it (shards)."""
     val_share: float = 0.15
     """Share of each class split off for validation where the data has no validation split."""
     test_share: float = 0.15
@@ -133,31 +137,31 @@ class Recipe:
     """Where the curves go besides metrics.csv."""
 
     def check(self) -> None:
-        """Raise ValueError, in one line that says what to do, for a value that cannot be meant."""
+        """Raise UserError, in one line that says what to do, for a value that cannot be meant."""
         if self.image_size < 32:
-            raise ValueError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
+            raise UserError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
         for name in ("epochs", "batch_size", "accumulate", "lr_batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more.")
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more.")
         for name in ("lr", "lr_min", "warmup_epochs", "weight_decay", "mixup", "cutmix", "color_jitter", "freeze"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative.")
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative.")
         shares = ("val_share", "test_share", "max_broken", "hflip", "vflip", "erasing", "label_smoothing", "drop_rate")
         for name in (*shares, "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1 + (name in ("hflip", "vflip", "erasing", "max_broken")):
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it is a share from 0 to 1.")
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it is a share from 0 to 1.")
         for name in ("layer_decay", "ema", "clip_grad", "save_every"):
             value = getattr(self, name)
             if value is not None and (value <= 0 or (name in ("layer_decay", "ema") and value > 1)):
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be above 0, and a decay at most 1.")
+                raise UserError(f"--{name.replace('_', '-')} is {value}: it must be above 0, and a decay at most 1.")
         if self.val_share + self.test_share >= 1:
-            raise ValueError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
+            raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"--crop-pct is {self.crop_pct}: it is a share above 0 and at most 1.")
+            raise UserError(f"--crop-pct is {self.crop_pct}: it is a share above 0 and at most 1.")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
+            raise UserError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"--workers is {self.workers}: it cannot be negative.")
+            raise UserError(f"--workers is {self.workers}: it cannot be negative.")
         self.parsed_model_args()
 
     def parsed_model_args(self) -> dict[str, Any]:
@@ -166,11 +170,11 @@ class Recipe:
         for item in self.model_args:
             name, sep, value = item.partition("=")
             if not sep or not name.isidentifier():
-                raise ValueError(f"--model-args takes name=value, e.g. gate=False, not {item!r}.")
+                raise UserError(f"--model-args takes name=value, e.g. gate=False, not {item!r}.")
             try:
                 parsed[name] = yaml.safe_load(value)
             except yaml.YAMLError:
-                raise ValueError(f"--model-args: the value of {item!r} cannot be read.") from None
+                raise UserError(f"--model-args: the value of {item!r} cannot be read.") from None
         return parsed
 
     def to_yaml(self) -> str:
@@ -180,10 +184,10 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Recipe":
-        """Read what `to_yaml` wrote; ValueError for anything else."""
+        """Read what `to_yaml` wrote; UserError for anything else."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             known = {f.name for f in fields(cls)}
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-            raise ValueError(f"{path} is not a recipe that this command wrote.") from None
+            raise UserError(f"{path} is not a recipe that this command wrote.") from None

@@ -11,9 +11,6 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-RESAMPLES = 1000
-"""Bootstrap resamples behind an interval."""
-
 
 @dataclass(frozen=True)
 class Score:
@@ -55,13 +52,14 @@ class Scores:
         return asdict(self)
 
 
-def score(probabilities: Tensor, targets: Tensor, class_names: list[str]) -> Scores:
+def score(probabilities: Tensor, targets: Tensor, class_names: list[str], resamples: int = 1000) -> Scores:
     """Score predictions.
 
     Args:
         probabilities: (N, K), rows that sum to 1.
         targets: (N), class indices from 0 to K - 1.
         class_names: The K names.
+        resamples: Of the bootstrap; 0 for none, when the intervals are as wide as can be.
 
     Top-1 and top-5 carry Wilson's interval, balanced accuracy and macro F1 a bootstrap's of the confusion matrix
     (seeded). Balanced accuracy is the mean recall, macro F1 the mean F1, both over the classes that have images;
@@ -76,7 +74,7 @@ def score(probabilities: Tensor, targets: Tensor, class_names: list[str]) -> Sco
     precision, recall, f1, support = _per_class(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
     top1 = int(confusion.diagonal().sum())
     top5 = int((probabilities.topk(5).indices == targets[:, None]).sum()) if K > 5 else None
-    balanced, macro_f1 = _bootstrap(predictions, targets, K)
+    balanced, macro_f1 = _bootstrap(predictions, targets, K, resamples)
     present = bool((support > 0).all())
     return Scores(
         count=len(targets),
@@ -108,17 +106,19 @@ def _mean_over_present(values: Tensor, support: Tensor) -> float:
     return float(values[support > 0].mean())
 
 
-def _bootstrap(predictions: Tensor, targets: Tensor, K: int) -> list[tuple[float, float]]:
+def _bootstrap(predictions: Tensor, targets: Tensor, K: int, resamples: int) -> list[tuple[float, float]]:
     """95 % intervals of balanced accuracy and of macro F1 over images drawn anew with replacement."""
     generator = torch.Generator().manual_seed(0)
     n = len(targets)
     values = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         drawn = torch.randint(n, (n,), generator=generator)
         t, p = targets[drawn], predictions[drawn]
         counts = (torch.bincount(v, minlength=K) for v in (t[t == p], t, p))
         _, recall, f1, support = _per_class(*counts)
         values.append((_mean_over_present(recall, support), _mean_over_present(f1, support)))
+    if not values:
+        return [(0.0, 1.0), (0.0, 1.0)]
     low, high = torch.quantile(torch.tensor(values), torch.tensor([0.025, 0.975]), dim=0).tolist()
     return list(zip(low, high, strict=True))
 

@@ -1,0 +1,56 @@
+"""Names of models without importing them, and a table of ours with their sizes and published figures."""
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published."""
+
+    name: str
+    parameters: float
+    gmacs: float
+    published_top1: float | None
+    paper: str
+
+
+def model_names(package: str = "dmformer") -> list[str]:
+    """Entry points of `package`.models ("dmformer" or "timm"), read from the source: nothing is imported."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    found = (re.findall(r"^@register_model\ndef (\w+)", p.read_text("utf-8"), re.M) for p in folder.glob("*.py"))
+    return sorted(name for names in found for name in names)
+
+
+def catalogue(pattern: str = "*") -> list[Entry]:
+    """Our models whose name matches a shell pattern or contains it, measured on the spot (no weights are made)."""
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .models import FAMILIES
+
+    published = {name: top1 for family in FAMILIES for name, top1 in family.PUBLISHED_TOP1.items()}
+    entries = []
+    for name in model_names():
+        if not fnmatch.fnmatch(name, pattern) and pattern not in name:
+            continue
+        model = timm.create_model(name, device="meta").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, 224, 224, device="meta"))
+        entries.append(
+            Entry(
+                name,
+                sum(p.numel() for p in model.parameters()) / 1e6,
+                counter.get_total_flops() / 2e9,
+                published.get(name),
+                model.pretrained_cfg.get("paper_ids") or "",
+            )
+        )
+    return entries

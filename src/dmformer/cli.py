@@ -1,0 +1,384 @@
+"""The `dmformer` command: train, eval, predict, models.
+
+Arguments are read and checked before torch is imported; each command imports what it needs.
+"""
+
+import contextlib
+import csv
+import difflib
+import fnmatch
+import inspect
+import io
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from .catalogue import model_names
+from .errors import UserError, unknown
+from .files import write_whole
+from .recipes import RECIPES, Recipe
+from .runs import check_folder, find_run
+
+T = TypeVar("T")
+
+NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
+"""Prefixes of the sets that timm knows by name."""
+
+HELP = """usage: dmformer COMMAND [OPTIONS]
+
+Convolutional-attention vision backbones: trained, reported and reused by one command.
+
+commands:
+  train     train a classifier on photos; writes a run folder with a report
+  eval      score a trained classifier on a set of photos
+  predict   classify photos
+  models    list the models
+
+examples:
+  dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
+  dmformer train scratch --data photos/              your photos, one folder a class
+  dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
+  dmformer eval runs/elpv-dmformer_n-1/best --data elpv
+  dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+  dmformer models
+
+`dmformer COMMAND --help` shows the options of a command.
+"""
+
+TRAIN_HELP = """Train a classifier and write a run folder: recipe.yaml, metrics.csv, best/, last/, report.html.
+
+recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
+{recipes}
+
+examples:
+  dmformer train                                   the demo: solar cells, sound or defective
+  dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
+  dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
+  dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
+  dmformer train --model-args gate=False --name without-gate
+  dmformer train --resume                          go on with the run that was stopped
+  torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
+
+The options below show the values of the recipe '{name}'.
+"""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Score a trained classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC, with 95 % intervals.
+
+    examples:
+      dmformer eval runs/elpv-dmformer_n-1/best
+      dmformer eval runs/photos-1/best --data photos/test --json scores.json
+    """
+
+    source: str
+    """A run's best/ folder, or hf-hub:owner/name."""
+    data: str = "elpv"
+    """elpv (its held-out quarter), a folder or .tar of class folders, or a set that timm knows, e.g. torch/cifar10.
+    Of a folder or .tar with splits the test split counts, else the val split."""
+    data_root: str | None = None
+    """Where a named set lies or is cached."""
+    split: str = "validation"
+    """Split of a named set."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | None = None
+    """Processes that read images; by default as many as there are cores, at most 8."""
+    max_broken: float = 0.05
+    """Share of unreadable images above which the figures are refused."""
+    json: str | None = None
+    """Also write the scores to this file as JSON; - prints them instead of the table."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Classify photos with a trained classifier.
+
+    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine.
+
+    examples:
+      dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+      dmformer predict runs/elpv-dmformer_n-1/best folder/ --format csv > classes.csv
+      curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
+    """
+
+    source: str
+    """A run's best/ folder, or hf-hub:owner/name."""
+    photos: tuple[str, ...]
+    """Image files, folders (searched to the bottom), or - for an image on standard input."""
+    top: int = 3
+    """Classes to show."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How to print the result."""
+    batch_size: int = 16
+    """Photos at a time."""
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """List the models: name, parameters, multiply-adds at 224 x 224, published ImageNet-1K top-1, paper.
+
+    examples:
+      dmformer models
+      dmformer models 'dmformer_*' --format csv
+    """
+
+    filter: str = "*"
+    """Part of a name, or a shell pattern."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How to print the list."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after a user's mistake, with 128 + n after signal n."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands = {"train": _train, "eval": _eval, "predict": _predict, "models": _models}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    try:
+        if arguments[0] == "--version":
+            from . import __version__
+
+            print(__version__)
+        elif arguments[0] not in commands:
+            raise unknown("command", arguments[0], commands)
+        else:
+            commands[arguments[0]](arguments[1:])
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+        sys.stderr.close()
+        raise SystemExit(141) from None
+
+
+def _train(arguments: list[str]) -> None:
+    name, options = "elpv", arguments
+    if arguments and not arguments[0].startswith("-"):
+        name, options = arguments[0], arguments[1:]
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    start = RECIPES[name]()
+    if "--resume" in options:  # the run's own recipe, with what is given now on top
+        place = Recipe(out=_value_of("--out", options) or start.out, name=_value_of("--name", options))
+        start = replace(Recipe.from_yaml(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
+    listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
+    recipe = _parse(Recipe, options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    recipe.check()
+    _check_model(recipe.model)
+    _check_data(recipe.data)
+    for place in (recipe.val_data, recipe.test_data):
+        if place is not None:
+            _check_path(place)
+    if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
+        _check_path(recipe.weights)
+    check_folder(recipe)
+
+    from .train import Stopped, train
+
+    try:
+        run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))
+    except Stopped as stopped:
+        print(f"dmformer: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
+    if run is not None:
+        _print_scores(run.scores, run.split)
+        print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")
+
+
+def _eval(arguments: list[str]) -> None:
+    options = _parse(EvalOptions, arguments, "eval")
+    _check_source(options.source)
+    _check_data(options.data)
+
+    from .display import track
+    from .evaluate import evaluate
+
+    recipe = Recipe(
+        data_root=options.data_root, val_split=options.split, workers=options.workers, max_broken=options.max_broken
+    )
+    recipe.check()
+    scores = evaluate(options.source, options.data, options.batch_size, recipe, lambda loader: track(loader, "scoring"))
+    if options.json == "-":
+        print(json.dumps(scores.to_dict(), indent=2, ensure_ascii=False))
+        return
+    if options.json:
+        _write(Path(options.json), json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    _print_scores(scores, options.data)
+
+
+def _predict(arguments: list[str]) -> None:
+    options = _parse(PredictOptions, arguments, "predict")
+    if options.top < 1 or options.batch_size < 1:
+        raise UserError("--top and --batch-size must be 1 or more.")
+    if not options.photos:
+        raise UserError("name the photos: image files, folders, or - for standard input.")
+    _check_source(options.source)
+    for photo in options.photos:
+        if photo != "-":
+            _check_path(photo)
+
+    from .display import track
+    from .predict import predict
+
+    found = predict(
+        options.source, options.photos, options.top, options.batch_size, lambda names: track(names, "classifying")
+    )
+    if options.format == "json":
+        rows = [
+            {"name": p.name, "error": p.error}
+            if p.error
+            else {"name": p.name, "classes": [{"class": c, "probability": v} for c, v in p.classes]}
+            for p in found
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    rows = []
+    for p in found:
+        cells = [cell for pair in p.classes for cell in pair]
+        rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or ""])
+    header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "probability")), "error"]
+    _print_rows(header, rows, options.format)
+
+
+def _models(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--filter", *arguments]
+    options = _parse(ModelsOptions, arguments, "models")
+    names = model_names()
+    if not any(options.filter in name or fnmatch.fnmatch(name, options.filter) for name in names):
+        raise unknown("model", options.filter, names)
+
+    from .catalogue import catalogue
+
+    entries = catalogue(options.filter)
+    if options.format == "json":
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "paper"]
+    rows = [
+        [e.name, f"{e.parameters:.2f}", f"{e.gmacs:.3f}", "" if e.published_top1 is None else e.published_top1, e.paper]
+        for e in entries
+    ]
+    _print_rows(header, rows, options.format)
+
+
+def _parse(
+    kind: type[T], arguments: Sequence[str], command: str, description: str | None = None, default: Any = None
+) -> T:
+    """Read options into a dataclass; a mistake is a UserError with the nearest names."""
+    import tyro
+
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            options, rest = tyro.cli(
+                kind,
+                prog=f"dmformer {command}",
+                description=description or inspect.getdoc(kind),
+                args=list(arguments),
+                **({} if default is None else {"default": default}),
+                return_unknown_args=True,
+                config=(tyro.conf.PositionalRequiredArgs,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = " ".join(line.strip("│ ").strip() for line in output.getvalue().splitlines()[1:])
+        raise UserError(f"{text.split('───')[0].strip()} See dmformer {command} --help.") from None
+    if rest:
+        known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]  # type: ignore[arg-type]
+        raise unknown("option" if rest[0].startswith("-") else "argument", rest[0].partition("=")[0], known)
+    return options
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _check_path(path: str) -> None:
+    if not Path(path).exists():
+        near = difflib.get_close_matches(
+            Path(path).name, [p.name for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else [], n=1
+        )
+        hint = f"; did you mean {Path(path).parent / near[0]}?" if near else "."
+        raise UserError(f"{path} does not exist{hint}")
+
+
+def _check_data(data: str) -> None:
+    prefix, _, rest = data.partition("/")
+    if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
+        return
+    near = difflib.get_close_matches(prefix, ["elpv", *NAMED_SETS], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        f"unknown data '{data}': {hint}Give a folder of class folders, a .tar of one, elpv, or a set's name such as "
+        "torch/cifar10 or hfds/OWNER/NAME."
+    )
+
+
+def _check_model(name: str) -> None:
+    ours = model_names()
+    if name in ours or name.startswith(("hf-hub:", "local-dir:")):
+        return
+    theirs = model_names("timm")
+    if name.partition(".")[0] not in theirs:
+        raise unknown("model", name, [*ours, *theirs])
+
+
+def _check_source(source: str) -> None:
+    if source.startswith("hf-hub:"):
+        return
+    _check_path(source)
+    if not any((Path(source) / part / "config.json").is_file() for part in ("", "best")):
+        raise UserError(f"{source} holds no config.json: give a run's best/ folder, as `dmformer train` writes it.")
+
+
+def _print_scores(scores: Any, split: str) -> None:
+    lines = [("top-1", scores.top1), ("top-5", scores.top5)]
+    lines += [("balanced accuracy", scores.balanced_accuracy), ("macro F1", scores.macro_f1)]
+    print(f"{scores.count} images ({split})")
+    for name, figure in lines:
+        if figure is not None:
+            print(f"  {name:18}{figure.value:7.1%}   95 % interval {figure.low:.1%} to {figure.high:.1%}")
+    if scores.auroc is not None:
+        print(f"  {'AUROC':18}{scores.auroc:7.3f}")
+
+
+def _print_rows(header: list[str], rows: list[list[Any]], format: str) -> None:
+    if format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([header, *([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows)])
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*header, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(f"{v:.1%}" if isinstance(v, float) and v <= 1 else escape(str(v)) for v in row))
+    Console().print(table)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dmformer: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,230 @@
+"""Loaders whose every image depends on the seed, the epoch and the image alone.
+
+The number of worker processes, of training processes and of interruptions changes nothing of what is seen.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from ..recipes import Recipe
+from .decode import BrokenImageError, decode
+from .readers import Split
+
+Transform = Callable[[Image.Image], Tensor]
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images (B, 3, H, W), targets (B) and positions in the split (B); position ~i says that image i was broken.
+
+A broken image is replaced by the next one that can be read in training, and has target -1 in evaluation.
+"""
+
+
+class ImageSet(Dataset):
+    """A split, decoded and transformed: `images[epoch, i] -> (image, target, position)`."""
+
+    def __init__(self, split: Split, transform: Transform, at_least: int, training: bool, seed: int) -> None:
+        self.split, self.transform, self.at_least = split, transform, at_least
+        self.training, self.seed = training, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        epoch, position = key
+        try:
+            image, target = self._read(position)
+        except BrokenImageError:
+            if not self.training:
+                return torch.zeros_like(self.transform(Image.new("RGB", (64, 64)))), -1, ~position
+            image, target = self._next_readable(position)
+            position = ~position
+        with seeded(self.seed, epoch, position):
+            return self.transform(image), target, position
+
+    def reason(self, position: int) -> str:
+        """Why an image is broken."""
+        try:
+            self._read(position)
+        except BrokenImageError as error:
+            return str(error)
+        return "could not be read at the time"
+
+    def picture(self, position: int):
+        """An image of the split as it is shown to people."""
+        return self._read(position)[0]
+
+    def _read(self, position: int):
+        assert self.split.indices is not None
+        index = int(self.split.indices[position])
+        try:
+            source, target = self.split.reader[index]
+        except OSError as error:
+            raise BrokenImageError(str(error)) from error
+        try:
+            return decode(source, self.at_least), int(target)
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+
+    def _next_readable(self, position: int):
+        for step in range(1, len(self)):
+            try:
+                return self._read((position + step) % len(self))
+            except BrokenImageError:
+                continue
+        raise BrokenImageError("no image of the set can be read")
+
+
+class StreamSet(IterableDataset):
+    """A stream of timm's as `(image, target, position)`; timm's reader shares it out over workers and processes."""
+
+    def __init__(self, split: Split, transform: Transform) -> None:
+        self.stream = split.reader
+        self.stream.transform = transform
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        for i, (image, target) in enumerate(self.stream):
+            yield image, int(target), i
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): step k of an epoch is the same images whatever the number of processes.
+
+    Args:
+        length: Images in the split.
+        batch_size: Images a step on each process.
+        rank, world: This process, and how many there are.
+        seed: Shuffles with it and the epoch; None keeps the order and the last, shorter batch (for evaluation).
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1, seed: int | None = None) -> None:
+        self.length, self.rank, self.world, self.seed = length, rank, world, seed
+        self.batch_size = batch_size if seed is None else max(min(batch_size, length // world), 1)
+        self.epoch = 0
+        self.start = 0  # step at which the next epoch begins, to go on after a stop in the middle of one
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.length, self.batch_size * self.world)
+        return whole + (self.seed is None and rest > 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.length)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        start, self.start = self.start, 0
+        step = self.batch_size * self.world
+        for k in range(start, len(self)):
+            batch = order[k * step : (k + 1) * step]
+            batch = np.concatenate([batch, order[: -len(batch) % self.world]])  # every process gets as many
+            share = len(batch) // self.world
+            yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
+
+
+def train_transform(recipe: Recipe) -> Transform:
+    """timm's training transform: a PIL image to a normalised tensor (3, H, W)."""
+    return create_transform(
+        recipe.image_size,
+        is_training=True,
+        scale=recipe.crop_scale,
+        ratio=recipe.crop_ratio,
+        hflip=recipe.hflip,
+        vflip=recipe.vflip,
+        color_jitter=recipe.color_jitter or None,  # type: ignore[arg-type]
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.erasing,
+        re_mode="pixel",
+        interpolation=recipe.interpolation,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+
+
+def eval_transform(recipe: Recipe) -> Transform:
+    """timm's evaluation transform: a PIL image to a normalised tensor (3, H, W)."""
+    return create_transform(
+        recipe.image_size,
+        crop_pct=recipe.crop_pct,
+        interpolation=recipe.interpolation,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Inside, every random number follows from the key; outside, nothing has changed."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def train_loader(split: Split, recipe: Recipe, rank: int = 0, world: int = 1, pin_memory: bool = False) -> DataLoader:
+    """A loader of shuffled, augmented batches; its `batch_sampler` is a `StepSampler` unless the split is a stream."""
+    transform = train_transform(recipe)
+    # What the smallest crop needs to be as large as the image that the model sees.
+    at_least = round(recipe.image_size / recipe.crop_scale[0] ** 0.5)
+    options = _loader_options(recipe.workers, pin_memory)
+    if split.is_stream:
+        split.reader.set_loader_cfg(num_workers=options["num_workers"])
+        return DataLoader(StreamSet(split, transform), batch_size=recipe.batch_size, drop_last=True, **options)
+    sampler = StepSampler(len(split), recipe.batch_size, rank, world, recipe.seed)
+    images = ImageSet(split, transform, at_least, training=True, seed=recipe.seed)
+    return DataLoader(images, batch_sampler=sampler, **options)
+
+
+def eval_loader(
+    split: Split,
+    transform: Transform,
+    at_least: int,
+    batch_size: int,
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A loader of a whole split, in order, each image as often as it takes to give every process the same number."""
+    options = _loader_options(workers, pin_memory)
+    if split.is_stream:
+        split.reader.set_loader_cfg(num_workers=options["num_workers"])
+        return DataLoader(StreamSet(split, transform), batch_size=batch_size, **options)
+    sampler = StepSampler(len(split), batch_size, rank, world)
+    return DataLoader(ImageSet(split, transform, at_least, training=False, seed=0), batch_sampler=sampler, **options)
+
+
+def _loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
+    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory,
+        "generator": torch.Generator(),  # so that starting a loader draws nothing from the global one
+        "worker_init_fn": _ignore_signals,
+    }
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches the readers too: leave it to the main process to stop them when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,55 @@
+"""What one sees on the terminal while a command works; on a pipe, a line an epoch."""
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+"""Progress and remarks; results go to standard output."""
+
+
+class Display:
+    """A progress bar over a run's steps, with the latest figures beside it.
+
+    Args:
+        enabled: False on all processes but the first.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not enabled or not console.is_terminal,
+            transient=True,
+        )
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        self.task = self.bar.add_task("", total=None, figures="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One remark above the bar."""
+        if self.enabled:
+            self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def step(self, description: str, done: int, total: int, figures: str) -> None:
+        """Move the bar to `done` of `total`."""
+        self.bar.update(self.task, description=description, completed=done, total=total, figures=figures)
+
+
+def track(items: Iterable[Any], description: str) -> Iterator[Any]:
+    """Iterate with a progress bar on a terminal, silently elsewhere."""
+    total = len(items) if isinstance(items, Sized) else None
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)

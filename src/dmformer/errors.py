@@ -1,0 +1,16 @@
+"""A mistake that the user can mend, told in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What was wrong, where, and what to do; the command prints it and exits with 2, without a traceback."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """An error for a name that does not exist, with the nearest that do."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known[:12])}."
+    return UserError(f"unknown {what} '{name}': {hint}")

@@ -1,0 +1,483 @@
+"""The training loop: a recipe in, a run folder out.
+
+recipe -> data -> model, loss, optimiser, schedule -> epochs of steps -> best/, last/, metrics.csv, report.html
+"""
+
+import csv
+import io
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from .data.loaders import StepSampler, eval_loader, eval_transform, train_loader
+from .data.readers import Splits, open_splits
+from .display import Display
+from .errors import UserError, unknown
+from .evaluate import check_broken, predict_all
+from .files import replace_folder, write_whole
+from .recipes import Recipe
+from .runs import open_folder
+from .summary import Progress, conclude
+from .tasks.classification import Scores, score
+from .weights import load_weights, save_classifier
+
+
+class Stopped(Exception):  # noqa: N818 (it is not an error)
+    """The run was asked to stop by a signal, and has saved its state; `resume` goes on from there."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its scores on a split (test if there is one, else validation), its report."""
+
+    folder: Path
+    scores: Scores
+    split: str
+    report: Path
+
+
+def train(recipe: Recipe, command: str = "") -> Run:
+    """Train as a recipe says.
+
+    Args:
+        recipe: Everything that decides the run.
+        command: What was typed, for the report.
+
+    Raises:
+        UserError: A mistake in the recipe or the data, a loss that is not finite, a disk that is full.
+        Stopped: After SIGTERM or Ctrl-C, with the state saved.
+    """
+    trainer = Trainer(recipe)
+    with _signals() as trainer.stop, Display(trainer.accelerator.is_main_process) as display:
+        trainer.fit(display)
+    scores, split, page = None, "", trainer.folder / "report.html"
+    if trainer.accelerator.is_main_process:
+        scores, split = conclude(trainer.folder, trainer.splits, trainer.progress, trainer.recipe, command)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return Run(trainer.folder, scores, split, page)  # type: ignore[arg-type]
+
+
+class Trainer:
+    """One run: what it needs, made once, and the loop over epochs and steps."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        recipe.check()
+        names: list[Any] = [open_folder(recipe) if PartialState().is_main_process else None]
+        self.recipe = recipe = broadcast_object_list(names)[0]
+        self.folder = Path(recipe.out) / str(recipe.name)
+        self.stop: list[int] = []
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision=recipe.precision,
+            gradient_accumulation_steps=recipe.accumulate,
+            log_with=_tracker(recipe),
+            project_dir=self.folder,
+            step_scheduler_with_optimizer=False,
+        )
+        self.splits = open_splits(recipe)
+        self.world = accelerator.num_processes
+        on_gpu = accelerator.device.type == "cuda"
+
+        set_seed(recipe.seed)
+        self.bare, self.frozen = build_model(recipe, self.splits.class_names)
+        if recipe.sync_batchnorm and self.world > 1:
+            self.bare = nn.SyncBatchNorm.convert_sync_batchnorm(self.bare)
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.layout = layout
+        self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
+        optimizer = create_optimizer_v2(
+            self.bare,
+            opt=recipe.optimizer,
+            lr=recipe.lr * self.lr_scale,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+        model = torch.compile(self.bare) if recipe.compile else self.bare
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = None
+        if recipe.ema:
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise UserError("--ema does not work with FSDP: give --ema none.")
+            self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
+
+        place = (accelerator.process_index, self.world, on_gpu)
+        self.loader = train_loader(self.splits.train, recipe, *place)
+        self.val_loader = eval_loader(
+            self.splits.val,
+            eval_transform(recipe),
+            round(recipe.image_size / recipe.crop_pct),
+            recipe.batch_size,
+            recipe.workers,
+            *place,
+        )
+        self.steps = len(self.loader) // recipe.accumulate * recipe.accumulate
+        if self.steps == 0:
+            raise UserError(f"{len(self.splits.train)} training images are too few for one batch: lower --batch-size.")
+        self.updates = self.steps // recipe.accumulate
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            num_epochs=recipe.epochs,
+            warmup_epochs=min(recipe.warmup_epochs, recipe.epochs / 2),  # type: ignore[arg-type]
+            warmup_lr=0.0,
+            min_lr=recipe.lr_min * self.lr_scale,
+            step_on_epochs=False,
+            updates_per_epoch=self.updates,
+        )
+        self.mixup = make_mixup(recipe, len(self.splits.class_names), self.loader)
+        self.class_weights = class_weights(recipe, self.splits)
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
+        if recipe.resume:
+            accelerator.load_state(str(self.folder / "last"))
+        elif accelerator.is_main_process:
+            _clear(self.folder)
+        if accelerator.is_main_process:
+            write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
+        accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
+
+    def fit(self, display: Display) -> None:
+        """Run the epochs that are left."""
+        for note in self.splits.notes:
+            display.say(f"note: {note}")
+        display.say(self._summary())
+        while self.progress.epoch < self.recipe.epochs:
+            row = self._epoch(display)
+            row.update(self._validate())
+            self.progress.history.append(row)
+            self._keep_best(row)
+            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+            self.progress.loss = self.progress.right = 0.0
+            self._save()
+            self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.progress.epoch)
+            display.say(
+                "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, accuracy {val_top1:.1%}, "
+                "balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
+                "{wait_share:.1%} waiting for data".format(**row)
+            )
+            if self._stop_agreed():
+                self._stop_now()
+
+    def _epoch(self, display: Display) -> dict[str, float]:
+        """Train the steps of an epoch that are left; a row of metrics.csv."""
+        recipe, progress, accelerator = self.recipe, self.progress, self.accelerator
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+        if progress.step == 0:
+            set_seed(int(np.random.SeedSequence((recipe.seed, progress.epoch)).generate_state(1)[0]), True)
+        if isinstance(self.loader.batch_sampler, StepSampler):
+            self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = progress.epoch, progress.step
+        batches = iter(self.loader)
+        images, waited, started = 0, 0.0, time.perf_counter()
+        for step in range(progress.step, self.steps):
+            clock = time.perf_counter()
+            inputs, targets, positions = next(batches)
+            waited += time.perf_counter() - clock
+            if (positions < 0).any():
+                progress.broken = sorted({*progress.broken, *(~positions[positions < 0]).tolist()})
+                check_broken(self.splits.train, progress.broken, recipe.max_broken)
+            loss, right = self._step(inputs, targets, progress.epoch * self.updates + step // recipe.accumulate)
+            progress.step, progress.loss, progress.right = step + 1, progress.loss + loss, progress.right + right
+            images += len(inputs) * self.world
+            rate = images / (time.perf_counter() - started)
+            display.step(
+                f"epoch {progress.epoch + 1}/{recipe.epochs}",
+                progress.epoch * self.steps + step + 1,
+                recipe.epochs * self.steps,
+                f"loss {progress.loss / (step + 1):.3f}  accuracy {progress.right / (step + 1):.1%}  "
+                f"{rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
+            )
+            if (step + 1) % recipe.accumulate == 0 and step + 1 < self.steps:
+                stopped = self._stop_agreed()
+                if stopped or (recipe.save_every and (step + 1) % recipe.save_every == 0):
+                    self._save()
+                if stopped:
+                    self._stop_now()
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
+        return {
+            "epoch": progress.epoch + 1,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            "train_loss": progress.loss / self.steps,
+            "train_top1": progress.right / self.steps,
+            "images_per_second": images / seconds,
+            "wait_share": waited / seconds,
+            "memory_gb": memory_gb(accelerator.device),
+            "seconds": progress.seconds,
+        }
+
+    def _step(self, inputs: Tensor, targets: Tensor, update: int) -> tuple[float, float]:
+        """One batch forward and back; the weights move after every `accumulate` of them. Loss and share right."""
+        accelerator = self.accelerator
+        inputs = inputs.to(accelerator.device, memory_format=self.layout, non_blocking=True)
+        targets = targets.to(accelerator.device, non_blocking=True)
+        self.scheduler.step_update(update)
+        with accelerator.accumulate(self.model):
+            inputs, wanted = self.mixup(inputs, targets) if self.mixup else (inputs, targets)
+            with accelerator.autocast():
+                logits = self.model(inputs)
+            loss = F.cross_entropy(
+                logits.float(),
+                wanted,
+                weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
+                label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
+            )
+            value = loss.item()
+            if not np.isfinite(value):
+                self._not_finite(value)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and self.recipe.clip_grad:
+                accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema and accelerator.sync_gradients:
+                self.ema.update(self.bare, step=update)
+        return value, (logits.argmax(1) == targets).float().mean().item()
+
+    def _validate(self) -> dict[str, float]:
+        model = self.ema.module if self.ema else self.model
+        accelerator = self.accelerator
+        found = predict_all(model, self.val_loader, accelerator.device, accelerator.gather)
+        check_broken(self.splits.val, found.broken, self.recipe.max_broken)
+        scores = score(found.probabilities, found.targets, self.splits.class_names, resamples=0)
+        chosen = found.probabilities.gather(1, found.targets[:, None]).clamp(min=1e-12)
+        return {
+            "val_loss": float(-chosen.log().mean()),
+            "val_top1": scores.top1.value,
+            "val_balanced_accuracy": scores.balanced_accuracy.value,
+        }
+
+    def _keep_best(self, row: dict[str, float]) -> None:
+        """Write best/ when validation is at its best so far; an equal accuracy counts, as the later weights."""
+        if row["val_top1"] < self.progress.best:
+            return
+        self.progress.best = row["val_top1"]
+        state = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
+            recipe = self.recipe
+            preprocessing = {
+                "input_size": (3, recipe.image_size, recipe.image_size),
+                "interpolation": recipe.interpolation,
+                "mean": recipe.mean,
+                "std": recipe.std,
+                "crop_pct": recipe.crop_pct,
+                "crop_mode": "center",
+            }
+            with _full_disk(self.folder):
+                save_classifier(self.folder / "best", self.bare, state, self.splits.class_names, preprocessing)
+
+    def _save(self) -> None:
+        """Save the state to resume from, whole, and metrics.csv."""
+        part = self.folder / "last.part"
+        with _full_disk(self.folder):
+            try:
+                self.accelerator.save_state(str(part))
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    replace_folder(part, self.folder / "last")
+                    write_whole(self.folder / "metrics.csv", _csv(self.progress.history))
+            finally:
+                if self.accelerator.is_main_process:
+                    shutil.rmtree(part, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _stop_agreed(self) -> int:
+        """The signal that asked to stop, if any did on any process."""
+        asked = self.stop[0] if self.stop else 0
+        if self.world > 1:
+            asked = int(self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device)).max())
+        return asked
+
+    def _stop_now(self) -> None:
+        raise Stopped(
+            f"stopped in epoch {self.progress.epoch + 1} of {self.recipe.epochs}, state saved; "
+            f"go on with: dmformer train --resume --out {self.recipe.out} --name {self.recipe.name}",
+            self.stop[0] if self.stop else signal.SIGTERM,
+        )
+
+    def _not_finite(self, loss: float) -> None:
+        progress = self.progress
+        saved = "the last epoch's state is in"
+        if self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
+            self._save()
+            saved = "the state before this step is in"
+        raise UserError(
+            f"the loss is {loss} at step {progress.step + 1} of epoch {progress.epoch + 1}, learning rate "
+            f"{self.optimizer.param_groups[-1]['lr']:.2g}; {saved} {self.folder / 'last'}. "
+            "Try a lower --lr, --clip-grad 1, a longer --warmup-epochs, or --precision no."
+        )
+
+    def _summary(self) -> str:
+        recipe, splits = self.recipe, self.splits
+        parameters = sum(p.numel() for p in self.bare.parameters() if p.requires_grad) / 1e6
+        test = f", {len(splits.test)} held out for the report" if splits.test else ""
+        return (
+            f"{recipe.model}, {parameters:.2f} M trained parameters, on {len(splits.train)} images of "
+            f"{len(splits.class_names)} classes at {recipe.image_size} px ({len(splits.val)} to validate{test}); "
+            f"{recipe.epochs} epochs of {self.steps} steps on {self.accelerator.device.type}"
+            f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
+        )
+
+
+def build_model(recipe: Recipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
+    """The model of a recipe with its starting weights, and its frozen parts, to be kept in evaluation mode.
+
+    Raises:
+        UserError: Unknown model, arguments that it does not take, weights that do not fit.
+    """
+    if not timm.is_model(recipe.model):
+        raise unknown("model", recipe.model, timm.list_models())
+    if recipe.optimizer not in list_optimizers():
+        raise unknown("optimizer", recipe.optimizer, list_optimizers())
+    arguments = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    arguments = {k: v for k, v in arguments.items() if v} | recipe.parsed_model_args()
+    try:
+        model = timm.create_model(recipe.model, num_classes=len(class_names), **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{recipe.model} does not take these arguments: {str(error).splitlines()[0]}") from None
+    if recipe.weights:
+        load_weights(model, recipe.weights, keep_head=False)
+    if recipe.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model, freeze(model, recipe.freeze) if recipe.freeze else []
+
+
+def freeze(model: nn.Module, stages: int) -> list[nn.Module]:
+    """Keep the first stages as they are (with all of them, the closing norm too); returns the frozen parts."""
+    if not hasattr(model, "stages"):
+        raise UserError(f"--freeze works on models made of stages, which {type(model).__name__} is not.")
+    parts = list(model.stages)[:stages]  # type: ignore[arg-type]
+    if stages >= len(model.stages) and hasattr(model, "norm"):  # type: ignore[arg-type]
+        parts.append(model.norm)  # type: ignore[arg-type]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts
+
+
+def make_mixup(recipe: Recipe, num_classes: int, loader: Any) -> Mixup | None:
+    """timm's mixup and CutMix, or None where the recipe has neither."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
+        raise UserError("--mixup and --cutmix mix pairs: --batch-size must be even.")
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def class_weights(recipe: Recipe, splits: Splits) -> Tensor | None:
+    """(K) weights of the classes in the loss, of mean 1 over the training images, or None for equal ones."""
+    if recipe.class_weights == "none":
+        return None
+    if splits.train.targets is None:
+        raise UserError("--class-weights balanced needs to know the labels beforehand, which a stream does not tell.")
+    counts = np.bincount(splits.train.targets, minlength=len(splits.class_names)).clip(min=1)
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Memory in use, in GB: of the GPU at its peak, else of this process and its readers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    process = psutil.Process()
+    total = 0
+    for p in (process, *process.children()):
+        try:
+            total += p.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 2**30
+
+
+def _tracker(recipe: Recipe) -> str | None:
+    if recipe.tracker == "none":
+        return None
+    try:
+        __import__(recipe.tracker)
+    except ImportError:
+        if recipe.tracker == "tensorboard":  # the default: no reason not to train
+            return None
+        message = f"--tracker {recipe.tracker} needs the extra 'tracking': pip install 'dmformer[tracking]'."
+        raise UserError(message) from None
+    return recipe.tracker
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run of this name left (`--overwrite`), and nothing else."""
+    for name in ("best", "last", "last.old"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "report.html", "recipe.yaml"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Tell a failure to write as a mistake that can be mended; what was saved before is still whole."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # torch and safetensors have their own errors for a full disk
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder} cannot be written: {reason}; free some space and go on with --resume.") from error
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first Ctrl-C in a list instead of dying of them; a second Ctrl-C is not held back."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        print("stopping after this step; state will be saved", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            previous[number] = signal.signal(number, note)
+        except ValueError:  # not in the main thread: the caller handles signals
+            break
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,438 @@
+"""One contract for every variant of every family. A new family extends FAMILIES, SMALL and PUBLISHED, nothing else."""
+
+import copy
+import fnmatch
+import math
+import shutil
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from timm.layers import LayerScale2d
+from timm.models import group_parameters, save_for_hf
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dmformer  # noqa: F401  (registers the models)
+from dmformer.kernels import depthwise
+
+FAMILIES = ["dmformer_*"]
+SMALL = ["dmformer_n"]
+"""The cheapest variant of each family, for what has to be computed."""
+
+PUBLISHED = {"dmformer_s": (26.7, 5.1), "dmformer_l": (44.9, 9.0)}
+"""Millions of parameters and GMACs of an image of 224 x 224."""
+
+NAMES = timm.list_models(FAMILIES)
+SIZES = [(32, 32), (33, 47), (97, 64), (224, 160)]
+
+every_model = pytest.mark.parametrize("name", NAMES)
+small_model = pytest.mark.parametrize("name", SMALL)
+
+
+def build(name: str, **kwargs) -> nn.Module:
+    """The same weights at every call. Norms and layer scales leave their neutral starts, so that no branch hides."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **kwargs)
+    generator = torch.Generator().manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, LayerScale2d):
+            m.gamma.data.uniform_(0.5, 1.0, generator=generator)
+        elif isinstance(m, nn.BatchNorm2d):
+            m.weight.data.uniform_(0.5, 1.0, generator=generator)
+            m.bias.data.normal_(0.0, 0.1, generator=generator)
+            m.running_mean.normal_(0.0, 0.1, generator=generator)
+            m.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model.eval()
+
+
+def on_meta(name: str, **kwargs) -> nn.Module:
+    """Shapes without numbers: cheap for any size."""
+    return timm.create_model(name, device="meta", **kwargs).eval()
+
+
+def images(height: int = 64, width: int = 96, batch: int = 2, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Within `tolerance` of the largest value."""
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---- size
+
+
+def test_families_are_registered():
+    assert set(SMALL) | set(PUBLISHED) <= set(NAMES)
+    assert all(timm.list_models(family) for family in FAMILIES)
+    assert all(timm.model_entrypoint(name).__module__.startswith("dmformer.") for name in NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_size(name):
+    millions, gmacs = PUBLISHED[name]
+    model = on_meta(name)
+    assert parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 224, 224, device="meta"))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.02)
+
+
+@small_model
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_any_size_runs_and_equals_plain_convolutions(name, size, monkeypatch):
+    model, x = build(name), images(*size)
+    with torch.inference_mode():
+        features, maps = model.forward_intermediates(x)
+        logits = model(x)
+        monkeypatch.setattr(depthwise, "PLAIN", True)
+        assert_near(logits, model(x))
+    assert logits.shape == (2, 1000)
+    assert features.shape == maps[-1].shape
+    for info, out in zip(model.feature_info, maps, strict=True):
+        assert out.shape[:2] == (2, info["num_chs"])
+        for length, given in zip(out.shape[2:], size, strict=True):
+            assert given // info["reduction"] <= length <= math.ceil(given / info["reduction"])
+
+
+# ---- classifier
+
+
+@every_model
+def test_classifier(name):
+    x = torch.empty(2, 3, 224, 224, device="meta")
+    model = on_meta(name, num_classes=10)
+    head = model.get_classifier()
+    assert isinstance(head, nn.Linear)
+    assert (head.in_features, head.out_features) == (model.num_features, 10)
+    assert model(x).shape == (2, 10)
+    whole = parameters(model)
+
+    model.reset_classifier(5)
+    assert model.num_classes == 5
+    assert model.get_classifier().weight.device.type == "meta"
+    assert parameters(model) == whole - 5 * (model.num_features + 1)
+    assert model(x).shape == (2, 5)
+
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert model(x).shape == (2, model.num_features)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, model.num_features, 7, 7)
+
+
+@every_model
+def test_model_without_classifier(name):
+    headless = on_meta(name, num_classes=0)
+    assert headless.num_classes == 0
+    assert headless(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, headless.num_features)
+    assert parameters(headless) == parameters(on_meta(name)) - 1000 * (headless.num_features + 1)
+
+
+@every_model
+def test_classifier_is_made_where_the_model_is(name):
+    model = on_meta(name).to(torch.bfloat16)
+    for num_classes in (5, 0, 7):  # after 0 the head has no parameter left to take the device from
+        model.reset_classifier(num_classes)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+
+
+@small_model
+def test_forward_is_features_then_head(name):
+    model, x = build(name), images()
+    with torch.inference_mode():
+        logits = model(x)
+        features = model.forward_features(x)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert_near(pooled, features.mean((2, 3)))
+        assert torch.equal(model.forward_head(features), logits)
+        assert_near(model.get_classifier()(pooled), logits)
+        model.reset_classifier(0)
+        assert torch.equal(model(x), pooled)
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+
+
+@small_model
+def test_images_of_a_batch_do_not_meet(name):
+    model, x = build(name), images()
+    with torch.inference_mode():
+        assert_near(torch.cat([model(x[:1]), model(x[1:])]), model(x))
+
+
+# ---- features
+
+
+@every_model
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 3), (-1,)], ids=str)
+def test_feature_pyramid_shapes(name, out_indices):
+    model = on_meta(name, features_only=True, out_indices=out_indices)
+    info = on_meta(name).feature_info
+    assert [i["reduction"] for i in info] == [4, 8, 16, 32]
+    assert model.feature_info.reduction() == [info[i]["reduction"] for i in out_indices]
+    assert model.feature_info.channels() == [info[i]["num_chs"] for i in out_indices]
+    shapes = [(2, i["num_chs"], 256 // i["reduction"], 192 // i["reduction"]) for i in (info[i] for i in out_indices)]
+    assert [tuple(f.shape) for f in model(torch.empty(2, 3, 256, 192, device="meta"))] == shapes
+
+
+@small_model
+@pytest.mark.parametrize("extra", [{}, {"feature_cls": "getter"}], ids=["default", "getter"])
+def test_feature_pyramid_values(name, extra):
+    x = images()
+    pyramid = build(name, features_only=True, out_indices=(1, 3), **extra)
+    with torch.inference_mode():
+        expected = build(name).forward_intermediates(x, indices=[1, 3], intermediates_only=True)
+        for feature, intermediate in zip(pyramid(x), expected, strict=True):
+            assert torch.equal(feature, intermediate)
+
+
+@small_model
+def test_intermediates(name):
+    model, x = build(name), images()
+    with torch.inference_mode():
+        features, maps = model.forward_intermediates(x)
+        assert torch.equal(features, model.forward_features(x))
+        last = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(last[0], features)
+        early = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(early, maps[:2], strict=True))
+        with pytest.raises(ValueError, match="NCHW"):
+            model.forward_intermediates(x, output_fmt="NLC")
+
+        assert model.prune_intermediate_layers([1]) == [1]
+        assert torch.equal(model(x), maps[1])
+    assert model.num_features == model.feature_info[1]["num_chs"]
+
+
+@small_model
+def test_feature_extraction_by_symbolic_trace(name):
+    model, x = build(name), images()
+    extractor = timm.models.create_feature_extractor(model, ["stages.1", "stages.3"])
+    with torch.inference_mode():
+        expected = model.forward_intermediates(x, indices=[1, 3], intermediates_only=True)
+        for feature, intermediate in zip(extractor(x).values(), expected, strict=True):
+            assert_near(feature, intermediate)
+
+
+# ---- arguments
+
+
+@every_model
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_input_channels(name, in_chans):
+    model = on_meta(name, in_chans=in_chans, num_classes=3)
+    assert model.in_chans == in_chans
+    assert model.get_submodule(model.pretrained_cfg["first_conv"]).in_channels == in_chans
+    assert model(torch.empty(1, in_chans, 64, 64, device="meta")).shape == (1, 3)
+
+
+@every_model
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match="not_an_argument"):
+        on_meta(name, not_an_argument=1)
+
+
+@small_model
+@pytest.mark.parametrize("rates", [{"drop_rate": 0.5}, {"drop_path_rate": 0.5}], ids=lambda r: next(iter(r)))
+def test_dropping_is_for_training_only(name, rates):
+    model, plain, x = build(name, **rates), build(name), images()
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(x))
+        model.train()
+        plain.train()
+        assert torch.equal(plain(x), plain(x))
+        assert not torch.equal(model(x), model(x))
+
+
+@small_model
+def test_deterministic_under_a_seed(name):
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = timm.create_model(name, drop_path_rate=0.2)
+        loss = model(images()).square().mean()
+        loss.backward()
+        outputs.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+# ---- training
+
+
+@small_model
+def test_gradient_checkpointing(name):
+    """Equal outputs and gradients. The running statistics of norms inside blocks are counted twice, as in timm."""
+    x = images()
+    model = build(name).train()
+    twin = copy.deepcopy(model)
+    twin.set_grad_checkpointing()
+    results = []
+    for m in (model, twin):
+        out = m(x)
+        out.square().mean().backward()
+        results.append((out.detach(), [p.grad for p in m.parameters()]))
+    (out, grads), (out_twin, grads_twin) = results
+    assert torch.equal(out, out_twin)
+    assert all(g is not None for g in grads)
+    for grad, grad_twin in zip(grads, grads_twin, strict=True):
+        torch.testing.assert_close(grad_twin, grad)
+    twin.set_grad_checkpointing(False)
+    assert not any(getattr(m, "grad_checkpointing", False) for m in twin.modules())
+
+
+@every_model
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layer_groups_follow_the_depth(name, coarse):
+    model = on_meta(name)
+    layers = group_parameters(model, model.group_matcher(coarse), reverse=True)
+    assert layers.keys() == dict(model.named_parameters()).keys()
+    order = [layers[name] for name, _ in model.named_parameters()]  # stages, norm, head: as in forward
+    assert order[0] == 0
+    assert all(b - a in (0, 1) for a, b in pairwise(order))
+    assert max(order) + 1 >= (4 if coarse else sum(len(stage.blocks) for stage in model.stages)) + 2
+
+
+@every_model
+def test_layer_decay(name):
+    model = on_meta(name)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = [scale[id(p)] for p in model.parameters()]
+    assert scales == sorted(scales)
+    assert scales[-1] == 1.0
+    assert scales[0] < 0.8**4
+
+
+@every_model
+def test_weight_decay_spares_vectors(name):
+    model = on_meta(name)
+    exempt = model.no_weight_decay()
+    names = [n for n, _ in model.named_parameters()]
+    assert all(fnmatch.filter(names, pattern) for pattern in exempt)
+    spared, decayed = param_groups_weight_decay(model, 0.05, no_weight_decay_list=exempt)
+    assert (spared["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    assert {id(p) for p in spared["params"]} >= {id(p) for p in model.parameters() if p.ndim <= 1}
+    assert all(p.ndim > 1 for p in decayed["params"])
+
+
+# ---- formats
+
+
+@small_model
+def test_channels_last(name):
+    model, x = build(name), images()
+    with torch.inference_mode():
+        expected = model(x)
+        model.to(memory_format=torch.channels_last)
+        assert_near(model(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@small_model
+def test_autocast(name):
+    model, x = build(name), images()
+    with torch.inference_mode():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = model(x)
+    assert actual.dtype == torch.bfloat16
+    assert_near(actual.float(), expected, 0.05)  # bfloat16 has 8 bits, and the network some tens of layers
+    assert torch.corrcoef(torch.stack([actual.float().flatten(), expected.flatten()]))[0, 1] > 0.999
+
+
+@small_model
+def test_compile(name):
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler")
+    model, x = build(name), images()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.inference_mode():
+        assert_near(compiled(x), model(x))
+
+
+@small_model
+def test_export_with_dynamic_shapes(name):
+    """One graph of plain operators for every size whose last map is 2 x 2 or more: export sets size 1 apart."""
+    model = build(name)
+    size = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (images(64, 96),), dynamic_shapes=({0: size, 2: size, 3: size},))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("aten.conv2d.default") == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert not any("dmformer" in target for target in targets)
+    exported = program.module()
+    with torch.inference_mode():
+        for height, width, batch in [(64, 96, 2), (48, 80, 1), (53, 67, 3), (160, 97, 2)]:
+            x = images(height, width, batch)
+            assert_near(exported(x), model(x))
+
+
+@small_model
+def test_symbolic_trace(name):
+    model, x = build(name), images()
+    traced = torch.fx.symbolic_trace(model)
+    with torch.inference_mode():
+        assert_near(traced(x), model(x))
+
+
+@small_model
+def test_torchscript(name):
+    model = build(name)
+    script = torch.jit.script(model)
+    with torch.inference_mode():
+        for x in (images(), images(33, 47, 1)):
+            assert_near(script(x), model(x))
+
+
+# ---- files
+
+
+@pytest.fixture
+def saved(request, tmp_path):
+    """A model with three named classes in a local folder, as `save_for_hf` leaves it."""
+    model = build(request.param, num_classes=3)
+    labels = {"label_names": ["cat", "dog", "owl"]}
+    save_for_hf(model, str(tmp_path), model_config=labels, safe_serialization=True)
+    assert (tmp_path / "model.safetensors").exists()
+    return model, f"local-dir:{tmp_path}"
+
+
+saved_small_model = pytest.mark.parametrize("saved", SMALL, indirect=True)
+
+
+@saved_small_model
+def test_saved_model_comes_back(saved):
+    model, source = saved
+    loaded = timm.create_model(source, pretrained=True).eval()
+    assert type(loaded) is type(model)
+    assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
+    with torch.inference_mode():
+        assert torch.equal(loaded(images()), model(images()))
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@saved_small_model
+def test_saved_model_is_fine_tuned_on_other_classes(saved):
+    model, source = saved
+    loaded = timm.create_model(source, pretrained=True, num_classes=7).eval()
+    with torch.inference_mode():
+        assert loaded(images()).shape == (2, 7)
+        assert torch.equal(loaded.forward_features(images()), model.forward_features(images()))
+
+
+@saved_small_model
+def test_saved_model_reads_grey_images(saved):
+    """timm sums the first convolution over its channels, so a grey image gives what its RGB copy gave."""
+    model, source = saved
+    loaded = timm.create_model(source, pretrained=True, in_chans=1).eval()
+    grey = images(channels=1)
+    with torch.inference_mode():
+        assert_near(loaded(grey), model(grey.expand(-1, 3, -1, -1)))

@@ -1,0 +1,264 @@
+"""`report`: the figures and words of the page against those worked out by hand, and what data must not do to it."""
+
+import math
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from dmformer.report import Report, write_report
+from dmformer.tasks.classification import score
+
+NAMES = ["crack", "sound", "stain"]
+HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror=alert(1)> & '", "有裂纹的电池", "خلية سليمة"]
+EPOCH = {
+    "epoch": 1.0, "lr": 1e-3, "train_loss": 1.25, "val_loss": 1.5, "val_top1": 0.6, "val_balanced_accuracy": 0.5,
+    "images_per_second": 120.0, "wait_share": 0.25, "memory_gb": 1.5, "seconds": 10.0,
+}  # fmt: skip
+HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictures", "Broken files", "How it was made"]
+
+
+class Page(HTMLParser):
+    """The tags and attributes of a page, and its text with runs of white space as one space."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self._texts = set(), [], []
+        self.feed(html)
+        self.text = " ".join("".join(self._texts).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self._texts.append(data)
+
+
+def make_report(names=NAMES, targets=None, predictions=None, confidences=None, **changes):
+    """10 images: of 3 cracks 2 are called sound, with confidence 0.9 and 0.62; the other 8 are right with 0.82."""
+    if targets is None:
+        targets, predictions = [0, 0, 0, 1, 1, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2]
+        confidences = [0.82, 0.62, 0.9] + [0.82] * 7
+    targets, confidences = torch.tensor(targets), torch.tensor(confidences)
+    K = len(names)
+    probabilities = ((1 - confidences) / (K - 1))[:, None].repeat(1, K)
+    probabilities[torch.arange(len(targets)), torch.tensor(predictions)] = confidences
+    values = {
+        "title": "dmformer_n on cells",
+        "scores": score(probabilities, targets, names),
+        "split": "test",
+        "class_names": names,
+        "history": [EPOCH, EPOCH | {"epoch": 2.0, "train_loss": 0.75, "val_balanced_accuracy": 0.625}],
+        "probabilities": probabilities,
+        "targets": targets,
+        "image_names": [f"photo {i}.jpg" for i in range(len(targets))],
+        "load_image": lambda i: Image.new("RGB", (600, 300), (20 * (i % 10), 90, 200)),
+        "broken": [],
+        "recipe": "model: dmformer_n\nlr: 0.001\n",
+        "facts": {"command": "dmformer train --data cells", "machine": "two cores & a fan"},
+    }
+    return Report(**(values | changes))
+
+
+def written(tmp_path, report):
+    path = tmp_path / "report.html"
+    write_report(path, report)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("report"), make_report())
+
+
+def test_verdict(html):
+    """8 of 10 right: Wilson's interval is 49.0 to 94.3, and holds the 60 % of always saying sound."""
+    text = Page(html).text
+    assert (
+        "On 10 test photos dmformer_n is right 80.0 % of the time (95 % interval 49.0 to 94.3); always answering 'sound' "
+        "would be right 60.0 %. The data do not show that the model does better than that." in text
+    )
+    assert (
+        "It is weakest on 'crack' (F1 50.0 %); its most frequent error is to take 'crack' for 'sound' (2 of 3 photos)."
+        in text
+    )
+
+
+def test_doubt_only_where_due(tmp_path):
+    targets = [0, 1] * 20
+    text = Page(written(tmp_path, make_report(["a", "b"], targets, [1, *targets[1:]], [0.9] * 40))).text
+    assert "On 40 test photos dmformer_n is right 97.5 %" in text
+    assert "always answering 'a' would be right 50.0 %." in text
+    assert "do not show" not in text
+
+
+def test_figures(html):
+    """Balanced accuracy (1/3 + 1 + 1) / 3, macro F1 (1/2 + 12/14 + 1) / 3, ECE (0.62 + 0.9 + 8 x 0.18) / 10."""
+    text = Page(html).text
+    for figure in ("Balanced accuracy77.8 %", "Macro F178.6 %", "Calibration error29.6 %", "Top-1 accuracy80.0 %"):
+        assert figure in text
+    assert "Top-5" not in text
+    assert "mean confidence is 80.8 % and it is right 80.0 % of the time, so on the whole it is surer than" in text
+
+
+def test_confusion_counts(html):
+    for cell in ("crack → crack: 1", "crack → sound: 2", "sound → sound: 6", "stain → stain: 1", "stain → crack: 0"):
+        assert f'title="{cell}">{cell[-1]}</td>' in html
+
+
+def test_classes_worst_first(html):
+    rows = Page(html).text.split("F1Photos")[1]
+    assert rows.startswith("crack100.0 %33.3 %50.0 %3sound75.0 %100.0 %85.7 %6stain100.0 %100.0 %100.0 %1")
+
+
+def test_training(html):
+    text = Page(html).text
+    assert "After epoch 2 the loss is 0.750 in training and 1.500 on the validation photos." in text
+    assert "Balanced accuracy is highest at epoch 2: 62.5 %." in text
+
+
+def test_pictures_in_order(html):
+    text = Page(html).text
+    errors, unsure = text.split("Most confident errors")[1].split("Least certain")
+    assert errors.index("photo 2.jpg") < errors.index("photo 1.jpg")
+    assert "truthcrackpredictionsound ✗confidence90.0 %" in errors
+    assert errors.count(".jpg") == 2
+    assert unsure.index("photo 1.jpg") < unsure.index("photo 0.jpg") < unsure.index("photo 2.jpg")
+    assert unsure.count(".jpg") == 10
+    assert html.count('width="224" height="112" src="data:image/jpeg;base64,') == 12
+
+
+def test_how_it_was_made(html):
+    text = Page(html).text
+    assert "dmformer train --data cells" in text
+    assert "two cores & a fan" in text
+    assert "120 images per second" in text
+    assert "25.0 % of the time" in text
+    assert "1.50 GB" in text
+    assert "model: dmformer_n lr: 0.001" in text
+    assert "All files could be read." in text
+
+
+def test_needs_nothing_else(html):
+    page = Page(html)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    fetched = [value for name, value in page.attributes if name in ("src", "srcset", "href")]
+    assert len(fetched) > 20
+    assert all(value.startswith(("#", "data:image/")) for value in fetched)
+    assert "url(" not in html
+    assert "default-src 'none'" in dict(page.attributes)["content"] or "default-src 'none'" in html
+    assert {"html", "title", "main", "nav", "h1", "h2"} <= page.tags
+    assert ("lang", "en") in page.attributes
+
+
+def test_hostile_names(tmp_path):
+    """Names are shown as they are and stay text, wherever they come from."""
+    evil = HOSTILE[0]
+    targets = [0, 1, 2, 3] * 3
+    report = make_report(
+        HOSTILE, targets, [1, 0, 3, 2, *targets[4:]], [0.7] * 12, title=f"{evil} on {evil}", split=evil
+    )
+    report = Report(
+        **vars(report)
+        | {"image_names": [evil] * 12, "broken": [(evil + "\udcff", evil)], "recipe": evil, "facts": {evil: evil, "command": evil}}
+    )  # fmt: skip
+    html = written(tmp_path, report)
+    page = Page(html)
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "<img src=x" not in html
+    for name in HOSTILE:
+        assert name in page.text
+    assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in dict.fromkeys(v for k, v in page.attributes if k == "title")
+
+
+def test_no_errors(tmp_path):
+    text = Page(written(tmp_path, make_report(NAMES, [0, 1, 2], [0, 1, 2], [1.0, 1.0, 1.0]))).text
+    assert "It made no error on these photos." in text
+    assert "There is no error to show." in text
+
+
+@pytest.mark.parametrize("history", [[], [EPOCH], [EPOCH | {"val_loss": math.nan, "val_balanced_accuracy": math.nan}]])
+def test_short_history(tmp_path, history):
+    text = Page(written(tmp_path, make_report(history=history))).text
+    assert ("No epoch was recorded." in text) == (not history)
+    assert ("After epoch 1 the loss is 1.250 in training" in text) == bool(history)
+    assert ("images per second" in text) == bool(history)
+
+
+@pytest.mark.parametrize(("K", "matrix"), [(2, True), (16, True), (60, False)])
+def test_number_of_classes(tmp_path, K, matrix):
+    """Every class has two photos; of class 0 both are called class 1, of the last class there is none."""
+    names = [f"class {k}" for k in range(K)]
+    targets = [k for k in range(K - 1) for _ in range(2)] + [0] * 2
+    predictions = [1, 1, *targets[2:]]
+    html = written(tmp_path, make_report(names, targets, predictions, [0.8] * len(targets)))
+    text = Page(html).text
+    assert ('aria-label="Confusion matrix"' in html) == matrix
+    assert ("A matrix of 60 classes cannot be read" in text) == (K == 60)
+    assert ("class 0class 1250.0 %" in text) == (K > 15)  # truth, prediction, photos, share
+    assert ('title="class 0 → class 1: 2">2</td>' in html) == (K == 2)
+    assert f"1 of {K} classes has no photo here and is not listed." in text
+    assert ("29 classes between are left out" in text) == (K == 60)
+    assert "AUROC" not in text
+
+
+def test_broken_files_and_placeholder(tmp_path):
+    def fail(i):
+        raise OSError("cut short")
+
+    broken = [(f"bad {i}.jpg", "no image") for i in range(51)]
+    html = written(tmp_path, make_report(broken=broken, load_image=fail))
+    page = Page(html)
+    assert "51 files could not be read and were left out. These are the first 50." in page.text
+    assert "bad 49.jpg" in page.text
+    assert "bad 50.jpg" not in page.text
+    assert page.text.count("cannot be shown") == 12
+    assert "data:image/jpeg" not in html
+
+
+def test_interrupted_write_leaves_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(path, make_report())
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def chromium(tmp_path, *args):
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+    command = ["chromium", "--headless", "--no-sandbox", *quiet.split(), "--disable-sync", "--virtual-time-budget=2000"]
+    page = (tmp_path / "report.html").as_uri()
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,1200", *args, page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
+)
+def test_in_a_browser(tmp_path):
+    """The browser finds every section, draws something, and follows the choice of light or dark."""
+    written(tmp_path, make_report())
+    page = Page(chromium(tmp_path, "--dump-dom"))
+    assert "On 10 test photos dmformer_n is right 80.0 % of the time" in page.text
+    positions = [page.text.index(heading) for heading in HEADINGS]
+    assert positions == sorted(positions)
+    backgrounds = []
+    for scheme in ("1", "0"):  # Blink's numbers for light and dark
+        shot = tmp_path / f"{scheme}.png"
+        chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
+        image = Image.open(shot).convert("RGB")
+        assert len(image.getcolors(1 << 24) or []) > 50
+        backgrounds.append(sum(image.getpixel((2, 2))))
+    assert backgrounds[0] > 700 > 150 > backgrounds[1]
