@@ -79,14 +79,10 @@ def html(tmp_path_factory):
 def test_verdict(html):
     """8 of 10 right: Wilson's interval is 49.0 to 94.3, and holds the 60 % of always saying sound."""
     text = Page(html).text
-    assert (
-        "On 10 test photos dmformer_n is right 80.0 % of the time (95 % interval 49.0 to 94.3); always answering 'sound' "
-        "would be right 60.0 %. The data do not show that the model does better than that." in text
-    )
-    assert (
-        "It is weakest on 'crack' (F1 50.0 %); its most frequent error is to take 'crack' for 'sound' (2 of 3 photos)."
-        in text
-    )
+    assert "On 10 test photos dmformer_n is right 80.0 % of the time (95 % interval 49.0 to 94.3)" in text
+    assert "; always answering 'sound' would be right 60.0 %. The data do not show that the model does better" in text
+    assert "It is weakest on 'crack' (F1 50.0 %); its most frequent error is to take 'crack' for 'sound' " in text
+    assert "(2 of 3 photos)." in text
 
 
 def test_doubt_only_where_due(tmp_path):
@@ -103,7 +99,7 @@ def test_figures(html):
     for figure in ("Balanced accuracy77.8 %", "Macro F178.6 %", "Calibration error29.6 %", "Top-1 accuracy80.0 %"):
         assert figure in text
     assert "Top-5" not in text
-    assert "mean confidence is 80.8 % and it is right 80.0 % of the time, so on the whole it is surer than" in text
+    assert "mean confidence is 80.8 % and it is right 80.0 % of the time, so on the whole it is about as sure" in text
 
 
 def test_confusion_counts(html):
@@ -151,7 +147,7 @@ def test_needs_nothing_else(html):
     assert len(fetched) > 20
     assert all(value.startswith(("#", "data:image/")) for value in fetched)
     assert "url(" not in html
-    assert "default-src 'none'" in dict(page.attributes)["content"] or "default-src 'none'" in html
+    assert "default-src 'none'" in html
     assert {"html", "title", "main", "nav", "h1", "h2"} <= page.tags
     assert ("lang", "en") in page.attributes
 
@@ -161,12 +157,17 @@ def test_hostile_names(tmp_path):
     evil = HOSTILE[0]
     targets = [0, 1, 2, 3] * 3
     report = make_report(
-        HOSTILE, targets, [1, 0, 3, 2, *targets[4:]], [0.7] * 12, title=f"{evil} on {evil}", split=evil
+        HOSTILE,
+        targets,
+        [1, 0, 3, 2, *targets[4:]],
+        [0.7] * 12,
+        title=f"{evil} on {evil}",
+        split=evil,
+        image_names=[evil] * 12,
+        broken=[(evil + "\udcff", evil)],  # as Python gives a file name that is no Unicode
+        recipe=evil,
+        facts={evil: evil, "command": evil},
     )
-    report = Report(
-        **vars(report)
-        | {"image_names": [evil] * 12, "broken": [(evil + "\udcff", evil)], "recipe": evil, "facts": {evil: evil, "command": evil}}
-    )  # fmt: skip
     html = written(tmp_path, report)
     page = Page(html)
     assert "script" not in page.tags
@@ -174,7 +175,7 @@ def test_hostile_names(tmp_path):
     assert "<img src=x" not in html
     for name in HOSTILE:
         assert name in page.text
-    assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in dict.fromkeys(v for k, v in page.attributes if k == "title")
+    assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in [value for name, value in page.attributes if name == "title"]
 
 
 def test_no_errors(tmp_path):
@@ -203,7 +204,7 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert ("A matrix of 60 classes cannot be read" in text) == (K == 60)
     assert ("class 0class 1250.0 %" in text) == (K > 15)  # truth, prediction, photos, share
     assert ('title="class 0 → class 1: 2">2</td>' in html) == (K == 2)
-    assert f"1 of {K} classes has no photo here and is not listed." in text
+    assert f"1 of {K} classes has no photo here and so no row." in text
     assert ("29 classes between are left out" in text) == (K == 60)
     assert "AUROC" not in text
 

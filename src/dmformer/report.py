@@ -170,7 +170,8 @@ def _verdict(report: Report) -> str:
     doubt = "" if top1.low > baseline else " The data do not show that the model does better than that."
     return (
         f'<p class="verdict">On {_photos(scores.count, _text(report.split))} {_name(model)} is right '
-        f"{_percent(top1.value)} of the time (95\u00a0% interval {_interval(top1)}); always answering '{_name(common.name)}' would be right {_percent(baseline)}.{doubt}</p>"
+        f"{_percent(top1.value)} of the time (95\u00a0% interval {_interval(top1)}); "
+        f"always answering '{_name(common.name)}' would be right {_percent(baseline)}.{doubt}</p>"
         f"<p>{_weakness(scores, report.class_names)}</p>"
     )
 
@@ -319,7 +320,8 @@ def _classes(classes: list[ClassScore]) -> str:
         html += f"<p>These are the {WORST} worst and the {BEST} best of {len(rows):,} classes.</p>"
         rows = [*rows[:WORST], gap, *rows[-BEST:]]
     if absent:
-        html += f"<p>{absent:,} of {len(classes):,} classes have no photo here and are not listed.</p>"
+        have = "has" if absent == 1 else "have"
+        html += f"<p>{absent:,} of {len(classes):,} classes {have} no photo here and so no row.</p>"
     return html + _table("Scores of the classes", ["Class", "Precision", "Recall", "F1", "Photos"], rows)
 
 
@@ -330,7 +332,9 @@ def _calibration(report: Report) -> str:
     counts = torch.bincount(bins, minlength=BINS)
     accuracy = torch.bincount(bins, right, minlength=BINS) / counts.clamp(min=1)
     mean = confidence.mean().item()
-    surer = "surer than it should be" if mean > report.scores.top1.value else "less sure than it could be"
+    gap = mean - report.scores.top1.value
+    surer = "surer than it should be" if gap > 0 else "less sure than it could be"
+    surer = "about as sure as it should be" if abs(gap) < 0.01 else surer
     told = f"The calibration error is {_percent(report.scores.calibration_error)}: the model's mean confidence is "
     told += f"{_percent(mean)} and it is right {_percent(report.scores.top1.value)} of the time, so on the whole it is "
     told += f"{surer}. Bars on the diagonal would mean that of the answers given with 80 % confidence 80 % are right; "
@@ -348,7 +352,7 @@ def _calibration(report: Report) -> str:
 def _reliability(axes: Axes, theme: _Theme, accuracy: Tensor, counts: Tensor) -> None:
     centres = (torch.arange(BINS) + 0.5) / BINS
     filled = counts > 0
-    axes.bar(centres[filled].tolist(), accuracy[filled].tolist(), width=0.9 / BINS, color=theme.first)
+    axes.bar(centres[filled].tolist(), accuracy[filled].tolist(), width=0.9 / BINS, color=theme.first, alpha=0.6)
     axes.plot([0, 1], [0, 1], color=theme.second, linewidth=1.4, linestyle=(0, (4, 3)))
     axes.set_ylim(0, 1.02)
     _confidence_axis(axes, "Right answers by confidence")
@@ -356,7 +360,7 @@ def _reliability(axes: Axes, theme: _Theme, accuracy: Tensor, counts: Tensor) ->
 
 
 def _bins(axes: Axes, theme: _Theme, counts: Tensor) -> None:
-    axes.bar([(i + 0.5) / BINS for i in range(BINS)], counts.tolist(), width=0.9 / BINS, color=theme.first)
+    axes.bar([(i + 0.5) / BINS for i in range(BINS)], counts.tolist(), width=0.9 / BINS, color=theme.first, alpha=0.6)
     _confidence_axis(axes, "Photos by confidence")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
@@ -501,7 +505,8 @@ nav { font-size: .9rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: end; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .pairs :nth-child(2), .words th, .words td { min-width: 7rem; text-align: start; white-space: normal; }
+th:first-child, td:first-child, .pairs :nth-child(2), .words th, .words td { min-width: 7rem; text-align: start;
+  white-space: normal; }
 thead th { vertical-align: bottom; font-weight: 600; color: var(--quiet); }
 .bar { min-width: 9.5rem; background: linear-gradient(to right, color-mix(in srgb, var(--right) 70%, var(--page))
   calc(var(--share) * 100%), var(--panel) 0) no-repeat .5rem center / calc(100% - 4.9rem) .8rem; }

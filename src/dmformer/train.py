@@ -21,6 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -86,11 +87,14 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check()
-        names: list[Any] = [open_folder(recipe) if PartialState().is_main_process else None]
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        on_cpu = not torch.accelerator.is_available()
+        names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu).is_main_process else None]
         self.recipe = recipe = broadcast_object_list(names)[0]
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
         self.accelerator = accelerator = Accelerator(
+            cpu=on_cpu,
             mixed_precision=recipe.precision,
             gradient_accumulation_steps=recipe.accumulate,
             log_with=_tracker(recipe),

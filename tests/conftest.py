@@ -1,0 +1,60 @@
+"""Small sets of made photos, and a small recipe to train on them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmformer.recipes import Recipe
+
+COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
+
+
+def make_photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """Noise around a colour."""
+    noise = np.random.default_rng(seed).normal(0, 30, (size[1], size[0], 3))
+    return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of twelve photos each, in folders with spaces and non-Latin letters."""
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            make_photo(colour, 100 * c + i).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def recipe(photos: Path, tmp_path: Path) -> Recipe:
+    """Two epochs of a very small DMFormer on `photos`."""
+    return Recipe(
+        model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
+        data=str(photos),
+        image_size=32,
+        crop_scale=(0.5, 1.0),
+        epochs=2,
+        batch_size=8,
+        lr=2e-3,
+        lr_batch=8,
+        warmup_epochs=0.5,
+        drop_path_rate=0.1,
+        mixup=0.2,
+        ema=0.9,
+        workers=0,
+        out=str(tmp_path / "runs"),
+        name="run",
+        tracker="none",
+    )
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real photos, where there is one."""
+    place = os.environ.get("DMFORMER_DATA")
+    if not place:
+        pytest.skip("DMFORMER_DATA is not set: it names the folder of real photos")
+    return Path(place)

@@ -1,0 +1,245 @@
+"""The loop: what it writes, how it stops and goes on, and what several processes do."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import dmformer.train
+from dmformer.errors import UserError
+from dmformer.evaluate import evaluate
+from dmformer.predict import predict
+from dmformer.recipes import RECIPES, Recipe
+from dmformer.train import Stopped, Trainer, freeze, train
+from dmformer.weights import load_weights, open_classifier
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "last" / "model.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_run_folder(recipe, photos):
+    run = train(replace(recipe, epochs=8, mixup=0.0))
+    assert {p.name for p in run.folder.iterdir()} == {"recipe.yaml", "metrics.csv", "best", "last", "report.html"}
+    assert run.scores.count == 5
+    assert run.split == "test"
+    assert run.scores.top1.value == 1.0  # three plain colours
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert [float(row["epoch"]) for row in rows] == list(range(1, 9))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert 0 <= float(rows[-1]["wait_share"]) < 1
+    saved = Recipe.from_yaml(run.folder / "recipe.yaml")
+    assert saved == replace(recipe, epochs=8, mixup=0.0)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "蓝天" in page
+    assert "100.0\N{NO-BREAK SPACE}%" in page
+
+    # timm, the other commands and the page agree about best/
+    model = timm.create_model(f"local-dir:{run.folder / 'best'}", pretrained=True).eval()
+    classifier = open_classifier(str(run.folder))
+    assert classifier.class_names == sorted(p.name for p in photos.iterdir())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), classifier.model(images))
+    assert classifier.data_config["input_size"] == (3, 32, 32)
+    scores = evaluate(str(run.folder / "best"), str(photos), recipe=replace(recipe, workers=0))
+    assert scores.count == 36
+    assert scores.top1.value == 1.0
+    found = list(predict(str(run.folder / "best"), [str(photos)], top=2))
+    assert len(found) == 36
+    assert all(Path(p.name).parent.name == p.classes[0][0] for p in found)
+    assert all(p.classes[0][1] >= p.classes[1][1] for p in found)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])  # in the middle of the first epoch, and of the second
+def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
+    whole = train(replace(recipe, name="whole"))
+    stopped = replace(recipe, name="stopped")
+    step, count = Trainer._step, []
+
+    def stopping(self, *arguments):
+        count.append(1)
+        if len(count) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", stopping)
+    with pytest.raises(Stopped) as error:
+        train(stopped)
+    assert error.value.number == signal.SIGTERM
+    assert len(count) == stop_at
+    resumed = train(replace(stopped, resume=True))
+    assert len(count) == 6
+    assert_same(final_weights(whole.folder), final_weights(resumed.folder))
+    a, b = (list(csv.DictReader((run.folder / "metrics.csv").open())) for run in (whole, resumed))
+    for key in ("train_loss", "train_top1", "val_loss", "val_top1", "lr"):
+        assert [row[key] for row in a] == [row[key] for row in b]
+
+
+def test_killed_run_goes_on_from_its_last_save(recipe, monkeypatch):
+    whole = train(replace(recipe, name="whole"))
+    killed = replace(recipe, name="killed", save_every=2)
+    step, count = Trainer._step, []
+
+    class KilledError(BaseException):
+        pass
+
+    def dying(self, *arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise KilledError
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", dying)
+    with pytest.raises(KilledError):
+        train(killed)
+    resumed = train(replace(killed, resume=True))
+    assert len(count) == 3 + 4  # the third step is done again
+    assert_same(final_weights(whole.folder), final_weights(resumed.folder))
+
+
+def test_interrupted_save_leaves_the_one_before(recipe, monkeypatch):
+    run = train(replace(recipe, epochs=1))
+    before = final_weights(run.folder)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("accelerate.Accelerator.save_state", full)
+    with pytest.raises(UserError, match=r"No space left on device.*--resume"):
+        train(replace(recipe, epochs=2, resume=True))
+    assert_same(before, final_weights(run.folder))
+    assert not list(run.folder.glob("*.part"))
+
+
+def test_infinite_loss_stops_with_what_to_try(recipe, monkeypatch):
+    cross_entropy = torch.nn.functional.cross_entropy
+    count = []
+
+    def growing(*arguments, **options):
+        count.append(1)
+        return cross_entropy(*arguments, **options) * (float("inf") if len(count) == 5 else 1)
+
+    monkeypatch.setattr(dmformer.train.F, "cross_entropy", growing)
+    with pytest.raises(UserError, match=r"loss is inf at step 2 of epoch 2, learning rate .*--lr"):
+        train(recipe)
+    assert (Path(recipe.out) / "run" / "last").is_dir()
+
+
+def test_run_folder_is_never_overwritten_unasked(recipe):
+    train(replace(recipe, epochs=1))
+    with pytest.raises(UserError, match="exists already"):
+        train(replace(recipe, epochs=1))
+    train(replace(recipe, epochs=1, overwrite=True))
+    unnamed = train(replace(recipe, epochs=1, name=None))
+    assert unnamed.folder.name == "photos-dmformer_n-1"
+    with pytest.raises(UserError, match="no run to resume"):
+        train(replace(recipe, out=recipe.out + "-none", name=None, resume=True))
+
+
+def test_accumulated_batches_equal_one(recipe):
+    """Two batches of 4 give the gradients of one of 8, in a model without BatchNorm's batch statistics."""
+    plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4, lr_batch=8)
+    one = train(replace(plain, name="one", batch_size=8))
+    two = train(replace(plain, name="two", batch_size=4, accumulate=2))
+    a, b = final_weights(one.folder), final_weights(two.folder)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_stages_stay(recipe):
+    run = train(replace(recipe, epochs=1, freeze=2, ema=None))
+    torch.manual_seed(0)
+    dmformer.train.set_seed(recipe.seed)
+    start = dmformer.train.build_model(recipe, open_classifier(str(run.folder)).class_names)[0].state_dict()
+    end = final_weights(run.folder)
+    for name in end:
+        if "num_batches" not in name and "running" not in name:
+            moved = not torch.equal(start[name], end[name])
+            assert moved != name.startswith(("stages.0", "stages.1")), name
+    assert torch.equal(end["stages.0.downsample.1.running_mean"], start["stages.0.downsample.1.running_mean"])
+    with pytest.raises(UserError, match="stages"):
+        freeze(timm.create_model("resnet18"), 1)
+
+
+def test_fine_tuning_starts_from_weights(recipe):
+    first = train(replace(recipe, epochs=1))
+    tuned = replace(recipe, name="tuned", weights=str(first.folder / "best"), freeze=4, epochs=1, ema=None)
+    end = final_weights(train(tuned).folder)
+    start = load_file(first.folder / "best" / "model.safetensors")
+    assert torch.equal(end["stages.2.blocks.0.mixer.reduce.weight"], start["stages.2.blocks.0.mixer.reduce.weight"])
+    with pytest.raises(UserError, match="another architecture"):
+        load_weights(timm.create_model("resnet18"), str(first.folder / "best"))
+    with pytest.raises(UserError, match="another size or class count"):
+        load_weights(timm.create_model("dmformer_n", depths=(1, 1, 1, 1)), str(first.folder / "best"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_weights": "balanced", "label_smoothing": 0.1, "mixup": 0.0, "layer_decay": 0.8, "clip_grad": 1.0},
+        {"cutmix": 1.0, "auto_augment": "rand-m9-mstd0.5-inc1", "erasing": 0.3, "precision": "bf16", "accumulate": 3},
+        {"grad_checkpointing": True, "channels_last": False, "optimizer": "lamb", "workers": 2, "ema": None},
+    ],
+    ids=["weights", "augmentation", "layout"],
+)
+def test_options_train(recipe, options):
+    run = train(replace(recipe, epochs=1, **options))
+    assert run.scores.count == 5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_whole(name, tmp_path):
+    recipe = RECIPES[name]()
+    recipe.check()
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
+    assert yaml.safe_load(recipe.to_yaml())["model"] == recipe.model
+    assert timm.is_model(recipe.model)
+
+
+def test_paper_recipes():
+    """DMFormer, ImageNet-1K: 300 epochs, 8 GPUs, total batch 1024, learning rate 1e-3."""
+    for name in ("imagenet1k_dmformer_s", "imagenet1k_dmformer_l"):
+        recipe = RECIPES[name]()
+        assert (recipe.epochs, 8 * recipe.batch_size, recipe.lr, recipe.lr_batch) == (300, 1024, 1e-3, 1024)
+
+
+def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
+    """Two half batches on two processes move the weights as one batch on one (BatchNorm's statistics kept out)."""
+    plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4)
+    one = train(replace(plain, name="one", batch_size=8))
+    for name, value in {"two": plain}.items():
+        (tmp_path / f"{name}.yaml").write_text(replace(value, name=name, batch_size=4).to_yaml())
+    code = (
+        "import sys; from pathlib import Path; from dmformer.recipes import Recipe; from dmformer.train import train; "
+        "train(Recipe.from_yaml(Path(sys.argv[1])))"
+    )
+    (tmp_path / "two.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two.py"), str(tmp_path / "two.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = final_weights(one.folder), final_weights(Path(recipe.out) / "two")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+    page = (Path(recipe.out) / "two" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<html") == 1
