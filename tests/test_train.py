@@ -15,12 +15,18 @@ import yaml
 from safetensors.torch import load_file
 
 import dmformer.train
+from dmformer.build import build_model, freeze
 from dmformer.errors import UserError
 from dmformer.evaluate import evaluate
 from dmformer.predict import predict
 from dmformer.recipes import RECIPES, Recipe
-from dmformer.train import Stopped, Trainer, freeze, train
+from dmformer.train import Run, Stopped, Trainer, train
 from dmformer.weights import load_weights, open_classifier
+
+
+def rows_of(run: Run) -> list[dict[str, str]]:
+    with (run.folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +44,7 @@ def test_run_folder(recipe, photos):
     assert run.scores.count == 5
     assert run.split == "test"
     assert run.scores.top1.value == 1.0  # three plain colours
-    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    rows = rows_of(run)
     assert [float(row["epoch"]) for row in rows] == list(range(1, 9))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert 0 <= float(rows[-1]["wait_share"]) < 1
@@ -84,7 +90,7 @@ def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
     resumed = train(replace(stopped, resume=True))
     assert len(count) == 6
     assert_same(final_weights(whole.folder), final_weights(resumed.folder))
-    a, b = (list(csv.DictReader((run.folder / "metrics.csv").open())) for run in (whole, resumed))
+    a, b = rows_of(whole), rows_of(resumed)
     for key in ("train_loss", "train_top1", "val_loss", "val_top1", "lr"):
         assert [row[key] for row in a] == [row[key] for row in b]
 
@@ -162,9 +168,9 @@ def test_accumulated_batches_equal_one(recipe):
 
 def test_frozen_stages_stay(recipe):
     run = train(replace(recipe, epochs=1, freeze=2, ema=None))
-    torch.manual_seed(0)
+    class_names = open_classifier(str(run.folder)).class_names
     dmformer.train.set_seed(recipe.seed)
-    start = dmformer.train.build_model(recipe, open_classifier(str(run.folder)).class_names)[0].state_dict()
+    start = build_model(recipe, class_names)[0].state_dict()
     end = final_weights(run.folder)
     for name in end:
         if "num_batches" not in name and "running" not in name:

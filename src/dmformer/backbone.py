@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from timm.layers import ClassifierHead, DropPath, LayerScale2d
+from timm.layers import ClassifierHead, DropPath, LayerScale2d, get_device_dtype
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
@@ -109,21 +109,22 @@ class HierarchicalBackbone(nn.Module):
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.num_features = self.head_hidden_size = stages[-1].dim
+        self.num_features = stages[-1].dim
         self.feature_info = [
             dict(num_chs=stage.dim, reduction=4 * 2**i, module=f"stages.{i}") for i, stage in enumerate(stages)
         ]
         self.stages = nn.Sequential(*stages)
         self.norm = norm or nn.Identity()
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head_hidden_size = self.head.num_features
         init_weights(self)
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # type: ignore[arg-type]
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, beside the vectors that timm's optimisers exempt themselves."""
         return set()
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # type: ignore[arg-type]
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups by depth, for layer-wise learning rates."""
         if coarse:
@@ -133,26 +134,27 @@ class HierarchicalBackbone(nn.Module):
             blocks=[
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.norm", (99998,)),
+                (r"^stages\.(\d+)\.norm", (99999,)),
                 (r"^norm", (99999,)),
             ],
         )
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # type: ignore[arg-type]
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only the blocks' inputs and compute them again in the backward pass."""
         self.grad_checkpointing = enable
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
-    @torch.jit.ignore
+    @torch.jit.ignore  # type: ignore[arg-type]
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier; `num_classes=0` removes it, `global_pool=""` the pooling as well."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+        self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))  # type: ignore[arg-type]
+        self.head_hidden_size = self.head.num_features
 
     def forward_intermediates(
         self,
@@ -193,10 +195,11 @@ class HierarchicalBackbone(nn.Module):
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if shortened:
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.num_features = self.stages[-1].dim  # type: ignore[assignment]
         if prune_head or shortened:
             self.num_classes = 0
-            self.head.reset(0, pool_type="", in_features=self.num_features)
+            self.head.reset(0, pool_type="", in_features=self.num_features)  # type: ignore[arg-type]
+            self.head_hidden_size = self.head.num_features
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:

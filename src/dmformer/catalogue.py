@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
     for name in model_names():
         if not fnmatch.fnmatch(name, pattern) and pattern not in name:
             continue
-        model = timm.create_model(name, device="meta").eval()
+        model: Any = timm.create_model(name, device="meta").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, 3, 224, 224, device="meta"))
         entries.append(

@@ -58,7 +58,7 @@ class DepthwiseSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if is_fast_path(x):
-                return depthwise_sum(x, [conv.weight for conv in self.convs], self.dilations)
+                return depthwise_sum(x, [conv.weight for conv in self.convs], self.dilations)  # type: ignore[misc]
         branches = [conv(x) for conv in self.convs]
         out = branches[0]
         for branch in branches[1:]:

@@ -84,7 +84,7 @@ def list_photos(photos: Sequence[str]) -> list[str]:
 @torch.inference_mode()
 def _classify(group, model, device, class_names: list[str], top: int) -> Iterator[Prediction]:
     tensors = [t for _, t in group if isinstance(t, torch.Tensor)]
-    rows = iter(())
+    rows: Iterator[torch.Tensor] = iter(())
     if tensors:
         batch = torch.stack(tensors).to(device, memory_format=torch.channels_last)
         rows = iter(model(batch).float().softmax(1).cpu())

@@ -3,6 +3,11 @@
 runs/<name>/recipe.yaml  metrics.csv  best/  last/  report.html
 """
 
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,3 +58,34 @@ def _numbered(recipe: Recipe) -> Path:
     while (folder := Path(recipe.out) / f"{data}-{recipe.model}-{number}").exists():
         number += 1
     return folder
+
+
+def csv_text(rows: list[dict[str, float]]) -> str:
+    """Rows of metrics.csv as text."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run of this name left (`--overwrite`), and nothing else."""
+    for name in ("best", "last", "last.old"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "report.html", "recipe.yaml"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Tell a failure to write as a mistake that can be mended; what was saved before is still whole."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # torch and safetensors have their own errors for a full disk
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder} cannot be written: {reason}; free some space and go on with --resume.") from error

@@ -3,8 +3,6 @@
 recipe -> data -> model, loss, optimiser, schedule -> epochs of steps -> best/, last/, metrics.csv, report.html
 """
 
-import csv
-import io
 import shutil
 import signal
 import sys
@@ -17,29 +15,28 @@ from typing import Any
 
 import numpy as np
 import psutil
-import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from .build import build_model, class_weights, make_mixup
 from .data.loaders import StepSampler, eval_loader, eval_transform, train_loader
-from .data.readers import Splits, open_splits
+from .data.readers import open_splits
 from .display import Display
-from .errors import UserError, unknown
+from .errors import UserError
 from .evaluate import check_broken, predict_all
 from .files import replace_folder, write_whole
 from .recipes import Recipe
-from .runs import open_folder
+from .runs import clear, csv_text, open_folder, writing_to
 from .summary import Progress, conclude
 from .tasks.classification import Scores, score
-from .weights import load_weights, save_classifier
+from .weights import save_classifier
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -142,7 +139,7 @@ class Trainer:
         if self.steps == 0:
             raise UserError(f"{len(self.splits.train)} training images are too few for one batch: lower --batch-size.")
         self.updates = self.steps // recipe.accumulate
-        self.scheduler, _ = create_scheduler_v2(
+        self.scheduler: Any = create_scheduler_v2(
             self.optimizer,
             num_epochs=recipe.epochs,
             warmup_epochs=min(recipe.warmup_epochs, recipe.epochs / 2),  # type: ignore[arg-type]
@@ -150,7 +147,7 @@ class Trainer:
             min_lr=recipe.lr_min * self.lr_scale,
             step_on_epochs=False,
             updates_per_epoch=self.updates,
-        )
+        )[0]
         self.mixup = make_mixup(recipe, len(self.splits.class_names), self.loader)
         self.class_weights = class_weights(recipe, self.splits)
         self.progress = Progress()
@@ -158,7 +155,7 @@ class Trainer:
         if recipe.resume:
             accelerator.load_state(str(self.folder / "last"))
         elif accelerator.is_main_process:
-            _clear(self.folder)
+            clear(self.folder)
         if accelerator.is_main_process:
             write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
@@ -265,7 +262,8 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         model = self.ema.module if self.ema else self.model
         accelerator = self.accelerator
-        found = predict_all(model, self.val_loader, accelerator.device, accelerator.gather)
+        gather: Any = accelerator.gather
+        found = predict_all(model, self.val_loader, accelerator.device, gather)
         check_broken(self.splits.val, found.broken, self.recipe.max_broken)
         scores = score(found.probabilities, found.targets, self.splits.class_names, resamples=0)
         chosen = found.probabilities.gather(1, found.targets[:, None]).clamp(min=1e-12)
@@ -280,7 +278,7 @@ class Trainer:
         if row["val_top1"] < self.progress.best:
             return
         self.progress.best = row["val_top1"]
-        state = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
+        state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
             recipe = self.recipe
@@ -292,19 +290,19 @@ class Trainer:
                 "crop_pct": recipe.crop_pct,
                 "crop_mode": "center",
             }
-            with _full_disk(self.folder):
+            with writing_to(self.folder):
                 save_classifier(self.folder / "best", self.bare, state, self.splits.class_names, preprocessing)
 
     def _save(self) -> None:
         """Save the state to resume from, whole, and metrics.csv."""
         part = self.folder / "last.part"
-        with _full_disk(self.folder):
+        with writing_to(self.folder):
             try:
                 self.accelerator.save_state(str(part))
                 self.accelerator.wait_for_everyone()
                 if self.accelerator.is_main_process:
                     replace_folder(part, self.folder / "last")
-                    write_whole(self.folder / "metrics.csv", _csv(self.progress.history))
+                    write_whole(self.folder / "metrics.csv", csv_text(self.progress.history))
             finally:
                 if self.accelerator.is_main_process:
                     shutil.rmtree(part, ignore_errors=True)
@@ -314,7 +312,8 @@ class Trainer:
         """The signal that asked to stop, if any did on any process."""
         asked = self.stop[0] if self.stop else 0
         if self.world > 1:
-            asked = int(self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device)).max())
+            everyone: Any = self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device))
+            asked = int(everyone.max())
         return asked
 
     def _stop_now(self) -> None:
@@ -348,65 +347,6 @@ class Trainer:
         )
 
 
-def build_model(recipe: Recipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
-    """The model of a recipe with its starting weights, and its frozen parts, to be kept in evaluation mode.
-
-    Raises:
-        UserError: Unknown model, arguments that it does not take, weights that do not fit.
-    """
-    if not timm.is_model(recipe.model):
-        raise unknown("model", recipe.model, timm.list_models())
-    if recipe.optimizer not in list_optimizers():
-        raise unknown("optimizer", recipe.optimizer, list_optimizers())
-    arguments = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
-    arguments = {k: v for k, v in arguments.items() if v} | recipe.parsed_model_args()
-    try:
-        model = timm.create_model(recipe.model, num_classes=len(class_names), **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{recipe.model} does not take these arguments: {str(error).splitlines()[0]}") from None
-    if recipe.weights:
-        load_weights(model, recipe.weights, keep_head=False)
-    if recipe.grad_checkpointing:
-        model.set_grad_checkpointing()
-    return model, freeze(model, recipe.freeze) if recipe.freeze else []
-
-
-def freeze(model: nn.Module, stages: int) -> list[nn.Module]:
-    """Keep the first stages as they are (with all of them, the closing norm too); returns the frozen parts."""
-    if not hasattr(model, "stages"):
-        raise UserError(f"--freeze works on models made of stages, which {type(model).__name__} is not.")
-    parts = list(model.stages)[:stages]  # type: ignore[arg-type]
-    if stages >= len(model.stages) and hasattr(model, "norm"):  # type: ignore[arg-type]
-        parts.append(model.norm)  # type: ignore[arg-type]
-    for part in parts:
-        part.requires_grad_(False)
-    return parts
-
-
-def make_mixup(recipe: Recipe, num_classes: int, loader: Any) -> Mixup | None:
-    """timm's mixup and CutMix, or None where the recipe has neither."""
-    if not recipe.mixup and not recipe.cutmix:
-        return None
-    if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
-        raise UserError("--mixup and --cutmix mix pairs: --batch-size must be even.")
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=num_classes,
-    )
-
-
-def class_weights(recipe: Recipe, splits: Splits) -> Tensor | None:
-    """(K) weights of the classes in the loss, of mean 1 over the training images, or None for equal ones."""
-    if recipe.class_weights == "none":
-        return None
-    if splits.train.targets is None:
-        raise UserError("--class-weights balanced needs to know the labels beforehand, which a stream does not tell.")
-    counts = np.bincount(splits.train.targets, minlength=len(splits.class_names)).clip(min=1)
-    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
-
-
 def memory_gb(device: torch.device) -> float:
     """Memory in use, in GB: of the GPU at its peak, else of this process and its readers."""
     if device.type == "cuda":
@@ -432,36 +372,6 @@ def _tracker(recipe: Recipe) -> str | None:
         message = f"--tracker {recipe.tracker} needs the extra 'tracking': pip install 'dmformer[tracking]'."
         raise UserError(message) from None
     return recipe.tracker
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    if not rows:
-        return ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run of this name left (`--overwrite`), and nothing else."""
-    for name in ("best", "last", "last.old"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "report.html", "recipe.yaml"):
-        (folder / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Tell a failure to write as a mistake that can be mended; what was saved before is still whole."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # torch and safetensors have their own errors for a full disk
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder} cannot be written: {reason}; free some space and go on with --resume.") from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Load and save weights. Files are untrusted: tensors are read, nothing in them is ever run."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import save_config_for_hf
@@ -29,9 +31,9 @@ class Classifier:
     class_names: list[str]
     data_config: dict[str, Any]
 
-    def transform(self):
+    def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform that the model was trained for: a PIL image to a tensor (3, H, W)."""
-        return create_transform(**self.data_config)
+        return create_transform(**self.data_config)  # type: ignore[return-value]
 
     @property
     def at_least(self) -> int:
@@ -78,7 +80,8 @@ def load_weights(model: nn.Module, source: str, keep_head: bool = True) -> None:
         state = read_state_dict(path / "model.safetensors" if path.is_dir() else path)
     own = model.state_dict()
     if not keep_head:
-        heads = model.pretrained_cfg["classifier"]
+        config: Any = model.pretrained_cfg
+        heads = config["classifier"]
         heads = (heads,) if isinstance(heads, str) else heads
         for name in [n for n in own if n.rpartition(".")[0] in heads]:
             state[name] = own[name]
@@ -127,7 +130,7 @@ def open_classifier(source: str) -> Classifier:
         UserError: Not such a folder, an unknown architecture, weights that do not fit.
     """
     if source.startswith("hf-hub:"):
-        model = timm.create_model(source, pretrained=True).eval()
+        model: Any = timm.create_model(source, pretrained=True).eval()
         return Classifier(
             model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model)
         )

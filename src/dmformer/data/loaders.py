@@ -136,7 +136,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 def train_transform(recipe: Recipe) -> Transform:
     """timm's training transform: a PIL image to a normalised tensor (3, H, W)."""
-    return create_transform(
+    return create_transform(  # type: ignore[return-value]
         recipe.image_size,
         is_training=True,
         scale=recipe.crop_scale,
@@ -155,7 +155,7 @@ def train_transform(recipe: Recipe) -> Transform:
 
 def eval_transform(recipe: Recipe) -> Transform:
     """timm's evaluation transform: a PIL image to a normalised tensor (3, H, W)."""
-    return create_transform(
+    return create_transform(  # type: ignore[return-value]
         recipe.image_size,
         crop_pct=recipe.crop_pct,
         interpolation=recipe.interpolation,

@@ -152,7 +152,7 @@ class _TarPart(Reader):
         return len(self.members)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        return self.tar.filename(self.members[index], basename, absolute)
+        return str(self.tar.filename(self.members[index], basename, absolute))
 
 
 def _open_elpv(recipe: Recipe) -> Splits:
@@ -262,14 +262,15 @@ def _tar_tops(path: Path) -> set[str]:
 def _local_reader(root: str, classes: dict[str, int] | None) -> Any:
     """A reader of one folder or tar (or the part of a tar below a member)."""
     path, _, member = root.partition("!")
+    class_map: Any = classes or ""
     try:
         if path.lower().endswith(".tar") and Path(path).is_file():
-            tar = ReaderImageInTar(path, class_map=classes or "", cache_tarinfo=False)
+            tar = ReaderImageInTar(path, class_map=class_map, cache_tarinfo=False)
             if not member:
                 return tar
             inside = [i for i, s in enumerate(tar.samples) if s[0].name.removeprefix("./").startswith(member + "/")]
             return _TarPart(tar, np.array(inside))
-        reader = ReaderImageFolder(root, class_map=classes or "")
+        reader = ReaderImageFolder(root, class_map=class_map)
     except (RuntimeError, ValueError) as error:
         if classes is not None:
             raise UserError(f"{root} holds no image of the classes {', '.join(list(classes)[:8])}.") from None
@@ -282,7 +283,8 @@ def _local_reader(root: str, classes: dict[str, int] | None) -> Any:
 def _class_index(reader: Any) -> dict[str, int]:
     if isinstance(reader, _TarPart):
         return _class_index(reader.tar)
-    return dict(reader.class_name_to_idx if isinstance(reader, ReaderImageInTar) else reader.class_to_idx)
+    index: Any = reader.class_name_to_idx if isinstance(reader, ReaderImageInTar) else reader.class_to_idx
+    return dict(index)
 
 
 def _targets(reader: Any) -> np.ndarray:
@@ -313,6 +315,7 @@ def _open_named(recipe: Recipe, train: bool = True) -> Splits:
 
 
 def _named_split(recipe: Recipe, split: str, training: bool) -> Split:
+    options: dict[str, Any] = {"download": True} if recipe.download else {}
     try:
         dataset: Any = create_dataset(
             recipe.data,
@@ -321,7 +324,7 @@ def _named_split(recipe: Recipe, split: str, training: bool) -> Split:
             is_training=training,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            **({"download": True} if recipe.download else {}),
+            **options,
         )
     except ImportError as error:
         raise UserError(f"{recipe.data} needs a package that is not installed: {error}.") from None
@@ -342,7 +345,7 @@ def _named_classes(reader: Any, recipe: Recipe) -> list[str]:
     names = getattr(dataset, "classes", None)
     if names is None:
         features = getattr(dataset, "features", None) or getattr(getattr(inner, "builder", None), "info", None)
-        features = getattr(features, "features", features)
+        features: Any = getattr(features, "features", features)
         with contextlib.suppress(Exception):
             names = next(f.names for f in features.values() if hasattr(f, "names"))
     if names is None and recipe.num_classes:

@@ -74,10 +74,13 @@ class _DepthwiseSum(torch.autograd.Function):
 
 def _forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    out = None
-    for weight, dilation in zip(weights, dilations, strict=True):
-        y = _convolve(x, _crop_to_reach(weight, dilation, x.shape[-2], x.shape[-1]), dilation)
-        out = y if out is None else out.add_(y)
+    branches = (
+        _convolve(x, _crop_to_reach(weight, dilation, x.shape[-2], x.shape[-1]), dilation)
+        for weight, dilation in zip(weights, dilations, strict=True)
+    )
+    out = next(branches).contiguous(memory_format=torch.channels_last)
+    for branch in branches:
+        out.add_(branch)
     return out
 
 

@@ -186,8 +186,9 @@ class Recipe:
     def from_yaml(cls, path: Path) -> "Recipe":
         """Read what `to_yaml` wrote; UserError for anything else."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
             known = {f.name for f in fields(cls)}
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+            kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+            return cls(**kept)
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
             raise UserError(f"{path} is not a recipe that this command wrote.") from None
