@@ -116,6 +116,7 @@ class Trainer:
             lr=recipe.lr * self.lr_scale,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
+            **({"fused": True} if recipe.optimizer in ("adam", "adamw") else {}),
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare
         self.model, self.optimizer = accelerator.prepare(model, optimizer)

@@ -125,23 +125,26 @@ def _weight_gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor], dilati
         return [_weight_gradient_by_phases(x, grad, w, d) for w, d in zip(weights, dilations, strict=True)]
     # (B, C, H, W) -> (C, H * B, W): a shift by s rows is then a slice by s * B
     x = x.permute(1, 2, 0, 3).reshape(C, H * B, W)
-    grad = grad.permute(1, 2, 0, 3).reshape(C, H * B, W)
-    products: dict[int, Tensor] = {}
+    grad = grad.permute(1, 2, 0, 3).flip(-1).reshape(C, H * B, W)
+    reaches = [
+        (min(w.shape[-2] // 2, (H - 1) // d), min(w.shape[-1] // 2, (W - 1) // d))
+        for w, d in zip(weights, dilations, strict=True)
+    ]
+    shifts = sorted({i * d for (ry, _), d in zip(reaches, dilations, strict=True) for i in range(-ry, ry + 1)})
+    products = x.new_empty(len(shifts), C, W, W)
+    for product, s in zip(products, shifts, strict=True):
+        n = (H - abs(s)) * B
+        torch.bmm(grad[:, max(-s, 0) * B :][:, :n].mT, x[:, max(s, 0) * B :][:, :n], out=product)
+    # Row u of a product holds dY's column W - 1 - u. Read with rows longer by W - 1, row u has moved u to the right, so
+    # that the diagonals stand in columns: (S, C, W, W) -> (S, C, W, 2 W - 1) -> (S, C, 2 W - 1)
+    sheared = F.pad(products, (0, W)).flatten(2)[..., : W * (2 * W - 1)].unflatten(-1, (W, 2 * W - 1))
+    diagonals = sheared.sum(-2)
     grads = []
-    for weight, d in zip(weights, dilations, strict=True):
-        ky, kx = weight.shape[-2] // 2, weight.shape[-1] // 2
-        grad_w = torch.zeros_like(weight, dtype=x.dtype)
-        for i in range(-ky, ky + 1):
-            s = i * d
-            if abs(s) >= H:
-                continue
-            if s not in products:
-                n = (H - abs(s)) * B
-                products[s] = torch.bmm(grad[:, max(-s, 0) * B :][:, :n].mT, x[:, max(s, 0) * B :][:, :n])  # (C, W, W)
-            for j in range(-kx, kx + 1):
-                if abs(j * d) < W:
-                    grad_w[:, 0, ky + i, kx + j] = products[s].diagonal(j * d, 1, 2).sum(-1)
-        grads.append(grad_w)
+    for weight, d, (ry, rx) in zip(weights, dilations, reaches, strict=True):
+        rows = [shifts.index(i * d) for i in range(-ry, ry + 1)]
+        taps = diagonals[rows, :, W - 1 - rx * d : W + rx * d : d]  # (2 ry + 1, C, 2 rx + 1)
+        margin_y, margin_x = weight.shape[-2] // 2 - ry, weight.shape[-1] // 2 - rx
+        grads.append(F.pad(taps.transpose(0, 1)[:, None], (margin_x, margin_x, margin_y, margin_y)))
     return grads
 
 

@@ -1,0 +1,194 @@
+"""The command: its help, its answers to mistakes, its output."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmformer.catalogue import catalogue, model_names
+from dmformer.cli import main
+from dmformer.train import train
+from dmformer.weights import open_classifier
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = 0
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def trained(recipe):
+    return train(replace(recipe, epochs=8, mixup=0.0))
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["models"]])
+def test_help_teaches_by_example(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert "examples:" in out
+    assert f"dmformer {' '.join(command)}".strip() in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["train", "elvp"], "unknown recipe 'elvp': did you mean elpv?"),
+        (["train", "--modle", "x"], "unknown option '--modle': did you mean --model"),
+        (["train", "--model", "dmformer_z"], "unknown model 'dmformer_z': did you mean dmformer_"),
+        (["train", "--model", "resnet19"], "did you mean resnet1"),
+        (["train", "--lr", "fast"], "could not convert string to float: 'fast'"),
+        (["train", "--lr", "-1"], "--lr is -1.0: it cannot be negative"),
+        (["train", "--image-size", "31"], "--image-size is 31: the models need 32 pixels or more"),
+        (["train", "--epochs", "0"], "it must be 1 or more"),
+        (["train", "--mean", "0.5"], "--mean"),
+        (["train", "--precision", "int8"], "invalid choice 'int8'"),
+        (["train", "--model-args", "gate"], "--model-args takes name=value"),
+        (["train", "--data", "nowhere"], "unknown data 'nowhere'"),
+        (["train", "--data", "trch/cifar10"], "did you mean torch?"),
+        (["train", "--weights", "nowhere/best"], "nowhere/best does not exist"),
+        (["train", "--resume", "--out", "nowhere"], "holds no run to resume"),
+        (["eval", "nowhere"], "nowhere does not exist"),
+        (["eval"], "Missing"),
+        (["predict", ".", "photo.jpg"], "holds no config.json"),
+        (["predict", "nowhere"], "name the photos"),
+        (["models", "resnet"], "unknown model 'resnet'"),
+    ],
+)
+def test_mistakes_are_one_line_with_what_to_do(capsys, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["train", "--model", "dmformer_z"], ["train", "--lrr", "1"], ["eval", "nowhere"]],
+)
+def test_help_and_mistakes_do_not_import_torch(arguments):
+    code = (
+        "import sys, dmformer_command\n"
+        f"sys.argv = ['dmformer', *{arguments!r}]\n"
+        "try:\n    dmformer_command.main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'timm', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--model-args", *recipe.model_args, "--data", photos, "--image-size", 32, "--epochs", 8, "--lr-batch", 8]
+    code, out, err = run(capsys, "train", "scratch", *options, "--batch-size", 8, "--workers", 0, "--tracker", "none")
+    assert code == 0
+    assert "runs/photos-dmformer_n-1/report.html" in out
+    assert "epoch 8: loss" in err
+    best = tmp_path / "runs" / "photos-dmformer_n-1" / "best"
+
+    code, out, _ = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "scores.json")
+    assert code == 0
+    assert "36 images" in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["count"] == 36
+    assert sum(map(sum, scores["confusion"])) == 36
+    code, out, _ = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "-")
+    assert json.loads(out) == scores
+
+    (photos / "蓝天" / "broken.png").write_bytes(b"no image")
+    code, out, _ = run(capsys, "predict", best, photos, "--top", 2, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert len(rows) == 37
+    assert [row["photo"] for row in rows if row["error"]] == [str(photos / "蓝天" / "broken.png")]
+    code, out, _ = run(capsys, "predict", best, photos / "red car" / "0.png", "--format", "json")
+    found = json.loads(out)[0]["classes"]
+    assert sum(c["probability"] for c in found) == pytest.approx(1)
+    code, out, _ = run(capsys, "predict", best, photos / "red car" / "0.png")
+    assert "0.png" in out
+    assert found[0]["class"] in out
+
+    code, _, err = run(capsys, "train", "scratch", *options, "--name", "photos-dmformer_n-1")
+    assert code == 2
+    assert "exists already" in err
+    assert best.is_dir()
+
+
+def test_predict_reads_standard_input(capsys, trained, photos, monkeypatch):
+    content = (photos / "grünes Haus" / "3.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    code, out, _ = run(capsys, "predict", trained.folder, "-", "--format", "json", "--top", "1")
+    assert code == 0
+    assert json.loads(out)[0]["classes"][0]["class"] == "grünes Haus"
+
+
+def test_unfit_and_hostile_weights_are_refused(capsys, trained, photos, tmp_path):
+    best = trained.folder / "best"
+    whole = (best / "model.safetensors").read_bytes()
+    (best / "model.safetensors").write_bytes(whole[:5000])
+    code, _, err = run(capsys, "predict", best, photos)
+    assert code == 2
+    assert "damaged" in err
+    (best / "model.safetensors").write_bytes(whole)
+    state = load_file(best / "model.safetensors")
+    save_file({k: v for k, v in state.items() if k != "head.fc.bias"}, best / "model.safetensors")
+    assert "lacks head.fc.bias" in run(capsys, "predict", best, photos)[2]
+    save_file({**state, "head.fc.weight": torch.zeros(7, 32)}, best / "model.safetensors")
+    assert "class count: head.fc.weight is (7, 32), not (3, 32)" in run(capsys, "predict", best, photos)[2]
+    (best / "model.safetensors").write_bytes(whole)
+    config = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps({**config, "architecture": "dmformer_x"}))
+    assert "unknown model 'dmformer_x'" in run(capsys, "predict", best, photos)[2]
+    (best / "config.json").write_text("{")
+    assert "not a model's configuration" in run(capsys, "predict", best, photos)[2]
+
+    class Hostile:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"state_dict": {"a": Hostile()}}, tmp_path / "hostile.pth")
+    out = ["--out", tmp_path / "runs2", "--data", photos, "--image-size", "32", "--tracker", "none"]
+    code, _, err = run(capsys, "train", "scratch", "--weights", tmp_path / "hostile.pth", *out)
+    assert code == 2
+    assert "refused" in err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_files_of_others_are_unwrapped(trained, tmp_path):
+    from dmformer.weights import load_weights
+
+    classifier = open_classifier(str(trained.folder))
+    state = classifier.model.state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "w.pth")
+    for parameter in classifier.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    load_weights(classifier.model, str(tmp_path / "w.pth"))
+    assert all(torch.equal(v, load_file(trained.folder / "best" / "model.safetensors")[k]) for k, v in state.items())
+
+
+def test_models_lists_every_entry_point(capsys):
+    import timm
+
+    assert model_names() == timm.list_models("dmformer*")
+    assert {"resnet18", "convnext_tiny"} <= set(model_names("timm"))
+    code, out, _ = run(capsys, "models", "dmformer_s", "--format", "json")
+    assert code == 0
+    (entry,) = json.loads(out)
+    assert entry["published_top1"] == 82.8
+    assert entry["parameters"] == pytest.approx(26.7, rel=0.005)
+    assert [e.name for e in catalogue("*_[nt]")] == ["dmformer_n", "dmformer_t"]
