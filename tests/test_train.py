@@ -40,7 +40,14 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 def test_run_folder(recipe, photos):
     run = train(replace(recipe, epochs=8, mixup=0.0))
-    assert {p.name for p in run.folder.iterdir()} == {"recipe.yaml", "metrics.csv", "best", "last", "report.html"}
+    assert {p.name for p in run.folder.iterdir()} == {
+        "recipe.yaml",
+        "metrics.csv",
+        "best",
+        "last",
+        "scores.json",
+        "report.html",
+    }
     assert run.scores.count == 5
     assert run.split == "test"
     assert run.scores.top1.value == 1.0  # three plain colours

@@ -1,6 +1,6 @@
 """Run folders: naming, opening, finding again.
 
-runs/<name>/recipe.yaml  metrics.csv  best/  last/  report.html
+runs/<name>/recipe.yaml  metrics.csv  best/  last/  scores.json  report.html
 """
 
 import csv
@@ -75,7 +75,7 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run of this name left (`--overwrite`), and nothing else."""
     for name in ("best", "last", "last.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "report.html", "recipe.yaml"):
+    for name in ("metrics.csv", "scores.json", "report.html", "recipe.yaml"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """What a run comes to: how far it is, and, when it is done, its scores and its report."""
 
+import json
 import os
 import platform
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from . import __version__
 from .data.loaders import ImageSet, eval_loader
 from .data.readers import Splits
 from .evaluate import check_broken, predict_all
+from .files import write_whole
 from .recipes import Recipe
 from .report import Report, write_report
 from .tasks.classification import Scores, score
@@ -67,6 +69,7 @@ def conclude(folder: Path, splits: Splits, progress: Progress, recipe: Recipe, c
 
     broken = [(splits.train.filename(i), "training") for i in progress.broken]
     broken += [(split.filename(i), name) for i in found.broken]
+    write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
     write_report(
         folder / "report.html",
         Report(
