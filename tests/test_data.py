@@ -253,3 +253,25 @@ def test_sampler_goes_on_in_the_middle():
     sampler.start = 3
     assert list(sampler) == steps[3:]
     assert list(sampler) == steps
+
+
+def test_real_photos(shared_data, recipe):
+    clothing = open_splits(replace(recipe, data=str(shared_data / "clothing")))
+    assert len(clothing.class_names) == 10
+    assert [len(s) for s in (clothing.train, clothing.val, clothing.test)] == [3068, 341, 372]
+    loader = eval_loader(clothing.test, eval_transform(recipe), 32, 64, workers=0)
+    images, targets, positions = next(iter(loader))
+    assert images.shape == (64, 3, 32, 32)
+    assert (positions == torch.arange(64)).all()
+    assert abs(float(images.mean())) < 1.5  # normalised
+    assert targets.tolist() == clothing.test.targets[:64].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # timm keeps it open
+def test_real_tars(shared_data, recipe):
+    place = shared_data / "tiny_imagenet"
+    data = replace(recipe, data=str(place / "train_20k.tar"), val_data=str(place / "val_4k.tar"))
+    splits = open_splits(data)
+    assert (len(splits.class_names), len(splits.train), len(splits.val)) == (200, 20000, 4000)
+    assert np.bincount(splits.val.targets).tolist() == [20] * 200
+    assert len(open_evaluation(replace(recipe, data=str(place / "val_4k.tar")), splits.class_names)) == 4000

@@ -67,7 +67,7 @@ def test_run_folder(recipe, photos):
     assert classifier.class_names == sorted(p.name for p in photos.iterdir())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images), classifier.model(images))
-    assert classifier.data_config["input_size"] == (3, 32, 32)
+    assert tuple(classifier.data_config["input_size"]) == (3, 32, 32)
     scores = evaluate(str(run.folder / "best"), str(photos), recipe=replace(recipe, workers=0))
     assert scores.count == 36
     assert scores.top1.value == 1.0
