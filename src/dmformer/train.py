@@ -110,13 +110,14 @@ class Trainer:
         self.layout = layout
         self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
+        fused: dict[str, Any] = {"fused": True} if recipe.optimizer in ("adam", "adamw") else {}
         optimizer = create_optimizer_v2(
             self.bare,
             opt=recipe.optimizer,
             lr=recipe.lr * self.lr_scale,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
-            **({"fused": True} if recipe.optimizer in ("adam", "adamw") else {}),
+            **fused,
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
