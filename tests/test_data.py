@@ -156,12 +156,14 @@ def test_errors_say_what_to_do(recipe, photos, tmp_path):
     make_photo((1, 2, 3), 0).save(tmp_path / "flat" / "a.png")
     (tmp_path / "one" / "only").mkdir(parents=True)
     make_photo((1, 2, 3), 0).save(tmp_path / "one" / "only" / "a.png")
+    (tmp_path / "untrained" / "val" / "a").mkdir(parents=True)
     (tmp_path / "bad.tar").write_bytes(b"no tar")
     (tmp_path / "notes.txt").write_text("text")
     for data, words in {
         "empty": "holds no images",
         "flat": "outside class folders",
         "one": "one class, 'only'",
+        "untrained": "no train",
         "bad.tar": "cannot be read as a tar",
         "notes.txt": "is a file",
         "nowhere": "does not exist",
@@ -170,6 +172,11 @@ def test_errors_say_what_to_do(recipe, photos, tmp_path):
             open_splits(replace(recipe, data=str(tmp_path / data)))
     with pytest.raises(UserError, match="does not know"):
         open_evaluation(recipe, ["cat", "dog"])
+
+
+def test_odd_folder_names(recipe, photos):
+    odd = photos.rename(photos.with_name("my!photos #1.tar"))
+    assert len(open_splits(replace(recipe, data=str(odd))).train) == 26
 
 
 def test_empty_class_folders_are_told(recipe, photos):

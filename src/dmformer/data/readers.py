@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from timm.data import create_dataset
@@ -25,6 +25,16 @@ add_img_extensions((".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """Folder names that are read as a split."""
+
+
+class Place(NamedTuple):
+    """A folder, a tar, or what lies below a member of a tar."""
+
+    path: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.member}/)' if self.member else ''}"
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,10 @@ def _open_elpv(recipe: Recipe) -> Splits:
 
 def _open_local(recipe: Recipe) -> Splits:
     roots = _local_roots(Path(recipe.data))
+    if not {"train", ""} & set(roots):
+        raise UserError(
+            f"{recipe.data} has {' and '.join(roots)} but no train: put the class folders to train on there."
+        )
     for name, place in (("val", recipe.val_data), ("test", recipe.test_data)):
         if place is not None:
             extra = _local_roots(Path(place))
@@ -233,8 +247,8 @@ def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) ->
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def _local_roots(path: Path) -> dict[str, str]:
-    """Splits found at a path, as names of places ("tar!member" inside a tar); {"": path} where there is no split."""
+def _local_roots(path: Path) -> dict[str, Place]:
+    """Places of the splits found at a path; {"": place} where there is no split."""
     if not path.exists():
         raise UserError(f"{path} does not exist: give a folder of class folders, a .tar, or a set's name.")
     if not os.access(path, os.R_OK):
@@ -243,10 +257,11 @@ def _local_roots(path: Path) -> dict[str, str]:
         if path.suffix.lower() != ".tar":
             raise UserError(f"{path} is a file: give a folder of class folders, or an uncompressed .tar of one.")
         tops = _tar_tops(path)
-        roots = {split: f"{path}!{name}" for split, names in SPLITS.items() for name in names if name in tops}
+        roots = {split: Place(path, name) for split, names in SPLITS.items() for name in names if name in tops}
     else:
-        roots = {split: str(path / name) for split, names in SPLITS.items() for name in names if (path / name).is_dir()}
-    return roots if "train" in roots or (roots and not (set(roots) - {"val", "test"})) else {"": str(path)}
+        found = ((split, path / name) for split, names in SPLITS.items() for name in names)
+        roots = {split: Place(folder) for split, folder in found if folder.is_dir()}
+    return roots or {"": Place(path)}
 
 
 def _tar_tops(path: Path) -> set[str]:
@@ -259,18 +274,20 @@ def _tar_tops(path: Path) -> set[str]:
         raise UserError(f"{path} cannot be read as a tar: {error}.") from None
 
 
-def _local_reader(root: str, classes: dict[str, int] | None) -> Any:
-    """A reader of one folder or tar (or the part of a tar below a member)."""
-    path, _, member = root.partition("!")
+def _local_reader(root: Place, classes: dict[str, int] | None) -> Any:
+    """A reader of one place; with `classes`, of their images alone."""
+    path, member = str(root.path), root.member
     class_map: Any = classes or ""
     try:
-        if path.lower().endswith(".tar") and Path(path).is_file():
+        if root.path.is_file():
             tar = ReaderImageInTar(path, class_map=class_map, cache_tarinfo=False)
             if not member:
                 return tar
             inside = [i for i, s in enumerate(tar.samples) if s[0].name.removeprefix("./").startswith(member + "/")]
+            if not inside:
+                raise RuntimeError("no image")
             return _TarPart(tar, np.array(inside))
-        reader = ReaderImageFolder(root, class_map=class_map)
+        reader = ReaderImageFolder(path, class_map=class_map)
     except (RuntimeError, ValueError) as error:
         if classes is not None:
             raise UserError(f"{root} holds no image of the classes {', '.join(list(classes)[:8])}.") from None
@@ -299,8 +316,8 @@ def _whole(reader: Any) -> Split:
     return Split(reader, np.arange(len(reader)), _targets(reader))
 
 
-def _empty_classes(root: str, class_names: list[str]) -> list[str]:
-    path = Path(root.partition("!")[0])
+def _empty_classes(root: Place, class_names: list[str]) -> list[str]:
+    path = root.path
     if not path.is_dir():
         return []
     empty = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name not in class_names and not any(p.iterdir()))
