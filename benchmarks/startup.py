@@ -11,7 +11,7 @@ import time
 
 from record import record
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def main() -> None:
