@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .data.decode import BrokenImageError, decode
+from .data.decode import SUFFIXES, BrokenImageError, decode
 from .errors import UserError
 from .weights import Classifier, open_classifier
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ def list_photos(photos: Sequence[str]) -> list[str]:
         if photo != "-" and not path.exists():
             raise UserError(f"{photo} does not exist: give image files, folders, or - for standard input.")
         if photo != "-" and path.is_dir():
-            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not found:
-                raise UserError(f"{photo} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+                raise UserError(f"{photo} holds no images ({', '.join(sorted(SUFFIXES))}).")
             names += found
         else:
             names.append(photo)

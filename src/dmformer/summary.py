@@ -67,8 +67,10 @@ def conclude(folder: Path, splits: Splits, progress: Progress, recipe: Recipe, c
             raise ValueError("a stream's images cannot be shown again")
         return images.picture(positions[i])
 
-    broken = [(splits.train.filename(i), "training") for i in progress.broken]
-    broken += [(split.filename(i), name) for i in found.broken]
+    broken = []
+    for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
+        reader = ImageSet(part, classifier.transform(), classifier.at_least, training=False, seed=0)
+        broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
     write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
     write_report(
         folder / "report.html",

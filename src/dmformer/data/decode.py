@@ -5,6 +5,9 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+"""Files that are taken for images in folders and tars."""
+
 
 class BrokenImageError(Exception):
     """A file that cannot be read as an image; says why."""

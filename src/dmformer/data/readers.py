@@ -20,8 +20,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import UserError
 from ..recipes import Recipe
+from .decode import SUFFIXES
 
-add_img_extensions((".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+add_img_extensions(SUFFIXES)
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
 """Folder names that are read as a split."""
