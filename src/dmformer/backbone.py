@@ -2,6 +2,8 @@
 
     image -> Stage 1 (stride 4) -> Stage 2 (8) -> Stage 3 (16) -> Stage 4 (32) -> norm -> pooling -> classifier
 
+ViTAE has three stages.
+
 What differs between families is passed in: the token mixer, the MLP and the downsampling are callables or modules,
 never names. Everything is NCHW.
 """
@@ -9,6 +11,7 @@ never names. Everything is NCHW.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerScale2d, get_device_dtype
@@ -82,7 +85,7 @@ class Stage(nn.Module):
 
 
 class HierarchicalBackbone(nn.Module):
-    """Four stages at strides 4, 8, 16, 32 with a classifier, the interface that timm expects of a model.
+    """Stages at strides 4, 8, 16, 32 with a classifier, the interface that timm expects of a model.
 
     (B, in_chans, H, W) -> (B, num_classes); any H and W from 32 up.
 
@@ -93,6 +96,7 @@ class HierarchicalBackbone(nn.Module):
         num_classes: Size of the classifier; 0 leaves the pooled features.
         global_pool: timm's pooling name; "" leaves the feature map.
         drop_rate: Dropout before the classifier.
+        head: Pooling and classifier, with the interface of timm's `ClassifierHead`, which is the default.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class HierarchicalBackbone(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -115,7 +120,7 @@ class HierarchicalBackbone(nn.Module):
         ]
         self.stages = nn.Sequential(*stages)
         self.norm = norm or nn.Identity()
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head: Any = head or ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.head_hidden_size = self.head.num_features
         init_weights(self)
 
@@ -203,11 +208,11 @@ class HierarchicalBackbone(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, C, H/32, W/32)."""
+        """(B, in_chans, H, W) -> (B, C, H/s, W/s) at the stride s of the last stage, 32 for four stages."""
         return self.norm(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, H/32, W/32) -> (B, num_classes), or (B, C) with `pre_logits`."""
+        """(B, C, H/s, W/s) -> (B, num_classes), or (B, C) with `pre_logits`."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,9 +35,8 @@ def catalogue(pattern: str = "*") -> list[Entry]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from .models import FAMILIES
+    from .models import PUBLISHED
 
-    published = {name: top1 for family in FAMILIES for name, top1 in family.PUBLISHED_TOP1.items()}
     entries = []
     for name in model_names():
         if not fnmatch.fnmatch(name, pattern) and pattern not in name:
@@ -50,7 +49,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
                 name,
                 sum(p.numel() for p in model.parameters()) / 1e6,
                 counter.get_total_flops() / 2e9,
-                published.get(name),
+                PUBLISHED[name].top1,
                 model.pretrained_cfg.get("paper_ids") or "",
             )
         )

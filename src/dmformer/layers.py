@@ -1,9 +1,9 @@
-"""Layers that timm.layers lacks: the convolution stem, the downsampling between stages, a sum of depth-wise levels."""
+"""Layers that timm.layers lacks: stems, downsampling between stages, depth-wise convolutions, an MLP with one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from timm.layers import register_notrace_module
+from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
 
 from .kernels.depthwise import depthwise_sum, is_fast_path
@@ -29,11 +29,107 @@ class ConvStem(nn.Sequential):
         )
 
 
-class Downsample(nn.Sequential):
-    """3x3 convolution of stride 2 with BatchNorm, between stages: (B, C, H, W) -> (B, dim, ceil(H/2), ceil(W/2))."""
+class NormStem(nn.Sequential):
+    """Stem of SMT, of total stride 4: (B, 3, H, W) -> (B, dim, ~H/4, ~W/4).
 
-    def __init__(self, in_chans: int, dim: int) -> None:
-        super().__init__(nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(dim))
+    A convolution of stride 2, BatchNorm, ReLU, a non-overlapping 2x2 of stride 2, LayerNorm (SMT, section 3).
+
+    Args:
+        in_chans: Channels of the images.
+        dim: Channels out.
+        kernel_size: Of the first convolution.
+    """
+
+    def __init__(self, in_chans: int, dim: int, kernel_size: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(in_chans, dim, kernel_size, stride=2, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 2, stride=2),
+            LayerNorm2d(dim, eps=1e-5),
+        )
+
+
+class Downsample(nn.Sequential):
+    """Overlapping patch embedding: (B, C, H, W) -> (B, dim, ceil(H/stride), ceil(W/stride)).
+
+    Args:
+        in_chans: Channels in.
+        dim: Channels out.
+        kernel_size: Odd; 3 between stages.
+        stride: 2 between stages.
+        bias: Whether the convolution has one before its norm.
+        norm: Makes the norm from the number of channels.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        kernel_size: int = 3,
+        stride: int = 2,
+        bias: bool = False,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        conv = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
+        super().__init__(conv, norm(dim))
+
+
+@register_notrace_module
+class DepthwiseConv(nn.Conv2d):
+    """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        dim: Channels, C.
+        kernel_size: Height and width of the kernel.
+        dilation: Distance between its taps.
+
+    On a CPU it runs through `kernels.depthwise` where the framework is slow; elsewhere, and in traced, compiled or
+    exported graphs, it is a plain convolution, as it is in state dicts.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, dilation: int = 1) -> None:
+        reach = dilation * (kernel_size - 1)  # pixels of padding, both sides together; uneven only for an even kernel
+        padding = "same" if reach % 2 else reach // 2
+        super().__init__(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
+        # The framework's 3x3 is fast both ways; the phases and products of ours serve odd kernels only.
+        self.gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.gains and is_fast_path(x):
+                return depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+class DepthwiseMlp(nn.Module):
+    """MLP with a depth-wise 3x3 convolution on its hidden channels: (B, C, H, W) -> (B, C, H, W).
+
+        h   = fc1(x)
+        out = fc2(GELU(DW3(h)))         or, with `residual`, fc2(GELU(h + DW3(h)))
+
+    The first is VAN's (section 3), the second SMT's.
+
+    Args:
+        dim: Channels, C.
+        hidden: Channels of h.
+        residual: Whether h is added to its convolution.
+    """
+
+    def __init__(self, dim: int, hidden: int, residual: bool = False) -> None:
+        super().__init__()
+        self.residual = residual
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.conv = DepthwiseConv(hidden, 3)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        y = self.conv(h)
+        if self.residual:
+            y = y + h
+        return self.fc2(self.act(y))
 
 
 @register_notrace_module

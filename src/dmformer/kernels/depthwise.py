@@ -36,28 +36,30 @@ def is_fast_path(x: Tensor) -> bool:
     )
 
 
-def depthwise_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
+def depthwise_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """Sum over l of depth-wise convolutions of one input, stride 1, "same" padding: (B, C, H, W) -> (B, C, H, W).
 
     Args:
         x: Images, (B, C, H, W), best in channels_last memory format; so is the result.
         weights: One odd kernel (C, 1, k_l, k_l) a level.
         dilations: One distance between taps a level.
+        bias: (C), added once.
 
     Differentiable once. Equal to the sum of `torch.nn.functional.conv2d` up to rounding.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weights = x.to(dtype), [w.to(dtype) for w in weights]
-    return _DepthwiseSum.apply(x, tuple(dilations), *weights)
+        bias = None if bias is None else bias.to(dtype)
+    return _DepthwiseSum.apply(x, tuple(dilations), bias, *weights)
 
 
 class _DepthwiseSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, dilations: tuple[int, ...], *weights: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, dilations: tuple[int, ...], bias: Tensor | None, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.dilations = dilations
-        return _forward(x, weights, dilations)
+        return _forward(x, weights, dilations, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -67,16 +69,18 @@ class _DepthwiseSum(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # The adjoint of a "same" correlation is the same correlation with its kernel turned by 180 degrees.
             grad_x = _forward(grad, [w.flip(-2, -1) for w in weights], ctx.dilations)
-        if any(ctx.needs_input_grad[2:]):
+        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        if any(ctx.needs_input_grad[3:]):
             grad_w = _weight_gradients(x, grad, weights, ctx.dilations)
-        return grad_x, None, *grad_w
+        return grad_x, None, grad_bias, *grad_w
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> Tensor:
+def _forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
+    biases = [bias, *[None] * (len(weights) - 1)]
     branches = (
-        _convolve(x, _crop_to_reach(weight, dilation, x.shape[-2], x.shape[-1]), dilation)
-        for weight, dilation in zip(weights, dilations, strict=True)
+        _convolve(x, _crop_to_reach(weight, dilation, x.shape[-2], x.shape[-1]), dilation, bias)
+        for weight, dilation, bias in zip(weights, dilations, biases, strict=True)
     )
     out = next(branches).contiguous(memory_format=torch.channels_last)
     for branch in branches:
@@ -91,13 +95,13 @@ def _crop_to_reach(weight: Tensor, dilation: int, height: int, width: int) -> Te
     return weight[:, :, ky - ry : ky + ry + 1, kx - rx : kx + rx + 1].contiguous()
 
 
-def _convolve(x: Tensor, weight: Tensor, d: int) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, d: int, bias: Tensor | None) -> Tensor:
     """One depth-wise convolution of a channels_last input, through the phases if it is dilated."""
     C, padding = x.shape[1], (weight.shape[-2] // 2, weight.shape[-1] // 2)
     if d == 1 or padding == (0, 0):
-        return F.conv2d(x, weight, padding=padding, groups=C)
+        return F.conv2d(x, weight, bias, padding=padding, groups=C)
     phases = _to_phases(x, d)
-    return _from_phases(F.conv2d(phases, weight, padding=padding, groups=C), d, x.shape)
+    return _from_phases(F.conv2d(phases, weight, bias, padding=padding, groups=C), d, x.shape)
 
 
 def _to_phases(x: Tensor, d: int) -> Tensor:

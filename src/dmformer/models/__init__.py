@@ -1,7 +1,10 @@
 """The model families: numbers, pretrained configurations and timm entry points."""
 
-from . import dmformer
+from . import dmformer, smt, van, vitae, vitaev2
 
-FAMILIES = (dmformer,)
+FAMILIES = (dmformer, van, smt, vitae, vitaev2)
 
-__all__ = ["FAMILIES", "dmformer"]
+PUBLISHED = {name: entry for family in FAMILIES for name, entry in family.PUBLISHED.items()}
+"""What the papers publish of each variant."""
+
+__all__ = ["FAMILIES", "PUBLISHED", "dmformer", "smt", "van", "vitae", "vitaev2"]

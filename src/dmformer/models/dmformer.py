@@ -5,18 +5,30 @@ weights are public. The paper names S and L without depths and widths: those, an
 reconstructions (S and L at the size of VAN-B2 and B3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvMlp, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, register_model
+from timm.models.metaformer import Pooling
 from torch import nn
 
 from ..backbone import Block, HierarchicalBackbone, Stage, building_on
 from ..layers import ConvStem, Downsample
 from ..mixers.dma import DMA, LEVELS
+from ..mixers.lka import LKA
+from ..mixers.sam import SAM
+from .published import Published, Weights, make_cfgs
+
+
+PEERS: dict[str, Callable[[int], nn.Module]] = {
+    "lka": LKA,
+    "sam": SAM,
+    "pooling": lambda dim: Pooling(),
+    "identity": lambda dim: nn.Identity(),
+}
+"""Mixers of others in the place of DMA, to compare; "pooling" is PoolFormer's."""
 
 
 class DMFormer(HierarchicalBackbone):
@@ -26,7 +38,8 @@ class DMFormer(HierarchicalBackbone):
         dims: Channels of the four stages.
         depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        levels, dilated, gate, expand_ratio, gate_reduction: Of the mixer, see `DMA`; the paper's ablations.
+        mixer: "dma", one of `PEERS` by name, or what makes a mixer from the number of channels.
+        levels, dilated, gate, expand_ratio, gate_reduction: Of DMA, see there; the paper's ablations.
         layer_scale: Initial layer scale, or None for none.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
@@ -38,6 +51,7 @@ class DMFormer(HierarchicalBackbone):
         dims: Sequence[int],
         depths: Sequence[int],
         mlp_ratios: Sequence[float],
+        mixer: str | Callable[[int], nn.Module] = "dma",
         levels: Sequence[tuple[int, int]] = LEVELS,
         dilated: bool = True,
         gate: bool = True,
@@ -52,9 +66,14 @@ class DMFormer(HierarchicalBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        mixer = partial(
+        dma = partial(
             DMA, levels=levels, dilated=dilated, gate=gate, expand_ratio=expand_ratio, gate_reduction=gate_reduction
         )
+        mixers = {"dma": dma, **PEERS}
+        if isinstance(mixer, str):
+            if mixer not in mixers:
+                raise ValueError(f"mixer must be one of {', '.join(mixers)}, not {mixer!r}")
+            mixer = mixers[mixer]
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         with building_on(device, dtype):
             stages = []
@@ -66,28 +85,21 @@ class DMFormer(HierarchicalBackbone):
             super().__init__(stages, nn.BatchNorm2d(dims[-1]), in_chans, num_classes, global_pool, drop_rate)
 
 
-def _cfg(**kwargs) -> dict:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stages.0.downsample.0",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_name": "DMFormer: Closing the Gap Between CNN and Vision Transformers",
-        "paper_ids": "arXiv:2209.07738",
-        **kwargs,
-    }
+PUBLISHED = {
+    "dmformer_n": Published(None, None, (Weights("untrained"),)),
+    "dmformer_t": Published(None, None, (Weights("untrained"),)),
+    "dmformer_s": Published(None, None, (Weights("untrained", 82.8, note="no weights were published"),)),
+    "dmformer_l": Published(None, None, (Weights("untrained", 83.6, note="no weights were published"),)),
+}
+"""Top-1 of version 1 of the paper, abstract."""
 
-
-default_cfgs = generate_default_cfgs({f"dmformer_{size}.untrained": _cfg() for size in "ntsl"})
-
-PUBLISHED_TOP1 = {"dmformer_s": 82.8, "dmformer_l": 83.6}
-"""ImageNet-1K top-1 at 224 in % (version 1 of the paper, abstract)."""
+default_cfgs = make_cfgs(
+    PUBLISHED,
+    first_conv="stages.0.downsample.0",
+    license="apache-2.0",
+    paper_name="DMFormer: Closing the Gap Between CNN and Vision Transformers",
+    paper_ids="arXiv:2209.07738",
+)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> DMFormer:

@@ -1,0 +1,91 @@
+"""Large Kernel Attention, the token mixer of VAN ("Visual Attention Network", arXiv 2202.09741, section 3)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..layers import DepthwiseConv
+
+
+def decompose(kernel_size: int, dilation: int) -> tuple[int, int]:
+    """Sides of the depth-wise and of the dilated depth-wise kernel that stand for one of kernel_size x kernel_size.
+
+    (2 d - 1, ceil(K / d)): (5, 7) for K = 21, d = 3 (VAN, section 3).
+
+    Raises:
+        ValueError: A size or dilation below 1, or a dilation above the size.
+    """
+    if not 1 <= dilation <= kernel_size:
+        raise ValueError(f"dilation must lie between 1 and kernel_size = {kernel_size}, not be {dilation}")
+    return 2 * dilation - 1, -(-kernel_size // dilation)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and floating-point operations for one image (a multiply-add counts as two)."""
+
+    parameters: int
+    flops: int
+
+
+def decomposed_cost(kernel_size: int, dilation: int, dim: int, height: int = 1, width: int = 1) -> Cost:
+    """Cost of the decomposition, without biases: ((2 d - 1)^2 + ceil(K / d)^2) C + C^2 (VAN, equations 4 and 5)."""
+    local, dilated = decompose(kernel_size, dilation)
+    return _cost((local**2 + dilated**2) * dim + dim**2, height * width)
+
+
+def plain_cost(kernel_size: int, dim: int, height: int = 1, width: int = 1) -> Cost:
+    """Cost of the K x K convolution of C to C channels that the decomposition replaces, without bias: K^2 C^2."""
+    return _cost(kernel_size**2 * dim**2, height * width)
+
+
+def _cost(parameters: int, pixels: int) -> Cost:
+    return Cost(parameters, 2 * parameters * pixels)
+
+
+class LargeKernel(nn.Module):
+    """A K x K convolution, decomposed, as a gate on its input: (B, C, H, W) -> (B, C, H, W).
+
+        out = u * W DW_d(DW(u))
+
+    with a depth-wise (2 d - 1)-kernel, a depth-wise ceil(K / d)-kernel of dilation d, and a 1x1 convolution W; no
+    sigmoid (VAN, section 3).
+
+    Args:
+        dim: Channels, C.
+        kernel_size: Side K of the kernel that is stood for.
+        dilation: Dilation d.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:
+        super().__init__()
+        local, dilated = decompose(kernel_size, dilation)
+        self.local = DepthwiseConv(dim, local)
+        self.dilated = DepthwiseConv(dim, dilated, dilation)
+        self.point = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u * self.point(self.dilated(self.local(u)))
+
+
+class LKA(nn.Module):
+    """VAN's attention around the large kernel: (B, C, H, W) -> (B, C, H, W).
+
+        out = x + W2 LargeKernel(GELU(W1 x))
+
+    The residual is inside, on the normalised input, as in the authors' code.
+
+    Args:
+        dim: Channels, C.
+        kernel_size, dilation: Of `LargeKernel`.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:
+        super().__init__()
+        self.proj1 = nn.Conv2d(dim, dim, 1)
+        self.act = nn.GELU()
+        self.kernel = LargeKernel(dim, kernel_size, dilation)
+        self.proj2 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj2(self.kernel(self.act(self.proj1(x))))

@@ -1,0 +1,75 @@
+"""Scale-Aware Modulation, the convolutional token mixer of SMT ("Scale-Aware Modulation Meet Transformer", ICCV 2023)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import DepthwiseConv
+
+
+class MHMC(nn.Module):
+    """Multi-Head Mixed Convolution: (B, C, H, W) -> (B, C, H, W) (SMT, section 3).
+
+    The channels are split into contiguous heads, and head n is convolved depth-wise with a (2 n + 3)-kernel,
+    n = 0, 1, ...: 3, 5, 7, 9 for four heads.
+    """
+
+    def __init__(self, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads = {heads} must divide the {dim} channels")
+        self.convs = nn.ModuleList(DepthwiseConv(dim // heads, 3 + 2 * n) for n in range(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.chunk(len(self.convs), 1)
+        return torch.cat([conv(heads[n]) for n, conv in enumerate(self.convs)], 1)
+
+
+class SAA(nn.Module):
+    """Scale-Aware Aggregation: (B, C, H, W) -> (B, C, H, W) (SMT, section 3).
+
+    Channels are regrouped so that each group holds one channel of every head, mixed inside the groups with an
+    expansion, then across them: out = W1 GELU(BN(W0 shuffle(x))), W0 in C / heads groups.
+
+    Args:
+        dim: Channels, C.
+        heads: Heads of the mixed convolution before it.
+        expand_ratio: Width between W0 and W1 over C.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.proj0 = nn.Conv2d(dim, dim * expand_ratio, 1, groups=dim // heads)
+        self.norm = nn.BatchNorm2d(dim * expand_ratio)
+        self.act = nn.GELU()
+        self.proj1 = nn.Conv2d(dim * expand_ratio, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        # Channel head * C/heads + g goes to g * heads + head; on channels_last memory the outer views are free.
+        x = x.permute(0, 2, 3, 1).reshape(B, H, W, self.heads, C // self.heads)
+        x = x.transpose(3, 4).reshape(B, H, W, C).permute(0, 3, 1, 2)
+        return self.proj1(self.act(self.norm(self.proj0(x))))
+
+
+class SAM(nn.Module):
+    """Scale-Aware Modulation: (B, C, H, W) -> (B, C, H, W) (SMT, section 3).
+
+        out = proj(SAA(MHMC(s(x))) * v(x))
+
+    Args:
+        dim: Channels, C.
+        heads: Heads of the mixed convolution, with kernels 3, 5, 7, ...
+        expand_ratio: Of the aggregation.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:
+        super().__init__()
+        self.s = nn.Conv2d(dim, dim, 1)
+        self.mhmc = MHMC(dim, heads)
+        self.saa = SAA(dim, heads, expand_ratio)
+        self.v = nn.Conv2d(dim, dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.saa(self.mhmc(self.s(x))) * self.v(x))

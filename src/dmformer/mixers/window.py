@@ -1,0 +1,47 @@
+"""Attention inside windows that do not overlap (ViTAEv2, stages 1 and 2)."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+from .attention import Attention
+
+
+class WindowAttention(Attention):
+    """`Attention` inside each window of a map: (B, N, C) -> (B, N, C'), N = H * W.
+
+    The map is padded with zeros to a multiple of the window, half of it before and half after, and the padding takes
+    part in the softmax, as in the authors' code; windows are not shifted and have no position bias (ViTAEv2, section 3).
+
+    Args:
+        in_dim, dim, heads, qkv_bias: See `Attention`.
+        window: Side of a window.
+    """
+
+    def __init__(self, in_dim: int, dim: int, heads: int, qkv_bias: bool = True, window: int = 7) -> None:
+        super().__init__(in_dim, dim, heads, qkv_bias)
+        self.window = window
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """`size` is the height and width of the map that the tokens are of."""
+        (B, _, C), (H, W), s = x.shape, size, self.window
+        x, top, left = pad_to_windows(x.reshape(B, H, W, C), s)
+        rows, columns = x.shape[1] // s, x.shape[2] // s
+        # (B, rows, s, columns, s, C) -> (B * rows * columns, s * s, C)
+        x = x.reshape(B, rows, s, columns, s, C).transpose(2, 3).reshape(B * rows * columns, s * s, C)
+        x = self.proj(self.attend(self.qkv(x)))
+        C = x.shape[-1]
+        x = x.reshape(B, rows, columns, s, s, C).transpose(2, 3).reshape(B, rows * s, columns * s, C)
+        return x[:, top : top + H, left : left + W].reshape(B, H * W, C)
+
+
+@register_notrace_function
+def pad_to_windows(x: Tensor, window: int) -> tuple[Tensor, int, int]:
+    """(B, H, W, C) with zeros around it so that `window` divides height and width; and the rows and columns before."""
+    height, width = -x.shape[1] % window, -x.shape[2] % window
+    top, left = height // 2, width // 2
+    if torch.jit.is_scripting() or not torch.compiler.is_compiling():
+        if height == 0 and width == 0:  # saves a copy; a compiled graph must not depend on it
+            return x, 0, 0
+    return F.pad(x, (0, 0, left, width - left, top, height - top)), top, left

@@ -1,0 +1,87 @@
+"""What the papers publish of a variant, and the pretrained configurations that timm reads, made from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that the authors published, or the figure that a paper gives for weights that were not.
+
+    Attributes:
+        tag: timm's tag: "in1k", "in22k", "in22k_ft_in1k", "in22k_ft_in1k_384".
+        top1: ImageNet-1K top-1 in %, None for weights with the 21,841 classes of ImageNet-22K.
+        files: Names of the published files.
+        note: What else is to be known of them.
+        crop_pct: Share of the resized image that they are evaluated on, None for the family's.
+    """
+
+    tag: str = "in1k"
+    top1: float | None = None
+    files: tuple[str, ...] = ()
+    note: str = ""
+    crop_pct: float | None = None
+
+    @property
+    def image_size(self) -> int:
+        return 384 if self.tag.endswith("_384") else 224
+
+    @property
+    def num_classes(self) -> int:
+        return 21841 if self.tag == "in22k" else 1000
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published size of a variant and its weights, the default first.
+
+    Attributes:
+        parameters: Millions, None where the paper gives none.
+        gflops: 10^9 multiply-adds of an image of 224 x 224, likewise.
+        weights: What was published.
+    """
+
+    parameters: float | None
+    gflops: float | None
+    weights: tuple[Weights, ...]
+
+    @property
+    def top1(self) -> float | None:
+        """Trained on ImageNet-1K alone where that is published, else the first figure there is."""
+        return next((w.top1 for w in self.weights if w.top1 is not None), None)
+
+
+def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: Any) -> Mapping[str, Any]:
+    """timm's default configurations of a family, {"variant.tag": cfg}, preprocessing included.
+
+    Args:
+        published: By variant.
+        stride: Of the last map.
+        common: What differs from ImageNet's mean and deviation, bicubic, crop 0.9 at 224 px, for the whole family.
+    """
+    cfgs = {}
+    for variant, entry in published.items():
+        for weights in entry.weights:
+            size = weights.image_size
+            cfg = {
+                "num_classes": weights.num_classes,
+                "input_size": (3, size, size),
+                "pool_size": (size // stride, size // stride),
+                "crop_pct": 0.9,
+                "interpolation": "bicubic",
+                "mean": IMAGENET_DEFAULT_MEAN,
+                "std": IMAGENET_DEFAULT_STD,
+                "classifier": "head.fc",
+                **common,
+            }
+            notes = [f"published as {', '.join(weights.files)}"] if weights.files else []
+            notes += [f"published ImageNet-1K top-1 {weights.top1} %"] if weights.top1 is not None else []
+            notes += [weights.note] if weights.note else []
+            if weights.crop_pct is not None:
+                cfg["crop_pct"] = weights.crop_pct
+            cfgs[f"{variant}.{weights.tag}"] = {**cfg, "notes": tuple(notes)}
+    return generate_default_cfgs(cfgs)
