@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -41,7 +42,7 @@ class PCM(nn.Sequential):
         last_act: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (before, after) in enumerate(pairwise(dims)):
             layers.append(nn.Conv2d(before, after, 3, stride=strides[i], padding=1, groups=groups))
             if i < len(dims) - 2:
                 if i > 0 or first_norm:
@@ -98,7 +99,7 @@ class PRM(nn.Module):
             maps = []
             for conv in self.convs:  # the only one
                 for d, padding in zip(self.dilations, self.paddings):  # noqa: B905 (TorchScript knows no strict)
-                    maps.append(self.act(F.conv2d(x, conv.weight, conv.bias, self.stride, padding, d)))
+                    maps.append(self.act(F.conv2d(x, conv.weight, conv.bias, self.stride, padding, d)))  # type: ignore[arg-type]
         if self.concat:
             return torch.cat(maps, 1)
         out = maps[0]
@@ -248,7 +249,7 @@ class CellStage(Stage):
     def forward(self, x: Tensor) -> Tensor:
         x, size = self.embed(x)
         for cell in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108 (TorchScript)
                 x = checkpoint(cell, x, size)
             else:
                 x = cell(x, size)

@@ -1,4 +1,4 @@
-"""Scale-Aware Modulation, the convolutional token mixer of SMT ("Scale-Aware Modulation Meet Transformer", ICCV 2023)."""
+"""Scale-Aware Modulation, the convolutional mixer of SMT ("Scale-Aware Modulation Meet Transformer", ICCV 2023)."""
 
 import torch
 from torch import Tensor, nn

@@ -12,7 +12,8 @@ class WindowAttention(Attention):
     """`Attention` inside each window of a map: (B, N, C) -> (B, N, C'), N = H * W.
 
     The map is padded with zeros to a multiple of the window, half of it before and half after, and the padding takes
-    part in the softmax, as in the authors' code; windows are not shifted and have no position bias (ViTAEv2, section 3).
+    part in the softmax, as in the authors' code; windows are not shifted and have no position bias (ViTAEv2, section
+    3).
 
     Args:
         in_dim, dim, heads, qkv_bias: See `Attention`.

@@ -21,7 +21,6 @@ from ..mixers.lka import LKA
 from ..mixers.sam import SAM
 from .published import Published, Weights, make_cfgs
 
-
 PEERS: dict[str, Callable[[int], nn.Module]] = {
     "lka": LKA,
     "sam": SAM,

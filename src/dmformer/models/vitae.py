@@ -6,7 +6,7 @@ sizes "ViTAEv2", arXiv 2202.10108. Exact: the authors' weights load and give the
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, resample_abs_pos_embed
@@ -271,7 +271,7 @@ PUBLISHED = {
 }
 
 _PLAIN = ("vitae_b", "vitae_l", "vitae_h")
-_COMMON = dict(
+_COMMON: dict[str, Any] = dict(
     stride=16,
     paper_name="ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias",
     paper_ids="arXiv:2106.03348",
