@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmformer.catalogue import catalogue, model_names
+from dmformer.classifier import open_classifier
 from dmformer.cli import main
 from dmformer.train import train
-from dmformer.weights import open_classifier
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

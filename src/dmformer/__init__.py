@@ -10,3 +10,5 @@ __version__ = "0.1.0"
 # The command reads its arguments before it pays for torch (see dmformer_command.py); its parts import `models`.
 if "dmformer_command" not in sys.modules:
     from . import models as models
+    from .convert import convert as convert
+    from .weights import load_weights as load_weights

@@ -126,8 +126,8 @@ class HierarchicalBackbone(nn.Module):
 
     @torch.jit.ignore  # type: ignore[arg-type]
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, beside the vectors that timm's optimisers exempt themselves."""
-        return set()
+        """Class tokens and positions: without weight decay, as are the vectors that timm's optimisers exempt."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
     @torch.jit.ignore  # type: ignore[arg-type]
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -137,7 +137,7 @@ class HierarchicalBackbone(nn.Module):
         return dict(
             stem=r"^stages\.0\.downsample",
             blocks=[
-                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.(?:downsample|cls_token)", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^stages\.(\d+)\.norm", (99999,)),
                 (r"^norm", (99999,)),

@@ -1,14 +1,18 @@
 """What a recipe makes of names and numbers: the model, its frozen parts, mixup, the classes' weights."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 from timm.data import Mixup
+from timm.models import PretrainedCfg
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
+from .classifier import read_config
 from .data.readers import Splits
 from .errors import UserError, unknown
 from .recipes import Recipe
@@ -27,16 +31,28 @@ def build_model(recipe: Recipe, class_names: list[str]) -> tuple[nn.Module, list
     if recipe.optimizer not in optimizers:
         raise unknown("optimizer", recipe.optimizer, optimizers)
     arguments: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    if (timm.get_pretrained_cfg(recipe.model) or PretrainedCfg()).fixed_input_size:
+        arguments["img_size"] = recipe.image_size
     arguments = {k: v for k, v in arguments.items() if v} | recipe.parsed_model_args()
     try:
         model: Any = timm.create_model(recipe.model, num_classes=len(class_names), **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{recipe.model} does not take these arguments: {str(error).splitlines()[0]}") from None
     if recipe.weights:
-        load_weights(model, recipe.weights, keep_head=False)
+        load_weights(model, recipe.weights, recipe.head)
     if recipe.grad_checkpointing:
         model.set_grad_checkpointing()
     return model, freeze(model, recipe.freeze) if recipe.freeze else []
+
+
+def with_normalisation(recipe: Recipe) -> Recipe:
+    """The recipe with the mean and deviation that its weights, or else its model, are to be used with."""
+    cfg: Any = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) or PretrainedCfg()
+    mean, std = cfg.mean, cfg.std
+    if recipe.weights and (Path(recipe.weights) / "config.json").is_file():
+        stated = read_config(Path(recipe.weights) / "config.json").get("pretrained_cfg", {})
+        mean, std = stated.get("mean", mean), stated.get("std", std)
+    return replace(recipe, mean=recipe.mean or tuple(mean), std=recipe.std or tuple(std))
 
 
 def freeze(model: nn.Module, stages: int) -> list[nn.Module]:

@@ -10,12 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published."""
+    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published, and what
+    that was trained on."""
 
     name: str
     parameters: float
     gmacs: float
     published_top1: float | None
+    trained_on: str | None
     paper: str
 
 
@@ -50,6 +52,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
                 sum(p.numel() for p in model.parameters()) / 1e6,
                 counter.get_total_flops() / 2e9,
                 PUBLISHED[name].top1,
+                PUBLISHED[name].trained_on,
                 model.pretrained_cfg.get("paper_ids") or "",
             )
         )

@@ -108,6 +108,7 @@ class PRM(nn.Module):
         return out
 
 
+@torch.fx.wrap
 @register_notrace_function
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) with zeros below and to the right until `multiple` divides height and width."""
@@ -218,7 +219,8 @@ class CellStage(Stage):
         grid: tuple[int, int] = (14, 14),
         any_grid: bool = False,
     ) -> None:
-        super().__init__(dim, downsample, cells)
+        super().__init__(dim, downsample, [])
+        self.blocks = nn.ModuleList(cells)  # TorchScript compiles a Sequential as a call with x alone
         if position not in ("none", "sinusoid", "learned"):
             raise ValueError(f"position must be none, sinusoid or learned, not {position!r}")
         self.num_prefix_tokens = int(class_token)
@@ -266,6 +268,7 @@ def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], size[0], size[1])
 
 
+@torch.fx.wrap
 @register_notrace_function
 def positions(table: Tensor, size: tuple[int, int], grid: tuple[int, int], prefix: int, any_grid: bool) -> Tensor:
     """A learned table for `grid`, resized to `size` if that is allowed: (1, P + h * w, C) -> (1, P + H * W, C)."""
@@ -279,6 +282,7 @@ def positions(table: Tensor, size: tuple[int, int], grid: tuple[int, int], prefi
     return table
 
 
+@torch.fx.wrap
 @register_notrace_function
 def sinusoids(x: Tensor) -> Tensor:
     """Sinusoid position encoding of the tokens of x, (B, N, C) -> (1, N, C) ("Attention Is All You Need", 3.5)."""

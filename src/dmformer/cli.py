@@ -1,4 +1,4 @@
-"""The `dmformer` command: train, eval, predict, models.
+"""The `dmformer` command: train, eval, predict, convert, models.
 
 Arguments are read and checked before torch is imported; each command imports what it needs.
 """
@@ -36,6 +36,7 @@ commands:
   train     train a classifier on photos; writes a run folder with a report
   eval      score a trained classifier on a set of photos
   predict   classify photos
+  convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
   models    list the models
 
 examples:
@@ -44,7 +45,8 @@ examples:
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
-  dmformer models
+  dmformer convert van_b0.pth van_b0/
+  dmformer models 'van_*'
 
 `dmformer COMMAND --help` shows the options of a command.
 """
@@ -120,12 +122,40 @@ class PredictOptions:
 
 
 @dataclass(frozen=True)
+class ConvertOptions:
+    """Recognise a published weights file and write a folder that predict, eval, train --weights and timm load.
+
+    Files of the authors of VAN, SMT, ViTAE and ViTAEv2, and VAN's of OpenMMLab and Hugging Face. They are read as
+    tensors only; nothing in them is run. Every tensor must be used and every parameter filled.
+
+    examples:
+      dmformer convert van_tiny_754.pth.tar van_b0/
+      dmformer predict van_b0/ photo.jpg
+      dmformer train finetune --model van_b0 --weights van_b0/ --data photos/
+      python -c "import dmformer, timm; timm.create_model('local-dir:van_b0', pretrained=True)"
+    """
+
+    source: str
+    """A .pth, .pth.tar or .safetensors file."""
+    out: str
+    """Folder to write: model.safetensors and config.json."""
+    drop_head: bool = False
+    """Leave the classifier out, e.g. one of 21,841 classes."""
+    image_size: int | None = None
+    """Side in pixels that the weights were tuned for, where the file's published name does not tell, e.g. 384."""
+    overwrite: bool = False
+    """Replace a model that is in the folder."""
+
+
+@dataclass(frozen=True)
 class ModelsOptions:
     """List the models: name, parameters, multiply-adds at 224 x 224, published ImageNet-1K top-1, paper.
 
+    The top-1 is the paper's, with what it was trained on: in1k, ImageNet-1K alone; in22k_ft_in1k, ImageNet-22K first.
+
     examples:
       dmformer models
-      dmformer models 'dmformer_*' --format csv
+      dmformer models 'smt_*' --format csv
     """
 
     filter: str = "*"
@@ -137,7 +167,7 @@ class ModelsOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 0, with 2 after a user's mistake, with 128 + n after signal n."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"train": _train, "eval": _eval, "predict": _predict, "models": _models}
+    commands = {"train": _train, "eval": _eval, "predict": _predict, "convert": _convert, "models": _models}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -248,6 +278,25 @@ def _predict(arguments: list[str]) -> None:
     _print_rows(header, rows, options.format)
 
 
+def _convert(arguments: list[str]) -> None:
+    options = _parse(ConvertOptions, arguments, "convert")
+    _check_path(options.source)
+    if options.image_size is not None and options.image_size < 32:
+        raise UserError(f"--image-size is {options.image_size}: the models need 32 pixels or more.")
+
+    from .convert import convert
+
+    made = convert(options.source, options.out, options.drop_head, options.image_size, options.overwrite)
+    config = made.data_config
+    print(f"{made.model}, {made.parameters:,} parameters, {made.num_classes} classes")
+    _, height, width = config["input_size"]
+    print(
+        f"images of {height} x {width} px, crop {config['crop_pct']:.3g}, {config['interpolation']}, "
+        f"mean {config['mean']}, deviation {config['std']}"
+    )
+    print(f"written: {made.folder}; use it: dmformer predict {shlex.quote(str(made.folder))} photo.jpg")
+
+
 def _models(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--filter", *arguments]
@@ -262,9 +311,15 @@ def _models(arguments: list[str]) -> None:
     if options.format == "json":
         print(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "paper"]
+    header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "trained on", "paper"]
     rows = [
-        [e.name, f"{e.parameters:.2f}", f"{e.gmacs:.3f}", "" if e.published_top1 is None else e.published_top1, e.paper]
+        [
+            e.name,
+            f"{e.parameters:.2f}",
+            f"{e.gmacs:.3f}",
+            *("" if v is None else v for v in (e.published_top1, e.trained_on)),
+            e.paper,
+        ]
         for e in entries
     ]
     _print_rows(header, rows, options.format)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .classifier import open_classifier
 from .data.loaders import Batch, ImageSet, eval_loader
 from .data.readers import Split, open_evaluation
 from .errors import UserError
 from .recipes import Recipe
 from .tasks.classification import Scores, score
-from .weights import open_classifier
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ def evaluate(
     classifier = open_classifier(source)
     split = open_evaluation(recipe, classifier.class_names)
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = classifier.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictions = predict_all(model, loader, device, progress=progress)
+    device = classifier.on_best_device()
+    predictions = predict_all(classifier.model, loader, device, progress=progress)
     check_broken(split, predictions.broken, recipe.max_broken)
     return score(predictions.probabilities, predictions.targets, classifier.class_names)
 

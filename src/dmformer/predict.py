@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from .classifier import Classifier, open_classifier
 from .data.decode import SUFFIXES, BrokenImageError, decode
 from .errors import UserError
-from .weights import Classifier, open_classifier
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def predict(
     names = list_photos(photos)
     classifier = open_classifier(source) if isinstance(source, str) else source
     transform = classifier.transform()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = classifier.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = classifier.on_best_device()
     group: list[tuple[str, torch.Tensor | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:
@@ -54,7 +53,7 @@ def predict(
         except BrokenImageError as error:
             group.append((name, str(error)))
         if len(group) == batch_size or i == len(names):
-            yield from _classify(group, model, device, classifier.class_names, top)
+            yield from _classify(group, classifier.model, device, classifier.class_names, top)
             group = []
 
 

@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 
 from . import __version__
+from .classifier import open_classifier
 from .data.loaders import ImageSet, eval_loader
 from .data.readers import Splits
 from .evaluate import check_broken, predict_all
@@ -20,7 +21,6 @@ from .files import write_whole
 from .recipes import Recipe
 from .report import Report, write_report
 from .tasks.classification import Scores, score
-from .weights import open_classifier
 
 
 @dataclass
@@ -53,10 +53,9 @@ def conclude(folder: Path, splits: Splits, progress: Progress, recipe: Recipe, c
     """
     split, name = (splits.test, "test") if splits.test else (splits.val, "validation")
     classifier = open_classifier(str(folder / "best"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = classifier.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = classifier.on_best_device()
     loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
-    found = predict_all(model, loader, device)
+    found = predict_all(classifier.model, loader, device)
     check_broken(split, found.broken, recipe.max_broken)
     scores = score(found.probabilities, found.targets, splits.class_names)
     positions = found.positions.tolist()

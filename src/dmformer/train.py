@@ -25,7 +25,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .build import build_model, class_weights, make_mixup
+from .build import build_model, class_weights, make_mixup, with_normalisation
+from .classifier import save_classifier
 from .data.loaders import StepSampler, eval_loader, eval_transform, train_loader
 from .data.readers import open_splits
 from .display import Display
@@ -36,7 +37,6 @@ from .recipes import Recipe
 from .runs import clear, csv_text, open_folder, writing_to
 from .summary import Progress, conclude
 from .tasks.classification import Scores, score
-from .weights import save_classifier
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -87,7 +87,7 @@ class Trainer:
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         on_cpu = not torch.accelerator.is_available()
         names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu).is_main_process else None]
-        self.recipe = recipe = broadcast_object_list(names)[0]
+        self.recipe = recipe = with_normalisation(broadcast_object_list(names)[0])
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
         self.accelerator = accelerator = Accelerator(

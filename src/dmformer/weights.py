@@ -1,48 +1,53 @@
-"""Load and save weights. Files are untrusted: tensors are read, nothing in them is ever run."""
+"""Read weights of ours and of others into models. Files are untrusted: tensors are read, nothing in them is run."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import timm
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from timm.data import create_transform, resolve_model_data_config
-from timm.models._hub import save_config_for_hf
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from . import models as models  # registers them with timm
-from .errors import UserError, unknown
-from .files import whole_file
+from .errors import UserError, first_line
+from .layouts import recognise
+from .models import PUBLISHED
+from .models.vitae import checkpoint_filter_fn
 
-LARGEST_CONFIG = 16 * 2**20
-"""Bytes; a larger config.json is refused."""
+Head = Literal["keep", "drop", "imagenet1k"]
+
+WRAPPERS = ("state_dict_ema", "state_dict", "model")
+"""Under which key files keep their tensors, the first that is there."""
+
+OTHER_DEPTHS: dict[str, dict[str, Any]] = {"smt_s": {"depths": (3, 4, 18, 1)}}
+"""Arguments of a second form in which a variant was published."""
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A model with what is needed to use it."""
+class Match:
+    """A variant that a state dict was compared with.
 
-    model: nn.Module
-    class_names: list[str]
-    data_config: dict[str, Any]
+    Attributes:
+        variant: Its name.
+        arguments: Of `timm.create_model`, where it is not the default form.
+        differences: One phrase each, the classifier left out; none where the weights are the variant's.
+    """
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The evaluation transform that the model was trained for: a PIL image to a tensor (3, H, W)."""
-        return create_transform(**self.data_config)  # type: ignore[return-value]
+    variant: str
+    arguments: dict[str, Any]
+    differences: list[str]
 
-    @property
-    def at_least(self) -> int:
-        """Shorter side in pixels that an image needs to have before it is transformed."""
-        return round(max(self.data_config["input_size"][-2:]) / self.data_config["crop_pct"])
+    def __str__(self) -> str:
+        given = ", ".join(f"{k}={v}" for k, v in self.arguments.items())
+        return f"{self.variant} with {given}" if given else self.variant
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or a .pth file, out of the wrappers `state_dict`, `model` and `state_dict_ema`.
+    """Tensors of a .safetensors, .pth or .pth.tar file, out of the wrappers `state_dict_ema`, `state_dict`, `model`.
 
     Raises:
         UserError: The file is missing, damaged, or holds anything but tensors in plain containers.
@@ -51,136 +56,167 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not exist: give a .safetensors or .pth file.")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or not a weights file: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged or not a weights file: {first_line(error)}") from None
     except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file provokes
-        raise UserError(f"{path} is refused, it needs more than tensors to be read: {_first_line(error)}") from None
-    for wrapper in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
-        raise UserError(f"{path} holds no state dict: tensors by name are expected.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        raise UserError(f"{path} is refused, it needs more than tensors to be read: {first_line(error)}") from None
+    return unwrapped(state, str(path))
 
 
-def load_weights(model: nn.Module, source: str, keep_head: bool = True) -> None:
-    """Load weights into a model of the same architecture, strictly.
-
-    Args:
-        model: One of timm's or ours.
-        source: A folder with model.safetensors, a weights file, or hf-hub:owner/name.
-        keep_head: False leaves the classifier as it is, for another set of classes.
-    """
-    if source.startswith("hf-hub:"):
-        state = timm.create_model(source, pretrained=True).state_dict()
-    else:
-        path = Path(source)
-        state = read_state_dict(path / "model.safetensors" if path.is_dir() else path)
-    own = model.state_dict()
-    if not keep_head:
-        config: Any = model.pretrained_cfg
-        heads = config["classifier"]
-        heads = (heads,) if isinstance(heads, str) else heads
-        for name in [n for n in own if n.rpartition(".")[0] in heads]:
-            state[name] = own[name]
-    check_fit(own, state, source)
-    model.load_state_dict(state)
+def unwrapped(state: Any, where: str) -> dict[str, Tensor]:
+    """A state dict out of the wrappers that published files have, `module.` taken off its names."""
+    while isinstance(state, Mapping) and any(isinstance(state.get(w), Mapping) for w in WRAPPERS):
+        state = next(state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping))
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
+        raise UserError(f"{where} holds no state dict: tensors by name are expected.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
-    """Raise UserError unless two state dicts have the same names and shapes."""
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    surplus = [n for n in state if n not in own]
-    wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
-    if missing or surplus:
-        what = f"lacks {missing[0]}" if missing else f"holds {surplus[0]}, which the model has not"
-        raise UserError(f"{source} is of another architecture: it {what} ({len(missing) + len(surplus)} such tensors).")
-    if wrong:
-        name, has, wants = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        raise UserError(
-            f"{source} is of another size or class count: {name} is {has}, not {wants} ({len(wrong)} such tensors)."
-        )
-
-
-def save_classifier(
-    folder: Path, model: nn.Module, state: dict[str, Tensor], class_names: list[str], data_config: dict[str, Any]
-) -> None:
-    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file whole.
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], head: Head = "keep") -> None:
+    """Load weights into a model, strictly: every tensor is used and every parameter filled.
 
     Args:
-        folder: Made if it is not there.
-        model: Made by timm's `create_model`, whose arguments are recorded.
-        state: The weights to write.
-        class_names: Their order is the classifier's.
-        data_config: Preprocessing, as timm's `resolve_data_config` gives it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "model.safetensors") as part:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
-    with whole_file(folder / "config.json") as part:
-        save_config_for_hf(model, str(part), model_config={"label_names": class_names}, data_config=data_config)
-
-
-def open_classifier(source: str) -> Classifier:
-    """A trained classifier from a run's best/ folder (or the run's folder), or from hf-hub:owner/name.
+        model: One of timm's or ours. Ours also take their authors' files and those of OpenMMLab and Hugging Face.
+        source: A weights file, a folder with model.safetensors, hf-hub:owner/name, or a state dict.
+        head: "keep" the classifier of the weights; "drop" it and leave the model's as it is, for other classes; or
+            take from one of ImageNet-22K's 21,841 classes the rows of "imagenet1k", by WordNet synset (one of the
+            thousand, n04399382, is not among them and keeps the model's row).
 
     Raises:
-        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+        UserError: A file that cannot be read, or weights of another family, variant or class count.
     """
-    if source.startswith("hf-hub:"):
-        model: Any = timm.create_model(source, pretrained=True).eval()
-        return Classifier(
-            model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model)
-        )
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(f"{source} is not a folder: give a run's best/ folder, as `dmformer train` writes it.")
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    config = _read_config(folder / "config.json")
-    architecture = config["architecture"]
-    if not timm.is_model(architecture):
-        raise unknown("model", architecture, timm.list_models())
-    state = read_state_dict(folder / "model.safetensors")
-    cfg = config.get("pretrained_cfg", {})
-    args = config.get("model_args") or {}
-    try:
-        model = timm.create_model(architecture, pretrained=False, **{"num_classes": config["num_classes"], **args})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder / 'config.json'}: the model cannot be built: {_first_line(error)}") from None
-    check_fit(model.state_dict(), state, str(folder))
-    model.load_state_dict(state)
-    names = _label_names(config, config["num_classes"])
-    if len(names) != config["num_classes"]:
-        raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
-    return Classifier(model.eval(), names, resolve_model_data_config(pretrained_cfg=cfg, model=model))
+    where, state = _read(source)
+    own = model.state_dict()
+    ours = type(model).__module__.startswith("dmformer.")
+    if ours:
+        state = our_names(state, where)
+        state = checkpoint_filter_fn(state, model)
+    if head != "keep":
+        for name in head_names(model):
+            if head == "drop":
+                state[name] = own[name]
+            elif name in state:
+                state[name] = _imagenet1k_rows(state[name], own[name], where)
+    check_fit(model, state, where)
+    model.load_state_dict({**{n: v for n, v in own.items() if n.endswith("num_batches_tracked")}, **state})
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """What a source is called in an error, and its state dict."""
+    if isinstance(source, Mapping):
+        return "the state dict", unwrapped(source, "the state dict")
+    if str(source).startswith("hf-hub:"):
+        return str(source), timm.create_model(str(source), pretrained=True).state_dict()
+    path = Path(source)
+    return str(source), read_state_dict(path / "model.safetensors" if path.is_dir() else path)
+
+
+def our_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """A state dict of the authors, OpenMMLab or Hugging Face under our names; one that has ours already as it is.
+
+    Raises:
+        UserError: Tensors that the layout of the others does not know, as when two models are mixed.
+    """
+    found = recognise(state)
+    if found is None:
+        return dict(state)
+    layout, renamed, unknown = found
+    if unknown:
         raise UserError(
-            f"{path.parent} holds no config.json: give a run's best/ folder, as `dmformer train` writes it."
+            f"{where} is laid out as {layout.name}, but also holds {_listed(unknown)}, which that has not: "
+            "it mixes two models, or is of a changed one."
         )
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{path} is refused: it is larger than {LARGEST_CONFIG >> 20} MB.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config["architecture"], str) and isinstance(config["num_classes"], int):
-            return config
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        pass
-    raise UserError(f"{path} is not a model's configuration as timm writes it.")
+    return renamed
 
 
-def _label_names(cfg: Any, num_classes: int) -> list[str]:
-    names = cfg.get("label_names")
-    return [str(n) for n in names] if names else [str(i) for i in range(num_classes)]
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the tensors of a model's classifier."""
+    heads = model.pretrained_cfg["classifier"]  # type: ignore[index]
+    heads = (heads,) if isinstance(heads, str) else heads
+    return [name for name in model.state_dict() if name.rpartition(".")[0] in heads]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError unless a model and a state dict have the same names and shapes."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differences = compare(own, state)
+    if not differences:
+        return
+    head = set(head_names(model))
+    body = compare({n: own[n] for n in own if n not in head}, {n: t for n, t in state.items() if n not in head})
+    hint = ""
+    if not body:
+        kind = "class count"
+    else:
+        kind = "size" if all(d.startswith("has ") for d in body) else "architecture"
+        nearest = identify(state) if type(model).__module__.startswith("dmformer.") else None
+        if nearest is not None:
+            hint = f" The nearest variant is {nearest}." if nearest.differences else f" It holds {nearest}."
+    raise UserError(f"{where} is of another {kind}: it {sentence(differences)}.{hint}")
 
 
-__all__ = ["Classifier", "load_weights", "open_classifier", "read_state_dict", "save_classifier"]
+def compare(own: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
+    """How a state dict differs from the names and shapes of a model, a phrase each; counters may be missing."""
+    missing = [f"lacks {n}" for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    surplus = [f"holds {n}, which the model has not" for n in state if n not in own]
+    wrong = [
+        f"has {n} of shape {tuple(state[n].shape)}, not {own[n]}"
+        for n in own
+        if n in state and tuple(state[n].shape) != own[n]
+    ]
+    return [*wrong, *missing, *surplus]
+
+
+def identify(state: Mapping[str, Tensor]) -> Match | None:
+    """The variant that a state dict with our names is of, or the nearest; None where none has half of its names."""
+    best = None
+    for variant in PUBLISHED:
+        for arguments in ({}, OTHER_DEPTHS.get(variant)):
+            if arguments is None:
+                continue
+            own = _shapes(variant, tuple(arguments.items()))
+            body = {n: v for n, v in state.items() if not n.startswith("head.fc.")}
+            if len(own.keys() & body.keys()) < len(body) / 2:
+                continue
+            found = Match(variant, arguments, compare(own, body))
+            if best is None or len(found.differences) < len(best.differences):
+                best = found
+    return best
+
+
+@cache
+def _shapes(variant: str, arguments: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
+    model = timm.create_model(variant, device="meta", num_classes=0, **dict(arguments))  # type: ignore[arg-type]
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _imagenet1k_rows(rows: Tensor, own: Tensor, where: str) -> Tensor:
+    """The rows of ImageNet-1K's classes out of those of ImageNet-22K's."""
+    wide, narrow = ImageNetInfo("imagenet-22k").label_names(), ImageNetInfo("imagenet-1k").label_names()
+    if len(rows) != len(wide) or len(own) != len(narrow):
+        raise UserError(
+            f"{where} has {len(rows)} classes and the model {len(own)}: the rows of ImageNet-1K are taken from "
+            f"{len(wide)} classes to {len(narrow)}."
+        )
+    place = {synset: i for i, synset in enumerate(wide)}
+    picked = own.clone()
+    for i, synset in enumerate(narrow):
+        if synset in place:
+            picked[i] = rows[place[synset]]
+    return picked
+
+
+def sentence(differences: list[str]) -> str:
+    """The first differences, and how many more there are."""
+    more = len(differences) - 3
+    return "; ".join(differences[:3]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+__all__ = ["Head", "Match", "head_names", "identify", "load_weights", "our_names", "read_state_dict", "sentence"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -148,8 +148,8 @@ def train_transform(recipe: Recipe) -> Transform:
         re_prob=recipe.erasing,
         re_mode="pixel",
         interpolation=recipe.interpolation,
-        mean=recipe.mean,
-        std=recipe.std,
+        mean=recipe.mean or IMAGENET_DEFAULT_MEAN,
+        std=recipe.std or IMAGENET_DEFAULT_STD,
     )
 
 
@@ -159,8 +159,8 @@ def eval_transform(recipe: Recipe) -> Transform:
         recipe.image_size,
         crop_pct=recipe.crop_pct,
         interpolation=recipe.interpolation,
-        mean=recipe.mean,
-        std=recipe.std,
+        mean=recipe.mean or IMAGENET_DEFAULT_MEAN,
+        std=recipe.std or IMAGENET_DEFAULT_STD,
     )
 
 

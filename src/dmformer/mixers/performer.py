@@ -3,10 +3,9 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
-
-EPS = 1e-8
 
 
 class Performer(nn.Module):
@@ -41,6 +40,7 @@ class Performer(nn.Module):
         return v + self.drop(self.proj(linear_attention(q, k, v, self.w)))
 
 
+@torch.fx.wrap
 @register_notrace_function
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-8), all (B, N, d), in float32 under any precision.
@@ -60,13 +60,13 @@ def _linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     q, k, v, w = q.to(exact), k.to(exact), v.to(exact), w.to(exact)
     m = w.shape[0]
-    log_q = q @ w.t() - q.square().sum(-1, keepdim=True) / 2  # (B, N, m)
-    log_k = k @ w.t() - k.square().sum(-1, keepdim=True) / 2
+    log_q = F.linear(q, w) - q.square().sum(-1, keepdim=True) / 2  # (B, N, m)
+    log_k = F.linear(k, w) - k.square().sum(-1, keepdim=True) / 2
     top_q = log_q.detach().amax(-1, keepdim=True)  # (B, N, 1): one a query
     top_k = log_k.detach().amax((-2, -1), keepdim=True)  # (B, 1, 1): the keys are summed, so one for all
     phi_q, phi_k = torch.exp(log_q - top_q), torch.exp(log_k - top_k)
     numerator = phi_q @ (phi_k.transpose(-2, -1) @ v)
     denominator = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
     # phi carries 1 / sqrt(m) twice, so the fraction is multiplied by m; above e^80 the answer is 0 in any case
-    eps = EPS * m * torch.exp((-top_q - top_k).clamp(max=80.0))
+    eps = 1e-8 * m * torch.exp((-top_q - top_k).clamp(max=80.0))
     return (numerator / (denominator + eps)).to(dtype)

@@ -37,6 +37,7 @@ class WindowAttention(Attention):
         return x[:, top : top + H, left : left + W].reshape(B, H * W, C)
 
 
+@torch.fx.wrap
 @register_notrace_function
 def pad_to_windows(x: Tensor, window: int) -> tuple[Tensor, int, int]:
     """(B, H, W, C) with zeros around it so that `window` divides height and width; and the rows and columns before."""

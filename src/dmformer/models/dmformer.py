@@ -87,8 +87,8 @@ class DMFormer(HierarchicalBackbone):
 PUBLISHED = {
     "dmformer_n": Published(None, None, (Weights("untrained"),)),
     "dmformer_t": Published(None, None, (Weights("untrained"),)),
-    "dmformer_s": Published(None, None, (Weights("untrained", 82.8, note="no weights were published"),)),
-    "dmformer_l": Published(None, None, (Weights("untrained", 83.6, note="no weights were published"),)),
+    "dmformer_s": Published(None, None, (Weights("in1k", 82.8, note="no weights were published"),)),
+    "dmformer_l": Published(None, None, (Weights("in1k", 83.6, note="no weights were published"),)),
 }
 """Top-1 of version 1 of the paper, abstract."""
 

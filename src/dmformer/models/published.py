@@ -54,6 +54,11 @@ class Published:
         """Trained on ImageNet-1K alone where that is published, else the first figure there is."""
         return next((w.top1 for w in self.weights if w.top1 is not None), None)
 
+    @property
+    def trained_on(self) -> str | None:
+        """What the weights of `top1` were trained on, as timm's tags have it."""
+        return next((w.tag for w in self.weights if w.top1 is not None), None)
+
 
 def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: Any) -> Mapping[str, Any]:
     """timm's default configurations of a family, {"variant.tag": cfg}, preprocessing included.

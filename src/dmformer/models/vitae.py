@@ -186,15 +186,10 @@ class ViTAEPlain(HierarchicalBackbone):
         ]
 
     @torch.jit.ignore  # type: ignore[arg-type]
-    def no_weight_decay(self) -> set[str]:
-        """The class token and the positions."""
-        return {"stages.0.cls_token", "stages.0.pos_embed"}
-
-    @torch.jit.ignore  # type: ignore[arg-type]
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups by depth, for layer-wise learning rates."""
         return dict(
-            stem=r"^stages\.0\.(cls_token|pos_embed|downsample)",
+            stem=r"^stages\.0\.(?:cls_token|pos_embed|downsample)",
             blocks=[(r"^stages\.0\.blocks\.(\d+)", None)],
         )
 

@@ -19,6 +19,9 @@ class Recipe:
     """Arguments of the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
     weights: str | None = None
     """Weights to start from: a run's best/ folder, a .safetensors or .pth file, or hf-hub:owner/name."""
+    head: Literal["drop", "keep", "imagenet1k"] = "drop"
+    """Classifier of those weights: drop it for other classes, keep it, or take the rows of ImageNet-1K's classes from
+    ImageNet-22K's."""
     freeze: int = 0
     """Stages kept as they are while fine-tuning, counted from the stem (4 trains the classifier alone)."""
 
@@ -52,10 +55,11 @@ class Recipe:
     """Share of the resized image that validation looks at."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Resampling when images are resized."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue values, 0 to 1, subtracted from the images."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation the images are divided by."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the red, green and blue values, 0 to 1, subtracted from the images; by default that of the weights to
+    start from, or the one that the model was published with."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation the images are divided by; likewise."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crop, as shares of the image."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)

@@ -1,0 +1,123 @@
+"""A trained classifier with what is needed to use it, written to and read from a folder that timm loads."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from . import models as models  # registers them with timm
+from .errors import UserError, first_line, unknown
+from .files import whole_file
+from .weights import check_fit, read_state_dict
+
+LARGEST_CONFIG = 16 * 2**20
+"""Bytes; a larger config.json is refused."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with what is needed to use it."""
+
+    model: nn.Module
+    class_names: list[str]
+    data_config: dict[str, Any]
+
+    def on_best_device(self) -> torch.device:
+        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return device
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The evaluation transform that the model was trained for: a PIL image to a tensor (3, H, W)."""
+        return create_transform(**self.data_config)  # type: ignore[return-value]
+
+    @property
+    def at_least(self) -> int:
+        """Shorter side in pixels that an image needs to have before it is transformed."""
+        return round(max(self.data_config["input_size"][-2:]) / self.data_config["crop_pct"])
+
+
+def save_classifier(
+    folder: Path, model: nn.Module, state: dict[str, Tensor], class_names: list[str], data_config: dict[str, Any]
+) -> None:
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file whole.
+
+    Args:
+        folder: Made if it is not there.
+        model: Made by timm's `create_model`, whose arguments are recorded.
+        state: The weights to write.
+        class_names: Their order is the classifier's.
+        data_config: Preprocessing, as timm's `resolve_data_config` gives it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "model.safetensors") as part:
+        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+    with whole_file(folder / "config.json") as part:
+        save_config_for_hf(model, str(part), model_config={"label_names": class_names}, data_config=data_config)
+
+
+def open_classifier(source: str) -> Classifier:
+    """A trained classifier from a run's best/ folder (or the run's folder), or from hf-hub:owner/name.
+
+    Raises:
+        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+    """
+    if source.startswith("hf-hub:"):
+        model: Any = timm.create_model(source, pretrained=True).eval()
+        return Classifier(
+            model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model)
+        )
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"{source} is not a folder: give a run's best/ folder, as `dmformer train` writes it.")
+    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
+        folder = folder / "best"
+    config = read_config(folder / "config.json")
+    architecture = config["architecture"]
+    if not timm.is_model(architecture):
+        raise unknown("model", architecture, timm.list_models())
+    state = read_state_dict(folder / "model.safetensors")
+    cfg = config.get("pretrained_cfg", {})
+    args = config.get("model_args") or {}
+    try:
+        model = timm.create_model(architecture, pretrained=False, **{"num_classes": config["num_classes"], **args})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder / 'config.json'}: the model cannot be built: {first_line(error)}") from None
+    check_fit(model, state, str(folder))
+    model.load_state_dict(state)
+    names = _label_names(config, config["num_classes"])
+    if len(names) != config["num_classes"]:
+        raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
+    return Classifier(model.eval(), names, resolve_model_data_config(pretrained_cfg=cfg, model=model))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json as timm writes it; UserError for anything else."""
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} holds no config.json: give a run's best/ folder, as `dmformer train` writes it."
+        )
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} is refused: it is larger than {LARGEST_CONFIG >> 20} MB.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config["architecture"], str) and isinstance(config["num_classes"], int):
+            return config
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        pass
+    raise UserError(f"{path} is not a model's configuration as timm writes it.")
+
+
+def _label_names(cfg: Any, num_classes: int) -> list[str]:
+    names = cfg.get("label_names")
+    return [str(n) for n in names] if names else [str(i) for i in range(num_classes)]
