@@ -57,7 +57,8 @@ def test_run_folder(recipe, photos):
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert 0 <= float(rows[-1]["wait_share"]) < 1
     saved = Recipe.from_yaml(run.folder / "recipe.yaml")
-    assert saved == replace(recipe, epochs=8, mixup=0.0)
+    normalisation = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert saved == replace(recipe, epochs=8, mixup=0.0, **normalisation)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "蓝天" in page
     assert "100.0\N{NO-BREAK SPACE}%" in page
@@ -218,18 +219,56 @@ def test_options_train(recipe, options):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_whole(name, tmp_path):
     recipe = RECIPES[name]()
-    recipe.check()
+    replace(recipe, weights="best/").check()  # some cannot do without
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
     assert yaml.safe_load(recipe.to_yaml())["model"] == recipe.model
     assert timm.is_model(recipe.model)
 
 
-def test_paper_recipes():
-    """DMFormer, ImageNet-1K: 300 epochs, 8 GPUs, total batch 1024, learning rate 1e-3."""
-    for name in ("imagenet1k_dmformer_s", "imagenet1k_dmformer_l"):
-        recipe = RECIPES[name]()
-        assert (recipe.epochs, 8 * recipe.batch_size, recipe.lr, recipe.lr_batch) == (300, 1024, 1e-3, 1024)
+PAPERS = {  # facts: epochs, batch, learning rate at its batch, weight decay, drop path, and what else the paper says
+    "imagenet1k_dmformer_s": (300, 1024, 1e-3, 0.05, 0.1, {}),
+    "imagenet1k_dmformer_l": (300, 1024, 1e-3, 0.05, 0.2, {}),
+    "imagenet1k_van_b2": (310, 1024, 1e-3, 0.05, 0.1, {"cooldown_epochs": 10, "warmup_epochs": 5.0, "erasing": 0.25}),
+    "imagenet1k_van_b3": (310, 1024, 1e-3, 0.05, 0.2, {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
+    "imagenet22k_van_b4": (90, 8192, 4e-3, 0.05, 0.2, {}),
+    "imagenet22k_to_1k_van_b4": (30, 512, 5e-5, 1e-8, 0.2, {"mixup": 0.0, "cutmix": 0.0, "head": "imagenet1k"}),
+    "imagenet22k_to_1k_384_van_b4": (30, 512, 5e-5, 1e-8, 0.2, {"image_size": 384, "head": "imagenet1k"}),
+    "imagenet1k_smt_t": (300, 1024, 2e-3, 0.05, 0.1, {"clip_grad": 5.0, "mixup": 0.2, "cutmix": 1.0}),
+    "imagenet1k_smt_b": (300, 1024, 2e-3, 0.05, 0.3, {}),
+    "imagenet22k_smt_l": (90, 1024, 2e-3, 0.05, 0.4, {}),
+    "imagenet1k_vitae_t": (300, 512, 1e-3, 0.03, 0.1, {"warmup_epochs": 10.0, "lr_min": 1e-5, "ema": 0.99996}),
+    "imagenet1k_vitaev2_s": (300, 1024, 1e-3, 0.05, 0.1, {}),
+    "imagenet1k_vitaev2_48m": (300, 1024, 1e-3, 0.055, 0.25, {}),
+    "imagenet1k_vitaev2_b": (300, 1024, 1e-3, 0.065, 0.4, {}),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_paper_recipes(name):
+    epochs, batch, lr, weight_decay, drop_path, rest = PAPERS[name]
+    recipe = RECIPES[name]()
+    assert 8 * recipe.batch_size * recipe.accumulate == recipe.lr_batch == batch
+    assert (recipe.epochs, recipe.lr, recipe.weight_decay, recipe.drop_path_rate) == (
+        epochs,
+        lr,
+        weight_decay,
+        drop_path,
+    )
+    assert {key: getattr(recipe, key) for key in rest} == rest
+
+
+def test_recipes_that_need_weights_say_so():
+    with pytest.raises(UserError, match="--weights"):
+        RECIPES["imagenet22k_to_1k_van_b4"]().check()
+
+
+def test_cool_down_keeps_the_lowest_learning_rate(recipe):
+    run = train(replace(recipe, epochs=4, cooldown_epochs=2, warmup_epochs=0.5, lr_min=1e-5, ema=None))
+    with (run.folder / "metrics.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates[0] > rates[1] >= rates[2]
+    assert rates[2:] == pytest.approx([1e-5, 1e-5])
 
 
 def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):

@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published, and what
-    that was trained on."""
+    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published, what that
+    was trained on, and the paper's number."""
 
     name: str
     parameters: float
     gmacs: float
     published_top1: float | None
     trained_on: str | None
-    paper: str
+    arxiv: str
 
 
 def model_names(package: str = "dmformer") -> list[str]:
@@ -53,7 +53,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
                 counter.get_total_flops() / 2e9,
                 PUBLISHED[name].top1,
                 PUBLISHED[name].trained_on,
-                model.pretrained_cfg.get("paper_ids") or "",
+                (model.pretrained_cfg.get("paper_ids") or "").removeprefix("arXiv:"),
             )
         )
     return entries

@@ -56,13 +56,13 @@ class PCM(nn.Sequential):
 class PRM(nn.Module):
     """Pyramid Reduction Module: (B, C, H, W) -> (B, out_dim, ceil(H/stride), ceil(W/stride)).
 
-    One convolution with GELU a dilation, fused (ViTAE, section 3). Sizes that the stride does not divide, which the
-    authors do not allow, are padded with zeros below and to the right.
+    One convolution with GELU a dilation, fused (ViTAE, section 3). Zeros below and to the right serve sizes that the
+    stride does not divide, which the authors do not allow.
 
     Args:
         in_chans: Channels in, C.
         dim: Channels of each dilation.
-        kernel_size, stride, dilations: Of the convolutions.
+        kernel_size, stride, dilations: Of the convolutions; an odd size.
         fuse: "cat" puts the dilations behind each other (out_dim = dim * len(dilations)), "sum" adds them.
         shared: One kernel for all dilations.
     """
@@ -83,6 +83,7 @@ class PRM(nn.Module):
         self.stride = stride
         self.dilations = list(dilations)
         self.paddings = [math.ceil(((kernel_size - 1) * d + 1 - stride) / 2) for d in dilations]
+        self.end = (kernel_size - 1) * dilations[0] - 2 * self.paddings[0]  # brings every H to ceil(H / stride)
         self.concat = fuse == "cat"
         self.out_dim = dim * len(dilations) if fuse == "cat" else dim
         self.convs = nn.ModuleList(
@@ -92,7 +93,8 @@ class PRM(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x, self.stride)
+        if self.end > 0:
+            x = F.pad(x, (0, self.end, 0, self.end))
         if len(self.convs) == len(self.dilations):
             maps = [self.act(conv(x)) for conv in self.convs]
         else:
@@ -106,17 +108,6 @@ class PRM(nn.Module):
         for branch in maps[1:]:
             out = out + branch
         return out
-
-
-@torch.fx.wrap
-@register_notrace_function
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """(B, C, H, W) with zeros below and to the right until `multiple` divides height and width."""
-    height, width = -x.shape[2] % multiple, -x.shape[3] % multiple
-    if torch.jit.is_scripting() or not torch.compiler.is_compiling():
-        if height == 0 and width == 0:  # saves a copy; a compiled graph must not depend on it
-            return x
-    return F.pad(x, (0, width, 0, height))
 
 
 class ReductionCell(nn.Module):

@@ -311,7 +311,7 @@ def _models(arguments: list[str]) -> None:
     if options.format == "json":
         print(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
-    header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "trained on", "paper"]
+    header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "trained on", "arXiv"]
     rows = [
         [
             e.name,

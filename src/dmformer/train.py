@@ -141,10 +141,11 @@ class Trainer:
         if self.steps == 0:
             raise UserError(f"{len(self.splits.train)} training images are too few for one batch: lower --batch-size.")
         self.updates = self.steps // recipe.accumulate
+        decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
         self.scheduler: Any = create_scheduler_v2(
             self.optimizer,
-            num_epochs=recipe.epochs,
-            warmup_epochs=min(recipe.warmup_epochs, recipe.epochs / 2),  # type: ignore[arg-type]
+            num_epochs=decay,
+            warmup_epochs=min(recipe.warmup_epochs, decay / 2),  # type: ignore[arg-type]
             warmup_lr=0.0,
             min_lr=recipe.lr_min * self.lr_scale,
             step_on_epochs=False,

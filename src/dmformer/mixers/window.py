@@ -27,8 +27,9 @@ class WindowAttention(Attention):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """`size` is the height and width of the map that the tokens are of."""
         (B, _, C), (H, W), s = x.shape, size, self.window
-        x, top, left = pad_to_windows(x.reshape(B, H, W, C), s)
-        rows, columns = x.shape[1] // s, x.shape[2] // s
+        rows, columns = (H + s - 1) // s, (W + s - 1) // s
+        top, left = (rows * s - H) // 2, (columns * s - W) // 2
+        x = pad_centred(x.reshape(B, H, W, C), rows * s - H, columns * s - W)
         # (B, rows, s, columns, s, C) -> (B * rows * columns, s * s, C)
         x = x.reshape(B, rows, s, columns, s, C).transpose(2, 3).reshape(B * rows * columns, s * s, C)
         x = self.proj(self.attend(self.qkv(x)))
@@ -39,11 +40,10 @@ class WindowAttention(Attention):
 
 @torch.fx.wrap
 @register_notrace_function
-def pad_to_windows(x: Tensor, window: int) -> tuple[Tensor, int, int]:
-    """(B, H, W, C) with zeros around it so that `window` divides height and width; and the rows and columns before."""
-    height, width = -x.shape[1] % window, -x.shape[2] % window
-    top, left = height // 2, width // 2
+def pad_centred(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W, C) -> (B, H + height, W + width, C) with zeros around it, the smaller half before."""
     if torch.jit.is_scripting() or not torch.compiler.is_compiling():
         if height == 0 and width == 0:  # saves a copy; a compiled graph must not depend on it
-            return x, 0, 0
-    return F.pad(x, (0, 0, left, width - left, top, height - top)), top, left
+            return x
+    top, left = height // 2, width // 2
+    return F.pad(x, (0, 0, left, width - left, top, height - top))

@@ -5,11 +5,15 @@ Nothing here imports torch: the command checks a recipe and its overrides before
 
 from collections.abc import Callable
 
-from .classification import elpv, finetune, imagenet1k_dmformer_l, imagenet1k_dmformer_s, scratch
+from . import classification, imagenet
 from .recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    f.__name__: f for f in (elpv, scratch, finetune, imagenet1k_dmformer_s, imagenet1k_dmformer_l)
+    name: recipe
+    for module in (classification, imagenet)
+    for name, recipe in vars(module).items()
+    if getattr(recipe, "__module__", None) == module.__name__ and not name.startswith("_")
 }
+"""Every public function of the modules, in their order."""
 
 __all__ = ["RECIPES", "Recipe"]

@@ -1,7 +1,5 @@
 """Recipes for classification. `dmformer train RECIPE` runs one; every field can be overridden."""
 
-from dataclasses import replace
-
 from .recipe import Recipe
 
 
@@ -67,33 +65,3 @@ def finetune() -> Recipe:
         drop_path_rate=0.1,
         ema=0.998,
     )
-
-
-def imagenet1k_dmformer_s() -> Recipe:
-    """torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/: the paper's S.
-
-    From the paper: 300 epochs, 8 GPUs, total batch 1024, learning rate 1e-3, cosine. Reconstructions: the rest.
-    """
-    return Recipe(
-        model="dmformer_s",
-        image_size=224,
-        color_jitter=0.4,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        erasing=0.25,
-        mixup=0.8,
-        cutmix=1.0,
-        label_smoothing=0.1,
-        epochs=300,
-        batch_size=128,
-        lr=1e-3,
-        lr_batch=1024,
-        warmup_epochs=5.0,
-        weight_decay=0.05,
-        drop_path_rate=0.1,
-        precision="bf16",
-    )
-
-
-def imagenet1k_dmformer_l() -> Recipe:
-    """torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_l --data imagenet/: the paper's L."""
-    return replace(imagenet1k_dmformer_s(), model="dmformer_l", drop_path_rate=0.2)

@@ -99,6 +99,8 @@ class Recipe:
     """Learning rate at the end of the cosine, before the same scaling."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up."""
+    cooldown_epochs: int = 0
+    """Of the epochs, the last so many at the lowest learning rate."""
     weight_decay: float = 0.05
     """Weight decay, of matrices and kernels only."""
     layer_decay: float | None = None
@@ -147,7 +149,17 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate", "lr_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more.")
-        for name in ("lr", "lr_min", "warmup_epochs", "weight_decay", "mixup", "cutmix", "color_jitter", "freeze"):
+        for name in (
+            "lr",
+            "lr_min",
+            "warmup_epochs",
+            "weight_decay",
+            "mixup",
+            "cutmix",
+            "color_jitter",
+            "freeze",
+            "cooldown_epochs",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative.")
         shares = ("val_share", "test_share", "max_broken", "hflip", "vflip", "erasing", "label_smoothing", "drop_rate")
@@ -166,6 +178,8 @@ class Recipe:
             raise UserError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers is {self.workers}: it cannot be negative.")
+        if self.head != "drop" and not self.weights:
+            raise UserError(f"--head {self.head} is a head of the weights to start from: name them with --weights.")
         self.parsed_model_args()
 
     def parsed_model_args(self) -> dict[str, Any]:
