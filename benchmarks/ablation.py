@@ -28,7 +28,7 @@ def main() -> None:
         for seed in SEEDS:
             for model in MODELS:
                 for row, arguments in ROWS.items():
-                    run("ablation", row, "tiny20", model, ("layer_scale=1.0", *arguments), seed)
+                    run("ablation", row, "tiny20", model, arguments, seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The loop: what it writes, how it stops and goes on, and what several processes do."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -163,6 +164,34 @@ def test_run_folder_is_never_overwritten_unasked(recipe):
     assert unnamed.folder.name == "photos-dmformer_n-1"
     with pytest.raises(UserError, match="no run to resume"):
         train(replace(recipe, out=recipe.out + "-none", name=None, resume=True))
+
+
+FAMILIES = {
+    "van_b0": ("dims=[8,16,24,32]", "depths=[1,1,1,1]"),
+    "smt_t": ("dims=[16,16,32,32]", "depths=[1,1,2,1]"),
+    "vitae_t": ("embed_dims=[8,8,16]", "dims=[8,8,32]", "depth=2", "groups=8"),
+    "vitae_b": ("dim=32", "depth=2", "heads=2"),
+    "vitaev2_s": (
+        "embed_dims=[16,16,16,16]",
+        "dims=[16,16,32,32]",
+        "depths=[1,1,1,1]",
+        "groups=[1,4,4,8]",
+        "reduction_groups=[1,4,4,4]",
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_trains_evaluates_and_predicts(model, precision, recipe, photos):
+    """From the recipe to the report without a special case; the report tells the three colours apart."""
+    run = train(replace(recipe, model=model, model_args=FAMILIES[model], epochs=6, precision=precision, mixup=0.0))
+    assert all(math.isfinite(float(row["train_loss"])) for row in rows_of(run))
+    assert run.scores.top1.value >= 0.6
+    assert (run.folder / "report.html").exists()
+    assert evaluate(str(run.folder), str(photos)).top1.value >= 0.6
+    (found,) = predict(str(run.folder), [str(next(photos.rglob("*.png")))])
+    assert found.error is None
 
 
 def test_accumulated_batches_equal_one(recipe):

@@ -313,13 +313,7 @@ def _models(arguments: list[str]) -> None:
         return
     header = ["name", "parameters (M)", "GMACs", "published top-1 (%)", "trained on", "arXiv"]
     rows = [
-        [
-            e.name,
-            f"{e.parameters:.2f}",
-            f"{e.gmacs:.3f}",
-            *("" if v is None else v for v in (e.published_top1, e.trained_on)),
-            e.paper,
-        ]
+        [e.name, f"{e.parameters:.2f}", f"{e.gmacs:.3f}", e.published_top1 or "", e.trained_on or "", e.arxiv]
         for e in entries
     ]
     _print_rows(header, rows, options.format)

@@ -29,21 +29,24 @@ class WindowAttention(Attention):
         (B, _, C), (H, W), s = x.shape, size, self.window
         rows, columns = (H + s - 1) // s, (W + s - 1) // s
         top, left = (rows * s - H) // 2, (columns * s - W) // 2
-        x = pad_centred(x.reshape(B, H, W, C), rows * s - H, columns * s - W)
+        bottom, right = rows * s - H - top, columns * s - W - left
+        x = pad_map(x.reshape(B, H, W, C), top, bottom, left, right)
         # (B, rows, s, columns, s, C) -> (B * rows * columns, s * s, C)
         x = x.reshape(B, rows, s, columns, s, C).transpose(2, 3).reshape(B * rows * columns, s * s, C)
         x = self.proj(self.attend(self.qkv(x)))
         C = x.shape[-1]
         x = x.reshape(B, rows, columns, s, s, C).transpose(2, 3).reshape(B, rows * s, columns * s, C)
-        return x[:, top : top + H, left : left + W].reshape(B, H * W, C)
+        return pad_map(x, -top, -bottom, -left, -right).reshape(B, H * W, C)
 
 
 @torch.fx.wrap
 @register_notrace_function
-def pad_centred(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W, C) -> (B, H + height, W + width, C) with zeros around it, the smaller half before."""
+def pad_map(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C): zeros put around the map, or borders cut off.
+
+    Cut with negative padding, because the sizes that a slice was exported for decide how its graph goes on.
+    """
     if torch.jit.is_scripting() or not torch.compiler.is_compiling():
-        if height == 0 and width == 0:  # saves a copy; a compiled graph must not depend on it
+        if top == 0 and bottom == 0 and left == 0 and right == 0:  # saves a copy; a graph must not depend on it
             return x
-    top, left = height // 2, width // 2
-    return F.pad(x, (0, 0, left, width - left, top, height - top))
+    return F.pad(x, (0, 0, left, right, top, bottom))

@@ -4,6 +4,8 @@
 sizes "ViTAEv2", arXiv 2202.10108. Exact: the authors' weights load and give the authors' outputs.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -12,11 +14,13 @@ import torch
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, register_model
 from timm.models._features import feature_take_indices
+from timm.models._input import get_pretrained_grid_size, update_model_input_size
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from ..backbone import HierarchicalBackbone, building_on
 from ..cells import PCM, PRM, CellStage, NormalCell, Position, ReductionCell, to_map
+from ..errors import UserError
 from ..mixers.attention import Attention
 from ..mixers.performer import Performer
 from .published import Published, Weights, make_cfgs
@@ -92,6 +96,10 @@ class ViTAE(HierarchicalBackbone):
                 else:
                     stages.append(CellStage(dim, reduction, cells))
             super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate)
+        # which convolutions timm adapts to other channels: the options have fewer than the configurations name
+        modules = self.stages[0].get_submodule("downsample").named_modules()
+        names = [name for name, _ in modules if re.fullmatch(r"(prm\.)?convs\.\d|pcm\.0", name)]
+        self._traits = {"first_conv": tuple(f"stages.0.downsample.{n}" for n in names)}
 
 
 def _reduction(
@@ -198,9 +206,11 @@ class ViTAEPlain(HierarchicalBackbone):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         stage = self._stage()
         grid = (height // self.patch_size, width // self.patch_size)
-        table = resample_abs_pos_embed(stage.pos_embed.data, list(grid), list(stage.grid))  # type: ignore[union-attr]
-        stage.pos_embed = nn.Parameter(table)
+        old: nn.Parameter = stage.pos_embed  # type: ignore[assignment]
+        table = resample_abs_pos_embed(old.data, list(grid), list(stage.grid))
+        stage.pos_embed = nn.Parameter(table, requires_grad=old.requires_grad)
         stage.grid = grid
+        update_model_input_size(self, (height, width))  # timm records it when it saves the model
 
     def _stage(self) -> CellStage:
         return self.stages[0]  # type: ignore[return-value]
@@ -289,13 +299,30 @@ default_cfgs = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize learned positions to the model's size, as timm does on loading."""
+    """Resize learned positions to the model's size, as timm does on loading.
+
+    Raises:
+        UserError: It is not known which height and width the positions are for.
+    """
     name = "stages.0.pos_embed"
-    own = model.state_dict().get(name)
-    table = state_dict.get(name)
-    if own is not None and table is not None and own.shape != table.shape:
-        grid = model.stages[0].grid  # type: ignore[index,union-attr]
-        state_dict = {**state_dict, name: resample_abs_pos_embed(table, list(grid))}  # type: ignore[arg-type]
+    own, table = model.state_dict().get(name), state_dict.get(name)
+    if own is None or table is None:
+        return state_dict
+    tokens, new = table.shape[1] - 1, model.stages[0].grid  # type: ignore[index,union-attr]
+    old = None
+    if "img_size" in getattr(model, "pretrained_model_args", {}):  # those of a folder or repository that timm reads
+        old = get_pretrained_grid_size(model, state_dict.get("stages.0.downsample.weight"), tokens)
+    if old is None and own.shape == table.shape:
+        old = new
+    if old is None:
+        old = (math.isqrt(tokens), math.isqrt(tokens))
+        if old[0] * old[1] != tokens:
+            raise UserError(
+                f"the weights have positions for a map of {tokens} patches that is not square: create the model with "
+                "the img_size that they were trained for, load them, then call set_input_size."
+            )
+    if old != new:
+        state_dict = {**state_dict, name: resample_abs_pos_embed(table, list(new), list(old))}  # type: ignore[arg-type]
     return state_dict
 
 
