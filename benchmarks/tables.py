@@ -1,0 +1,85 @@
+"""Puts what results/ holds into docs/comparison.md, between its marks, and draws docs/comparison.svg.
+
+python benchmarks/tables.py
+"""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import ablation
+import comparison
+import matplotlib.pyplot as plt
+from short_runs import rows, spread
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def cell(name: str, row: str, data: str, model: str) -> str:
+    """Mean, deviation and number of seeds of a row, or a dash where it has not been run."""
+    try:
+        mean, deviation, seeds = spread(name, row, data, model)
+    except ValueError:
+        return "–"
+    return f"{mean:.1f} ± {deviation:.1f} ({seeds})" if seeds > 1 else f"{mean:.1f} (1)"
+
+
+def ablation_table() -> str:
+    lines = ["| mixer | " + " | ".join(ablation.MODELS) + " | arguments |", "|---|---|---|---|"]
+    for row, arguments in ablation.ROWS.items():
+        cells = [cell("ablation", row, "tiny20", model) for model in ablation.MODELS]
+        lines.append(
+            f"| {row} | {' | '.join(cells)} | {'`--model-args ' + ' '.join(arguments) + '`' if arguments else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def comparison_table() -> str:
+    speed = {row["model"]: row for row in rows("training_speed")}
+    lines = [
+        "| model | parameters (M) | GMACs at 64 px | images/s in training | tiny20 top-1 (%) | clothing top-1 (%) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in comparison.MODELS:
+        measured = speed.get(model, {})
+        figures = [measured.get(k, "–") for k in ("parameters_m", "gmacs", "images_per_second")]
+        cells = [cell("comparison", model, data, model) for data in comparison.DATA]
+        lines.append(f"| {model} | {' | '.join([*figures, *cells])} |")
+    return "\n".join(lines)
+
+
+def draw() -> None:
+    """Accuracy against speed, a panel a set of photos."""
+    speed = {row["model"]: float(row["images_per_second"]) for row in rows("training_speed")}
+    figure, panels = plt.subplots(1, len(comparison.DATA), figsize=(9, 3.6), layout="constrained")
+    for panel, data in zip(panels, comparison.DATA, strict=True):
+        for model in comparison.MODELS:
+            try:
+                mean, deviation, _ = spread("comparison", model, data, model)
+            except ValueError:
+                continue
+            ours = model.startswith(("dmformer", "van", "smt", "vitae"))
+            colour = "#c2410c" if model.startswith("dmformer") else "#1d4ed8" if ours else "#6b7280"
+            panel.errorbar(speed[model], mean, yerr=deviation or None, fmt="o", color=colour, capsize=2)
+            panel.annotate(model, (speed[model], mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        panel.set(title=data, xlabel="images/s in training, 2 cores", ylabel="top-1 (%)")
+        panel.margins(x=0.2, y=0.15)
+        panel.spines[["top", "right"]].set_visible(False)
+    with matplotlib.rc_context({"svg.hashsalt": "dmformer"}):
+        figure.savefig(DOCS / "comparison.svg", metadata={"Date": None}, facecolor="white")
+
+
+def main() -> None:
+    page = DOCS / "comparison.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in (("ablation", ablation_table()), ("comparison", comparison_table())):
+        mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+        text = mark.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
+    page.write_text(text, encoding="utf-8")
+    draw()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The page about the models is what its script makes of the code, and no page points at a file that is not there."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dmformer.catalogue import model_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGE = (ROOT / "docs" / "models.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The names in docs/make_models.py."""
+    return runpy.run_path(str(ROOT / "docs" / "make_models.py"))
+
+
+def test_page_is_up_to_date(script):
+    assert script["render"](PAGE) == PAGE, "run python docs/make_models.py"
+
+
+def test_page_names_every_model():
+    assert [name for name in model_names() if f"| `{name}` |" not in PAGE] == []
+
+
+def test_drawings_are_reproducible_and_shown(script, tmp_path):
+    for folder in ("once", "twice"):
+        script["draw"](tmp_path / folder)
+    drawn = {path.name for path in (tmp_path / "once").iterdir()}
+    assert all((tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes() for name in drawn)
+    assert {path.name for path in script["DRAWINGS"].iterdir()} == drawn
+    assert set(re.findall(r"\(models/(\w+\.svg)\)", PAGE)) == drawn
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_images_are_there(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
