@@ -11,4 +11,5 @@ __version__ = "0.1.0"
 if "dmformer_command" not in sys.modules:
     from . import models as models
     from .convert import convert as convert
+    from .fuse import fuse as fuse
     from .weights import load_weights as load_weights

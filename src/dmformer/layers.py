@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
 
@@ -90,8 +91,8 @@ class DepthwiseConv(nn.Conv2d):
 
     def __init__(self, dim: int, kernel_size: int, dilation: int = 1) -> None:
         reach = dilation * (kernel_size - 1)  # pixels of padding, both sides together; uneven only for an even kernel
-        padding = "same" if reach % 2 else reach // 2
-        super().__init__(dim, dim, kernel_size, padding=padding, dilation=dilation, groups=dim)
+        super().__init__(dim, dim, kernel_size, padding=reach // 2, dilation=dilation, groups=dim)
+        self.uneven = reach % 2 == 1
         # The framework's 3x3 is fast both ways; the phases and products of ours serve odd kernels only.
         self.gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
 
@@ -99,6 +100,8 @@ class DepthwiseConv(nn.Conv2d):
         if not torch.jit.is_scripting():
             if self.gains and is_fast_path(x):
                 return depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
+        if self.uneven:  # one more row below and column to the right; padding="same" would warn that it does this
+            x = F.pad(x, (0, 1, 0, 1))
         return self._conv_forward(x, self.weight, self.bias)
 
 
@@ -139,22 +142,25 @@ class DepthwiseSum(nn.Module):
     Args:
         dim: Channels, C.
         levels: One (odd kernel size, dilation) a branch.
+        bias: Whether a bias is added, which the first convolution has.
 
     On a CPU the sum runs through `kernels.depthwise`; elsewhere, and in traced, compiled or exported graphs, it is
     made of plain convolutions. State dicts hold plain convolutions always.
     """
 
-    def __init__(self, dim: int, levels: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, dim: int, levels: Sequence[tuple[int, int]], bias: bool = False) -> None:
         super().__init__()
         self.dilations = [d for _, d in levels]
         self.convs = nn.ModuleList(
-            nn.Conv2d(dim, dim, k, padding=d * (k // 2), dilation=d, groups=dim, bias=False) for k, d in levels
+            nn.Conv2d(dim, dim, k, padding=d * (k // 2), dilation=d, groups=dim, bias=bias and i == 0)
+            for i, (k, d) in enumerate(levels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if is_fast_path(x):
-                return depthwise_sum(x, [conv.weight for conv in self.convs], self.dilations)  # type: ignore[misc]
+                weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]
+                return depthwise_sum(x, weights, self.dilations, self.convs[0].bias)  # type: ignore[arg-type]
         branches = [conv(x) for conv in self.convs]
         out = branches[0]
         for branch in branches[1:]:
