@@ -32,7 +32,7 @@ from dmformer.mixers.performer import Performer
 from dmformer.mixers.sam import SAM
 from dmformer.mixers.window import WindowAttention
 from dmformer.models import PUBLISHED
-from dmformer.models.published import Weights
+from dmformer.models.family import Weights
 from dmformer.models.smt import hybrid
 
 DOCS = Path(__file__).parent

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dmformer.kernels import depthwise
 from dmformer.kernels.depthwise import depthwise_sum, is_fast_path
-from dmformer.layers import DepthwiseSum
+from dmformer.layers import DepthwiseConv, DepthwiseSum
 
 LEVELS = {
     "dma": ((3, 1), (5, 2), (7, 3)),
@@ -222,3 +222,91 @@ def test_torchscript_is_plain(layer, make_script):
     assert graph.count("aten::conv2d(") + graph.count("aten::_convolution(") == 3
     assert "PythonOp" not in graph
     assert_near([script(IMAGES)], [layer(IMAGES)], TOLERANCES[torch.float32])
+
+
+# ---- one convolution with a bias
+
+KERNELS = [(3, 1), (3, 2), (5, 1), (7, 3), (9, 1), (21, 1), (1, 1)]
+EVEN = [(4, 1), (6, 4), (8, 3)]
+"""(kernel size, dilation). With odd dilation the padding is odd too, its extra row below, its column to the right."""
+
+
+def conv(kernel_size: int, dilation: int) -> DepthwiseConv:
+    torch.manual_seed(0)
+    layer = DepthwiseConv(8, kernel_size, dilation)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+def conv_with_gradients(layer: DepthwiseConv, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """Output, and the gradients by x, the kernel and the bias."""
+    x = x.detach().clone().requires_grad_()
+    out = layer(x)
+    return [out.detach(), *torch.autograd.grad(out, [x, layer.weight, layer.bias], grad.to(out.dtype))]
+
+
+def framework(layer: DepthwiseConv) -> nn.Conv2d:
+    """The framework's convolution of the same weights, in float64."""
+    plain = nn.Conv2d(8, 8, layer.kernel_size, padding="same", dilation=layer.dilation, groups=8)
+    plain.load_state_dict(layer.state_dict())
+    return plain.double()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # the reference does, not the layer
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(14, 14), (13, 22), (2, 3), (1, 1)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("kernel_size", "dilation"), [*KERNELS, *EVEN])
+def test_conv_with_bias_equals_the_framework(kernel_size, dilation, size, memory_format):
+    layer = conv(kernel_size, dilation)
+    x, _, _, grad = make(((3, 1),), size, memory_format=memory_format)
+    expected = conv_with_gradients(framework(layer), x.double(), grad.double())
+    assert_near(conv_with_gradients(layer, x, grad), expected, TOLERANCES[torch.float32])
+    assert_near([expected[3]], [grad.double().sum((0, 2, 3))], TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [*KERNELS, *EVEN])
+def test_conv_is_fast_where_that_gains(kernel_size, dilation, monkeypatch):
+    layer = conv(kernel_size, dilation)
+    gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
+    fast = layer(IMAGES)
+    assert is_fast(fast) == gains
+    monkeypatch.setattr(depthwise, "PLAIN", True)
+    plain = layer(IMAGES)
+    assert not is_fast(plain)
+    assert_near([fast], [plain], TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("wanted", ["bias", "weight"])
+def test_conv_with_one_part_frozen(wanted):
+    layer = conv(7, 3)
+    x, _, _, grad = make(((3, 1),), (13, 22))
+    expected = conv_with_gradients(framework(layer), x.double(), grad.double())
+    layer.requires_grad_(False)
+    getattr(layer, wanted).requires_grad_()
+    layer(x).backward(grad)
+    assert [name for name, p in layer.named_parameters() if p.grad is not None] == [wanted]
+    place = {"weight": 2, "bias": 3}[wanted]
+    assert_near([getattr(layer, wanted).grad], [expected[place]], TOLERANCES[torch.float32])
+
+
+def test_conv_under_autocast():
+    layer = conv(7, 3)
+    x, _, _, grad = make(((3, 1),), (13, 22))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = conv_with_gradients(layer, x, grad)
+    assert [t.dtype for t in actual] == [torch.bfloat16] + [torch.float32] * 3
+    rounded = framework(layer).bfloat16().double()
+    expected = conv_with_gradients(rounded, x.bfloat16().double(), grad.bfloat16().double())
+    assert_near(actual, expected, TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(7, 3), (8, 3)])
+def test_conv_in_graphs_is_plain(kernel_size, dilation):
+    layer = conv(kernel_size, dilation)
+    expected = layer(IMAGES)
+    program = torch.export.export(layer, (IMAGES,))
+    padded = ["aten.pad.default"] if kernel_size % 2 == 0 else []
+    assert call_targets(program.graph) == [*padded, "aten.conv2d.default"]
+    assert_near([program.module()(IMAGES)], [expected], TOLERANCES[torch.float32])
+    assert_near([torch.jit.script(layer)(IMAGES)], [expected], TOLERANCES[torch.float32])
+    assert_near([torch.compile(layer, backend="eager", fullgraph=True)(IMAGES)], [expected], TOLERANCES[torch.float32])

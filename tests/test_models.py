@@ -1,5 +1,7 @@
-"""One contract for every variant of every family. A new family extends FAMILIES, SMALL and EXACT; what is its own stands
-at the end."""
+"""One contract for every variant of every family. A new family extends FAMILIES, SMALL and EXACT, nothing else.
+
+What only one family has stands at the end.
+"""
 
 import copy
 import fnmatch
@@ -17,8 +19,11 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import dmformer  # noqa: F401  (registers the models)
+import dmformer
 from dmformer.kernels import depthwise
+from dmformer.mixers.attention import ValueConvAttention
+from dmformer.mixers.sam import SAM
+from dmformer.models.vitae import ViTAE
 
 FAMILIES = ["dmformer_*", "van_*", "smt_*", "vitae_*", "vitaev2_*"]
 SMALL = {
@@ -60,7 +65,7 @@ EXACT = {
 """Parameters, frozen ones included, and GMACs of an image of 224 x 224, measured on the authors' code."""
 
 PLAIN = {"vitae_b": 12, "vitae_l": 24, "vitae_h": 32}
-"""Cells of the variants without stages: one map a cell, all at stride 16, for images of one size unless told otherwise."""
+"""Cells of the variants without stages: a map after each, all at stride 16, for images of one size by default."""
 
 NAMES = timm.list_models(FAMILIES)
 SIZES = [(32, 32), (33, 47), (97, 64), (224, 160)]
@@ -156,12 +161,8 @@ def test_exact_size(name):
     model = on_meta(name)
     assert parameters(model) == total
     assert gmacs(model) == pytest.approx(expected, rel=0.005)
-
-
-def test_only_random_features_are_frozen():
-    for name in NAMES:
-        frozen = {n.rpartition(".")[2] for n, p in on_meta(name).named_parameters() if not p.requires_grad}
-        assert frozen == ({"w"} if name.startswith("vitae_") and name not in PLAIN else set())
+    frozen = {n.rpartition(".")[2] for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({"w"} if isinstance(model, ViTAE) else set())  # its random features
 
 
 @small_model
@@ -346,12 +347,11 @@ def test_dropping_is_for_training_only(name, rates):
 def test_drop_path_grows_linearly_over_all_blocks(name):
     """Over the stages too: ViTAEv2's authors restart each stage at the depth of the one before it."""
     model = on_meta(name, drop_path_rate=0.3)
-    rates = [
-        {m.drop_prob for m in block.modules() if isinstance(m, DropPath)} or {0.0}
-        for stage in model.stages
-        for block in stage.blocks
-    ]
-    assert rates == [{pytest.approx(rate)} for rate in torch.linspace(0, 0.3, len(rates), dtype=torch.float64).tolist()]
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    rates = [{m.drop_prob for m in block.modules() if isinstance(m, DropPath)} or {0.0} for block in blocks]
+    assert all(len(of_one_block) == 1 for of_one_block in rates)
+    expected = [0.3 * i / (len(blocks) - 1) for i in range(len(blocks))]
+    assert [rate for (rate,) in rates] == pytest.approx(expected, abs=1e-6)
 
 
 @small_model
@@ -479,7 +479,7 @@ def test_export_with_dynamic_shapes(name):
     assert targets.count("aten.conv2d.default") == sum(isinstance(m, nn.Conv2d) for m in model.modules())
     assert not any("dmformer" in target for target in targets)
     exported = program.module()
-    least = 57 if name == "vitaev2_s" else 33  # a window of its second stage is 56 pixels wide
+    least = 57 if name == "vitaev2_s" else 35  # a window of its second stage is 56 pixels wide
     with torch.inference_mode():
         for height, width, batch in [(64, 96, 2), (least, 80, 1), (least + 4, 67, 3), (160, 97, 2), (112, 112, 1)]:
             x = images(height, width, batch)
@@ -558,3 +558,323 @@ def test_saved_model_reads_grey_images(saved):
     grey = images(channels=1)
     with torch.inference_mode():
         assert_near(loaded(grey), model(grey.expand(-1, 3, -1, -1)))
+
+
+# ---- DMFormer, the mixers of others in its place, by hand: parameters of one at C channels
+PEERS = {
+    "identity": lambda C: 0,
+    "pooling": lambda C: 0,
+    "lka": lambda C: 3 * (C * C + C) + (25 + 49) * C + 2 * C,
+    "sam": lambda C: 3 * (C * C + C) + 41 * C + C + (10 * C + 4 * C) + (2 * C * C + C),
+}
+
+
+@pytest.mark.parametrize("mixer", PEERS)
+def test_dmformer_with_the_mixers_of_others(mixer):
+    blocks = [(32, 2), (64, 2), (128, 4), (192, 2)]
+    without = parameters(on_meta("dmformer_n", mixer="identity"))
+    more = sum(depth * PEERS[mixer](C) for C, depth in blocks)
+    assert parameters(on_meta("dmformer_n", mixer=mixer)) == without + more
+    with torch.inference_mode():
+        assert build("dmformer_n", mixer=mixer)(images(33, 47)).isfinite().all()
+
+
+# ---- VAN and SMT
+
+MIXERS = {
+    "alternate": "SAM ATT SAM ATT SAM ATT SAM ATT",
+    "half": "SAM SAM SAM SAM ATT ATT ATT ATT",
+    "sam": "SAM SAM SAM SAM SAM SAM SAM SAM",
+    "attention": "ATT ATT ATT ATT ATT ATT ATT ATT",
+}
+
+
+def stage_mixers(model: nn.Module) -> list[str]:
+    kinds = {SAM: "SAM", ValueConvAttention: "ATT"}
+    return [" ".join(kinds[type(block.mixer)] for block in stage.blocks) for stage in model.stages]
+
+
+@pytest.mark.parametrize("strategy", MIXERS)
+def test_smt_strategies(strategy):
+    assert stage_mixers(on_meta("smt_t", strategy=strategy)) == ["SAM SAM", "SAM SAM", MIXERS[strategy], "ATT"]
+    with torch.inference_mode():
+        assert build("smt_t", strategy=strategy)(images(33, 47)).isfinite().all()
+
+
+def test_smt_half_of_an_odd_depth_has_more_attention():
+    model = on_meta("smt_t", depths=(1, 1, 5, 1), strategy="half")
+    assert stage_mixers(model)[2] == "SAM SAM ATT ATT ATT"
+
+
+def test_smt_s_of_the_paper_has_one_block_less():
+    assert parameters(on_meta("smt_s", depths=(3, 4, 18, 1))) == 20_432_808
+
+
+def test_smt_l_has_layer_scale():
+    scales = {s.gamma.shape: s.init_values for s in on_meta("smt_l").modules() if isinstance(s, LayerScale2d)}
+    assert scales == {(dim,): 1e-4 for dim in (96, 192, 384, 768)}
+    assert not any(isinstance(m, LayerScale2d) for m in on_meta("smt_b").modules())
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation", "taps"), [(7, 2, 9 + 16), (35, 3, 25 + 144), (9, 9, 289 + 1)])
+def test_van_with_another_kernel(kernel_size, dilation, taps):
+    """(2 d - 1)^2 + ceil(K / d)^2 weights a channel in the place of 5^2 + 7^2."""
+    arguments = {"kernel_size": kernel_size, "dilation": dilation}
+    channels = 3 * 32 + 3 * 64 + 5 * 160 + 2 * 256
+    assert parameters(on_meta("van_b0", **arguments)) == EXACT["van_b0"][0] + channels * (taps - 74)
+    with torch.inference_mode():
+        assert build("van_b0", **arguments)(images(33, 47)).isfinite().all()
+
+
+# ---- ViTAE, its options
+
+
+def cells(C: int) -> int:
+    """Parameters of the seven normal cells of vitae_t with C channels, and of a classifier of 1000 classes."""
+    norms, qkv, proj, mlp = 4 * C, 3 * C * C + 3 * C, C * C + C, 4 * C * C + 3 * C
+    pcm = 9 * (2 * C * C + 2 * C * C + C * C) // 64 + (2 * C + C + C) + 2 * (2 * C + C)  # convolutions, biases, norms
+    return 7 * (norms + qkv + proj + mlp + pcm) + 1000 * C + 1000
+
+
+# What an option adds to vitae_t, by hand. A reduction cell with C channels in its pyramid's map and 64 out has norms of
+# 2 C + 128, random features 32 * 64 = 2048, kqv 192 C + 192, proj 4160, MLP 8320; its PCM has 36928 a convolution of 64
+# to 64 channels, 1792 from 3 channels, and BatchNorm 128. So all of it but the pyramid is, in stages 1 and 2:
+CELLS = (
+    (512 + 128) + 2048 + (192 * 256 + 192) + 4160 + 8320 + (1792 + 2 * 36928 + 128),
+    (384 + 128) + 2048 + (192 * 192 + 192) + 4160 + 8320 + (3 * 36928 + 128),
+)
+# and in stage 3, with 256 channels in its pyramid's map and out, and 64, 128, 128, 256 in its PCM:
+THIRD_CELL = (512 + 512) + 128 * 256 + (768 * 256 + 768) + 3 * 65792 + (73856 + 147584 + 295168 + 256)
+OPTIONS = {
+    "transformer": (  # no random features, no bias of kqv
+        {"token_types": ("transformer", "transformer", "performer_less")},
+        -2 * (2048 + 192),
+    ),
+    "pooling": ({"token_types": ("pooling",) * 3}, -2 * (2048 + 192) + THIRD_CELL - 128 * 256 - 768),
+    "performer": ({"token_types": ("performer",) * 3}, THIRD_CELL),
+    "performer_less": (  # the pyramids of stages 2 and 3 read 256 and 192 channels instead of 64
+        {"token_types": ("performer_less",) * 3},
+        -sum(CELLS) + 3 * 9 * 192 * 64 + 2 * 9 * 128 * 128,
+    ),
+    "sum": ({"fuse": "sum"}, -(384 + 192 * 192) - (256 + 192 * 128) + cells(128) - cells(256)),
+    "shared": ({"shared": True}, -3 * (49 * 3 * 64 + 64) - 2 * 36928 - 73856),
+    "shared sum": (
+        {"shared": True, "fuse": "sum"},
+        -(384 + 192 * 192) - (256 + 192 * 128) + cells(128) - cells(256) - 3 * (49 * 3 * 64 + 64) - 2 * 36928 - 73856,
+    ),
+    "class token": ({"class_token": True}, 256),
+    "sinusoid": ({"position": "sinusoid"}, 0),
+    "all": ({"class_token": True, "position": "sinusoid", "shared": True}, 256 - 3 * 9472 - 2 * 36928 - 73856),
+}
+every_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+@every_option
+def test_vitae_options_have_the_parameters_counted_by_hand(option):
+    arguments, more = OPTIONS[option]
+    assert parameters(on_meta("vitae_t", **arguments)) == EXACT["vitae_t"][0] + more
+
+
+@every_option
+@pytest.mark.parametrize("size", [(33, 47), (64, 97)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_vitae_options_run_at_odd_sizes(option, size):
+    model, x = build("vitae_t", drop=0.0, **OPTIONS[option][0]), images(*size)
+    _, maps = model.train().forward_intermediates(x)
+    for stride, out in zip([4, 8, 16], maps, strict=True):
+        assert out.shape[2:] == (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+    model(x).square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in trainable(model))
+
+
+@every_option
+def test_vitae_options_in_graphs(option):
+    model, x = build("vitae_t", **OPTIONS[option][0]), images(33, 47)
+    with torch.inference_mode():
+        expected = model(x)
+        assert_near(torch.jit.script(model)(x), expected)
+        assert_near(torch.fx.symbolic_trace(model)(x), expected)
+
+
+@every_option
+def test_vitae_options_group_by_depth(option):
+    model = on_meta("vitae_t", **OPTIONS[option][0])
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    order = [layers[name] for name, _ in model.named_parameters()]
+    assert all(b - a in (0, 1) for a, b in pairwise(order))
+    assert model.no_weight_decay() == ({"stages.2.cls_token"} if OPTIONS[option][0].get("class_token") else set())
+
+
+def test_reduction_cells_of_vitae_have_dropout_by_default():
+    model, x = build("vitae_t"), images()
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+        model.train()
+        assert not torch.equal(model(x), model(x))
+    assert {m.p for m in model.stages.modules() if isinstance(m, nn.Dropout)} == {0.0, 0.1}  # 0 in the normal cells
+
+
+def test_sinusoids_of_the_third_stage():
+    """sin(n / 10000^(2 i / C)) and cos of the same in channels 2 i and 2 i + 1 of token n, the class token first."""
+    plain = build("vitae_t").double()
+    x = torch.randn(1, 64, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for class_token in (False, True):
+        model = build("vitae_t", position="sinusoid", class_token=class_token).double()
+        model.load_state_dict(plain.state_dict(), strict=False)
+        tokens, size = model.stages[2].embed(x)
+        without, _ = plain.stages[2].embed(x)
+        if class_token:
+            without = torch.cat([model.stages[2].cls_token, without], 1)
+        n, i = torch.meshgrid(torch.arange(12 + class_token), torch.arange(128), indexing="ij")
+        angles = n / 10000.0 ** (2 * i / 256)
+        assert size == (3, 4)
+        # the encoding is made in float32
+        torch.testing.assert_close((tokens - without)[0, :, 0::2], angles.sin().double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close((tokens - without)[0, :, 1::2], angles.cos().double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["performer_less", "shared", "all"])
+def test_saved_options_read_grey_images(option, tmp_path):
+    """They have other first convolutions than the published configurations name."""
+    model = build("vitae_t", **OPTIONS[option][0])
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
+    grey = images(channels=1)
+    with torch.inference_mode():
+        assert_near(loaded(grey), model(grey.expand(-1, 3, -1, -1)))
+
+
+# ---- ViTAE without stages: learned positions, and the class token
+
+
+def positions(model: nn.Module) -> Tensor:
+    return model.stages[0].pos_embed.detach()
+
+
+def resized(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """The class token's position as it is, the map's by bicubic interpolation."""
+    map_ = table[:, 1:].transpose(1, 2).unflatten(2, grid)
+    map_ = F.interpolate(map_, size=new, mode="bicubic", antialias=True)
+    return torch.cat([table[:, :1], map_.flatten(2).transpose(1, 2)], 1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 112)], ids=str)
+def test_plain_vitae_refuses_other_sizes(size):
+    with pytest.raises(AssertionError, match="img_size"):
+        build("vitae_b")(images(*size))
+
+
+def test_plain_vitae_of_any_image_size():
+    model = build("vitae_b", img_size=(96, 160))
+    assert positions(model).shape == (1, 1 + 6 * 10, 96)
+    with torch.inference_mode():
+        assert model.forward_features(images(96, 160)).shape == (2, 96, 6, 10)
+        square = build("vitae_b", img_size=80)
+        assert square.forward_features(images(80, 80)).shape == (2, 96, 5, 5)
+
+
+def test_plain_vitae_resizes_its_positions_for_each_image():
+    dynamic, x = build("vitae_b", dynamic_img_size=True), images(96, 160)
+    fixed = build("vitae_b", img_size=(96, 160))
+    fixed.load_state_dict({**dynamic.state_dict(), "stages.0.pos_embed": resized(positions(dynamic), (4, 6), (6, 10))})
+    with torch.inference_mode():
+        assert_near(dynamic(x), fixed(x))
+        assert_near(dynamic(images()), build("vitae_b")(images()))
+
+
+def test_set_input_size():
+    model = build("vitae_b")
+    before = positions(model).clone()
+    model.stages[0].pos_embed.requires_grad_(False)
+    model.set_input_size((96, 160))
+    assert torch.equal(positions(model)[:, :1], before[:, :1])
+    assert_near(positions(model), resized(before, (4, 6), (6, 10)))
+    assert not model.stages[0].pos_embed.requires_grad
+    with torch.inference_mode():
+        assert model.forward_features(images(96, 160)).shape == (2, 96, 6, 10)
+    with pytest.raises(AssertionError, match="img_size"):
+        model(images())
+
+
+@pytest.mark.parametrize("saved_size", [(64, 64), (96, 160), (32, 128)], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (128, 32)], ids=str)
+def test_plain_vitae_is_saved_and_loaded_at_another_size(saved_size, size, tmp_path):
+    """(64, 64), (32, 128) and (128, 32) have as many positions, of different maps."""
+    model = build("vitae_b", img_size=saved_size)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size).eval()
+    grids = [(height // 16, width // 16) for height, width in (saved_size, size)]
+    expected = positions(model) if saved_size == size else resized(positions(model), *grids)
+    assert_near(positions(loaded), expected)
+    for key, value in model.state_dict().items():
+        assert key == "stages.0.pos_embed" or torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_resized_plain_vitae_is_saved_at_its_new_size(tmp_path):
+    model = build("vitae_b")
+    model.set_input_size((96, 160))
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded(images(96, 160)), model(images(96, 160)))
+
+
+def test_positions_of_an_unknown_map():
+    """A bare state dict does not say its height and width: a square map is assumed, the same shape taken as it is."""
+    square, wide = build("vitae_b", img_size=64), build("vitae_b", img_size=(96, 160))
+    model = build("vitae_b", img_size=(96, 160))
+    dmformer.load_weights(model, square.state_dict())
+    assert_near(positions(model), resized(positions(square), (4, 4), (6, 10)))
+    dmformer.load_weights(model, wide.state_dict())
+    assert torch.equal(positions(model), positions(wide))
+    with pytest.raises(ValueError, match="60 patches that is not square: create the model with the img_size"):
+        dmformer.load_weights(square, wide.state_dict())
+
+
+def test_prefix_tokens():
+    model, x = build("vitae_b"), images()
+    tokens = []
+    for cell in model.stages[0].blocks:
+        cell.register_forward_hook(lambda cell, inputs, output: tokens.append(output))
+    with torch.inference_mode():
+        found = model.forward_intermediates(x, intermediates_only=True, return_prefix_tokens=True)
+        maps = model.forward_intermediates(x, intermediates_only=True)
+    assert len(found) == len(maps) == 4
+    for (feature, class_token), map_, output in zip(found, maps, tokens[:4], strict=True):
+        assert torch.equal(feature, map_)
+        assert torch.equal(class_token, output[:, :1])
+        assert torch.equal(feature.flatten(2).transpose(1, 2), output[:, 1:])
+
+
+def test_the_classifier_does_not_read_the_last_class_token():
+    model, x = build("vitae_b", depth=1), images()
+    with torch.inference_mode():
+        ((last, _),) = model.forward_intermediates(x, indices=1, intermediates_only=True, return_prefix_tokens=True)
+        assert_near(model.head(last), model(x))
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("smt_t", {"strategy": "no"}, "strategy must be one of alternate, half, sam, attention, not 'no'"),
+        ("smt_t", {"heads": (7, 16)}, "heads = 7 must divide the 256 channels"),
+        ("smt_t", {"sam_heads": 5}, "heads = 5 must divide the 64 channels"),
+        (
+            "vitae_t",
+            {"token_types": ("performer", "no", "performer")},
+            "token_types must be of performer, transformer, pooling, performer_less, not 'no'",
+        ),
+        ("vitae_t", {"fuse": "no"}, "fuse must be cat or sum, not 'no'"),
+        ("vitae_t", {"position": "no"}, "position must be none, sinusoid or learned, not 'no'"),
+        ("vitae_t", {"position": "learned"}, "position must be none or sinusoid"),
+        ("vitae_t", {"heads": 3}, "heads = 3 must divide the 256 channels"),
+        ("van_b0", {"kernel_size": 21, "dilation": 22}, "dilation must lie between 1 and kernel_size = 21"),
+        ("dmformer_n", {"mixer": "no"}, "mixer must be one of dma, lka, sam, pooling, identity, not 'no'"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_wrong_arguments_name_the_right_ones(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        on_meta(name, **arguments)

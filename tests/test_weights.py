@@ -136,6 +136,18 @@ def test_wrappers_prefixes_and_suffixes(wrapper, suffix, tmp_path):
     assert_same(loaded("van_b0", path), loaded("van_b0", authors("van_b0")))
 
 
+@pytest.mark.parametrize("variant", ["van_b0", "vitae_t"])
+def test_timm_takes_the_authors_file_itself(variant, tmp_path):
+    """As it takes any file; so a pyramid of features starts from published weights."""
+    torch.save({"state_dict": authors(variant)}, tmp_path / "weights.pth")
+    arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
+    assert_same(timm.create_model(variant, **arguments).state_dict(), loaded(variant, authors(variant)))
+    pyramid = timm.create_model(variant, features_only=True, **arguments).state_dict()
+    whole = loaded(variant, authors(variant))
+    assert len(pyramid) > 0.9 * len(whole)
+    assert all(torch.equal(value, whole[key.replace("stages_", "stages.")]) for key, value in pyramid.items())
+
+
 def test_safetensors(tmp_path):
     save_file(dict(authors("van_b0")), tmp_path / "weights.safetensors")
     assert_same(loaded("van_b0", str(tmp_path / "weights.safetensors")), loaded("van_b0", authors("van_b0")))

@@ -391,6 +391,10 @@ def _check_source(source: str) -> None:
     if source.startswith("hf-hub:"):
         return
     _check_path(source)
+    if Path(source).is_file():
+        raise UserError(
+            f"{source} is a file: make a weights file a folder first, dmformer convert {shlex.quote(source)} OUT/."
+        )
     if not any((Path(source) / part / "config.json").is_file() for part in ("", "best")):
         raise UserError(f"{source} holds no config.json: give a run's best/ folder, as `dmformer train` writes it.")
 

@@ -45,8 +45,10 @@ class Performer(nn.Module):
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     """phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-8), all (B, N, d), in float32 under any precision.
 
-    exp overflows float16 at 11 and float32 at 88, which the features pass easily. Both exponents are lowered by their
-    largest value, which the fraction cancels, and 1e-8 is raised by as much, so the result is the formula's.
+    exp overflows float16 at 11 and float32 at 88, which the features pass easily. So the keys' exponents are lowered by
+    the largest of each feature, the queries' raised by as much, and these lowered by the largest of each query: every
+    exponent is then 0 or less, every denominator 1 or more. The fraction cancels it all but for 1e-8, which is scaled
+    with the rest, so the result is the formula's.
     """
     if not torch.jit.is_scripting():
         if not q.is_meta and torch.is_autocast_enabled(q.device.type):
@@ -62,11 +64,12 @@ def _linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     m = w.shape[0]
     log_q = F.linear(q, w) - q.square().sum(-1, keepdim=True) / 2  # (B, N, m)
     log_k = F.linear(k, w) - k.square().sum(-1, keepdim=True) / 2
+    top_k = log_k.detach().amax(-2, keepdim=True)  # (B, 1, m): one a feature
+    log_q = log_q + top_k
     top_q = log_q.detach().amax(-1, keepdim=True)  # (B, N, 1): one a query
-    top_k = log_k.detach().amax((-2, -1), keepdim=True)  # (B, 1, 1): the keys are summed, so one for all
     phi_q, phi_k = torch.exp(log_q - top_q), torch.exp(log_k - top_k)
     numerator = phi_q @ (phi_k.transpose(-2, -1) @ v)
     denominator = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
     # phi carries 1 / sqrt(m) twice, so the fraction is multiplied by m; above e^80 the answer is 0 in any case
-    eps = 1e-8 * m * torch.exp((-top_q - top_k).clamp(max=80.0))
+    eps = 1e-8 * m * torch.exp((-top_q).clamp(max=80.0))
     return (numerator / (denominator + eps)).to(dtype)

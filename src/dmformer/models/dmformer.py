@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from timm.layers import ConvMlp, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, register_model
+from timm.models import register_model
 from timm.models.metaformer import Pooling
 from torch import nn
 
@@ -19,7 +19,7 @@ from ..layers import ConvStem, Downsample
 from ..mixers.dma import DMA, LEVELS
 from ..mixers.lka import LKA
 from ..mixers.sam import SAM
-from .published import Published, Weights, make_cfgs
+from .family import Published, Weights, create, make_cfgs
 
 PEERS: dict[str, Callable[[int], nn.Module]] = {
     "lka": LKA,
@@ -101,35 +101,29 @@ default_cfgs = make_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> DMFormer:
-    return build_model_with_cfg(
-        DMFormer, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs
-    )
-
-
 @register_model
 def dmformer_n(pretrained: bool = False, **kwargs) -> DMFormer:
     """2.3 M parameters, 2.1 M without the classifier; ours, for a CPU, an edge device or a quick start."""
     args = dict(dims=(32, 64, 128, 192), depths=(2, 2, 4, 2), mlp_ratios=(4, 4, 4, 4))
-    return _create("dmformer_n", pretrained, **dict(args, **kwargs))
+    return create(DMFormer, "dmformer_n", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_t(pretrained: bool = False, **kwargs) -> DMFormer:
     """About 4 M parameters; ours, at the size of VAN-B0 and PVTv2-B0."""
     args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), mlp_ratios=(8, 8, 4, 4))
-    return _create("dmformer_t", pretrained, **dict(args, **kwargs))
+    return create(DMFormer, "dmformer_t", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_s(pretrained: bool = False, **kwargs) -> DMFormer:
     """The paper's S, 82.8 % top-1; depths and widths reconstructed at the size of VAN-B2."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3), mlp_ratios=(8, 8, 4, 4))
-    return _create("dmformer_s", pretrained, **dict(args, **kwargs))
+    return create(DMFormer, "dmformer_s", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_l(pretrained: bool = False, **kwargs) -> DMFormer:
     """The paper's L, 83.6 % top-1; depths and widths reconstructed at the size of VAN-B3."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), mlp_ratios=(8, 8, 4, 4))
-    return _create("dmformer_l", pretrained, **dict(args, **kwargs))
+    return create(DMFormer, "dmformer_l", pretrained, args, kwargs)

@@ -10,14 +10,14 @@ from typing import Literal, get_args
 
 import torch
 from timm.layers import LayerNorm2d, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, register_model
+from timm.models import register_model
 from torch import nn
 
 from ..backbone import Block, HierarchicalBackbone, Stage, building_on
 from ..layers import DepthwiseMlp, Downsample, NormStem
 from ..mixers.attention import ValueConvAttention
 from ..mixers.sam import SAM
-from .published import Published, Weights, make_cfgs
+from .family import Published, Weights, create, make_cfgs
 
 Strategy = Literal["alternate", "half", "sam", "attention"]
 
@@ -133,31 +133,25 @@ default_cfgs = make_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> SMT:
-    return build_model_with_cfg(
-        SMT, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs
-    )
-
-
 @register_model
 def smt_t(pretrained: bool = False, **kwargs) -> SMT:
     """SMT-T, 11.5 M parameters, published 82.2 %."""
     args = dict(dims=(64, 128, 256, 512), depths=(2, 2, 8, 1), mlp_ratios=(4, 4, 4, 2), stem_kernel=3)
-    return _create("smt_t", pretrained, **dict(args, **kwargs))
+    return create(SMT, "smt_t", pretrained, args, kwargs)
 
 
 @register_model
 def smt_s(pretrained: bool = False, **kwargs) -> SMT:
     """SMT-S, 22.6 M parameters, published 83.7 %; depths=(3, 4, 18, 1) is the size that the paper states, 20.4 M."""
     args = dict(dims=(64, 128, 256, 512), depths=(3, 4, 18, 2), mlp_ratios=(4, 4, 4, 2), stem_kernel=3)
-    return _create("smt_s", pretrained, **dict(args, **kwargs))
+    return create(SMT, "smt_s", pretrained, args, kwargs)
 
 
 @register_model
 def smt_b(pretrained: bool = False, **kwargs) -> SMT:
     """SMT-B, 32 M parameters, published 84.3 %."""
     args = dict(dims=(64, 128, 256, 512), depths=(4, 6, 28, 2), mlp_ratios=(8, 6, 4, 2), stem_kernel=7)
-    return _create("smt_b", pretrained, **dict(args, **kwargs))
+    return create(SMT, "smt_b", pretrained, args, kwargs)
 
 
 @register_model
@@ -166,4 +160,4 @@ def smt_l(pretrained: bool = False, **kwargs) -> SMT:
     args = dict(
         dims=(96, 192, 384, 768), depths=(4, 6, 28, 4), mlp_ratios=(8, 6, 4, 2), stem_kernel=7, layer_scale=1e-4
     )
-    return _create("smt_l", pretrained, **dict(args, **kwargs))
+    return create(SMT, "smt_l", pretrained, args, kwargs)

@@ -9,13 +9,13 @@ from functools import partial
 
 import torch
 from timm.layers import LayerNorm2d, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, register_model
+from timm.models import register_model
 from torch import nn
 
 from ..backbone import Block, HierarchicalBackbone, Stage, building_on
 from ..layers import DepthwiseMlp, Downsample
 from ..mixers.lka import LKA
-from .published import Published, Weights, make_cfgs
+from .family import Published, Weights, create, make_cfgs
 
 
 class VAN(HierarchicalBackbone):
@@ -93,56 +93,50 @@ default_cfgs = make_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> VAN:
-    return build_model_with_cfg(
-        VAN, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs
-    )
-
-
 @register_model
 def van_b0(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B0, 4.1 M parameters, published 75.4 %."""
     args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
-    return _create("van_b0", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b0", pretrained, args, kwargs)
 
 
 @register_model
 def van_b1(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B1, 13.9 M parameters, published 81.1 %."""
     args = dict(dims=(64, 128, 320, 512), depths=(2, 2, 4, 2))
-    return _create("van_b1", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b1", pretrained, args, kwargs)
 
 
 @register_model
 def van_b2(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B2, 26.6 M parameters, published 82.8 %."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3))
-    return _create("van_b2", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b2", pretrained, args, kwargs)
 
 
 @register_model
 def van_b3(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B3, 44.8 M parameters, published 83.9 %."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3))
-    return _create("van_b3", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b3", pretrained, args, kwargs)
 
 
 @register_model
 def van_b4(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B4, 60.3 M parameters, published 84.2 %, 85.7 % after ImageNet-22K."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 6, 40, 3))
-    return _create("van_b4", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b4", pretrained, args, kwargs)
 
 
 @register_model
 def van_b5(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B5, 90 M parameters, published 86.3 % after ImageNet-22K."""
     args = dict(dims=(96, 192, 480, 768), depths=(3, 3, 24, 3))
-    return _create("van_b5", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b5", pretrained, args, kwargs)
 
 
 @register_model
 def van_b6(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B6, 200 M parameters, published 86.9 % after ImageNet-22K."""
     args = dict(dims=(96, 192, 384, 768), depths=(6, 6, 90, 6))
-    return _create("van_b6", pretrained, **dict(args, **kwargs))
+    return create(VAN, "van_b6", pretrained, args, kwargs)

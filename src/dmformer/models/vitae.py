@@ -23,7 +23,7 @@ from ..cells import PCM, PRM, CellStage, NormalCell, Position, ReductionCell, to
 from ..errors import UserError
 from ..mixers.attention import Attention
 from ..mixers.performer import Performer
-from .published import Published, Weights, make_cfgs
+from .family import Published, Weights, create, make_cfgs, to_our_names
 
 STRIDES = (4, 2, 2)
 KERNELS = (7, 3, 3)
@@ -299,11 +299,12 @@ default_cfgs = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize learned positions to the model's size, as timm does on loading.
+    """Give published layouts our names, and learned positions the model's size, as timm does on loading.
 
     Raises:
         UserError: It is not known which height and width the positions are for.
     """
+    state_dict = to_our_names(state_dict, model)
     name = "stages.0.pos_embed"
     own, table = model.state_dict().get(name), state_dict.get(name)
     if own is None or table is None:
@@ -326,12 +327,6 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> ViTAE:
-    return build_model_with_cfg(
-        ViTAE, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True), **kwargs
-    )
-
-
 def _create_plain(variant: str, pretrained: bool, **kwargs) -> ViTAEPlain:
     return build_model_with_cfg(
         ViTAEPlain,
@@ -347,28 +342,28 @@ def _create_plain(variant: str, pretrained: bool, **kwargs) -> ViTAEPlain:
 def vitae_t(pretrained: bool = False, **kwargs) -> ViTAE:
     """ViTAE-T, 4.9 M parameters, published 75.3 %."""
     args = dict(embed_dims=(64, 64, 128), dims=(64, 64, 256), depth=7, heads=4)
-    return _create("vitae_t", pretrained, **dict(args, **kwargs))
+    return create(ViTAE, "vitae_t", pretrained, args, kwargs)
 
 
 @register_model
 def vitae_6m(pretrained: bool = False, **kwargs) -> ViTAE:
     """ViTAE-6M, 6.6 M parameters, published 77.9 %."""
     args = dict(embed_dims=(64, 64, 128), dims=(64, 64, 256), depth=10, heads=4)
-    return _create("vitae_6m", pretrained, **dict(args, **kwargs))
+    return create(ViTAE, "vitae_6m", pretrained, args, kwargs)
 
 
 @register_model
 def vitae_13m(pretrained: bool = False, **kwargs) -> ViTAE:
     """ViTAE-13M, 10.8 M parameters, published 81.0 %."""
     args = dict(embed_dims=(64, 64, 160), dims=(64, 64, 320), depth=11, heads=5)
-    return _create("vitae_13m", pretrained, **dict(args, **kwargs))
+    return create(ViTAE, "vitae_13m", pretrained, args, kwargs)
 
 
 @register_model
 def vitae_s(pretrained: bool = False, **kwargs) -> ViTAE:
     """ViTAE-S, 24 M parameters, published 82.0 %."""
     args = dict(embed_dims=(64, 64, 192), dims=(96, 192, 384), depth=14, heads=6, mlp_ratio=3.0, groups=96)
-    return _create("vitae_s", pretrained, **dict(args, **kwargs))
+    return create(ViTAE, "vitae_s", pretrained, args, kwargs)
 
 
 @register_model

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from timm.layers import calculate_drop_path_rates
-from timm.models import build_model_with_cfg, register_model
+from timm.models import register_model
 
 from ..backbone import HierarchicalBackbone, building_on
 from ..cells import PCM, PRM, CellStage, NormalCell, ReductionCell
 from ..mixers.attention import Attention
 from ..mixers.window import WindowAttention
-from .published import Published, Weights, make_cfgs
+from .family import Published, Weights, create, make_cfgs
 
 STRIDES = (4, 2, 2, 2)
 KERNELS = (7, 3, 3, 3)
@@ -98,24 +98,18 @@ default_cfgs = make_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> ViTAEv2:
-    return build_model_with_cfg(
-        ViTAEv2, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True), **kwargs
-    )
-
-
 @register_model
 def vitaev2_s(pretrained: bool = False, **kwargs) -> ViTAEv2:
     """ViTAEv2-S, 19.4 M parameters, published 82.6 %."""
     args = dict(embed_dims=(64, 64, 128, 256), dims=(64, 128, 256, 512), depths=(2, 2, 8, 2))
-    return _create("vitaev2_s", pretrained, **dict(args, **kwargs))
+    return create(ViTAEv2, "vitaev2_s", pretrained, args, kwargs)
 
 
 @register_model
 def vitaev2_48m(pretrained: bool = False, **kwargs) -> ViTAEv2:
     """ViTAEv2-48M, 48.7 M parameters, published 83.8 %."""
     args = dict(embed_dims=(64, 64, 192, 384), dims=(96, 192, 384, 768), depths=(2, 2, 11, 2))
-    return _create("vitaev2_48m", pretrained, **dict(args, **kwargs))
+    return create(ViTAEv2, "vitaev2_48m", pretrained, args, kwargs)
 
 
 @register_model
@@ -128,4 +122,4 @@ def vitaev2_b(pretrained: bool = False, **kwargs) -> ViTAEv2:
         heads=(1, 4, 8, 16),
         reduction_heads=(1, 1, 4, 8),
     )
-    return _create("vitaev2_b", pretrained, **dict(args, **kwargs))
+    return create(ViTAEv2, "vitaev2_b", pretrained, args, kwargs)

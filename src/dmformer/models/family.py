@@ -1,11 +1,17 @@
-"""What the papers publish of a variant, and the pretrained configurations that timm reads, made from it."""
+"""What every family shares: the published figures of a variant, timm's configurations made from them, and creation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs
+from torch import Tensor, nn
+
+from ..backbone import HierarchicalBackbone
+from ..layouts import recognise
+
+Model = TypeVar("Model", bound=HierarchicalBackbone)
 
 
 @dataclass(frozen=True)
@@ -90,3 +96,38 @@ def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: An
                 cfg["crop_pct"] = weights.crop_pct
             cfgs[f"{variant}.{weights.tag}"] = {**cfg, "notes": tuple(notes)}
     return generate_default_cfgs(cfgs)
+
+
+def create(
+    cls: type[Model], variant: str, pretrained: bool, args: Mapping[str, Any], given: Mapping[str, Any]
+) -> Model:
+    """Build a model of stages through timm.
+
+    Args:
+        cls: Class of the model.
+        variant: Name of its configuration.
+        pretrained: Whether to load weights that the configuration names.
+        args: The variant's own arguments.
+        given: The caller's, which go before those.
+    """
+    stages = tuple(range(len(args["dims"])))
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=to_our_names,
+        feature_cfg=dict(out_indices=stages, flatten_sequential=True),
+        **{**args, **given},
+    )
+
+
+def to_our_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What timm calls on weights that it loads: published layouts get our names, the rest stays for timm to refuse.
+
+    `create_model(..., pretrained=True, pretrained_cfg_overlay={"file": "van_b0.pth"})` so takes the authors' file.
+    """
+    found = recognise(state_dict)
+    if found is None:
+        return state_dict
+    _, renamed, unknown = found
+    return {**renamed, **{key: state_dict[key] for key in unknown}}
