@@ -18,7 +18,7 @@ MODELS = (
     "resnet18",
     "poolformer_s12",
 )
-SMALLEST = ("dmformer_t", "van_b0", "pvt_v2_b0", "convnext_atto", "edgenext_x_small")
+SMALLEST = ("dmformer_t", "pvt_v2_b0", "convnext_atto", "edgenext_x_small")
 DATA = ("tiny20", "clothing")
 
 
