@@ -233,6 +233,15 @@ def test_smt_s_with_one_last_block(tmp_path):
     assert_same(again.state_dict(), model.state_dict())
 
 
+def test_positions_tell_the_image_size(tmp_path):
+    model = timm.create_model("vitae_b", depth=12, img_size=96)
+    torch.save(model.state_dict(), tmp_path / "vitae_b.pth")
+    made = convert(str(tmp_path / "vitae_b.pth"), str(tmp_path / "out"))
+    assert (made.model, made.data_config["input_size"]) == ("vitae_b", (3, 96, 96))
+    again = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert_same(again.state_dict(), model.state_dict())
+
+
 def test_a_22k_file_is_converted_with_and_without_its_classifier(tmp_path):
     torch.save({"state_dict": with_classes("van_b0", 21841)}, tmp_path / "van.pth")
     made = convert(str(tmp_path / "van.pth"), str(tmp_path / "kept"), image_size=384)
@@ -324,6 +333,12 @@ def test_a_model_is_not_overwritten_unasked(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments[:2], str(tmp_path / "van_b0.pth")])
     assert "is a file: name a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments[:2], "/proc/nowhere"])
+    assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "van_b0.pth"), "photo.jpg"])
+    assert "make a weights file a folder first, dmformer convert" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From the files that authors publish to a folder that timm loads."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,11 @@ from timm.data import ImageNetInfo, resolve_data_config
 from .classifier import save_classifier
 from .errors import UserError
 from .models import PUBLISHED
-from .weights import identify, load_weights, our_names, read_state_dict, sentence
+from .runs import writing_to
+from .weights import POSITIONS, identify, load_weights, our_names, read_state_dict, sentence
+
+PATCH = 16
+"""Side in pixels of the patches that learned positions are for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,11 @@ def convert(
     weight = state.get("head.fc.weight")
     num_classes = 0 if weight is None or drop_head else len(weight)
     name = f"{match.variant}.{_tag(match.variant, path.name, None if weight is None else len(weight))}"
-    model: Any = timm.create_model(name, num_classes=num_classes, **match.arguments)
+    arguments = dict(match.arguments)
+    if POSITIONS in state:
+        image_size = PATCH * math.isqrt(state[POSITIONS].shape[1])
+        arguments["img_size"] = image_size
+    model: Any = timm.create_model(name, num_classes=num_classes, **arguments)
     if num_classes == 0:
         state = {key: value for key, value in state.items() if not key.startswith("head.fc.")}
     load_weights(model, state)
@@ -68,7 +77,8 @@ def convert(
         data_config = {**data_config, "input_size": (3, image_size, image_size)}
         if image_size > 224:
             data_config["crop_pct"] = 1.0
-    save_classifier(folder, model, model.state_dict(), class_names(num_classes), data_config)
+    with writing_to(folder, "free some space, or name another folder"):
+        save_classifier(folder, model, model.state_dict(), class_names(num_classes), data_config)
     parameters = sum(p.numel() for p in model.parameters())
     return Converted(str(match), parameters, num_classes, data_config, folder)
 

@@ -80,7 +80,7 @@ def clear(folder: Path) -> None:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path, remedy: str = "free some space and go on with --resume") -> Iterator[None]:
     """Tell a failure to write as a mistake that can be mended; what was saved before is still whole."""
     try:
         yield
@@ -88,4 +88,4 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # torch and safetensors have their own errors for a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder} cannot be written: {reason}; free some space and go on with --resume.") from error
+        raise UserError(f"{folder} cannot be written: {reason}; {remedy}.") from error

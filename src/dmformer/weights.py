@@ -26,6 +26,9 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model")
 OTHER_DEPTHS: dict[str, dict[str, Any]] = {"smt_s": {"depths": (3, 4, 18, 1)}}
 """Arguments of a second form in which a variant was published."""
 
+POSITIONS = "stages.0.pos_embed"
+"""Learned positions of vitae_b, vitae_l and vitae_h: a class token's and one a patch."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -179,6 +182,8 @@ def identify(state: Mapping[str, Tensor]) -> Match | None:
                 continue
             own = _shapes(variant, tuple(arguments.items()))
             body = {n: v for n, v in state.items() if not n.startswith("head.fc.")}
+            if POSITIONS in own and POSITIONS in body:  # their number follows the images, not the variant
+                own = {**own, POSITIONS: (1, body[POSITIONS].shape[1], own[POSITIONS][2])}
             if len(own.keys() & body.keys()) < len(body) / 2:
                 continue
             found = Match(variant, arguments, compare(own, body))
