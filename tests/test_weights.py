@@ -341,6 +341,13 @@ def test_a_model_is_not_overwritten_unasked(tmp_path, capsys):
     assert "make a weights file a folder first, dmformer convert" in capsys.readouterr().err
 
 
+def test_an_unknown_option_is_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "--imagesize", "384", "van_b0.pth", "out"])
+    assert stop.value.code == 2
+    assert "unknown option '--imagesize': did you mean --image-size" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("variant", "message"),
     [("van_b1", "It holds van_b0"), ("smt_t", "It holds van_b0"), ("resnet18", "another architecture")],

@@ -325,6 +325,11 @@ def _parse(
     """Read options into a dataclass; a mistake is a UserError with the nearest names."""
     import tyro
 
+    known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]  # type: ignore[arg-type]
+    accepted = {"--help", *known, *(option.replace("--", "--no-") for option in known)}
+    for option in (a.partition("=")[0] for a in arguments if a.startswith("--")):
+        if option.replace("_", "-") not in accepted:
+            raise unknown("option", option, known)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -343,7 +348,6 @@ def _parse(
         text = " ".join(line.strip("│ ").strip() for line in output.getvalue().splitlines()[1:])
         raise UserError(f"{text.split('───')[0].strip()} See dmformer {command} --help.") from None
     if rest:
-        known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]  # type: ignore[arg-type]
         raise unknown("option" if rest[0].startswith("-") else "argument", rest[0].partition("=")[0], known)
     return options
 
