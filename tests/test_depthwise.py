@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dmformer.kernels import depthwise
+from dmformer.kernels import cpu, depthwise
 from dmformer.kernels.depthwise import depthwise_sum, is_fast_path
 from dmformer.layers import DepthwiseConv, DepthwiseSum
 
@@ -75,16 +75,17 @@ def test_equals_convolutions_in_other_dtypes(levels, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [(13, 22), (30, 5)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", [*SIZES, (30, 5)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-def test_weight_gradients_of_wide_images(levels, size, dtype, monkeypatch):
-    monkeypatch.setattr(depthwise, "WIDEST_PRODUCT", 4)
-    check(levels, size, dtype)
+@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "products"])
+def test_weight_gradients_either_way(levels, size, dtype, blocks, monkeypatch):
+    monkeypatch.setattr(cpu, "is_made_of_blocks", lambda *_: blocks)
+    check(levels, size, dtype, torch.channels_last if blocks else torch.contiguous_format)
 
 
-@pytest.mark.parametrize("widest", [1, 64])
-def test_gradcheck(widest, monkeypatch):
-    monkeypatch.setattr(depthwise, "WIDEST_PRODUCT", widest)
+@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "products"])
+def test_gradcheck(blocks, monkeypatch):
+    monkeypatch.setattr(cpu, "is_made_of_blocks", lambda *_: blocks)
     x, weights, dilations, _ = make(((3, 1), (5, 2)), (3, 4), torch.float64, channels=1)
     inputs = [t.requires_grad_() for t in (x, *weights)]
     assert torch.autograd.gradcheck(lambda x, *w: depthwise_sum(x, w, dilations), inputs)
@@ -159,7 +160,7 @@ IMAGES = torch.randn(2, 8, 13, 22, generator=torch.Generator().manual_seed(1))
 
 
 def is_fast(out: Tensor) -> bool:
-    return out.grad_fn is not None and "_DepthwiseSum" in out.grad_fn.name()
+    return out.grad_fn is not None and "DepthwiseSum" in out.grad_fn.name()
 
 
 def test_layer_is_fast_on_a_cpu_and_plain_where_asked(layer, monkeypatch):

@@ -24,7 +24,7 @@ MODELS = {
 }
 NORMS_LEFT = {
     "dmformer_n": 1,  # the one that closes the features
-    "dmformer_n with SAM": 11,  # one a block: SAM reads its input twice, so that the norm before it stays
+    "dmformer_n with SAM": 1,
     "dmformer_n with pooling": 11,
 }
 

@@ -1,8 +1,9 @@
-"""The inference form of a model: norms, layer scales and biases folded into the convolutions beside them.
+"""The inference form of a model: norms, layer scales, biases and residuals folded into the convolutions beside them.
 
 In evaluation BatchNorm is x -> a x + b with fixed a and b a channel, so it disappears into a convolution before it, or
 into a 1x1 convolution after it (which has no padding, so borders stay right); a layer scale disappears into the linear
-map before it. What reads a folded norm besides, such as a residual inside the mixer, gets a and b itself.
+map before it, and a residual around a depth-wise convolution into its middle tap. What reads a folded norm besides,
+such as a residual inside the mixer, gets a and b itself.
 """
 
 import copy
@@ -11,70 +12,22 @@ from collections import Counter
 from itertools import pairwise
 
 import torch
-from timm.layers import LayerScale2d
+from timm.layers import ConvMlp, LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbone import Block
-from .layers import DepthwiseSum
+from .inference import FusedBlock, FusedConv, FusedDMA, FusedGate, FusedLKA, FusedMlp, FusedSAM, FusedSum, Residual
+from .kernels.onednn import Activation
+from .layers import DepthwiseConv, DepthwiseMlp, DepthwiseSum
 from .mixers.dma import DMA
 from .mixers.lka import LKA
-from .mixers.sam import SAA
+from .mixers.sam import SAM
 
 log = logging.getLogger(__name__)
 
-
-class FusedDMA(nn.Module):
-    """DMA with the norm before it, its own, and the layer scale after it folded: (B, C, H, W) -> (B, C, H, W).
-
-        z   = ReLU(levels'(W1' x))
-        out = sigmoid(F2 ReLU(F1' GAP(x))) * (W' x + W'' z)
-
-    with W' = s W3 a and W'' = s W3 W2 for the norm a x + b before it and the layer scale s; constants go to the biases.
-    """
-
-    def __init__(self, dma: DMA, before: nn.BatchNorm2d | None, scale: Tensor) -> None:
-        super().__init__()
-        a, b = _affine(before, len(scale))
-        self.expand = (
-            _after_norm(dma.expand, a, b) if isinstance(dma.expand, nn.Conv2d) else _per_channel(a, b, dma.proj.weight)
-        )
-        self.levels = _levels_with_norm(dma.levels, dma.norm)
-        self.act = nn.ReLU(inplace=True)
-        (w2, b2), (w3, b3) = _matrix(dma.reduce), _matrix(dma.proj)
-        w3, b3 = scale[:, None] * w3, scale * b3
-        self.direct = _pointwise(w3 * a, b3 + w3 @ (b + b2), dma.proj)
-        self.reduced = _pointwise(w3 @ w2, None, dma.proj)
-        self.gate = dma.gate
-        if self.gate is not None:
-            self.gate.fc1 = _after_norm(self.gate.fc1, a, b)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.act(self.levels(self.expand(x)))
-        out = self.direct(x) + self.reduced(z)
-        return out if self.gate is None else self.gate(x) * out
-
-
-class FusedLKA(nn.Module):
-    """LKA with the norm before it and the layer scale after it folded: (B, C, H, W) -> (B, C, H, W).
-
-        out = s a x + W2' LargeKernel(GELU(W1' x))
-
-    for the norm a x + b before it and the layer scale s; s b is in the bias of W2'.
-    """
-
-    def __init__(self, lka: LKA, before: nn.BatchNorm2d | None, scale: Tensor) -> None:
-        super().__init__()
-        a, b = _affine(before, len(scale))
-        self.proj1 = _after_norm(lka.proj1, a, b)
-        self.act = lka.act
-        self.kernel = lka.kernel
-        w2, b2 = _matrix(lka.proj2)
-        self.proj2 = _pointwise(scale[:, None] * w2, scale * (b2 + b), lka.proj2)
-        self.skip = nn.Parameter((scale * a)[:, None, None].to(lka.proj2.weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.proj2(self.kernel(self.act(self.proj1(x)))), x, self.skip)
+ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
+"""What a convolution takes along in its pass; the exact GELU only."""
 
 
 def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -98,15 +51,15 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     folded: Counter[str] = Counter()
     with torch.no_grad():
         for module in list(model.modules()):
-            if isinstance(module, Block):
-                _fuse_block(module, folded)
-            elif isinstance(module, SAA):
-                module.proj0 = fuse_conv_bn_eval(module.proj0, module.norm)
-                module.norm = nn.Identity()  # type: ignore[assignment]
-                folded["norms"] += 1
+            for name, child in list(module.named_children()):
+                if isinstance(child, Block):
+                    setattr(module, name, _fuse_block(child, folded))
         for module in list(model.modules()):
             if isinstance(module, nn.Sequential):
-                _fuse_sequence(module, folded)
+                _fold_norms(module, folded)
+        for module in list(model.modules()):
+            if type(module).__module__.startswith(f"{__package__}."):
+                _fuse_convolutions(module)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.folded = dict(folded)  # type: ignore[assignment]
@@ -114,33 +67,98 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     return model
 
 
-def _fuse_block(block: Block, folded: Counter[str]) -> None:
-    """Fold a block's norms where they are BatchNorms, and its layer scales; drop path is nothing in evaluation."""
-    norm, mixer, mlp = block.norm1, block.mixer, block.mlp
-    if isinstance(mixer, DMA | LKA):
-        before = norm if isinstance(norm, nn.BatchNorm2d) else None
-        gamma = _gamma(block.scale1, (mixer.proj if isinstance(mixer, DMA) else mixer.proj2).out_channels)
-        block.mixer = FusedDMA(mixer, before, gamma) if isinstance(mixer, DMA) else FusedLKA(mixer, before, gamma)
-        folded["norms"] += (before is not None) + isinstance(mixer, DMA)
-        folded["layer scales"] += isinstance(block.scale1, LayerScale2d)
-        block.norm1 = norm if before is None else nn.Identity()
+def _fuse_block(block: Block, folded: Counter[str]) -> nn.Module:
+    """A block whose parts have taken in its norms where they are BatchNorms, its layer scales and its residuals."""
+    folded["layer scales"] += isinstance(block.scale1, LayerScale2d) + isinstance(block.scale2, LayerScale2d)
+    return FusedBlock(_fuse_mixer(block, folded), _fuse_mlp(block, folded))
+
+
+def _fuse_mixer(block: Block, folded: Counter[str]) -> nn.Module:
+    norm, mixer = block.norm1, block.mixer
+    before = norm if isinstance(norm, nn.BatchNorm2d) else None
+    foldable = before is not None or isinstance(norm, nn.Identity)
+    if isinstance(mixer, DMA) and foldable:
+        folded["norms"] += 1 + (before is not None)
+        return _fuse_dma(mixer, before, block.scale1)
+    if isinstance(mixer, LKA) and foldable:
+        folded["norms"] += before is not None
+        return _fuse_lka(mixer, before, block.scale1)
+    if isinstance(mixer, SAM):
+        if before is not None:
+            a, b = _affine(before, before.num_features)
+            mixer.s, mixer.v, norm = _after_norm(mixer.s, a, b), _after_norm(mixer.v, a, b), nn.Identity()
+        saa = mixer.saa
+        saa.proj0 = FusedConv(fuse_conv_bn_eval(saa.proj0, saa.norm), "gelu")
+        saa.norm = saa.act = nn.Identity()  # type: ignore[assignment]
+        saa.proj1 = FusedConv(saa.proj1, combination="mul")
+        mixer.proj = FusedConv(_scaled(mixer.proj, _gamma(block.scale1, mixer.proj.out_channels)))
+        folded["norms"] += 1 + (before is not None)
+        return FusedSAM(norm, mixer)
+    if isinstance(getattr(mixer, "proj", None), nn.Conv2d):
+        mixer.proj = _scaled(mixer.proj, _gamma(block.scale1, mixer.proj.out_channels))  # type: ignore[arg-type, union-attr]
         block.scale1 = nn.Identity()
-    elif isinstance(block.scale1, LayerScale2d) and isinstance(getattr(mixer, "proj", None), nn.Conv2d):
-        mixer.proj = _before_scale(mixer.proj, block.scale1)  # type: ignore[arg-type]
-        block.scale1 = nn.Identity()
-        folded["layer scales"] += 1
-    if isinstance(block.norm2, nn.BatchNorm2d):
-        mlp.fc1 = _after_norm(mlp.fc1, *_affine(block.norm2, block.norm2.num_features))  # type: ignore[arg-type]
-        block.norm2 = nn.Identity()
+    return Residual(norm, mixer, block.scale1)
+
+
+def _fuse_dma(dma: DMA, before: nn.BatchNorm2d | None, scale: nn.Module) -> FusedDMA:
+    gamma = _gamma(scale, dma.proj.out_channels)
+    a, b = _affine(before, len(gamma))
+    expand = _after_norm(dma.expand, a, b) if isinstance(dma.expand, nn.Conv2d) else _per_channel(a, b, dma.proj.weight)
+    (w2, b2), (w3, b3) = _matrix(dma.reduce), _matrix(dma.proj)
+    w3, b3 = gamma[:, None] * w3, gamma * b3
+    direct = _pointwise(w3 * a, b3 + w3 @ (b + b2), dma.proj)
+    reduced = _pointwise(w3 @ w2, None, dma.proj)
+    gate = None
+    if dma.gate is not None:
+        (w1, b1), second = _matrix(dma.gate.fc1), _matrix(dma.gate.fc2)
+        like = dma.gate.fc1.weight
+        gate = FusedGate(*[(w.to(like), b.to(like)) for w, b in ((w1 * a, b1 + w1 @ b), second)])
+    return FusedDMA(FusedConv(expand), _fuse_levels(dma.levels, dma.norm), FusedConv(direct), FusedConv(reduced), gate)
+
+
+def _fuse_levels(levels: DepthwiseSum, norm: nn.BatchNorm2d) -> FusedSum:
+    a, b = _affine(norm, norm.num_features)
+    convs = []
+    for i, conv in enumerate(levels.convs):
+        conv = copy.deepcopy(conv)
+        conv.weight.copy_(conv.weight.double() * a[:, None, None, None])  # type: ignore[union-attr, operator]
+        conv.bias = nn.Parameter(b.to(conv.weight)) if i == 0 else None  # type: ignore[arg-type]
+        convs.append(conv)
+    return FusedSum(convs)
+
+
+def _fuse_lka(lka: LKA, before: nn.BatchNorm2d | None, scale: nn.Module) -> FusedLKA:
+    gamma = _gamma(scale, lka.proj2.out_channels)
+    a, b = _affine(before, len(gamma))
+    w2, b2 = _matrix(lka.proj2)
+    return FusedLKA(
+        FusedConv(_after_norm(lka.proj1, a, b), "gelu"),
+        FusedConv(lka.kernel.local),
+        FusedConv(lka.kernel.dilated),
+        FusedConv(lka.kernel.point, combination="mul"),
+        FusedConv(_pointwise(gamma[:, None] * w2, gamma * (b2 + b), lka.proj2)),
+        (1 + gamma * a)[:, None, None].to(lka.proj2.weight),
+    )
+
+
+def _fuse_mlp(block: Block, folded: Counter[str]) -> nn.Module:
+    norm, mlp = block.norm2, block.mlp
+    if not isinstance(mlp, ConvMlp | DepthwiseMlp) or not _is_fusable(mlp.act):
+        return Residual(norm, mlp, block.scale2)
+    fc1, activation = mlp.fc1, ACTIVATIONS[type(mlp.act)]
+    if isinstance(norm, nn.BatchNorm2d):
+        fc1, norm = _after_norm(fc1, *_affine(norm, norm.num_features)), nn.Identity()
         folded["norms"] += 1
-    if isinstance(block.scale2, LayerScale2d):
-        mlp.fc2 = _before_scale(mlp.fc2, block.scale2)  # type: ignore[arg-type]
-        block.scale2 = nn.Identity()
-        folded["layer scales"] += 1
-    block.drop_path1 = block.drop_path2 = nn.Identity()
+    fc2 = FusedConv(_scaled(mlp.fc2, _gamma(block.scale2, mlp.fc2.out_channels)))
+    if isinstance(mlp, ConvMlp):
+        return FusedMlp(norm, FusedConv(fc1, activation), nn.Identity(), fc2)
+    conv = copy.deepcopy(mlp.conv)
+    if mlp.residual:
+        conv.weight[:, :, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] += 1
+    return FusedMlp(norm, FusedConv(fc1), FusedConv(conv, activation), fc2)
 
 
-def _fuse_sequence(sequence: nn.Sequential, folded: Counter[str]) -> None:
+def _fold_norms(sequence: nn.Sequential, folded: Counter[str]) -> None:
     """Fold each BatchNorm that follows a convolution in a sequence into it."""
     names = list(sequence._modules)
     for name, following in pairwise(names):
@@ -149,6 +167,26 @@ def _fuse_sequence(sequence: nn.Sequential, folded: Counter[str]) -> None:
             sequence._modules[name] = fuse_conv_bn_eval(conv, norm)
             sequence._modules[following] = nn.Identity()
             folded["norms"] += 1
+
+
+def _fuse_convolutions(module: nn.Module) -> None:
+    """Put fused convolutions in the place of a module's own, each with the activation that follows it in a sequence."""
+    if isinstance(module, nn.Sequential):
+        kept = [name for name, child in module.named_children() if not isinstance(child, nn.Identity)]
+        for name, following in pairwise(kept):
+            conv, act = module._modules[name], module._modules[following]
+            if type(conv) is nn.Conv2d and _is_fusable(act):
+                module._modules[name] = FusedConv(conv, ACTIVATIONS[type(act)])
+                module._modules[following] = nn.Identity()
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.ModuleList):
+            _fuse_convolutions(child)
+        elif type(child) is nn.Conv2d or (type(child) is DepthwiseConv and not child.uneven):
+            module._modules[name] = FusedConv(child)
+
+
+def _is_fusable(act: nn.Module | None) -> bool:
+    return type(act) in ACTIVATIONS and getattr(act, "approximate", "none") == "none"
 
 
 def _affine(norm: nn.BatchNorm2d | None, dim: int) -> tuple[Tensor, Tensor]:
@@ -185,10 +223,9 @@ def _after_norm(conv: nn.Conv2d, a: Tensor, b: Tensor) -> nn.Conv2d:
     return _pointwise(weight * a, bias + weight @ b, conv)
 
 
-def _before_scale(conv: nn.Conv2d, scale: LayerScale2d) -> nn.Conv2d:
-    """A 1x1 convolution with a layer scale after it as one."""
+def _scaled(conv: nn.Conv2d, gamma: Tensor) -> nn.Conv2d:
+    """A 1x1 convolution with factors after it as one."""
     weight, bias = _matrix(conv)
-    gamma = scale.gamma.double()
     return _pointwise(gamma[:, None] * weight, gamma * bias, conv)
 
 
@@ -198,14 +235,3 @@ def _per_channel(a: Tensor, b: Tensor, like: Tensor) -> nn.Conv2d:
     conv.weight.copy_(a[:, None, None, None])
     conv.bias.copy_(b)  # type: ignore[union-attr]
     return conv.eval()
-
-
-def _levels_with_norm(levels: DepthwiseSum, norm: nn.BatchNorm2d) -> DepthwiseSum:
-    """A sum of depth-wise convolutions and the norm after it as one."""
-    a, b = _affine(norm, norm.num_features)
-    shapes = [(conv.kernel_size[0], conv.dilation[0]) for conv in levels.convs]  # type: ignore[index]
-    fused = DepthwiseSum(norm.num_features, shapes, bias=True).to(norm.weight)
-    for conv, old in zip(fused.convs, levels.convs, strict=True):  # type: ignore[arg-type]
-        conv.weight.copy_(old.weight.double() * a[:, None, None, None])  # type: ignore[operator]
-    fused.convs[0].bias.copy_(b)  # type: ignore[operator]
-    return fused.eval()

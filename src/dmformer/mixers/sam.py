@@ -44,12 +44,16 @@ class SAA(nn.Module):
         self.act = nn.GELU()
         self.proj1 = nn.Conv2d(dim * expand_ratio, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def expand(self, x: Tensor) -> Tensor:
+        """Shuffle, W0, norm and activation: (B, C, H, W) -> (B, expand_ratio * C, H, W)."""
         B, C, H, W = x.shape
         # Channel head * C/heads + g goes to g * heads + head; on channels_last memory the outer views are free.
         x = x.permute(0, 2, 3, 1).reshape(B, H, W, self.heads, C // self.heads)
         x = x.transpose(3, 4).reshape(B, H, W, C).permute(0, 3, 1, 2)
-        return self.proj1(self.act(self.norm(self.proj0(x))))
+        return self.act(self.norm(self.proj0(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj1(self.expand(x))
 
 
 class SAM(nn.Module):

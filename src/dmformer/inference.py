@@ -1,0 +1,297 @@
+"""What a fused model is made of: convolutions that add, multiply and activate in one pass, and the blocks of them.
+
+Built by `fuse`; for inference only. State dicts, exported and compiled graphs see plain convolutions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from .kernels import cpu, onednn
+from .kernels.depthwise import depthwise_sum, way
+
+HIDDEN_BYTES = 8 * 2**20
+"""An MLP works on so many images at a time that its hidden map stays below this, and so in the processor's cache."""
+
+
+@register_notrace_module
+class FusedConv(nn.Conv2d):
+    """act(conv(x)), act(conv(x) + other) or act(conv(x) * other): (B, C, H, W) -> (B, C', H', W').
+
+    On a CPU with oneDNN in one pass, with packed weights, and with taps dropped that see only padding; elsewhere and in
+    traced, compiled and exported graphs as separate operators.
+
+    Args:
+        conv: The convolution to take over, its parameters included.
+        activation: "none", "relu", "gelu" or "silu"; comes last; with an `other`, "none" or "relu".
+        combination: What is done with `other`, "add" or "mul".
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, activation: onednn.Activation = "none", combination: onednn.Combination = "add"
+    ) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.activation: onednn.Activation = activation
+        self.combination: onednn.Combination = combination
+        self._packed: tuple[Any, ...] | None = None
+
+    def forward(self, x: Tensor, other: Tensor | None = None, inplace: bool = False) -> Tensor:
+        """`inplace` allows the sum to be written into `other`."""
+        if not self.is_one_pass(x):
+            out = super().forward(x)
+            if other is not None:
+                out = out + other if self.combination == "add" else out * other
+            return _ACTIVATIONS[self.activation](out)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight, padding, margin = self._weight_for(x)
+        if margin:
+            x = cpu.pad_width(x, margin)
+        if other is not None:
+            other = other.contiguous(memory_format=torch.channels_last)
+        inplace = inplace and self.combination == "add"
+        return onednn.convolve(
+            x,
+            weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            self.activation,
+            other,
+            self.combination,
+            inplace,
+        )
+
+    def is_one_pass(self, x: Tensor) -> bool:
+        """Whether `x` is computed in one pass, without gradients, and a sum in place if asked."""
+        return (
+            way(x) == "cpu"
+            and x.numel() > 0
+            and x.dim() == 4
+            and x.dtype == self.weight.dtype
+            and onednn.serves(x.dtype)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and not torch.is_autocast_enabled("cpu")
+            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+        )
+
+    def _weight_for(self, x: Tensor) -> tuple[Tensor, Sequence[int], int]:
+        """The weight packed for inputs like `x`, the padding that the convolution does, and the zeros to write."""
+        key = (x.shape[2:], x.dtype)  # the layout depends on them; the number of images makes no difference
+        packed = self._packed
+        if packed is None or packed[0] != key:
+            self._packed = packed = (key, self._pack(x.shape))
+        return packed[1]
+
+    def _pack(self, shape: torch.Size) -> tuple[Tensor, Sequence[int], int]:
+        weight, padding, margin = self.weight.detach(), list(self.padding), 0
+        d = self.dilation[0]
+        if self.groups == self.in_channels and padding == [d * (side // 2) for side in self.kernel_size]:
+            weight = cpu.crop_to_reach(weight, d, shape[-2], shape[-1])
+            padding = [d * (side // 2) for side in weight.shape[-2:]]
+            if cpu.is_refused(d, padding[1]):
+                padding[1], margin = 0, padding[1]
+        shape = torch.Size((*shape[:-1], shape[-1] + 2 * margin))
+        return onednn.pack(weight, shape, self.stride, padding, self.dilation, self.groups), padding, margin
+
+    # The packed weight is made again from what is saved, copied, moved or loaded.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FusedConv":
+        self._packed = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@register_notrace_module
+class FusedSum(nn.Module):
+    """ReLU of a sum of depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        convs: Of equal channels, stride 1 and "same" padding; the first has the bias.
+    """
+
+    def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            FusedConv(conv, "relu" if i == len(convs) - 1 else "none") for i, conv in enumerate(convs)
+        )
+        self.dilations = [conv.dilation[0] for conv in convs]
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self.convs
+        if way(x) == "triton":
+            weights = [conv.weight for conv in self.convs]
+            return depthwise_sum(x, weights, self.dilations, first.bias, relu=True)  # type: ignore[arg-type]
+        out = first(x)
+        for conv in rest:
+            out = conv(x, out, inplace=True)
+        return out
+
+
+class FusedGate(nn.Module):
+    """sigmoid(F2 ReLU(F1 GAP(x))) as two products of vectors: (B, C, H, W) -> (B, C, 1, 1).
+
+    Args:
+        fc1, fc2: Weight (out, in) and bias (out) of each.
+    """
+
+    def __init__(self, fc1: tuple[Tensor, Tensor], fc2: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.weight1, self.bias1 = map(nn.Parameter, fc1)
+        self.weight2, self.bias2 = map(nn.Parameter, fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(F.linear(x.mean((2, 3)), self.weight1, self.bias1))
+        return torch.sigmoid(F.linear(hidden, self.weight2, self.bias2))[:, :, None, None]
+
+
+class FusedDMA(nn.Module):
+    """x + s DMA(norm(x)) for a folded norm a x + b and layer scale s: (B, C, H, W) -> (B, C, H, W).
+
+        z   = ReLU(levels'(W1' x))
+        out = x + sigmoid(F2' ReLU(F1' GAP(x))) * (W' x + W'' z)
+
+    with W' = s W3 a and W'' = s W3 W2; constants go to the biases.
+    """
+
+    def __init__(
+        self, expand: FusedConv, levels: FusedSum, direct: FusedConv, reduced: FusedConv, gate: FusedGate | None
+    ) -> None:
+        super().__init__()
+        self.expand = expand
+        self.levels = levels
+        self.direct = direct
+        self.reduced = reduced
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.reduced(self.levels(self.expand(x)), self.direct(x), inplace=True)
+        return x + out if self.gate is None else torch.addcmul(x, self.gate(x), out)
+
+
+class FusedLKA(nn.Module):
+    """x + s LKA(norm(x)) for a folded norm a x + b and layer scale s: (B, C, H, W) -> (B, C, H, W).
+
+        u   = GELU(W1' x)
+        out = (1 + s a) x + W2' (u * W DW_d(DW(u)))
+
+    s b is in the bias of W2'.
+
+    Args:
+        proj1, local, dilated, point, proj2: The convolutions; `point` multiplies.
+        skip: 1 + s a, (C, 1, 1).
+    """
+
+    def __init__(
+        self, proj1: FusedConv, local: FusedConv, dilated: FusedConv, point: FusedConv, proj2: FusedConv, skip: Tensor
+    ) -> None:
+        super().__init__()
+        self.proj1 = proj1
+        self.local = local
+        self.dilated = dilated
+        self.point = point
+        self.proj2 = proj2
+        self.skip = nn.Parameter(skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.proj1(x)
+        return self.proj2(self.point(self.dilated(self.local(u)), u), x * self.skip, inplace=True)
+
+
+class FusedSAM(nn.Module):
+    """x + SAM(norm(x)) of SMT, each convolution with what follows it: (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        norm: Of x.
+        sam: With a folded norm, a fused projection `saa.proj1` that multiplies and a fused `proj`.
+    """
+
+    def __init__(self, norm: nn.Module, sam: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.sam: Any = sam
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, sam = self.norm(x), self.sam
+        hidden = sam.saa.expand(sam.mhmc(sam.s(y)))
+        return sam.proj(sam.saa.proj1(hidden, sam.v(y)), x)
+
+
+class Residual(nn.Module):
+    """x + scale(layer(norm(x))), for what has no fused form: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, norm: nn.Module, layer: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.layer = layer
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale(self.layer(self.norm(x)))
+
+
+class FusedBlock(nn.Module):
+    """A block whose parts add their input themselves: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, mixer: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixer(x)
+        return self.mlp(y, inplace=y is not x) if isinstance(self.mlp, FusedMlp) else self.mlp(y)
+
+
+class FusedMlp(nn.Module):
+    """x + fc2(act(conv(fc1(x)))): (B, C, H, W) -> (B, C, H, W); on a CPU a few images at a time.
+
+    Args:
+        fc1, conv, fc2: With their activations and whatever stood before and after them folded; `conv` is depth-wise.
+        norm: Of x before fc1, where it could not be folded.
+    """
+
+    def __init__(self, norm: nn.Module, fc1: FusedConv, conv: nn.Module, fc2: FusedConv) -> None:
+        super().__init__()
+        self.norm = norm
+        self.fc1 = fc1
+        self.conv = conv
+        self.fc2 = fc2
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """`inplace` allows the result to be written into `x`."""
+        if not self.fc1.is_one_pass(x):
+            return self.fc2(self.conv(self.fc1(self.norm(x))), x)
+        out = x.contiguous(memory_format=torch.channels_last)
+        if out is x and not inplace:
+            out = x.clone(memory_format=torch.channels_last)
+        hidden = self.fc1.out_channels * x.shape[-2] * x.shape[-1] * x.element_size()
+        for part in out.split(max(1, HIDDEN_BYTES // hidden)):
+            self.fc2(self.conv(self.fc1(self.norm(part))), part, inplace=True)
+        return out

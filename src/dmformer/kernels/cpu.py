@@ -1,0 +1,183 @@
+"""Sums of depth-wise convolutions on a CPU, forward and backward, without the framework's slow paths.
+
+PyTorch on a CPU runs widely dilated depth-wise convolutions, and the gradients of kernels above 3x3, at 1 to 15
+GFLOP/s. Four rearrangements of the same sums avoid that:
+
+- Padding. oneDNN's fast kernels refuse a dilated convolution for its padding to the left and right alone, so those
+  zeros are written into the image.
+- Reach. A tap further from the centre than the image is wide sees only zero padding, so it is dropped.
+- Blocks. oneDNN is fast at the gradient of a plain 3x3 kernel only, so larger ones are made of 3x3 blocks. With zeros
+  enough between rows and images, the input that a block sees is the same memory from another start. A dilated kernel
+  is a plain one on each of the d x d phases of pixels whose coordinates are equal modulo d.
+- Products. On small images, where those zeros cost too much, the gradient of the taps in one kernel row is read off the
+  diagonals of a matrix product of the output's gradient and the shifted input, summed over images and rows:
+  dW[i, j] = sum_u M_i[u, u + j d], where M_i[u, v] = sum_{b,y} dY[b, y, u] X[b, y + i d, v].
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import onednn
+
+WIDEST_BFLOAT16 = 13
+"""oneDNN 3.13 never returns from a depth-wise convolution in bfloat16 whose kernel is wider, on images of more than 32
+columns; those are computed in float32."""
+
+
+class DepthwiseSum(torch.autograd.Function):
+    """See `depthwise.depthwise_sum`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dilations: tuple[int, ...], bias: Tensor | None, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.dilations = dilations
+        return forward(x, weights, dilations, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, *weights = ctx.saved_tensors
+        grad_x, grad_w = None, [None] * len(weights)
+        if ctx.needs_input_grad[0]:
+            # The adjoint of a "same" correlation is the same correlation with its kernel turned by 180 degrees.
+            grad_x = forward(grad, [w.contiguous().flip(-2, -1) for w in weights], ctx.dilations)
+        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        if any(ctx.needs_input_grad[3:]):
+            grad_w = weight_gradients(x, grad, weights, ctx.dilations)
+        return grad_x, None, grad_bias, *grad_w
+
+
+def forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None) -> Tensor:
+    """Sum over l of depth-wise convolutions, (B, C, H, W) -> (B, C, H, W), without gradients."""
+    if x.dtype == torch.bfloat16 and max(w.shape[-1] for w in weights) > WIDEST_BFLOAT16:
+        wide = [None if t is None else t.float() for t in (bias, *weights)]
+        return forward(x.float(), wide[1:], dilations, wide[0]).bfloat16()  # type: ignore[arg-type]
+    x = x.contiguous(memory_format=torch.channels_last)
+    H, W = x.shape[-2:]
+    accumulates = onednn.serves(x.dtype)
+    out = None
+    for weight, d in zip(weights, dilations, strict=True):
+        weight = crop_to_reach(weight, d, H, W)
+        padding = [d * (weight.shape[-2] // 2), d * (weight.shape[-1] // 2)]
+        image = x
+        if is_refused(d, padding[1]):
+            image, padding[1] = pad_width(x, padding[1]), 0
+        if out is None:
+            out = F.conv2d(image, weight, bias, 1, padding, d, x.shape[1])
+            out = out.contiguous(memory_format=torch.channels_last)
+        elif accumulates:
+            onednn.convolve(image, weight, None, (1, 1), padding, (d, d), x.shape[1], other=out, inplace=True)
+        else:
+            out.add_(F.conv2d(image, weight, None, 1, padding, d, x.shape[1]))
+    assert out is not None
+    return out
+
+
+def is_refused(dilation: int, padding: int) -> bool:
+    """Whether oneDNN's fast depth-wise kernels refuse a convolution, for its dilation and its padding in width."""
+    return dilation > 1 and padding > onednn.WIDEST_PADDING
+
+
+def pad_width(x: Tensor, pixels: int) -> Tensor:
+    """Zeros to the left and right of a channels_last image: (B, C, H, W) -> (B, C, H, W + 2 * pixels)."""
+    return F.pad(x.permute(0, 2, 3, 1), (0, 0, pixels, pixels)).permute(0, 3, 1, 2)
+
+
+def crop_to_reach(weight: Tensor, dilation: int, height: int, width: int) -> Tensor:
+    """Drop the taps that see only padding: a tap j * dilation >= height rows from the centre is outside the image."""
+    ky, kx = weight.shape[-2] // 2, weight.shape[-1] // 2
+    ry, rx = min(ky, (height - 1) // dilation), min(kx, (width - 1) // dilation)
+    return weight[:, :, ky - ry : ky + ry + 1, kx - rx : kx + rx + 1].contiguous()
+
+
+def weight_gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> list[Tensor]:
+    """Gradients of all kernels, each (C, 1, k, k), from the input and the output's gradient, both (B, C, H, W)."""
+    H, W = x.shape[-2:]
+    reaches = [
+        (min(w.shape[-2] // 2, (H - 1) // d), min(w.shape[-1] // 2, (W - 1) // d))
+        for w, d in zip(weights, dilations, strict=True)
+    ]
+    levels = list(zip(reaches, dilations, strict=True))
+    small = [level for level in levels if not is_made_of_blocks(H, W, *level)]
+    products = iter(_gradients_by_products(x, grad, small) if small else [])
+    grads = []
+    for weight, level in zip(weights, levels, strict=True):
+        (ry, rx), _ = level
+        taps = next(products) if level in small else _gradient_by_blocks(x, grad, *level)
+        margin_y, margin_x = weight.shape[-2] // 2 - ry, weight.shape[-1] // 2 - rx
+        grads.append(F.pad(taps[:, None], (margin_x, margin_x, margin_y, margin_y)))
+    return grads
+
+
+def is_made_of_blocks(height: int, width: int, reach: tuple[int, int], dilation: int) -> bool:
+    """Whether blocks are the faster way to a gradient: whether they multiply less (benchmarks/depthwise_cpu.py)."""
+    sides = [max(2 * r + 1, 3) for r in reach]
+    blocks = -(-sides[0] // 3) * -(-sides[1] // 3)
+    area = (-(-height // dilation) + sides[0] - 1) * (-(-width // dilation) + sides[1] - 1)
+    return blocks * 9 * area * dilation**2 < (2 * reach[0] + 1) * width**2 * height
+
+
+def _gradient_by_blocks(x: Tensor, grad: Tensor, reach: tuple[int, int], d: int) -> Tensor:
+    """Gradient of the taps within reach of one kernel, (C, 2 ry + 1, 2 rx + 1)."""
+    B, C, H, W = x.shape
+    if reach == (1, 1) and d == 1:
+        return _gradient_of_3x3(x, grad, 1)
+    ry, rx = (max(r, 1) for r in reach)
+    n, h, w, kh, kw = d * d * B, -(-H // d), -(-W // d), 2 * ry + 1, 2 * rx + 1
+    # All phases of all images below each other, zeros around them: rows of `pitch` pixels for the input, 2 less for the
+    # gradient, whose zeros silence what the view of the input runs over.
+    height, pitch, rows = h + kh - 1, w + kw - 1, (n - 1) * (h + kh - 1) + h
+    image = _phases(x, d, height, pitch, ry, rx)
+    strip = _phases(grad, d, height, pitch - 2, 0, 0)[: rows * (pitch - 2) * C]
+    strip = strip.view(1, rows, pitch - 2, C).permute(0, 3, 1, 2)
+    out = x.new_empty(C, kh, kw)
+    for i in {*range(0, kh - 3, 3), kh - 3}:
+        for j in {*range(0, kw - 3, 3), kw - 3}:
+            start = (i * pitch + j) * C
+            view = image[start : start + (rows + 2) * pitch * C].view(1, rows + 2, pitch, C).permute(0, 3, 1, 2)
+            out[:, i : i + 3, j : j + 3] = _gradient_of_3x3(view, strip, 0)
+    return out[:, ry - reach[0] : ry + reach[0] + 1, rx - reach[1] : rx + reach[1] + 1]
+
+
+def _gradient_of_3x3(x: Tensor, grad: Tensor, padding: int) -> Tensor:
+    C = x.shape[1]
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    geometry = (None, [1, 1], [padding, padding], [1, 1], False, [0, 0], C, [False, True, False])
+    return torch.ops.aten.convolution_backward(grad, x, x.new_empty(C, 1, 3, 3), *geometry)[1][:, 0]
+
+
+def _phases(x: Tensor, d: int, height: int, width: int, top: int, left: int) -> Tensor:
+    """Pixels of equal coordinates modulo d as images within zeros, and a row of zeros after the last image, flat:
+    (B, C, H, W) -> ((d * d * B * height + 1) * width * C)."""
+    B, C = x.shape[:2]
+    flat = x.new_zeros((d * d * B * height + 1) * width * C)
+    images = flat[: -width * C].view(d, d, B, height, width, C)
+    for i in range(d):
+        for j in range(d):
+            phase = x[:, :, i::d, j::d].permute(0, 2, 3, 1)
+            images[i, j, :, top : top + phase.shape[1], left : left + phase.shape[2]] = phase
+    return flat
+
+
+def _gradients_by_products(x: Tensor, grad: Tensor, levels: Sequence[tuple[tuple[int, int], int]]) -> list[Tensor]:
+    """Gradients of the taps within reach of several kernels, each (C, 2 ry + 1, 2 rx + 1), for (reach, dilation)s."""
+    B, C, H, W = x.shape
+    # (B, C, H, W) -> (C, H * B, W): a shift by s rows is then a slice by s * B
+    x = x.permute(1, 2, 0, 3).reshape(C, H * B, W)
+    grad = grad.permute(1, 2, 0, 3).flip(-1).reshape(C, H * B, W)
+    shifts = sorted({i * d for (ry, _), d in levels for i in range(-ry, ry + 1)})
+    products = x.new_empty(len(shifts), C, W, W)
+    for product, s in zip(products, shifts, strict=True):
+        n = (H - abs(s)) * B
+        torch.bmm(grad[:, max(-s, 0) * B :][:, :n].mT, x[:, max(s, 0) * B :][:, :n], out=product)
+    # Row u of a product holds dY's column W - 1 - u. Read with rows longer by W - 1, row u has moved u to the right, so
+    # that the diagonals stand in columns: (S, C, W, W) -> (S, C, W, 2 W - 1) -> (S, C, 2 W - 1)
+    sheared = F.pad(products, (0, W)).flatten(2)[..., : W * (2 * W - 1)].unflatten(-1, (W, 2 * W - 1))
+    diagonals = sheared.sum(-2)
+    return [
+        diagonals[[shifts.index(i * d) for i in range(-ry, ry + 1)], :, W - 1 - rx * d : W + rx * d : d].transpose(0, 1)
+        for (ry, rx), d in levels
+    ]
