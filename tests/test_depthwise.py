@@ -77,15 +77,15 @@ def test_equals_convolutions_in_other_dtypes(levels, size, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [*SIZES, (30, 5)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "products"])
-def test_weight_gradients_either_way(levels, size, dtype, blocks, monkeypatch):
-    monkeypatch.setattr(cpu, "is_made_of_blocks", lambda *_: blocks)
-    check(levels, size, dtype, torch.channels_last if blocks else torch.contiguous_format)
+@pytest.mark.parametrize("strips", [True, False], ids=["strips", "products"])
+def test_weight_gradients_either_way(levels, size, dtype, strips, monkeypatch):
+    monkeypatch.setattr(cpu, "is_made_of_strips", lambda *_: strips)
+    check(levels, size, dtype, torch.channels_last if strips else torch.contiguous_format)
 
 
-@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "products"])
-def test_gradcheck(blocks, monkeypatch):
-    monkeypatch.setattr(cpu, "is_made_of_blocks", lambda *_: blocks)
+@pytest.mark.parametrize("strips", [True, False], ids=["strips", "products"])
+def test_gradcheck(strips, monkeypatch):
+    monkeypatch.setattr(cpu, "is_made_of_strips", lambda *_: strips)
     x, weights, dilations, _ = make(((3, 1), (5, 2)), (3, 4), torch.float64, channels=1)
     inputs = [t.requires_grad_() for t in (x, *weights)]
     assert torch.autograd.gradcheck(lambda x, *w: depthwise_sum(x, w, dilations), inputs)
@@ -166,7 +166,7 @@ def is_fast(out: Tensor) -> bool:
 def test_layer_is_fast_on_a_cpu_and_plain_where_asked(layer, monkeypatch):
     fast = layer(IMAGES)
     assert is_fast(fast)
-    monkeypatch.setattr(depthwise, "PLAIN", True)
+    monkeypatch.setattr(depthwise, "MODE", "plain")
     plain = layer(IMAGES)
     assert not is_fast(plain)
     assert_near([fast], [plain], TOLERANCES[torch.float32])
@@ -271,7 +271,7 @@ def test_conv_is_fast_where_that_gains(kernel_size, dilation, monkeypatch):
     gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
     fast = layer(IMAGES)
     assert is_fast(fast) == gains
-    monkeypatch.setattr(depthwise, "PLAIN", True)
+    monkeypatch.setattr(depthwise, "MODE", "plain")
     plain = layer(IMAGES)
     assert not is_fast(plain)
     assert_near([fast], [plain], TOLERANCES[torch.float32])

@@ -1,4 +1,4 @@
-"""The `dmformer` command: train, eval, predict, convert, models.
+"""The `dmformer` command: train, eval, predict, convert, bench, models.
 
 Arguments are read and checked before torch is imported; each command imports what it needs.
 """
@@ -10,6 +10,7 @@ import fnmatch
 import inspect
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ commands:
   eval      score a trained classifier on a set of photos
   predict   classify photos
   convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
+  bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
 
 examples:
@@ -46,6 +48,7 @@ examples:
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer convert van_b0.pth van_b0/
+  dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
   dmformer models 'van_*'
 
 `dmformer COMMAND --help` shows the options of a command.
@@ -148,6 +151,69 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """Measure speed and memory: dmformer bench [MODELS...] [OPTIONS]
+
+    Everything is prepared first; then every candidate has one turn in each of several rounds, so that what else the
+    machine does falls on all alike. Speed does not depend on the values of the weights: models given by name have
+    random ones, nothing is downloaded.
+
+    images/s: median of the rounds, and the middle half of them. ms: of a call with the whole batch. ratio: speed by
+    the baseline's, median of the rounds' ratios. MB: the most that a call needs besides weights and what else is held
+    between calls. difference: of the logits from the plain float32 model's, by the largest of those.
+
+    The exported forms (pip install 'dmformer[export]') run on the CPU with as many threads as PyTorch.
+
+    examples:
+      dmformer bench                                       dmformer_s, as it is and fused
+      dmformer bench van_b0 resnet18 --forms eager fused onnxruntime openvino --threads 1
+      dmformer bench runs/photos-1/best --batch-sizes 1    your model, an image at a time
+      dmformer bench dmformer_s --dtypes float32 bfloat16 --baseline dmformer_s/eager/float32
+      dmformer bench dmformer_s --mode training --batch-sizes 16 --forms eager compiled
+      dmformer bench --peers --forms fused openvino --csv peers.csv --plot peers.svg
+    """
+
+    models: tuple[str, ...] = ()
+    """Names of ours or of timm's, runs' best/ folders, or hf-hub:owner/name; they may stand before the options.
+    None is dmformer_s."""
+    peers: bool = False
+    """Add DMFormer-S and models of its size: ConvNeXt-T, Swin-T, PVTv2-B2, PoolFormer-S36, InceptionNeXt-T, MambaOut-T,
+    ResNet-50."""
+    forms: tuple[Literal["plain", "eager", "compiled", "fused", "onnxruntime", "openvino"], ...] = ()
+    """plain: with the framework's own depth-wise convolutions; eager: the model as it is; compiled: by torch.compile,
+    which takes minutes to start; fused: dmformer.fuse;
+    onnxruntime, openvino: the fused model, exported. None is eager and fused; in training eager."""
+    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32",)
+    """Of weights and images; of OpenVINO's arithmetic; of autocast in training."""
+    mode: Literal["inference", "training"] = "inference"
+    """training: forward, cross entropy, backward and a step of AdamW."""
+    batch_sizes: tuple[int, ...] = (1, 8)
+    """Images a call."""
+    image_size: int = 224
+    """Height and width in pixels."""
+    device: Literal["cpu", "cuda"] | None = None
+    """cuda where there is one, else cpu."""
+    layout: Literal["channels_last", "contiguous"] = "channels_last"
+    """Memory format of PyTorch's forms."""
+    threads: int | None = None
+    """Of the CPU; as many as PyTorch takes."""
+    rounds: int = 7
+    """Turns of each candidate, after one that does not count."""
+    seconds: float = 0.5
+    """Least length of a turn: short calls are repeated."""
+    baseline: str | None = None
+    """MODEL, MODEL/FORM or MODEL/FORM/DTYPE whose speed is 1; the first candidate."""
+    csv: str | None = None
+    """Also write everything known of each candidate to this file, with machine, versions and date."""
+    plot: str | None = None
+    """Also draw published top-1 against speed at the largest batch; .svg or .png."""
+    overwrite: bool = False
+    """Replace files that are there."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How to print the result."""
+
+
+@dataclass(frozen=True)
 class ModelsOptions:
     """List the models: name, parameters, multiply-adds at 224 x 224, published ImageNet-1K top-1, paper.
 
@@ -167,7 +233,14 @@ class ModelsOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 0, with 2 after a user's mistake, with 128 + n after signal n."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"train": _train, "eval": _eval, "predict": _predict, "convert": _convert, "models": _models}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "predict": _predict,
+        "convert": _convert,
+        "bench": _bench,
+        "models": _models,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -297,6 +370,59 @@ def _convert(arguments: list[str]) -> None:
     print(f"written: {made.folder}; use it: dmformer predict {shlex.quote(str(made.folder))} photo.jpg")
 
 
+def _bench(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--models", *arguments]
+    options = _parse(BenchOptions, arguments, "bench")
+    for model in options.models:
+        if Path(model).exists() or ("/" in model and ":" not in model):
+            _check_source(model)
+        else:
+            _check_model(model)
+    if options.image_size < 32:
+        raise UserError(f"--image-size is {options.image_size}: the models need 32 pixels or more.")
+    for option, place in (("--csv", options.csv), ("--plot", options.plot)):
+        if place is not None:
+            _check_writable(option, Path(place), options.overwrite)
+    if options.plot is not None and Path(options.plot).suffix not in (".svg", ".png"):
+        raise UserError(f"--plot {options.plot}: give a name that ends in .svg or .png.")
+
+    from .bench import PEERS, as_csv, bench
+    from .display import Display
+
+    with Display() as display:
+        rows = bench(
+            [*options.models, *(PEERS if options.peers else ())] or ["dmformer_s"],
+            forms=options.forms or (("eager",) if options.mode == "training" else ("eager", "fused")),
+            dtypes=options.dtypes,
+            mode=options.mode,
+            batch_sizes=options.batch_sizes,
+            image_size=options.image_size,
+            device=options.device,
+            layout=options.layout,
+            threads=options.threads,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            baseline=options.baseline,
+            say=display.say,
+            progress=lambda what, done, total: display.step(what, done, total, ""),
+        )
+    if options.csv is not None:
+        _write(Path(options.csv), as_csv(rows))
+    if options.plot is not None:
+        from .speedplot import plot
+
+        unknown_top1 = plot(rows, Path(options.plot))
+        if unknown_top1:
+            print(f"not drawn, without a published top-1: {', '.join(unknown_top1)}", file=sys.stderr)
+    if options.format == "csv":
+        print(as_csv(rows), end="")
+    elif options.format == "json":
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        _print_speeds(rows)
+
+
 def _models(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--filter", *arguments]
@@ -370,6 +496,13 @@ def _check_path(path: str) -> None:
         raise UserError(f"{path} does not exist{hint}")
 
 
+def _check_writable(option: str, path: Path, overwrite: bool) -> None:
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: no file can be written there.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already: give another name, or --overwrite.")
+
+
 def _check_data(data: str) -> None:
     prefix, _, rest = data.partition("/")
     if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
@@ -414,7 +547,28 @@ def _print_scores(scores: Any, split: str) -> None:
         print(f"  {'AUROC':18}{scores.auroc:7.3f}")
 
 
-def _print_rows(header: list[str], rows: list[list[Any]], format: str) -> None:
+def _print_speeds(rows: Sequence[Any]) -> None:
+    """A bench's rows: batch by batch, the fastest first."""
+    first = rows[0]
+    place = f"{first.device}, {first.layout}, threads: {first.threads}"
+    print(f"{first.mode} at {first.image_size} px on {first.machine}: {place}")
+    header = ["model", "form", "dtype", "batch", "images/s", "middle half", "ms", "ratio", "MB", "difference"]
+    cells = [
+        [
+            *(r.model, r.form, r.dtype, r.batch_size),
+            *(f"{r.images_per_second:.1f}", f"{r.low:.1f} to {r.high:.1f}", f"{r.latency_ms:.1f}"),
+            "" if r.ratio is None else f"{r.ratio:.2f}",
+            "" if r.memory_mb is None else f"{r.memory_mb:.0f}",
+            "" if r.difference is None else f"{r.difference:.1e}",
+        ]
+        for r in sorted(rows, key=lambda r: (r.batch_size, -r.images_per_second))
+    ]
+    _print_rows(header, cells, "table", whole=True)
+    print(f"ratio: to {first.baseline}" if first.baseline else "no ratio: the baseline could not be measured")
+
+
+def _print_rows(header: list[str], rows: list[list[Any]], format: str, whole: bool = False) -> None:
+    """Print a table; `whole` lets its lines be longer than the 80 columns that are assumed of a pipe."""
     if format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([header, *([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows)])
@@ -426,7 +580,7 @@ def _print_rows(header: list[str], rows: list[list[Any]], format: str) -> None:
     table = Table(*header, box=None, header_style="bold")
     for row in rows:
         table.add_row(*(f"{v:.1%}" if isinstance(v, float) and v <= 1 else escape(str(v)) for v in row))
-    Console().print(table)
+    Console(width=200 if whole and not sys.stdout.isatty() else None).print(table)
 
 
 def _write(path: Path, text: str) -> None:

@@ -62,6 +62,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
                 _fuse_convolutions(module)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    model.eval()  # the new parts too
     model.folded = dict(folded)  # type: ignore[assignment]
     log.info("folded %s", ", ".join(f"{n} {what}" for what, n in folded.items()) or "nothing")
     return model

@@ -6,9 +6,9 @@ GFLOP/s. Four rearrangements of the same sums avoid that:
 - Padding. oneDNN's fast kernels refuse a dilated convolution for its padding to the left and right alone, so those
   zeros are written into the image.
 - Reach. A tap further from the centre than the image is wide sees only zero padding, so it is dropped.
-- Blocks. oneDNN is fast at the gradient of a plain 3x3 kernel only, so larger ones are made of 3x3 blocks. With zeros
-  enough between rows and images, the input that a block sees is the same memory from another start. A dilated kernel
-  is a plain one on each of the d x d phases of pixels whose coordinates are equal modulo d.
+- Strips. oneDNN is fast at the gradients of plain kernels up to 3 wide, so wider ones are made of strips of 3 columns.
+  With zeros enough at the end of each row, the input that a strip sees is the same memory from another start. A dilated
+  kernel is a plain one on each of the d x d phases of pixels whose coordinates are equal modulo d.
 - Products. On small images, where those zeros cost too much, the gradient of the taps in one kernel row is read off the
   diagonals of a matrix product of the output's gradient and the shifted input, summed over images and rows:
   dW[i, j] = sum_u M_i[u, u + j d], where M_i[u, v] = sum_{b,y} dY[b, y, u] X[b, y + i d, v].
@@ -25,6 +25,10 @@ from . import onednn
 WIDEST_BFLOAT16 = 13
 """oneDNN 3.13 never returns from a depth-wise convolution in bfloat16 whose kernel is wider, on images of more than 32
 columns; those are computed in float32."""
+
+
+WIDEST_PRODUCT = 64
+"""Columns beyond which the products, which do W / k times the work, are not considered."""
 
 
 class DepthwiseSum(torch.autograd.Function):
@@ -101,68 +105,65 @@ def weight_gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor], dilatio
         for w, d in zip(weights, dilations, strict=True)
     ]
     levels = list(zip(reaches, dilations, strict=True))
-    small = [level for level in levels if not is_made_of_blocks(H, W, *level)]
-    products = iter(_gradients_by_products(x, grad, small) if small else [])
+    small = [level for level in levels if not is_made_of_strips(H, W, *level)]
+    products = iter(gradients_by_products(x, grad, small) if small else [])
     grads = []
     for weight, level in zip(weights, levels, strict=True):
         (ry, rx), _ = level
-        taps = next(products) if level in small else _gradient_by_blocks(x, grad, *level)
+        taps = next(products) if level in small else gradient_by_strips(x, grad, *level)
         margin_y, margin_x = weight.shape[-2] // 2 - ry, weight.shape[-1] // 2 - rx
         grads.append(F.pad(taps[:, None], (margin_x, margin_x, margin_y, margin_y)))
     return grads
 
 
-def is_made_of_blocks(height: int, width: int, reach: tuple[int, int], dilation: int) -> bool:
-    """Whether blocks are the faster way to a gradient: whether they multiply less (benchmarks/depthwise_cpu.py)."""
-    sides = [max(2 * r + 1, 3) for r in reach]
-    blocks = -(-sides[0] // 3) * -(-sides[1] // 3)
-    area = (-(-height // dilation) + sides[0] - 1) * (-(-width // dilation) + sides[1] - 1)
-    return blocks * 9 * area * dilation**2 < (2 * reach[0] + 1) * width**2 * height
+def is_made_of_strips(height: int, width: int, reach: tuple[int, int], dilation: int) -> bool:
+    """Whether strips are the faster way to a gradient (benchmarks/depthwise_cpu.py): 2 to 5 times where the kernel is
+    not higher than the image or phase, beyond which oneDNN is slow again; and on wide images, where products waste."""
+    return 2 * reach[0] + 1 <= -(-height // dilation) or width > WIDEST_PRODUCT
 
 
-def _gradient_by_blocks(x: Tensor, grad: Tensor, reach: tuple[int, int], d: int) -> Tensor:
+def gradient_by_strips(x: Tensor, grad: Tensor, reach: tuple[int, int], d: int) -> Tensor:
     """Gradient of the taps within reach of one kernel, (C, 2 ry + 1, 2 rx + 1)."""
     B, C, H, W = x.shape
     if reach == (1, 1) and d == 1:
-        return _gradient_of_3x3(x, grad, 1)
+        return _gradient_of_strip(x, grad, 1, 1)
     ry, rx = (max(r, 1) for r in reach)
-    n, h, w, kh, kw = d * d * B, -(-H // d), -(-W // d), 2 * ry + 1, 2 * rx + 1
-    # All phases of all images below each other, zeros around them: rows of `pitch` pixels for the input, 2 less for the
-    # gradient, whose zeros silence what the view of the input runs over.
-    height, pitch, rows = h + kh - 1, w + kw - 1, (n - 1) * (h + kh - 1) + h
-    image = _phases(x, d, height, pitch, ry, rx)
-    strip = _phases(grad, d, height, pitch - 2, 0, 0)[: rows * (pitch - 2) * C]
-    strip = strip.view(1, rows, pitch - 2, C).permute(0, 3, 1, 2)
-    out = x.new_empty(C, kh, kw)
-    for i in {*range(0, kh - 3, 3), kh - 3}:
-        for j in {*range(0, kw - 3, 3), kw - 3}:
-            start = (i * pitch + j) * C
-            view = image[start : start + (rows + 2) * pitch * C].view(1, rows + 2, pitch, C).permute(0, 3, 1, 2)
-            out[:, i : i + 3, j : j + 3] = _gradient_of_3x3(view, strip, 0)
+    n, h, w = d * d * B, -(-H // d), -(-W // d)
+    # Rows of `pitch` pixels for the input, 2 less for the gradient; the zeros at a row's end stand for what is to the
+    # right of it and to the left of the next, and those before the first row for what is to the left of that.
+    pitch = w + max(rx, 2)
+    image, strip = _phases(x, d, h, pitch, rx), _phases(grad, d, h, pitch - 2, 0)
+    strip = strip.view(n, h, pitch - 2, C).permute(0, 3, 1, 2)
+    out = x.new_empty(C, 2 * ry + 1, 2 * rx + 1)
+    for j in sorted({*range(0, 2 * rx - 2, 3), 2 * rx - 2}):
+        view = image[j * C :][: n * h * pitch * C].view(n, h, pitch, C).permute(0, 3, 1, 2)
+        out[:, :, j : j + 3] = _gradient_of_strip(view, strip, ry, 0)
     return out[:, ry - reach[0] : ry + reach[0] + 1, rx - reach[1] : rx + reach[1] + 1]
 
 
-def _gradient_of_3x3(x: Tensor, grad: Tensor, padding: int) -> Tensor:
+def _gradient_of_strip(x: Tensor, grad: Tensor, reach: int, padding: int) -> Tensor:
+    """Gradient of a kernel 3 wide, (C, 2 * reach + 1, 3), for an input with `padding` zeros to the left and right."""
     C = x.shape[1]
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    geometry = (None, [1, 1], [padding, padding], [1, 1], False, [0, 0], C, [False, True, False])
-    return torch.ops.aten.convolution_backward(grad, x, x.new_empty(C, 1, 3, 3), *geometry)[1][:, 0]
+    geometry = (None, [1, 1], [reach, padding], [1, 1], False, [0, 0], C, [False, True, False])
+    return torch.ops.aten.convolution_backward(grad, x, x.new_empty(C, 1, 2 * reach + 1, 3), *geometry)[1][:, 0]
 
 
-def _phases(x: Tensor, d: int, height: int, width: int, top: int, left: int) -> Tensor:
-    """Pixels of equal coordinates modulo d as images within zeros, and a row of zeros after the last image, flat:
-    (B, C, H, W) -> ((d * d * B * height + 1) * width * C)."""
+def _phases(x: Tensor, d: int, height: int, width: int, margin: int) -> Tensor:
+    """Pixels of equal coordinates modulo d as images of wider rows, with `margin` pixels of zeros before and after all:
+    (B, C, H, W) -> ((d * d * B * height * width + 2 * margin) * C), flat."""
     B, C = x.shape[:2]
-    flat = x.new_zeros((d * d * B * height + 1) * width * C)
-    images = flat[: -width * C].view(d, d, B, height, width, C)
+    pixels = d * d * B * height * width
+    flat = x.new_zeros((pixels + 2 * margin) * C)
+    images = flat[margin * C :][: pixels * C].view(d, d, B, height, width, C)
     for i in range(d):
         for j in range(d):
             phase = x[:, :, i::d, j::d].permute(0, 2, 3, 1)
-            images[i, j, :, top : top + phase.shape[1], left : left + phase.shape[2]] = phase
+            images[i, j, :, : phase.shape[1], : phase.shape[2]] = phase
     return flat
 
 
-def _gradients_by_products(x: Tensor, grad: Tensor, levels: Sequence[tuple[tuple[int, int], int]]) -> list[Tensor]:
+def gradients_by_products(x: Tensor, grad: Tensor, levels: Sequence[tuple[tuple[int, int], int]]) -> list[Tensor]:
     """Gradients of the taps within reach of several kernels, each (C, 2 ry + 1, 2 rx + 1), for (reach, dilation)s."""
     B, C, H, W = x.shape
     # (B, C, H, W) -> (C, H * B, W): a shift by s rows is then a slice by s * B

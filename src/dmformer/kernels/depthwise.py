@@ -2,34 +2,51 @@
 
 - On a CPU: the framework's convolutions, rearranged where they are slow (`cpu`).
 - On an NVIDIA GPU with Triton: one pass over the input for the whole sum (`triton_taps`).
-- Elsewhere, in traced and exported graphs, and where DMFORMER_KERNELS=plain asks for it: plain convolutions.
+- Elsewhere, and in traced and exported graphs: plain convolutions.
+
+The environment variable DMFORMER_KERNELS says otherwise: "plain" for plain convolutions everywhere, "triton" for
+Triton's wherever it runs, which with TRITON_INTERPRET=1 is on a CPU too; "auto" is the default.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cpu import DepthwiseSum
 
 Way = Literal["plain", "cpu", "triton"]
 
-PLAIN = os.environ.get("DMFORMER_KERNELS", "auto") == "plain"
-"""True when the environment asks for the framework's own convolutions everywhere (DMFORMER_KERNELS=plain)."""
+MODES = ("auto", "plain", "triton")
+MODE = os.environ.get("DMFORMER_KERNELS", "auto")
+if MODE not in MODES:
+    raise ValueError(f"DMFORMER_KERNELS must be one of {', '.join(MODES)}, not {MODE!r}")
 
 
 def way(x: Tensor) -> Way:
     """How depth-wise convolutions of `x` are computed; compiled graphs keep plain operators on a CPU."""
-    if PLAIN or not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if MODE == "plain" or not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "plain"  # x is a proxy where torch.fx traces
-    if x.device.type == "cuda":
-        return "triton" if _has_triton() else "plain"
+    if x.device.type == "cuda" or MODE == "triton":
+        return "triton" if _has_triton() and _triton().supports(x) else "plain"
     return "cpu" if x.device.type == "cpu" and not torch.compiler.is_compiling() else "plain"
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """The framework's own convolutions for a while, to compare with; for the whole process."""
+    global MODE
+    before, MODE = MODE, "plain"
+    try:
+        yield
+    finally:
+        MODE = before
 
 
 def is_fast_path(x: Tensor) -> bool:
@@ -37,7 +54,13 @@ def is_fast_path(x: Tensor) -> bool:
     return way(x) != "plain"
 
 
-def depthwise_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None) -> Tensor:
+def depthwise_sum(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    dilations: Sequence[int],
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """Sum over l of depth-wise convolutions of one input, stride 1, "same" padding: (B, C, H, W) -> (B, C, H, W).
 
     Args:
@@ -45,6 +68,7 @@ def depthwise_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
         weights: One odd kernel (C, 1, k_l, k_l) a level.
         dilations: One distance between taps a level.
         bias: (C), added once.
+        relu: Whether a ReLU follows.
 
     Differentiable once. Equal to the sum of `torch.nn.functional.conv2d` up to rounding.
 
@@ -57,14 +81,40 @@ def depthwise_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]
         x, weights = x.to(dtype), [w.to(dtype) for w in weights]
         bias = None if bias is None else bias.to(dtype)
     chosen = way(x) if x.numel() else "plain"
-    if chosen == "cpu":
-        return DepthwiseSum.apply(x, tuple(dilations), bias, *weights)
     if chosen == "triton":
-        from . import triton_taps
+        return _triton().depthwise_taps(x, *_triton().merge_taps(weights, dilations), bias, relu)
+    if chosen == "cpu":
+        out = DepthwiseSum.apply(x, tuple(dilations), bias, *weights)
+    else:
+        out = _plain_sum(x, weights, dilations, bias)
+    return F.relu(out) if relu else out
 
-        if triton_taps.supports(x):
-            return triton_taps.depthwise_taps(x, *triton_taps.merge_taps(weights, dilations), bias)
-    return _plain_sum(x, weights, dilations, bias)
+
+def depthwise_sum_norm_relu(
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], norm: nn.BatchNorm2d
+) -> Tensor | None:
+    """ReLU(norm(depthwise_sum(x))) of a norm in training, whose statistics are taken in the pass that makes the sum.
+
+    (B, C, H, W) -> (B, C, H, W). The norm's running statistics are brought up to date. None where this form does not
+    exist: without Triton, in evaluation, for norms that are synchronised or have no parameters.
+    """
+    if way(x) != "triton" or type(norm) is not nn.BatchNorm2d or not norm.training or not norm.affine:
+        return None
+    _check(x, weights, dilations)
+    taps = _triton().merge_taps(weights, dilations)
+    out, mean, var = _triton().depthwise_taps_norm_relu(x, *taps, norm.weight, norm.bias, norm.eps)
+    if norm.track_running_stats:
+        _follow(norm, mean, var, x.numel() // x.shape[1])
+    return out
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move running statistics towards a batch's, as BatchNorm does: its variance is the unbiased one there."""
+    norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    factor = 1.0 / norm.num_batches_tracked.float() if norm.momentum is None else norm.momentum  # type: ignore[union-attr]
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.add_((batch.to(running) - running) * factor)  # type: ignore[union-attr]
 
 
 def _plain_sum(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None) -> Tensor:
@@ -83,6 +133,12 @@ def _check(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int]) -> No
     for w in weights:
         if w.dim() != 4 or w.shape[:2] != (x.shape[1], 1) or w.shape[-2] % 2 == 0 or w.shape[-1] % 2 == 0:
             raise ValueError(f"kernels must be ({x.shape[1]}, 1, k, k) with odd k, not {tuple(w.shape)}")
+
+
+def _triton() -> Any:
+    from . import triton_taps
+
+    return triton_taps
 
 
 @functools.cache

@@ -67,6 +67,12 @@ class DMA(nn.Module):
         self.gate = ChannelGate(dim, gate_reduction) if gate else None
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.act(self.norm(self.levels(self.expand(x))))
-        out = self.proj(x + self.reduce(z))
+        out = self.proj(x + self.reduce(self._mix(self.expand(x))))
         return out if self.gate is None else self.gate(x) * out
+
+    def _mix(self, e: Tensor) -> Tensor:
+        if self.training and not torch.jit.is_scripting():
+            z = self.levels.norm_relu(e, self.norm)
+            if z is not None:
+                return z
+        return self.act(self.norm(self.levels(e)))
