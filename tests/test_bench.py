@@ -318,6 +318,7 @@ def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
         (["--csv", "."], "--csv .: no file can be written there"),
         (["--plot", "a.pdf"], "ends in .svg or .png"),
         (["--mode", "training", "--forms", "fused"], "no form is left"),
+        (["--mode", "training", "van_b0"], "names come first"),
         (["--form", "eager"], "unknown option '--form': did you mean --forms"),
     ],
 )

@@ -193,3 +193,20 @@ def test_models_lists_every_entry_point(capsys):
     assert entry["published_top1"] == 82.8
     assert entry["parameters"] == pytest.approx(26.7, rel=0.005)
     assert [e.name for e in catalogue("dmformer_[nt]")] == ["dmformer_n", "dmformer_t"]
+
+
+def test_the_command_keeps_memory_unless_the_environment_says_otherwise(monkeypatch):
+    import dmformer_command
+
+    for name in [n for n in dmformer_command.os.environ if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    asked = []
+    libc = type("libc", (), {"mallopt": lambda self, *arguments: asked.append(arguments)})()
+    monkeypatch.setattr(dmformer_command.ctypes, "CDLL", lambda _: libc)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    dmformer_command.keep_memory()
+    assert asked == [(-3, 2**30), (-1, 2**31 - 1)]
+    assert dmformer_command.os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    dmformer_command.keep_memory()
+    assert len(asked) == 2

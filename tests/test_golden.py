@@ -108,3 +108,13 @@ def test_a_change_of_one_percent_is_seen(variant):
     finally:
         weight.data.copy_(original)
     assert max(errors(model, case)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("variant", "case"), CASES, ids=str)
+def test_the_fused_model_agrees(variant, case):
+    model = authors_model(variant)
+    size = VARIANTS[variant]["cases"][case]["input"]
+    with torch.inference_mode():
+        x = torch.from_numpy(image(*size))
+        expected, actual = model(x), dmformer.fuse(model)(x)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5

@@ -33,13 +33,17 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gel
 def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """An equal model for inference: BatchNorms, layer scales and biases folded, drop path gone.
 
+    Its convolutions take the sums, products and activations that follow them along, in one pass on a CPU with oneDNN
+    (`inference`). Answers agree to about 1e-6 of the largest in float32. Convert it to bfloat16 afterwards, so that the
+    weights are rounded once. The names of its parameters are not the model's: save the model itself.
+
     Args:
         model: Any of ours, whole or as `features_only` gives it, in evaluation mode; of others, the BatchNorms that
             follow convolutions in a sequence are folded.
         inplace: Change the model itself instead of a copy.
 
     Returns:
-        The model, with `folded`, a count of what was folded by kind; it is also logged.
+        The model, without gradients, with `folded`, a count of what was folded by kind; it is also logged.
 
     Raises:
         ValueError: The model is in training mode, where norms follow the batch and cannot be folded.

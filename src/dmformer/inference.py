@@ -12,13 +12,12 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from .kernels import cpu, onednn
-from .kernels.depthwise import depthwise_sum, way
+from .kernels.depthwise import depthwise_sum, is_fast_path, way
 
 HIDDEN_BYTES = 8 * 2**20
 """An MLP works on so many images at a time that its hidden map stays below this, and so in the processor's cache."""
 
 
-@register_notrace_module
 class FusedConv(nn.Conv2d):
     """act(conv(x)), act(conv(x) + other) or act(conv(x) * other): (B, C, H, W) -> (B, C', H', W').
 
@@ -48,12 +47,23 @@ class FusedConv(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         self.activation: onednn.Activation = activation
         self.combination: onednn.Combination = combination
-        self._packed: tuple[Any, ...] | None = None
+        d, sides = self.dilation[0], self.kernel_size
+        self.is_depthwise = (
+            self.groups == self.in_channels == self.out_channels
+            and self.stride == (1, 1)
+            and all(side % 2 for side in sides)
+            and self.padding == tuple(d * (side // 2) for side in sides)
+        )
+        self.gains = self.is_depthwise and (max(sides) > 3 or d > 1)
+        self._packed: dict[Any, tuple[Tensor, Sequence[int], int]] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None, inplace: bool = False) -> Tensor:
         """`inplace` allows the sum to be written into `other`."""
         if not self.is_one_pass(x):
-            out = super().forward(x)
+            if self.gains and is_fast_path(x):
+                out = depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
+            else:
+                out = super().forward(x)
             if other is not None:
                 out = out + other if self.combination == "add" else out * other
             return _ACTIVATIONS[self.activation](out)
@@ -86,24 +96,25 @@ class FusedConv(nn.Conv2d):
             and x.dim() == 4
             and x.dtype == self.weight.dtype
             and onednn.serves(x.dtype)
-            and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
+            and not (x.dtype == torch.bfloat16 and self.gains and self.kernel_size[1] > cpu.WIDEST_BFLOAT16)
             and not torch.is_autocast_enabled("cpu")
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
         )
 
     def _weight_for(self, x: Tensor) -> tuple[Tensor, Sequence[int], int]:
         """The weight packed for inputs like `x`, the padding that the convolution does, and the zeros to write."""
-        key = (x.shape[2:], x.dtype)  # the layout depends on them; the number of images makes no difference
-        packed = self._packed
-        if packed is None or packed[0] != key:
-            self._packed = packed = (key, self._pack(x.shape))
-        return packed[1]
+        key, packed = (x.shape, x.dtype), self._packed  # the layout depends on both
+        if key not in packed:
+            # Two are kept, for a last batch that is smaller. Another thread may be reading the old ones.
+            latest = dict(list(packed.items())[-1:])
+            self._packed = packed = latest | {key: self._pack(x.shape)}
+        return packed[key]
 
     def _pack(self, shape: torch.Size) -> tuple[Tensor, Sequence[int], int]:
-        weight, padding, margin = self.weight.detach(), list(self.padding), 0
-        d = self.dilation[0]
-        if self.groups == self.in_channels and padding == [d * (side // 2) for side in self.kernel_size]:
+        weight, padding, margin = self.weight.detach(), [int(p) for p in self.padding], 0
+        if self.is_depthwise:
+            d = self.dilation[0]
             weight = cpu.crop_to_reach(weight, d, shape[-2], shape[-1])
             padding = [d * (side // 2) for side in weight.shape[-2:]]
             if cpu.is_refused(d, padding[1]):
@@ -114,21 +125,20 @@ class FusedConv(nn.Conv2d):
     # The packed weight is made again from what is saved, copied, moved or loaded.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": {}}
 
     def _apply(self, *args: Any, **kwargs: Any) -> "FusedConv":
-        self._packed = None
+        self._packed = {}
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed = None
+        self._packed = {}
         super()._load_from_state_dict(*args, **kwargs)
 
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
-@register_notrace_module
 class FusedSum(nn.Module):
     """ReLU of a sum of depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
 
@@ -295,3 +305,7 @@ class FusedMlp(nn.Module):
         for part in out.split(max(1, HIDDEN_BYTES // hidden)):
             self.fc2(self.conv(self.fc1(self.norm(part))), part, inplace=True)
         return out
+
+
+for _module in (FusedConv, FusedSum):  # a decorator would hide their types
+    register_notrace_module(_module)

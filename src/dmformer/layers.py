@@ -76,7 +76,6 @@ class Downsample(nn.Sequential):
         super().__init__(conv, norm(dim))
 
 
-@register_notrace_module
 class DepthwiseConv(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
 
@@ -135,7 +134,6 @@ class DepthwiseMlp(nn.Module):
         return self.fc2(self.act(y))
 
 
-@register_notrace_module
 class DepthwiseSum(nn.Module):
     """Sum of parallel depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
 
@@ -173,3 +171,7 @@ class DepthwiseSum(nn.Module):
             return None
         weights = [conv.weight for conv in self.convs]
         return depthwise_sum_norm_relu(x, weights, self.dilations, norm)  # type: ignore[arg-type]
+
+
+for _module in (DepthwiseConv, DepthwiseSum):  # a decorator would hide their types
+    register_notrace_module(_module)

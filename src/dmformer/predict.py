@@ -11,6 +11,7 @@ import torch
 from .classifier import Classifier, open_classifier
 from .data.decode import SUFFIXES, BrokenImageError, decode
 from .errors import UserError
+from .fuse import fuse
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def predict(
     classifier = open_classifier(source) if isinstance(source, str) else source
     transform = classifier.transform()
     device = classifier.on_best_device()
+    model = fuse(classifier.model)
     group: list[tuple[str, torch.Tensor | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:
@@ -53,7 +55,7 @@ def predict(
         except BrokenImageError as error:
             group.append((name, str(error)))
         if len(group) == batch_size or i == len(names):
-            yield from _classify(group, classifier.model, device, classifier.class_names, top)
+            yield from _classify(group, model, device, classifier.class_names, top)
             group = []
 
 

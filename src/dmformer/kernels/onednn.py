@@ -72,6 +72,8 @@ def convolve(
         algorithm = "none" if activation == "gelu" else ""
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, name, [], algorithm)
     after = None if activation == "none" else name
+    if combination == "add" and after is not None and not inplace:
+        other, inplace = other.clone(), True  # elsewhere PyTorch lacks a sum with ReLU in bfloat16
     if inplace:
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             other, x, weight, bias, *geometry, combination, 1.0, after, [], None
