@@ -195,6 +195,13 @@ def test_models_lists_every_entry_point(capsys):
     assert [e.name for e in catalogue("dmformer_[nt]")] == ["dmformer_n", "dmformer_t"]
 
 
+def test_an_unknown_choice_of_kernels_is_told(capsys, monkeypatch):
+    monkeypatch.setenv("DMFORMER_KERNELS", "fast")
+    with pytest.raises(SystemExit):
+        main(["models"])
+    assert "DMFORMER_KERNELS must be one of auto, plain, triton, not 'fast'" in capsys.readouterr().err
+
+
 def test_the_command_keeps_memory_unless_the_environment_says_otherwise(monkeypatch):
     import dmformer_command
 

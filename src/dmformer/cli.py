@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from .catalogue import model_names
 from .errors import UserError, unknown
 from .files import write_whole
+from .kernels import chosen_mode
 from .recipes import RECIPES, Recipe
 from .runs import check_folder, find_run
 
@@ -252,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif arguments[0] not in commands:
             raise unknown("command", arguments[0], commands)
         else:
+            _check_environment()
             commands[arguments[0]](arguments[1:])
     except UserError as error:
         _fail(str(error))
@@ -487,6 +489,13 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if argument == option and i + 1 < len(arguments):
             return arguments[i + 1]
     return None
+
+
+def _check_environment() -> None:
+    try:
+        chosen_mode()
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
 
 
 def _check_path(path: str) -> None:

@@ -84,7 +84,7 @@ class DepthwiseConv(nn.Conv2d):
         kernel_size: Height and width of the kernel.
         dilation: Distance between its taps.
 
-    On a CPU it runs through `kernels.depthwise` where the framework is slow; elsewhere, and in traced, compiled or
+    It runs through `kernels.depthwise` where the framework is slow; elsewhere, and in traced or
     exported graphs, it is a plain convolution, as it is in state dicts.
     """
 
@@ -92,7 +92,7 @@ class DepthwiseConv(nn.Conv2d):
         reach = dilation * (kernel_size - 1)  # pixels of padding, both sides together; uneven only for an even kernel
         super().__init__(dim, dim, kernel_size, padding=reach // 2, dilation=dilation, groups=dim)
         self.uneven = reach % 2 == 1
-        # The framework's 3x3 is fast both ways; the phases and products of ours serve odd kernels only.
+        # The framework's 3x3 is fast both ways; what is ours serves odd kernels only.
         self.gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class DepthwiseSum(nn.Module):
         levels: One (odd kernel size, dilation) a branch.
         bias: Whether a bias is added, which the first convolution has.
 
-    On a CPU the sum runs through `kernels.depthwise`; elsewhere, and in traced, compiled or exported graphs, it is
+    The sum runs through `kernels.depthwise` where that is fast; elsewhere, and in traced or exported graphs, it is
     made of plain convolutions. State dicts hold plain convolutions always.
     """
 

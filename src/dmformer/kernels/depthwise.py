@@ -10,7 +10,6 @@ Triton's wherever it runs, which with TRITON_INTERPRET=1 is on a CPU too; "auto"
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -19,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import chosen_mode
 from .cpu import DepthwiseSum
 
 Way = Literal["plain", "cpu", "triton"]
 
-MODES = ("auto", "plain", "triton")
-MODE = os.environ.get("DMFORMER_KERNELS", "auto")
-if MODE not in MODES:
-    raise ValueError(f"DMFORMER_KERNELS must be one of {', '.join(MODES)}, not {MODE!r}")
+MODE = chosen_mode()
 
 
 def way(x: Tensor) -> Way:
