@@ -199,7 +199,7 @@ def lka(m: LKA, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(21, 14), (5, 3)], ids=str)
 @pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS)
 def test_lka_equals_its_formula(kernel_size, dilation, size, plain, monkeypatch):
-    monkeypatch.setattr(depthwise, "PLAIN", plain)
+    monkeypatch.setattr(depthwise, "MODE", "plain" if plain else "auto")
     assert_same_with_gradients(randomised(LKA(8, kernel_size, dilation)), lka, noise(2, 8, *size))
 
 

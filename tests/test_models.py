@@ -172,7 +172,7 @@ def test_any_size_runs_and_equals_plain_convolutions(name, size, monkeypatch):
     with torch.inference_mode():
         features, maps = model.forward_intermediates(x)
         logits = model(x)
-        monkeypatch.setattr(depthwise, "PLAIN", True)
+        monkeypatch.setattr(depthwise, "MODE", "plain")
         assert_near(logits, model(x))
     assert logits.shape == (2, 1000)
     assert features.shape == maps[-1].shape

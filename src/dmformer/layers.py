@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
 
-from .kernels.depthwise import depthwise_sum, depthwise_sum_norm_relu, is_fast_path
+from .kernels.depthwise import depthwise_sum, depthwise_sum_norm_relu, is_fast_path, way
 
 
 class ConvStem(nn.Sequential):
@@ -167,7 +167,7 @@ class DepthwiseSum(nn.Module):
 
     def norm_relu(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor | None:
         """ReLU(norm(self(x))) in training on a GPU, in two passes over the tensor; None elsewhere."""
-        if self.convs[0].bias is not None:
+        if way(x) != "triton" or self.convs[0].bias is not None:
             return None
         weights = [conv.weight for conv in self.convs]
         return depthwise_sum_norm_relu(x, weights, self.dilations, norm)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ _NAMES = {"none": "none", "relu": "relu", "gelu": "gelu", "silu": "swish"}
 
 def serves(dtype: torch.dtype) -> bool:
     """Whether the machine and the build have these operators for a dtype."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
+    if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
