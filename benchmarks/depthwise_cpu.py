@@ -29,15 +29,15 @@ def milliseconds(f: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - clock)
 
 
-def compare(fast: Callable[[], object], plain: Callable[[], object], names: tuple[str, str]) -> dict[str, str]:
-    """Medians of turns, and of the ratios of neighbouring turns."""
-    fast(), plain()
-    pairs = [(milliseconds(fast), milliseconds(plain)) for _ in range(ROUNDS)]
-    return {
-        f"{names[0]}_ms": f"{statistics.median(a for a, _ in pairs):.3f}",
-        f"{names[1]}_ms": f"{statistics.median(b for _, b in pairs):.3f}",
-        f"{names[1]}_over_{names[0]}": f"{statistics.median(b / a for a, b in pairs):.2f}",
-    }
+def compare(first: Callable[[], object], second: Callable[[], object]) -> tuple[str, str, str]:
+    """Median milliseconds of each, and the median ratio of the second's to the first's in neighbouring turns."""
+    first(), second()
+    pairs = [(milliseconds(first), milliseconds(second)) for _ in range(ROUNDS)]
+    return (
+        f"{statistics.median(a for a, _ in pairs):.3f}",
+        f"{statistics.median(b for _, b in pairs):.3f}",
+        f"{statistics.median(b / a for a, b in pairs):.2f}",
+    )
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,10 @@ def kernels() -> None:
                     f().backward(grad)
 
                 for what, run in (("forward", forward), ("forward and backward", both)):
-                    figures = compare(lambda: run(fast), lambda: run(plain), ("fast", "plain"))  # noqa: B023
+                    fast_ms, plain_ms, ratio = compare(lambda: run(fast), lambda: run(plain))  # noqa: B023
                     shape = {"kernel": name, "channels": C, "side": H, "dtype": str(dtype).removeprefix("torch.")}
-                    rows.append({**shape, "what": what, **figures})
+                    times = {"what": what, "fast_ms": fast_ms, "plain_ms": plain_ms, "plain_over_fast": ratio}
+                    rows.append({**shape, **times})
     record("depthwise_cpu", rows)
 
 
@@ -93,9 +94,7 @@ def rules() -> None:
 
             chosen = "written" if cpu.is_refused(d, px) else "own"
             case = {"rule": "padding", "kernel": f"{k}x{k} dilation {d}", "channels": 64, "side": W}
-            rows.append(
-                {**case, "chosen": chosen, **named(compare(written, own, ("written", "own")), "written", "own")}
-            )
+            rows.append({**case, "chosen": chosen, **figures("written", written, "own", own)})
     for k, d in [(5, 1), (7, 1), (9, 1), (5, 2), (7, 3)]:
         for C, H in STAGES:
             x, grad = tensors((BATCH, C, H, H), torch.float32)
@@ -110,19 +109,16 @@ def rules() -> None:
 
             chosen = "strips" if cpu.is_made_of_strips(H, H, *level) else "products"
             case = {"rule": "gradient", "kernel": f"{k}x{k} dilation {d}", "channels": C, "side": H}
-            figures = named(compare(strips, products, ("strips", "products")), "strips", "products")
-            rows.append({**case, "chosen": chosen, **figures})
+            rows.append({**case, "chosen": chosen, **figures("strips", strips, "products", products)})
     record("depthwise_rules", rows)
 
 
-def named(figures: dict[str, str], first: str, second: str) -> dict[str, str]:
+def figures(
+    first: str, run_first: Callable[[], object], second: str, run_second: Callable[[], object]
+) -> dict[str, str]:
     """The same columns for both rules."""
-    return {
-        "first": first,
-        "first_ms": figures[f"{first}_ms"],
-        "second_ms": figures[f"{second}_ms"],
-        "second_over_first": figures[f"{second}_over_{first}"],
-    }
+    first_ms, second_ms, ratio = compare(run_first, run_second)
+    return {"first": first, "first_ms": first_ms, "second_ms": second_ms, "second_over_first": ratio}
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def role(name: str, conv: nn.Conv2d) -> str:
 def measure(name: str, dtype: torch.dtype) -> list[dict[str, object]]:
     model = dmformer.fuse(timm.create_model(name).eval()).to(dtype=dtype, memory_format=torch.channels_last)
     x = torch.randn(BATCH, 3, SIZE, SIZE).to(dtype).contiguous(memory_format=torch.channels_last)
-    flops, moved, spent = defaultdict(float), defaultdict(float), defaultdict(list)
+    flops: dict[str, float] = defaultdict(float)
+    moved: dict[str, float] = defaultdict(float)
+    spent: dict[str, list[float]] = defaultdict(list)
     clocks: dict[str, float] = {}
     running: dict[str, float] = defaultdict(float)
 
@@ -69,8 +71,8 @@ def measure(name: str, dtype: torch.dtype) -> list[dict[str, object]]:
 
         def after(module: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:
             running[part] += time.perf_counter() - clocks[key]
-            work[part] += 2 * out.numel() * conv.weight[0].numel()
-            size[part] += sum(t.nbytes for t in (*(a for a in arguments if isinstance(a, Tensor)), conv.weight, out))
+            flops[part] += 2 * out.numel() * conv.weight[0].numel()
+            moved[part] += sum(t.nbytes for t in (*(a for a in arguments if isinstance(a, Tensor)), conv.weight, out))
 
         conv.register_forward_pre_hook(before)
         conv.register_forward_hook(after)
@@ -80,8 +82,8 @@ def measure(name: str, dtype: torch.dtype) -> list[dict[str, object]]:
             watch(key, role(key, module), module)
     with torch.inference_mode():
         for turn in range(ROUNDS + 1):
-            running.clear()
-            work, size = defaultdict(float), defaultdict(float)
+            for amounts in (running, flops, moved):
+                amounts.clear()
             clock = time.perf_counter()
             model(x)
             total = time.perf_counter() - clock
@@ -90,8 +92,7 @@ def measure(name: str, dtype: torch.dtype) -> list[dict[str, object]]:
                     spent[part].append(running[part])
                 spent["the rest"].append(total - sum(running.values()))
                 spent["whole model"].append(total)
-    flops, moved = work, size
-    flops["whole model"], moved["whole model"] = sum(work.values()), sum(size.values())
+    flops["whole model"], moved["whole model"] = sum(flops.values()), sum(moved.values())
     product, copy = product_speed(dtype), copy_speed()
     return [
         {

@@ -3,12 +3,11 @@
 python benchmarks/performance_tables.py
 """
 
-import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from record import replace_tables, rows
+
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 NAMES = {
@@ -23,11 +22,6 @@ NAMES = {
     "van_b0": "VAN-B0",
     "van_b2": "VAN-B2",
 }
-
-
-def rows(name: str) -> list[dict[str, str]]:
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -139,7 +133,6 @@ PEERS = [kind for kind in FORMS if kind[0] != "eager"]
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
     tables = {
         "kernels": kernels(),
         "parts": parts(),
@@ -150,10 +143,7 @@ def main() -> None:
         "training": training(),
         "int8": int8(),
     }
-    for name, content in tables.items():
-        mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        text = mark.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
-    PAGE.write_text(text, encoding="utf-8")
+    replace_tables(PAGE, tables)
 
 
 if __name__ == "__main__":

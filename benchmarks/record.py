@@ -1,22 +1,23 @@
-"""Where a figure was measured, and one CSV a benchmark: rows are appended, each with machine, versions and date."""
+"""One CSV a benchmark, to which rows are appended, each with machine, versions and date; and how pages show them."""
 
 import csv
 import datetime
 import platform
+import re
 from pathlib import Path
 
 import torch
 
 import dmformer
+from dmformer.bench import processor
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def circumstances() -> dict[str, str]:
     """Machine, threads, versions and date of a measurement."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
-        "machine": f"{names[0] if names else platform.machine()} x {len(names) or 1}",
+        "machine": processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "dmformer": dmformer.__version__,
@@ -40,5 +41,20 @@ def record(name: str, rows: list[dict[str, object]]) -> None:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
 
 
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+def rows(name: str) -> list[dict[str, str]]:
+    """What results/NAME.csv holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def replace_tables(page: Path, tables: dict[str, str]) -> None:
+    """Put each text between `<!-- NAME -->` and the next `<!-- end -->` of a page, in place of what is there."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+        text = mark.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text)
+    page.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from record import RESULTS, record
+from record import RESULTS, record, rows
 
 from dmformer.cli import main as dmformer
 
@@ -57,7 +57,7 @@ def data_folder(data: Path) -> Iterator[Path]:
 
 def run(name: str, row: str, data: str, model: str, model_args: Sequence[str], seed: int) -> None:
     """Train and score once, and append the result to results/NAME.csv, unless it is there."""
-    if any((r["row"], r["data"], r["model"], r["seed"]) == (row, data, model, str(seed)) for r in rows(name)):
+    if any((r["row"], r["data"], r["model"], r["seed"]) == (row, data, model, str(seed)) for r in recorded(name)):
         return
     # The model's arguments are always given: the recipe's own are for DMFormer.
     arguments = ["train", *RECIPE.split(), "--data", data, "--model", model, "--seed", str(seed)]
@@ -86,18 +86,14 @@ def run(name: str, row: str, data: str, model: str, model_args: Sequence[str], s
     )
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """What results/NAME.csv holds."""
-    path = RESULTS / f"{name}.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def recorded(name: str) -> list[dict[str, str]]:
+    """The runs in results/NAME.csv: none before the first."""
+    return rows(name) if (RESULTS / f"{name}.csv").exists() else []
 
 
 def spread(name: str, row: str, data: str, model: str) -> tuple[float, float, int]:
     """Mean and sample standard deviation of top-1 in % over the seeds, and how many they are."""
-    found = [100 * float(r["top1"]) for r in rows(name) if (r["row"], r["data"], r["model"]) == (row, data, model)]
+    found = [100 * float(r["top1"]) for r in recorded(name) if (r["row"], r["data"], r["model"]) == (row, data, model)]
     return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
 
 

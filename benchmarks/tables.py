@@ -3,7 +3,6 @@
 python benchmarks/tables.py
 """
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +11,8 @@ matplotlib.use("svg")
 import ablation
 import comparison
 import matplotlib.pyplot as plt
-from short_runs import rows, spread
+from record import replace_tables, rows
+from short_runs import spread
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -74,12 +74,7 @@ def draw() -> None:
 
 
 def main() -> None:
-    page = DOCS / "comparison.md"
-    text = page.read_text(encoding="utf-8")
-    for name, table in (("ablation", ablation_table()), ("comparison", comparison_table())):
-        mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        text = mark.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
-    page.write_text(text, encoding="utf-8")
+    replace_tables(DOCS / "comparison.md", {"ablation": ablation_table(), "comparison": comparison_table()})
     draw()
 
 

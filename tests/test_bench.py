@@ -240,6 +240,24 @@ def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_
             session.release()
 
 
+def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
+    """In a process of its own, which it would end: two live at once, and the older one goes first."""
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    path = export_onnx(model, tmp_path / "model.onnx", 32)
+    code = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from dmformer.export import to_openvino\n"
+        "first, second = (to_openvino(Path(sys.argv[1]), 1) for _ in range(2))\n"
+        "del first\n"
+        "del second\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: print('handled'))\n"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_export_refuses_training_mode_and_names_the_cause(tmp_path):
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
         export_onnx(timm.create_model("dmformer_n"), tmp_path / "model.onnx", 64)

@@ -7,10 +7,7 @@ import copy
 import fnmatch
 import math
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import timm
@@ -456,23 +453,16 @@ def test_autocast(name):
     assert torch.corrcoef(torch.stack([actual.float().flatten(), expected.flatten()]))[0, 1] > 0.999
 
 
-def test_compile():
-    """In a process of its own: after all other tests in one process, with two more runtimes loaded, it has crashed."""
+@small_model
+def test_compile(name):
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler")
-    command = [sys.executable, "-c", f"import test_models; test_models.check_compiled({[*SMALL]})"]
-    child = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-5000:]
-
-
-def check_compiled(names: list[str]) -> None:
-    for name in names:
-        torch.compiler.reset()  # the families share `forward`, and recompilations of one function are counted
-        shallow = {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
-        model, x = build(name, **shallow), images()
-        compiled = torch.compile(model, fullgraph=True)
-        with torch.inference_mode():
-            assert_near(compiled(x), model(x))
+    torch.compiler.reset()  # the families share `forward`, and recompilations of one function are counted
+    shallow = {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
+    model, x = build(name, **shallow), images()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.inference_mode():
+        assert_near(compiled(x), model(x))
 
 
 def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

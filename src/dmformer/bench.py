@@ -313,6 +313,14 @@ def published_top1(model: str) -> float | None:
     return PUBLISHED[model].top1 if model in PUBLISHED else PEERS_TOP1.get(model)
 
 
+def processor() -> str:
+    """The CPU's name, where Linux tells it, or else its architecture, and how many of it there are: "NAME x N"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} x {len(names) or os.cpu_count()}"
+
+
 def as_csv(rows: Sequence[Row]) -> str:
     """The rows as text, a line each under the names of their fields; figures to 5 digits."""
     text = io.StringIO()
@@ -366,13 +374,10 @@ def _circumstances(device: Any, threads: int) -> dict[str, Any]:
 
     from . import __version__
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     packages = ("timm", "onnxruntime", "openvino")
     return {
-        "machine": f"{names[0] if names else platform.machine()} x {len(names) or os.cpu_count()}{gpu}",
+        "machine": f"{processor()}{gpu}",
         "threads": threads,
         "kernels": os.environ.get("DMFORMER_KERNELS", "auto"),
         "torch": torch.__version__,

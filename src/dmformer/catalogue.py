@@ -1,5 +1,6 @@
 """Names of models without importing them, and a table of ours with their sizes and published figures."""
 
+import copy
 import fnmatch
 import re
 from dataclasses import dataclass
@@ -34,8 +35,6 @@ def model_names(package: str = "dmformer") -> list[str]:
 def catalogue(pattern: str = "*") -> list[Entry]:
     """Our models whose name matches a shell pattern or contains it, measured on the spot (no weights are made)."""
     import timm
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from .models import PUBLISHED
 
@@ -44,16 +43,24 @@ def catalogue(pattern: str = "*") -> list[Entry]:
         if not fnmatch.fnmatch(name, pattern) and pattern not in name:
             continue
         model: Any = timm.create_model(name, device="meta").eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, 224, 224, device="meta"))
         entries.append(
             Entry(
                 name,
                 sum(p.numel() for p in model.parameters()) / 1e6,
-                counter.get_total_flops() / 2e9,
+                count_gmacs(model, 224),
                 PUBLISHED[name].top1,
                 PUBLISHED[name].trained_on,
                 (model.pretrained_cfg.get("paper_ids") or "").removeprefix("arXiv:"),
             )
         )
     return entries
+
+
+def count_gmacs(model: Any, image_size: int) -> float:
+    """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image, without computing them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).to("meta")(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return counter.get_total_flops() / 2e9

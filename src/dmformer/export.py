@@ -1,5 +1,6 @@
 """Models in other runtimes: an ONNX file of plain operators, and what ONNX Runtime and OpenVINO make of it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,7 @@ def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequenc
     Raises:
         RuntimeError: The machine does not compute in this type.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino()
     model = core.read_model(str(path))
     if shape is not None:
         model.reshape({"images": list(shape)})
@@ -139,3 +138,16 @@ def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequenc
         return request.infer({0: images}, share_inputs=True, share_outputs=True)[0]
 
     return Session(run, compiled.release_memory)
+
+
+@functools.cache
+def _openvino() -> Any:
+    """OpenVINO's core: one, to the end of the process.
+
+    Each core replaces the stack on which the process handles signals, and when it goes puts back the one that it found.
+    Of two cores that go in the order in which they came, the second puts back the first's, whose memory is freed: the
+    next signal that Python handles, an interrupt or the end of a child process, would end the process.
+    """
+    import openvino
+
+    return openvino.Core()

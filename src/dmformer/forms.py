@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from .catalogue import count_gmacs
 from .classifier import open_classifier
 from .errors import unknown
 from .export import export_onnx, to_onnxruntime, to_openvino
@@ -184,13 +184,6 @@ def open_model(source: str, image_size: int) -> nn.Module:
             norm.momentum = momentum
             norm.eval()
     return model
-
-
-def count_gmacs(model: nn.Module, image_size: int) -> float:
-    """10^9 multiply-adds of convolutions and matrix products for one image, counted without computing."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta")(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.get_total_flops() / 2e9
 
 
 @contextlib.contextmanager

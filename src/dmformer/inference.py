@@ -114,11 +114,7 @@ class FusedConv(nn.Conv2d):
     def _pack(self, shape: torch.Size) -> tuple[Tensor, Sequence[int], int]:
         weight, padding, margin = self.weight.detach(), [int(p) for p in self.padding], 0
         if self.is_depthwise:
-            d = self.dilation[0]
-            weight = cpu.crop_to_reach(weight, d, shape[-2], shape[-1])
-            padding = [d * (side // 2) for side in weight.shape[-2:]]
-            if cpu.is_refused(d, padding[1]):
-                padding[1], margin = 0, padding[1]
+            weight, padding, margin = cpu.fit(weight, self.dilation[0], shape[-2], shape[-1])
         shape = torch.Size((*shape[:-1], shape[-1] + 2 * margin))
         return onednn.pack(weight, shape, self.stride, padding, self.dilation, self.groups), padding, margin
 

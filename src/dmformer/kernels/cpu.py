@@ -64,11 +64,8 @@ def forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias
     accumulates = onednn.serves(x.dtype)
     out = None
     for weight, d in zip(weights, dilations, strict=True):
-        weight = crop_to_reach(weight, d, H, W)
-        padding = [d * (weight.shape[-2] // 2), d * (weight.shape[-1] // 2)]
-        image = x
-        if is_refused(d, padding[1]):
-            image, padding[1] = pad_width(x, padding[1]), 0
+        weight, padding, margin = fit(weight, d, H, W)
+        image = pad_width(x, margin) if margin else x
         if out is None:
             out = F.conv2d(image, weight, bias, 1, padding, d, x.shape[1])
             out = out.contiguous(memory_format=torch.channels_last)
@@ -78,6 +75,18 @@ def forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias
             out.add_(F.conv2d(image, weight, None, 1, padding, d, x.shape[1]))
     assert out is not None
     return out
+
+
+def fit(weight: Tensor, dilation: int, height: int, width: int) -> tuple[Tensor, list[int], int]:
+    """How oneDNN is to compute a "same" convolution with an odd kernel (C, 1, ky, kx) on images of this size.
+
+    Returns:
+        The kernel without taps out of reach, the padding that the convolution does in height and width, and the zeros
+        to write to the left and right of the image beforehand, with `pad_width`.
+    """
+    weight = crop_to_reach(weight, dilation, height, width)
+    down, across = (dilation * (side // 2) for side in weight.shape[-2:])
+    return (weight, [down, 0], across) if is_refused(dilation, across) else (weight, [down, across], 0)
 
 
 def is_refused(dilation: int, padding: int) -> bool:

@@ -169,10 +169,7 @@ def _at(plan, *path):
 
 @triton.constexpr_function
 def _size(plan, *path):
-    item = plan.parts
-    for i in path:
-        item = item[i]
-    return len(item)
+    return len(_at(plan, *path))
 
 
 # ---- kernels. C is the channels, H and W the image; a tile is ROWS rows of (COLUMNS pixels, CHANNELS channels).
