@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmformer.recipes import Recipe
+from dmformer.recipes import ClassificationRecipe, SegmentationRecipe
 
 COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
 
@@ -29,9 +29,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe(photos: Path, tmp_path: Path) -> Recipe:
+def recipe(photos: Path, tmp_path: Path) -> ClassificationRecipe:
     """Two epochs of a very small DMFormer on `photos`."""
-    return Recipe(
+    return ClassificationRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         data=str(photos),
         image_size=32,
@@ -43,6 +43,52 @@ def recipe(photos: Path, tmp_path: Path) -> Recipe:
         warmup_epochs=0.5,
         drop_path_rate=0.1,
         mixup=0.2,
+        ema=0.9,
+        workers=0,
+        out=str(tmp_path / "runs"),
+        name="run",
+        tracker="none",
+    )
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Scenes of sky, ground and sometimes a box, in ADE20K's layout; 3 is unlabelled."""
+    generator = np.random.default_rng(0)
+    for split, n in (("training", 10), ("validation", 4), ("test", 5)):
+        for kind in ("images", "annotations"):
+            (tmp_path / "scenes" / kind / split).mkdir(parents=True)
+        for i in range(n):
+            height, width = (48, 64) if i % 2 else (40, 56)
+            ids = np.ones((height, width), np.uint8)
+            ids[: height // 2] = 0
+            ids[height // 2 - 1] = 3
+            if i % 3:
+                ids[10:30, 8 + i : 24 + i] = 2
+            colours = np.array([(90, 140, 230), (60, 160, 60), (200, 60, 50), (0, 0, 0)])[ids]
+            noisy = (colours + generator.normal(0, 12, colours.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "scenes" / "images" / split / f"{i}.png")
+            Image.fromarray(ids).save(tmp_path / "scenes" / "annotations" / split / f"{i}.png")
+    return tmp_path / "scenes"
+
+
+@pytest.fixture
+def mask_recipe(scenes: Path, tmp_path: Path) -> SegmentationRecipe:
+    """Two rounds of six iterations of a very small DMFormer with Semantic FPN on `scenes`."""
+    return SegmentationRecipe(
+        model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
+        width=64,
+        data=str(scenes),
+        classes=("sky", "ground", "box"),
+        ignore_index=(3,),
+        image_size=32,
+        scale=(0.8, 1.2),
+        iterations=12,
+        validate_every=6,
+        batch_size=4,
+        lr=3e-3,
+        lr_batch=4,
+        warmup_iterations=2,
         ema=0.9,
         workers=0,
         out=str(tmp_path / "runs"),

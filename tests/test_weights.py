@@ -22,7 +22,7 @@ from dmformer.cli import main
 from dmformer.convert import class_names, convert
 from dmformer.errors import UserError
 from dmformer.predict import predict
-from dmformer.recipes import Recipe
+from dmformer.recipes import ClassificationRecipe
 from dmformer.weights import identify, our_names
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -265,8 +265,8 @@ def test_converted_weights_predict_and_fine_tune(photos, recipe, tmp_path):
         model, _ = build_model(tuned, ["a", "b"])
         assert torch.equal(model.stages[3].norm.bias, authors("van_b0")["norm4.bias"])
         assert with_normalisation(tuned).mean == (0.5, 0.5, 0.5)
-    assert with_normalisation(Recipe(model="dmformer_n")).mean == (0.485, 0.456, 0.406)
-    assert with_normalisation(Recipe(model="van_b0", mean=(0.1, 0.2, 0.3))).mean == (0.1, 0.2, 0.3)
+    assert with_normalisation(ClassificationRecipe(model="dmformer_n")).mean == (0.485, 0.456, 0.406)
+    assert with_normalisation(ClassificationRecipe(model="van_b0", mean=(0.1, 0.2, 0.3))).mean == (0.1, 0.2, 0.3)
 
 
 # ---- bad input

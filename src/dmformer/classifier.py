@@ -1,6 +1,5 @@
 """A trained classifier with what is needed to use it, written to and read from a folder that timm loads."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,10 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from . import models as models  # registers them with timm
+from .config_file import find_config, read_config, task_of
 from .errors import UserError, first_line, unknown
 from .files import whole_file
 from .weights import check_fit, read_state_dict
-
-LARGEST_CONFIG = 16 * 2**20
-"""Bytes; a larger config.json is refused."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,10 @@ def open_classifier(source: str) -> Classifier:
         return Classifier(
             model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model)
         )
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(f"{source} is not a folder: give a run's best/ folder, as `dmformer train` writes it.")
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    config = read_config(folder / "config.json")
+    path = find_config(source)
+    folder, config = path.parent, read_config(path)
+    if task_of(source) != "classification":
+        raise UserError(f"{source} holds a model for {task_of(source)}, not a classifier.")
     architecture = config["architecture"]
     if not timm.is_model(architecture):
         raise unknown("model", architecture, timm.list_models())
@@ -99,23 +94,6 @@ def open_classifier(source: str) -> Classifier:
     if len(names) != config["num_classes"]:
         raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
     return Classifier(model.eval(), names, resolve_model_data_config(pretrained_cfg=cfg, model=model))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A config.json as timm writes it; UserError for anything else."""
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent} holds no config.json: give a run's best/ folder, as `dmformer train` writes it."
-        )
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{path} is refused: it is larger than {LARGEST_CONFIG >> 20} MB.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config["architecture"], str) and isinstance(config["num_classes"], int):
-            return config
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        pass
-    raise UserError(f"{path} is not a model's configuration as timm writes it.")
 
 
 def _label_names(cfg: Any, num_classes: int) -> list[str]:

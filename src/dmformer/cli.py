@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from .catalogue import model_names
+from .config_file import task_of
 from .errors import UserError, unknown
 from .files import write_whole
 from .kernels import chosen_mode
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, ClassificationRecipe, Recipe, SegmentationRecipe, read_recipe
 from .runs import check_folder, find_run
 
 T = TypeVar("T")
@@ -30,14 +31,17 @@ T = TypeVar("T")
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
 
+MASK_OPTIONS = ("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "overwrite")
+"""Options that only segmenters have."""
+
 HELP = """usage: dmformer COMMAND [OPTIONS]
 
 Convolutional-attention vision backbones: trained, reported and reused by one command.
 
 commands:
-  train     train a classifier on photos; writes a run folder with a report
-  eval      score a trained classifier on a set of photos
-  predict   classify photos
+  train     train a classifier or a segmenter on photos; writes a run folder with a report
+  eval      score a trained model on a set of photos
+  predict   classify photos, or segment them
   convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
@@ -46,6 +50,7 @@ examples:
   dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
   dmformer train scratch --data photos/              your photos, one folder a class
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
+  dmformer train camvid --data camvid/               semantic segmentation
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer convert van_b0.pth van_b0/
@@ -55,7 +60,7 @@ examples:
 `dmformer COMMAND --help` shows the options of a command.
 """
 
-TRAIN_HELP = """Train a classifier and write a run folder: recipe.yaml, metrics.csv, best/, last/, report.html.
+TRAIN_HELP = """Train a classifier or a segmenter, into a run folder with a report.
 
 recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
 {recipes}
@@ -65,6 +70,7 @@ examples:
   dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
   dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
+  dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
   dmformer train --model-args gate=False --name without-gate
   dmformer train --resume                          go on with the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
@@ -75,17 +81,22 @@ The options below show the values of the recipe '{name}'.
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Score a trained classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC, with 95 % intervals.
+    """Score a trained model.
+
+    A classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter: mIoU, mean and pixel accuracy, and
+    each class. With 95 % intervals.
 
     examples:
       dmformer eval runs/elpv-dmformer_n-1/best
       dmformer eval runs/photos-1/best --data photos/test --json scores.json
+      dmformer eval runs/camvid-1/best --data camvid/ --scales 0.75 1 1.25 --flip
     """
 
     source: str
     """A run's best/ folder, or hf-hub:owner/name."""
-    data: str = "elpv"
-    """elpv (its held-out quarter), a folder or .tar of class folders, or a set that timm knows, e.g. torch/cifar10.
+    data: str | None = None
+    """elpv (its held-out quarter, what a classifier is scored on by default), a folder or .tar of class folders, or a
+    set that timm knows, e.g. torch/cifar10. For a segmenter a folder as in training.
     Of a folder or .tar with splits the test split counts, else the val split."""
     data_root: str | None = None
     """Where a named set lies or is cached."""
@@ -97,13 +108,29 @@ class EvalOptions:
     """Processes that read images; by default as many as there are cores, at most 8."""
     max_broken: float = 0.05
     """Share of unreadable images above which the figures are refused."""
+    masks: str | None = None
+    """Segmenters: folder of the id masks, where --data is a folder of images."""
+    reduce_zero_label: bool | None = None
+    """Segmenters: id 0 in the masks is unlabelled and class k is stored as k + 1 (ADE20K); by default as in the masks
+    that were trained on."""
+    ignore_index: tuple[int, ...] | None = None
+    """Segmenters: ids in the masks that mean unlabelled; likewise."""
+    window: int | None = None
+    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: factors on the images' size whose predictions are averaged."""
+    flip: bool = False
+    """Segmenters: average with the images mirrored."""
     json: str | None = None
     """Also write the scores to this file as JSON; - prints them instead of the table."""
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Classify photos with a trained classifier.
+    """Classify photos with a trained classifier, or segment them with a trained segmenter.
+
+    A segmenter writes STEM.overlay.png and STEM.mask.png (ids of the classes, from 0) for each photo, and legend.png.
+    Video goes in as a folder of frames.
 
     The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine.
 
@@ -111,6 +138,7 @@ class PredictOptions:
       dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
       dmformer predict runs/elpv-dmformer_n-1/best folder/ --format csv > classes.csv
       curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
+      dmformer predict runs/camvid-1/best frames/ --out segmented/
     """
 
     source: str
@@ -122,7 +150,17 @@ class PredictOptions:
     format: Literal["table", "csv", "json"] = "table"
     """How to print the result."""
     batch_size: int = 16
-    """Photos at a time."""
+    """Classifiers: photos at a time."""
+    out: str | None = None
+    """Segmenters: folder of the pictures; by default predictions/."""
+    window: int | None = None
+    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: factors on the photos' size whose predictions are averaged."""
+    flip: bool = False
+    """Segmenters: average with the photos mirrored."""
+    overwrite: bool = False
+    """Segmenters: replace pictures that are there."""
 
 
 @dataclass(frozen=True)
@@ -272,16 +310,13 @@ def _train(arguments: list[str]) -> None:
         raise unknown("recipe", name, RECIPES)
     start = RECIPES[name]()
     if "--resume" in options:  # the run's own recipe, with what is given now on top
-        place = Recipe(out=_value_of("--out", options) or start.out, name=_value_of("--name", options))
-        start = replace(Recipe.from_yaml(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
+        place = replace(start, out=_value_of("--out", options) or start.out, name=_value_of("--name", options))
+        start = replace(read_recipe(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
     listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
-    recipe = _parse(Recipe, options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    recipe = _parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
     recipe.check()
     _check_model(recipe.model)
-    _check_data(recipe.data)
-    for place in (recipe.val_data, recipe.test_data):
-        if place is not None:
-            _check_path(place)
+    _check_places(recipe)
     if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
         _check_path(recipe.weights)
     check_folder(recipe)
@@ -301,22 +336,60 @@ def _train(arguments: list[str]) -> None:
 def _eval(arguments: list[str]) -> None:
     options = _parse(EvalOptions, arguments, "eval")
     _check_source(options.source)
-    _check_data(options.data)
+    if task_of(options.source) == "segmentation":
+        _eval_masks(options)
+        return
+    _refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a classifier")
+    _check_data(options.data or "elpv")
 
     from .display import track
     from .evaluate import evaluate
 
-    recipe = Recipe(
+    recipe = ClassificationRecipe(
         data_root=options.data_root, val_split=options.split, workers=options.workers, max_broken=options.max_broken
     )
     recipe.check()
-    scores = evaluate(options.source, options.data, options.batch_size, recipe, lambda loader: track(loader, "scoring"))
-    if options.json == "-":
-        print(json.dumps(scores.to_dict(), indent=2, ensure_ascii=False))
+    data = options.data or "elpv"
+    scores = evaluate(options.source, data, options.batch_size, recipe, lambda loader: track(loader, "scoring"))
+    _give_scores(scores, data, options.json)
+
+
+def _eval_masks(options: EvalOptions) -> None:
+    if options.data is None:
+        raise UserError("name the images to score on: --data FOLDER.")
+    for place in (options.data, options.masks):
+        if place is not None:
+            _check_path(place)
+    _check_testing(options.window, options.scales)
+
+    from .display import track
+    from .evaluate import evaluate_masks
+
+    scores = evaluate_masks(
+        options.source,
+        options.data,
+        options.masks,
+        options.reduce_zero_label,
+        options.ignore_index,
+        options.workers,
+        options.max_broken,
+        options.window,
+        options.scales,
+        options.flip,
+        lambda items: track(items, "scoring"),
+        lambda line: print(line, file=sys.stderr),
+    )
+    _give_scores(scores, options.data, options.json)
+
+
+def _give_scores(scores: Any, split: str, json_file: str | None) -> None:
+    text = json.dumps(scores.to_dict(), indent=2, ensure_ascii=False)
+    if json_file == "-":
+        print(text)
         return
-    if options.json:
-        _write(Path(options.json), json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    _print_scores(scores, options.data)
+    if json_file:
+        _write(Path(json_file), text + "\n")
+    _print_scores(scores, split)
 
 
 def _predict(arguments: list[str]) -> None:
@@ -329,6 +402,10 @@ def _predict(arguments: list[str]) -> None:
     for photo in options.photos:
         if photo != "-":
             _check_path(photo)
+    if task_of(options.source) == "segmentation":
+        _predict_masks(options)
+        return
+    _refuse_options(options, PredictOptions, (*MASK_OPTIONS, "out"), "segmenters; this is a classifier")
 
     from .display import track
     from .predict import predict
@@ -350,6 +427,43 @@ def _predict(arguments: list[str]) -> None:
         cells = [cell for pair in p.classes for cell in pair]
         rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or ""])
     header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "probability")), "error"]
+    _print_rows(header, rows, options.format)
+
+
+def _predict_masks(options: PredictOptions) -> None:
+    _check_testing(options.window, options.scales)
+    _refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
+
+    from .display import track
+    from .predict import predict_masks
+
+    found = predict_masks(
+        options.source,
+        options.photos,
+        options.out or "predictions",
+        options.window,
+        options.scales,
+        options.flip,
+        options.overwrite,
+        lambda names: track(names, "segmenting"),
+    )
+    if options.format == "json":
+        rows = [
+            {"name": p.name, "error": p.error}
+            if p.error
+            else {"name": p.name, "overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)}
+            for p in found
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    header, rows = (
+        ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "share")), "written"],
+        [],
+    )
+    for p in found:
+        cells: list[Any] = [cell for pair in p.shares[: options.top] for cell in pair]
+        rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or p.overlay])
+    header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "share")), "written"]
     _print_rows(header, rows, options.format)
 
 
@@ -514,6 +628,33 @@ def _check_writable(option: str, path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} exists already: give another name, or --overwrite.")
 
 
+def _check_places(recipe: Recipe) -> None:
+    """The places that a recipe names exist."""
+    places: list[str | None] = []
+    if isinstance(recipe, ClassificationRecipe):
+        _check_data(recipe.data)
+        places = [recipe.val_data, recipe.test_data]
+    elif isinstance(recipe, SegmentationRecipe):
+        places = [recipe.data, recipe.masks]
+    for place in places:
+        if place is not None:
+            _check_path(place)
+
+
+def _refuse_options(options: Any, kind: type, names: Sequence[str], whose: str) -> None:
+    """Options that were given although they mean nothing for the model."""
+    for field in fields(kind):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise UserError(f"--{field.name.replace('_', '-')} is for {whose}.")
+
+
+def _check_testing(window: int | None, scales: Sequence[float]) -> None:
+    if window is not None and window < 32:
+        raise UserError(f"--window is {window}: it must be 32 or more.")
+    if not scales or min(scales) <= 0:
+        raise UserError("--scales takes factors above 0, e.g. 0.75 1 1.25.")
+
+
 def _check_data(data: str) -> None:
     prefix, _, rest = data.partition("/")
     if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
@@ -548,6 +689,9 @@ def _check_source(source: str) -> None:
 
 
 def _print_scores(scores: Any, split: str) -> None:
+    if hasattr(scores, "miou"):
+        _print_mask_scores(scores, split)
+        return
     lines = [("top-1", scores.top1), ("top-5", scores.top5)]
     lines += [("balanced accuracy", scores.balanced_accuracy), ("macro F1", scores.macro_f1)]
     print(f"{scores.count} images ({split})")
@@ -556,6 +700,18 @@ def _print_scores(scores: Any, split: str) -> None:
             print(f"  {name:18}{figure.value:7.1%}   95 % interval {figure.low:.1%} to {figure.high:.1%}")
     if scores.auroc is not None:
         print(f"  {'AUROC':18}{scores.auroc:7.3f}")
+
+
+def _print_mask_scores(scores: Any, split: str) -> None:
+    interval = f"95 % interval {scores.miou.low:.1%} to {scores.miou.high:.1%}"
+    print(f"{scores.images} images ({split}), {scores.pixels:,} labelled pixels")
+    print(f"  {'mIoU':18}{scores.miou.value:7.1%}   {interval}")
+    print(f"  {'mean accuracy':18}{scores.macc:7.1%}\n  {'pixel accuracy':18}{scores.aacc:7.1%}")
+    rows = [
+        [c.name, *("" if v is None else v for v in (c.iou, c.accuracy)), c.share]
+        for c in sorted(scores.classes, key=lambda c: -1 if c.iou is None else c.iou)
+    ]
+    _print_rows(["class", "IoU", "accuracy", "of the pixels"], rows, "table")
 
 
 def _print_speeds(rows: Sequence[Any]) -> None:

@@ -1,18 +1,26 @@
-"""Run a trained classifier over a set of images, and score it."""
+"""Run a trained model over a set of images, and score it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from .classifier import open_classifier
 from .data.loaders import Batch, ImageSet, eval_loader
+from .data.mask_transforms import eval_pairs_loader
+from .data.masks import IGNORE
+from .data.pairs import check_evaluation_pairs, open_evaluation_pairs
 from .data.readers import Split, open_evaluation
 from .errors import UserError
-from .recipes import Recipe
+from .recipes import ClassificationRecipe
+from .segmenter import open_segmenter
 from .tasks.classification import Scores, score
+from .tasks.segmentation import predict_probabilities, resized
+from .tasks.segmentation_scores import SegmentationScores, score_masks
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ def evaluate(
     source: str,
     data: str = "elpv",
     batch_size: int = 64,
-    recipe: Recipe | None = None,
+    recipe: ClassificationRecipe | None = None,
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
 ) -> Scores:
     """Score a trained classifier.
@@ -47,7 +55,7 @@ def evaluate(
     Raises:
         UserError: Nothing to read, other classes, or too many broken images.
     """
-    recipe = replace(recipe or Recipe(), data=data)
+    recipe = replace(recipe or ClassificationRecipe(), data=data)
     classifier = open_classifier(source)
     split = open_evaluation(recipe, classifier.class_names)
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
@@ -95,3 +103,105 @@ def check_broken(split: Split, broken: list[int], max_broken: float) -> None:
         raise UserError(
             f"{len(broken)} of {len(split)} images cannot be read, more than --max-broken {max_broken:g}: {listed}"
         )
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Labelled pixels of a set of masks, counted.
+
+    confusion (K, K) by truth and prediction; images (N, 3, K), of each image and class the pixels that are right, true
+    and predicted; positions of the images in the set (N); loss, the cross entropy's sum over the pixels.
+    """
+
+    confusion: Tensor
+    images: Tensor
+    positions: list[int]
+    loss: float
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(int(self.confusion.sum()), 1)
+
+
+def count_pixels(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+    window: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> PixelCounts:
+    """Predict the masks of a loader of `eval_pairs_loader`, one image at a time, and count right and wrong pixels.
+
+    Args:
+        model: A segmentation model; it is put in evaluation mode meanwhile.
+        loader: Images (1, 3, H, W), masks (1, H', W') and positions.
+        num_classes: K.
+        device: Of the model.
+        window, scales, flip: See `predict_probabilities`.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    images, positions, loss = [], [], 0.0
+    for image, mask, position in loader:
+        image = image.to(device, memory_format=torch.channels_last, non_blocking=True)
+        found = predict_probabilities(model, image, window, scales=scales, flip=flip)
+        found, mask = resized(found, mask.shape[-2:]), mask.to(device)
+        arguments = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
+        confusion = multiclass_confusion_matrix(found.argmax(1), mask, **arguments).cpu()  # type: ignore[arg-type]
+        likelihood = found.gather(1, mask.where(mask != IGNORE, 0)[:, None])[:, 0].clamp(min=1e-12)
+        loss -= float(likelihood.log().where(mask != IGNORE, 0).sum())
+        total += confusion
+        images.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
+        positions.append(int(position))
+    model.train(training)
+    stacked = torch.stack(images) if images else torch.zeros(0, 3, num_classes, dtype=torch.int64)
+    return PixelCounts(total, stacked, positions, loss)
+
+
+def evaluate_masks(
+    source: str,
+    data: str,
+    masks: str | None = None,
+    reduce_zero_label: bool | None = None,
+    ignore_index: Sequence[int] | None = None,
+    workers: int | None = None,
+    max_broken: float = 0.0,
+    window: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    progress: Callable[[Iterable], Iterable] = iter,
+    say: Callable[[str], None] = lambda remark: None,
+) -> SegmentationScores:
+    """Score a trained segmenter.
+
+    Args:
+        source: A run's best/ folder.
+        data, masks: As in training; of a folder with splits the test split counts, else the validation split.
+        reduce_zero_label, ignore_index: How its masks store ids; by default as those that were trained on.
+        workers: Processes that read images.
+        max_broken: Share of faulty pairs, which are left out, above which the figures are refused.
+        window: Side of the sliding window; by default the segmenter's own.
+        scales, flip: Of multi-scale testing; see `predict_probabilities`.
+        progress: Wraps what is iterated over, to show how far it is.
+        say: Takes a line on each pair that is left out.
+
+    Raises:
+        UserError: Nothing to read, masks that do not fit the classes.
+    """
+    segmenter = open_segmenter(source)
+    config = segmenter.config
+    names = list(config.class_names)
+    reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
+    ignored = config.ignore_index if ignore_index is None else ignore_index
+    opened = open_evaluation_pairs(data, masks, names, reduced, ignored)
+    pairs, faults, hints = check_evaluation_pairs(opened, max_broken, progress)
+    for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
+        say(line)
+    loader: Any = eval_pairs_loader(pairs, segmenter.transform(), workers)
+    device = segmenter.on_best_device()
+    window = window or config.window
+    counts = count_pixels(segmenter.model, progress(loader), len(names), device, window, scales, flip)
+    return score_masks(counts.confusion, counts.images, names)

@@ -13,9 +13,9 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from .build import size_argument
 from .catalogue import count_gmacs
 from .classifier import open_classifier
 from .errors import unknown
@@ -167,10 +167,9 @@ def open_model(source: str, image_size: int) -> nn.Module:
         return open_classifier(source).model
     if not timm.is_model(source):
         raise unknown("model", source, timm.list_models())
-    sized = (timm.get_pretrained_cfg(source) or PretrainedCfg()).fixed_input_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = timm.create_model(source, **({"img_size": image_size} if sized else {}))  # type: ignore[arg-type]
+        model = timm.create_model(source, **size_argument(source, image_size))  # type: ignore[arg-type]
         model.eval()
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]

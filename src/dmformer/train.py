@@ -1,6 +1,7 @@
 """The training loop: a recipe in, a run folder out.
 
-recipe -> data -> model, loss, optimiser, schedule -> epochs of steps -> best/, last/, metrics.csv, report.html
+recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs of steps -> best/, last/, metrics.csv,
+report.html
 """
 
 import shutil
@@ -16,27 +17,23 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, send_to_device, set_seed
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .build import build_model, class_weights, make_mixup, with_normalisation
-from .classifier import save_classifier
-from .data.loaders import StepSampler, eval_loader, eval_transform, train_loader
-from .data.readers import open_splits
+from .build import with_normalisation
+from .data.loaders import StepSampler
 from .display import Display
 from .errors import UserError
-from .evaluate import check_broken, predict_all
 from .files import replace_folder, write_whole
+from .jobs import open_job
+from .progress import Progress
 from .recipes import Recipe
 from .runs import clear, csv_text, open_folder, writing_to
-from .summary import Progress, conclude
-from .tasks.classification import Scores, score
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -52,7 +49,7 @@ class Run:
     """A finished run: its folder, its scores on a split (test if there is one, else validation), its report."""
 
     folder: Path
-    scores: Scores
+    scores: Any
     split: str
     report: Path
 
@@ -73,10 +70,10 @@ def train(recipe: Recipe, command: str = "") -> Run:
         trainer.fit(display)
     scores, split, page = None, "", trainer.folder / "report.html"
     if trainer.accelerator.is_main_process:
-        scores, split = conclude(trainer.folder, trainer.splits, trainer.progress, trainer.recipe, command)
+        scores, split = trainer.job.conclude(trainer.folder, trainer.progress, command)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return Run(trainer.folder, scores, split, page)  # type: ignore[arg-type]
+    return Run(trainer.folder, scores, split, page)
 
 
 class Trainer:
@@ -98,12 +95,12 @@ class Trainer:
             project_dir=self.folder,
             step_scheduler_with_optimizer=False,
         )
-        self.splits = open_splits(recipe)
+        self.job = job = open_job(recipe)
         self.world = accelerator.num_processes
         on_gpu = accelerator.device.type == "cuda"
 
         set_seed(recipe.seed)
-        self.bare, self.frozen = build_model(recipe, self.splits.class_names)
+        self.bare, self.frozen = job.build_model()
         if recipe.sync_batchnorm and self.world > 1:
             self.bare = nn.SyncBatchNorm.convert_sync_batchnorm(self.bare)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -128,31 +125,19 @@ class Trainer:
             self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
 
         place = (accelerator.process_index, self.world, on_gpu)
-        self.loader = train_loader(self.splits.train, recipe, *place)
-        self.val_loader = eval_loader(
-            self.splits.val,
-            eval_transform(recipe),
-            round(recipe.image_size / recipe.crop_pct),
-            recipe.batch_size,
-            recipe.workers,
-            *place,
-        )
+        self.loader, self.val_loader = job.train_loader(*place), job.val_loader(*place)
         self.steps = len(self.loader) // recipe.accumulate * recipe.accumulate
         if self.steps == 0:
-            raise UserError(f"{len(self.splits.train)} training images are too few for one batch: lower --batch-size.")
+            raise UserError(f"{job.images[0]} training images are too few for one batch: lower --batch-size.")
         self.updates = self.steps // recipe.accumulate
-        decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
         self.scheduler: Any = create_scheduler_v2(
             self.optimizer,
-            num_epochs=decay,
-            warmup_epochs=min(recipe.warmup_epochs, decay / 2),  # type: ignore[arg-type]
             warmup_lr=0.0,
             min_lr=recipe.lr_min * self.lr_scale,
             step_on_epochs=False,
             updates_per_epoch=self.updates,
+            **job.schedule(),
         )[0]
-        self.mixup = make_mixup(recipe, len(self.splits.class_names), self.loader)
-        self.class_weights = class_weights(recipe, self.splits)
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
         if recipe.resume:
@@ -165,29 +150,26 @@ class Trainer:
 
     def fit(self, display: Display) -> None:
         """Run the epochs that are left."""
-        for note in self.splits.notes:
+        device, gather = self.accelerator.device, self.accelerator.gather
+        for note in self.job.notes:
             display.say(f"note: {note}")
         display.say(self._summary())
-        while self.progress.epoch < self.recipe.epochs:
+        while self.progress.epoch < self.job.epochs:
             row = self._epoch(display)
-            row.update(self._validate())
+            row.update(self.job.validate(self._evaluated(), self.val_loader, device, gather))
             self.progress.history.append(row)
             self._keep_best(row)
             self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
-            self.progress.loss = self.progress.right = 0.0
+            self.progress.sums = {}
             self._save()
             self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.progress.epoch)
-            display.say(
-                "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, accuracy {val_top1:.1%}, "
-                "balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
-                "{wait_share:.1%} waiting for data".format(**row)
-            )
+            display.say(self.job.line(row))
             if self._stop_agreed():
                 self._stop_now()
 
     def _epoch(self, display: Display) -> dict[str, float]:
         """Train the steps of an epoch that are left; a row of metrics.csv."""
-        recipe, progress, accelerator = self.recipe, self.progress, self.accelerator
+        recipe, progress, accelerator, epochs = self.recipe, self.progress, self.accelerator, self.job.epochs
         self.model.train()
         for module in self.frozen:
             module.eval()
@@ -203,17 +185,16 @@ class Trainer:
             waited += time.perf_counter() - clock
             if (positions < 0).any():
                 progress.broken = sorted({*progress.broken, *(~positions[positions < 0]).tolist()})
-                check_broken(self.splits.train, progress.broken, recipe.max_broken)
-            loss, right = self._step(inputs, targets, progress.epoch * self.updates + step // recipe.accumulate)
-            progress.step, progress.loss, progress.right = step + 1, progress.loss + loss, progress.right + right
-            images += len(inputs) * self.world
+                self.job.check_broken(progress.broken)
+            progress.add(self._step(inputs, targets, progress.epoch * self.updates + step // recipe.accumulate))
+            images += len(positions) * self.world
             rate = images / (time.perf_counter() - started)
+            means = "  ".join(f"{name} {progress.mean(name):.3f}" for name in progress.sums)
             display.step(
-                f"epoch {progress.epoch + 1}/{recipe.epochs}",
+                f"epoch {progress.epoch + 1}/{epochs}",
                 progress.epoch * self.steps + step + 1,
-                recipe.epochs * self.steps,
-                f"loss {progress.loss / (step + 1):.3f}  accuracy {progress.right / (step + 1):.1%}  "
-                f"{rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
+                epochs * self.steps,
+                f"{means}  {rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
             )
             if (step + 1) % recipe.accumulate == 0 and step + 1 < self.steps:
                 stopped = self._stop_agreed()
@@ -225,31 +206,25 @@ class Trainer:
         progress.seconds += seconds
         return {
             "epoch": progress.epoch + 1,
+            "iteration": (progress.epoch + 1) * self.updates,
             "lr": self.optimizer.param_groups[-1]["lr"],
-            "train_loss": progress.loss / self.steps,
-            "train_top1": progress.right / self.steps,
+            **{f"train_{name}": progress.mean(name) for name in progress.sums},
             "images_per_second": images / seconds,
             "wait_share": waited / seconds,
             "memory_gb": memory_gb(accelerator.device),
             "seconds": progress.seconds,
         }
 
-    def _step(self, inputs: Tensor, targets: Tensor, update: int) -> tuple[float, float]:
-        """One batch forward and back; the weights move after every `accumulate` of them. Loss and share right."""
+    def _step(self, inputs: Any, targets: Any, update: int) -> dict[str, float]:
+        """One batch forward and back; the weights move after every `accumulate` of them. Loss and other figures."""
         accelerator = self.accelerator
-        inputs = inputs.to(accelerator.device, memory_format=self.layout, non_blocking=True)
-        targets = targets.to(accelerator.device, non_blocking=True)
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(memory_format=self.layout)
+        inputs, targets = send_to_device((inputs, targets), accelerator.device, non_blocking=True)
         self.scheduler.step_update(update)
         with accelerator.accumulate(self.model):
-            inputs, wanted = self.mixup(inputs, targets) if self.mixup else (inputs, targets)
             with accelerator.autocast():
-                logits = self.model(inputs)
-            loss = F.cross_entropy(
-                logits.float(),
-                wanted,
-                weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
-                label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
-            )
+                loss, figures = self.job.loss(self.model, inputs, targets)
             value = loss.item()
             if not np.isfinite(value):
                 self._not_finite(value)
@@ -260,41 +235,22 @@ class Trainer:
             self.optimizer.zero_grad()
             if self.ema and accelerator.sync_gradients:
                 self.ema.update(self.bare, step=update)
-        return value, (logits.argmax(1) == targets).float().mean().item()
+        return {"loss": value, **figures}
 
-    def _validate(self) -> dict[str, float]:
-        model = self.ema.module if self.ema else self.model
-        accelerator = self.accelerator
-        gather: Any = accelerator.gather
-        found = predict_all(model, self.val_loader, accelerator.device, gather)
-        check_broken(self.splits.val, found.broken, self.recipe.max_broken)
-        scores = score(found.probabilities, found.targets, self.splits.class_names, resamples=0)
-        chosen = found.probabilities.gather(1, found.targets[:, None]).clamp(min=1e-12)
-        return {
-            "val_loss": float(-chosen.log().mean()),
-            "val_top1": scores.top1.value,
-            "val_balanced_accuracy": scores.balanced_accuracy.value,
-        }
+    def _evaluated(self) -> nn.Module:
+        """What is validated and kept."""
+        return self.ema.module if self.ema else self.model
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        """Write best/ when validation is at its best so far; an equal accuracy counts, as the later weights."""
-        if row["val_top1"] < self.progress.best:
+        """Write best/ when validation is at its best so far; an equal figure counts, as the later weights."""
+        if row[self.job.headline] < self.progress.best:
             return
-        self.progress.best = row["val_top1"]
+        self.progress.best = row[self.job.headline]
         state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
-            recipe = self.recipe
-            preprocessing = {
-                "input_size": (3, recipe.image_size, recipe.image_size),
-                "interpolation": recipe.interpolation,
-                "mean": recipe.mean,
-                "std": recipe.std,
-                "crop_pct": recipe.crop_pct,
-                "crop_mode": "center",
-            }
             with writing_to(self.folder):
-                save_classifier(self.folder / "best", self.bare, state, self.splits.class_names, preprocessing)
+                self.job.save(self.folder / "best", self.bare, state)
 
     def _save(self) -> None:
         """Save the state to resume from, whole, and metrics.csv."""
@@ -321,7 +277,7 @@ class Trainer:
 
     def _stop_now(self) -> None:
         raise Stopped(
-            f"stopped in epoch {self.progress.epoch + 1} of {self.recipe.epochs}, state saved; "
+            f"stopped in epoch {self.progress.epoch + 1} of {self.job.epochs}, state saved; "
             f"go on with: dmformer train --resume --out {self.recipe.out} --name {self.recipe.name}",
             self.stop[0] if self.stop else signal.SIGTERM,
         )
@@ -335,17 +291,18 @@ class Trainer:
         raise UserError(
             f"the loss is {loss} at step {progress.step + 1} of epoch {progress.epoch + 1}, learning rate "
             f"{self.optimizer.param_groups[-1]['lr']:.2g}; {saved} {self.folder / 'last'}. "
-            "Try a lower --lr, --clip-grad 1, a longer --warmup-epochs, or --precision no."
+            "Try a lower --lr, --clip-grad 1, a longer warm-up, or --precision no."
         )
 
     def _summary(self) -> str:
-        recipe, splits = self.recipe, self.splits
+        recipe, job = self.recipe, self.job
+        train, val, test = job.images
         parameters = sum(p.numel() for p in self.bare.parameters() if p.requires_grad) / 1e6
-        test = f", {len(splits.test)} held out for the report" if splits.test else ""
+        held_out = f", {test} held out for the report" if test else ""
         return (
-            f"{recipe.model}, {parameters:.2f} M trained parameters, on {len(splits.train)} images of "
-            f"{len(splits.class_names)} classes at {recipe.image_size} px ({len(splits.val)} to validate{test}); "
-            f"{recipe.epochs} epochs of {self.steps} steps on {self.accelerator.device.type}"
+            f"{recipe.model}, {parameters:.2f} M trained parameters, on {train} images of "
+            f"{len(job.class_names)} classes at {recipe.image_size} px ({val} to validate{held_out}); "
+            f"{job.epochs} epochs of {self.steps} steps on {self.accelerator.device.type}"
             f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
         )
 

@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..recipes import Recipe
+from ..recipes import ClassificationRecipe
 from .decode import BrokenImageError, decode
 from .readers import Split
 
@@ -109,32 +109,59 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         batch_size: Images a step on each process.
         rank, world: This process, and how many there are.
         seed: Shuffles with it and the epoch; None keeps the order and the last, shorter batch (for evaluation).
+        steps: Length of an epoch for training by iterations: epochs then follow each other in an endless row of
+            shuffled passes, `epoch` of a position being its pass. None is one pass without what does not fill a batch.
     """
 
-    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1, seed: int | None = None) -> None:
-        self.length, self.rank, self.world, self.seed = length, rank, world, seed
-        self.batch_size = batch_size if seed is None else max(min(batch_size, length // world), 1)
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.length, self.rank, self.world, self.seed, self.steps = length, rank, world, seed, steps
+        whole_batches = seed is None or steps is not None
+        self.batch_size = batch_size if whole_batches else max(min(batch_size, length // world), 1)
+        self._orders: dict[int, np.ndarray] = {}
         self.epoch = 0
         self.start = 0  # step at which the next epoch begins, to go on after a stop in the middle of one
 
     def __len__(self) -> int:
+        if self.steps is not None:
+            return self.steps
         whole, rest = divmod(self.length, self.batch_size * self.world)
         return whole + (self.seed is None and rest > 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.length)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         start, self.start = self.start, 0
         step = self.batch_size * self.world
+        if self.steps is not None:
+            for k in range(self.epoch * self.steps + start, (self.epoch + 1) * self.steps):
+                first = k * step + self.rank * self.batch_size
+                places = (divmod(i, self.length) for i in range(first, first + self.batch_size))
+                yield [(number, int(self._order(number)[place])) for number, place in places]
+            return
+        order = np.arange(self.length) if self.seed is None else self._order(self.epoch)
         for k in range(start, len(self)):
             batch = order[k * step : (k + 1) * step]
             batch = np.concatenate([batch, order[: -len(batch) % self.world]])  # every process gets as many
             share = len(batch) // self.world
             yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
 
+    def _order(self, number: int) -> np.ndarray:
+        """The images of a pass, shuffled."""
+        assert self.seed is not None
+        if number not in self._orders:  # a batch may reach from one pass into the next
+            self._orders = {number: np.random.default_rng((self.seed, number)).permutation(self.length)} | {
+                k: v for k, v in self._orders.items() if k == number - 1
+            }
+        return self._orders[number]
 
-def train_transform(recipe: Recipe) -> Transform:
+
+def train_transform(recipe: ClassificationRecipe) -> Transform:
     """timm's training transform: a PIL image to a normalised tensor (3, H, W)."""
     return create_transform(  # type: ignore[return-value]
         recipe.image_size,
@@ -153,7 +180,7 @@ def train_transform(recipe: Recipe) -> Transform:
     )
 
 
-def eval_transform(recipe: Recipe) -> Transform:
+def eval_transform(recipe: ClassificationRecipe) -> Transform:
     """timm's evaluation transform: a PIL image to a normalised tensor (3, H, W)."""
     return create_transform(  # type: ignore[return-value]
         recipe.image_size,
@@ -180,12 +207,14 @@ def seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def train_loader(split: Split, recipe: Recipe, rank: int = 0, world: int = 1, pin_memory: bool = False) -> DataLoader:
+def train_loader(
+    split: Split, recipe: ClassificationRecipe, rank: int = 0, world: int = 1, pin_memory: bool = False
+) -> DataLoader:
     """A loader of shuffled, augmented batches; its `batch_sampler` is a `StepSampler` unless the split is a stream."""
     transform = train_transform(recipe)
     # What the smallest crop needs to be as large as the image that the model sees.
     at_least = round(recipe.image_size / recipe.crop_scale[0] ** 0.5)
-    options = _loader_options(recipe.workers, pin_memory)
+    options = loader_options(recipe.workers, pin_memory)
     if split.is_stream:
         split.reader.set_loader_cfg(num_workers=options["num_workers"])
         return DataLoader(StreamSet(split, transform), batch_size=recipe.batch_size, drop_last=True, **options)
@@ -205,7 +234,7 @@ def eval_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """A loader of a whole split, in order, each image as often as it takes to give every process the same number."""
-    options = _loader_options(workers, pin_memory)
+    options = loader_options(workers, pin_memory)
     if split.is_stream:
         split.reader.set_loader_cfg(num_workers=options["num_workers"])
         return DataLoader(StreamSet(split, transform), batch_size=batch_size, **options)
@@ -213,8 +242,9 @@ def eval_loader(
     return DataLoader(ImageSet(split, transform, at_least, training=False, seed=0), batch_sampler=sampler, **options)
 
 
-def _loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
-    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
+    """Options of a `DataLoader` that reads by so many processes, by default as many as there are cores, at most 8."""
+    workers = min(available_cores(), 8) if workers is None else workers
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
@@ -222,6 +252,11 @@ def _loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
         "generator": torch.Generator(),  # so that starting a loader draws nothing from the global one
         "worker_init_fn": _ignore_signals,
     }
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which a container or a scheduler can limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ignore_signals(_: int) -> None:

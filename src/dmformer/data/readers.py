@@ -19,7 +19,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import UserError
-from ..recipes import Recipe
+from ..recipes import ClassificationRecipe
 from .decode import SUFFIXES
 
 add_img_extensions(SUFFIXES)
@@ -69,7 +69,7 @@ class Splits:
     notes: list[str]
 
 
-def open_splits(recipe: Recipe) -> Splits:
+def open_splits(recipe: ClassificationRecipe) -> Splits:
     """Open what `recipe.data` names, split by `recipe.seed` where it comes unsplit.
 
     Raises:
@@ -87,7 +87,7 @@ def is_named_set(data: str) -> bool:
     return data.partition("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(data).exists()
 
 
-def open_evaluation(recipe: Recipe, class_names: list[str]) -> Split:
+def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Split:
     """Open one set of images to be scored by a model with these classes.
 
     A folder or tar with splits gives its test split, else its validation split, and whole otherwise; elpv gives its
@@ -166,7 +166,7 @@ class _TarPart(Reader):
         return str(self.tar.filename(self.members[index], basename, absolute))
 
 
-def _open_elpv(recipe: Recipe) -> Splits:
+def _open_elpv(recipe: ClassificationRecipe) -> Splits:
     """Solar cells: a probability of defect of 0 or 1/3 is sound, 2/3 or 1 defective, as its authors count them.
 
     The held-out quarter (656) is stratified by probability and kind of cell, with a fixed seed whatever the recipe's,
@@ -190,7 +190,7 @@ def _open_elpv(recipe: Recipe) -> Splits:
     return Splits(["sound", "defective"], *parts, notes=[])
 
 
-def _open_local(recipe: Recipe) -> Splits:
+def _open_local(recipe: ClassificationRecipe) -> Splits:
     roots = _local_roots(Path(recipe.data))
     if not {"train", ""} & set(roots):
         raise UserError(
@@ -217,7 +217,7 @@ def _open_local(recipe: Recipe) -> Splits:
     return Splits(class_names, train, val, test, notes)
 
 
-def _split_off(split: Split, recipe: Recipe, with_test: bool) -> tuple[Split, Split, Split | None]:
+def _split_off(split: Split, recipe: ClassificationRecipe, with_test: bool) -> tuple[Split, Split, Split | None]:
     assert split.indices is not None
     assert split.targets is not None
     rest, test = split.indices, None
@@ -325,14 +325,14 @@ def _empty_classes(root: Place, class_names: list[str]) -> list[str]:
     return [f"class folders without images, left out: {', '.join(empty)}"] if empty else []
 
 
-def _open_named(recipe: Recipe, train: bool = True) -> Splits:
+def _open_named(recipe: ClassificationRecipe, train: bool = True) -> Splits:
     """Sets that timm's `create_dataset` knows: torchvision's, the hub's, streams and shards."""
     val = _named_split(recipe, recipe.val_split, training=False)
     train_split = _named_split(recipe, recipe.train_split, training=True) if train else val
     return Splits(_named_classes(val.reader, recipe), train_split, val, None, [])
 
 
-def _named_split(recipe: Recipe, split: str, training: bool) -> Split:
+def _named_split(recipe: ClassificationRecipe, split: str, training: bool) -> Split:
     options: dict[str, Any] = {"download": True} if recipe.download else {}
     try:
         dataset: Any = create_dataset(
@@ -357,7 +357,7 @@ def _named_split(recipe: Recipe, split: str, training: bool) -> Split:
     return Split(reader, np.arange(len(reader)), targets)
 
 
-def _named_classes(reader: Any, recipe: Recipe) -> list[str]:
+def _named_classes(reader: Any, recipe: ClassificationRecipe) -> list[str]:
     inner = getattr(reader, "reader", reader)
     dataset = getattr(inner, "dataset", None)
     names = getattr(dataset, "classes", None)

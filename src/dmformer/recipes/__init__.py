@@ -3,17 +3,42 @@
 Nothing here imports torch: the command checks a recipe and its overrides before it pays for that.
 """
 
+import inspect
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from . import classification, imagenet
+import yaml
+
+from ..errors import UserError
+from . import classification, imagenet, segmentation
+from .classification import ClassificationRecipe
 from .recipe import Recipe
+from .segmentation import SegmentationRecipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name: recipe
-    for module in (classification, imagenet)
+    for module in (classification, imagenet, segmentation)
     for name, recipe in vars(module).items()
-    if getattr(recipe, "__module__", None) == module.__name__ and not name.startswith("_")
+    if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_")
 }
 """Every public function of the modules, in their order."""
 
-__all__ = ["RECIPES", "Recipe"]
+KINDS: dict[str, type[Recipe]] = {kind.task: kind for kind in (ClassificationRecipe, SegmentationRecipe)}
+"""What can be trained."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read what `Recipe.to_yaml` wrote; UserError for anything else."""
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kind = KINDS[values.get("task", ClassificationRecipe.task)]
+        known = {f.name for f in fields(kind)}
+        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return kind(**kept)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a recipe that this command wrote.") from None
+
+
+__all__ = ["KINDS", "RECIPES", "ClassificationRecipe", "Recipe", "SegmentationRecipe", "read_recipe"]

@@ -1,0 +1,24 @@
+"""Jobs: what each kind of training brings to the loop: data, model, loss, validation, best weights, report."""
+
+from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
+from .job import Job
+
+
+def open_job(recipe: Recipe) -> Job:
+    """The job of a recipe, its data opened.
+
+    Raises:
+        UserError: A mistake in the data.
+    """
+    if isinstance(recipe, ClassificationRecipe):
+        from .classification import ClassificationJob
+
+        return ClassificationJob(recipe)
+    if isinstance(recipe, SegmentationRecipe):
+        from .segmentation import SegmentationJob
+
+        return SegmentationJob(recipe)
+    raise TypeError(f"no job is known for {type(recipe).__name__}")
+
+
+__all__ = ["Job", "open_job"]

@@ -1,0 +1,170 @@
+"""Training a classifier."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..build import build_model
+from ..classifier import open_classifier, save_classifier
+from ..data.loaders import ImageSet, eval_loader, eval_transform, train_loader
+from ..data.readers import Splits, open_splits
+from ..errors import UserError
+from ..evaluate import check_broken, predict_all
+from ..files import write_whole
+from ..progress import Progress, run_facts
+from ..recipes import ClassificationRecipe
+from ..report import Report, write_report
+from ..tasks.classification import Scores, score
+
+
+class ClassificationJob:
+    """See `Job`."""
+
+    headline = "val_top1"
+
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        self.recipe = recipe
+        self.splits = splits = open_splits(recipe)
+        self.class_names, self.notes = splits.class_names, splits.notes
+        self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.epochs = recipe.epochs
+        self.mixup: Mixup | None = None
+        self.class_weights = class_weights(recipe, splits)
+
+    def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
+        return build_model(self.recipe, self.class_names)
+
+    def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        loader = train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
+        self.mixup = make_mixup(self.recipe, len(self.class_names), loader)
+        return loader
+
+    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        recipe = self.recipe
+        at_least = round(recipe.image_size / recipe.crop_pct)
+        transform, size, workers = eval_transform(recipe), recipe.batch_size, recipe.workers
+        return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
+
+    def schedule(self) -> dict[str, Any]:
+        decay = max(self.epochs - self.recipe.cooldown_epochs, 1)
+        return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(self.recipe.warmup_epochs, decay / 2)}
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        inputs, wanted = self.mixup(inputs, targets) if self.mixup else (inputs, targets)
+        logits = model(inputs)
+        loss = F.cross_entropy(
+            logits.float(),
+            wanted,
+            weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
+            label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
+        )
+        return loss, {"top1": (logits.argmax(1) == targets).float().mean().item()}
+
+    def validate(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        found = predict_all(model, loader, device, gather)
+        check_broken(self.splits.val, found.broken, self.recipe.max_broken)
+        scores = score(found.probabilities, found.targets, self.class_names, resamples=0)
+        chosen = found.probabilities.gather(1, found.targets[:, None]).clamp(min=1e-12)
+        return {
+            "val_loss": float(-chosen.log().mean()),
+            "val_top1": scores.top1.value,
+            "val_balanced_accuracy": scores.balanced_accuracy.value,
+        }
+
+    def line(self, row: dict[str, float]) -> str:
+        return (
+            "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, accuracy {val_top1:.1%}, "
+            "balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row)
+        )
+
+    def check_broken(self, broken: list[int]) -> None:
+        check_broken(self.splits.train, broken, self.recipe.max_broken)
+
+    def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+        recipe = self.recipe
+        preprocessing = {
+            "input_size": (3, recipe.image_size, recipe.image_size),
+            "interpolation": recipe.interpolation,
+            "mean": recipe.mean,
+            "std": recipe.std,
+            "crop_pct": recipe.crop_pct,
+            "crop_mode": "center",
+        }
+        save_classifier(folder, model, state, self.class_names, preprocessing)
+
+    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
+        recipe, splits = self.recipe, self.splits
+        split, name = (splits.test, "test") if splits.test else (splits.val, "validation")
+        classifier = open_classifier(str(folder / "best"))
+        device = classifier.on_best_device()
+        loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
+        found = predict_all(classifier.model, loader, device)
+        check_broken(split, found.broken, recipe.max_broken)
+        scores = score(found.probabilities, found.targets, splits.class_names)
+        positions = found.positions.tolist()
+        images = loader.dataset
+
+        def picture(i: int) -> Image.Image:
+            if not isinstance(images, ImageSet):
+                raise ValueError("a stream's images cannot be shown again")
+            return images.picture(positions[i])
+
+        broken = []
+        for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
+            reader = ImageSet(part, classifier.transform(), classifier.at_least, training=False, seed=0)
+            broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
+        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_report(
+            folder / "report.html",
+            Report(
+                title=f"{recipe.model} on {Path(recipe.data).name}",
+                scores=scores,
+                split=name,
+                class_names=splits.class_names,
+                history=progress.history,
+                probabilities=found.probabilities,
+                targets=found.targets,
+                image_names=[split.filename(i) for i in positions],
+                load_image=picture,
+                broken=broken,
+                recipe=recipe.to_yaml(),
+                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+            ),
+        )
+        return scores, name
+
+
+def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixup | None:
+    """timm's mixup and CutMix, or None where the recipe has neither."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
+        raise UserError("--mixup and --cutmix mix pairs: --batch-size must be even.")
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def class_weights(recipe: ClassificationRecipe, splits: Splits) -> Tensor | None:
+    """(K) weights of the classes in the loss, of mean 1 over the training images, or None for equal ones."""
+    if recipe.class_weights == "none":
+        return None
+    if splits.train.targets is None:
+        raise UserError("--class-weights balanced needs to know the labels beforehand, which a stream does not tell.")
+    counts = np.bincount(splits.train.targets, minlength=len(splits.class_names)).clip(min=1)
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)

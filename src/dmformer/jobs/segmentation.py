@@ -1,0 +1,238 @@
+"""Training a semantic segmenter."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..build import check_names, create, size_argument
+from ..config_file import find_config, task_of
+from ..data.loaders import StepSampler
+from ..data.mask_transforms import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
+from ..data.masks import IGNORE
+from ..data.pairs import check_pairs, open_pairs
+from ..display import track
+from ..errors import UserError
+from ..evaluate import count_pixels
+from ..files import write_whole
+from ..progress import Progress, run_facts
+from ..recipes import SegmentationRecipe
+from ..report import SegmentationReport, write_segmentation_report
+from ..segmenter import (
+    TASK,
+    SegmenterConfig,
+    load_segmenter_state,
+    open_segmenter,
+    save_segmenter,
+    segmenter_config,
+)
+from ..tasks.segmentation import SegmentationModel, segmentation_loss
+from ..tasks.segmentation_scores import SegmentationScores, image_ious, score_masks
+from ..weights import load_weights, read_state_dict
+
+
+class SegmentationJob:
+    """See `Job`."""
+
+    headline = "val_miou"
+
+    def __init__(self, recipe: SegmentationRecipe) -> None:
+        self.recipe = recipe
+        opened = open_pairs(
+            recipe.data,
+            recipe.masks,
+            recipe.classes,
+            recipe.reduce_zero_label,
+            recipe.ignore_index,
+            recipe.val_share,
+            recipe.test_share,
+            recipe.seed,
+        )
+        splits, self.broken = check_pairs(
+            opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks")
+        )
+        self.splits, self.notes = splits, splits.notes
+        self.class_names = list(splits.labels.class_names)
+        self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.every = min(recipe.validate_every, recipe.iterations)
+        self.epochs = recipe.iterations // self.every
+
+    def config(self) -> SegmenterConfig:
+        """What the recipe's segmenter is made of."""
+        recipe = self.recipe
+        sized = size_argument(recipe.model, recipe.image_size)
+        regularised = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        return SegmenterConfig(
+            backbone=recipe.model,
+            backbone_args={**sized, **regularised, **recipe.parsed_model_args()},
+            head=recipe.head,
+            head_args={"width": recipe.width or (256 if recipe.head == "fpn" else 512), "dropout": recipe.dropout},
+            class_names=self.splits.labels.class_names,
+            palette=self.splits.labels.palette,
+            mean=recipe.mean,
+            std=recipe.std,
+            resize=recipe.resize,
+            window=recipe.window or (recipe.image_size if sized else None),
+            reduce_zero_label=recipe.reduce_zero_label,
+            ignore_index=recipe.ignore_index,
+        )
+
+    def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
+        recipe, config = self.recipe, self.config()
+        check_names(recipe)
+        if recipe.weights and find_config(recipe.weights).is_file() and task_of(recipe.weights) == TASK:
+            model = _continued(recipe.weights, config)
+        elif recipe.weights:
+            classifier = create(recipe.model, recipe.image_size, config.backbone_args)
+            load_weights(classifier, recipe.weights, "drop")
+            model = config.build(classifier.state_dict())
+        else:
+            model = config.build()
+        if recipe.grad_checkpointing:
+            model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        return model, _freeze(model, recipe.freeze) if recipe.freeze else []
+
+    def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        recipe = self.recipe
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        transform = train_transform(
+            recipe.image_size,
+            recipe.resize,
+            recipe.scale,
+            recipe.hflip,
+            recipe.photometric,
+            recipe.largest_share,
+            recipe.mean,
+            recipe.std,
+        )
+        pairs = self.splits.train
+        steps = self.every * recipe.accumulate
+        sampler = StepSampler(len(pairs), recipe.batch_size, rank, world, recipe.seed, steps)
+        options = {"workers": recipe.workers, "seed": recipe.seed, "pin_memory": pin_memory, "sampler": sampler}
+        return train_pairs_loader(pairs, transform, recipe.batch_size, **options)  # type: ignore[arg-type]
+
+    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        recipe = self.recipe
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        transform = eval_transform(recipe.mean, recipe.std, recipe.resize)
+        return eval_pairs_loader(self.splits.val, transform, recipe.workers, rank, world)
+
+    def schedule(self) -> dict[str, Any]:
+        warmup = min(self.recipe.warmup_iterations / self.every, self.epochs / 2)
+        decay = {"sched": "poly", "decay_rate": self.recipe.power}
+        return {**decay, "num_epochs": self.epochs, "warmup_epochs": warmup}
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        outputs = model(inputs)
+        loss = segmentation_loss(outputs, targets, self.recipe.auxiliary_weight)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        counted = targets != IGNORE
+        right = ((logits.argmax(1) == targets) & counted).sum() / counted.sum().clamp(min=1)
+        return loss, {"accuracy": right.item()}
+
+    def validate(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        counts = count_pixels(model, loader, len(self.class_names), device, self.config().window)
+        # Each process has its share of the images; what they counted adds up.
+        confusion = gather(counts.confusion[None].to(device)).sum(0)
+        loss = float(gather(torch.tensor([counts.loss], dtype=torch.float64, device=device)).sum())
+        sums = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])[None]
+        scores = score_masks(confusion, sums, self.class_names, resamples=0)
+        return {
+            "val_loss": loss / max(scores.pixels, 1),
+            "val_miou": scores.miou.value,
+            "val_macc": scores.macc,
+            "val_aacc": scores.aacc,
+        }
+
+    def line(self, row: dict[str, float]) -> str:
+        return (
+            "iteration {iteration:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, mIoU {val_miou:.1%}, "
+            "pixel accuracy {val_aacc:.1%}, {images_per_second:.1f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row)
+        )
+
+    def check_broken(self, broken: list[int]) -> None:
+        if len(broken) > self.recipe.max_broken * len(self.splits.train):
+            named = ", ".join(self.splits.train.name(i) for i in broken[:20])
+            raise UserError(f"{len(broken)} training images became unreadable: {named}.")
+
+    def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+        save_segmenter(folder, self.config(), state)
+
+    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[SegmentationScores, str]:
+        recipe, splits = self.recipe, self.splits
+        pairs, split = (splits.test, "test") if splits.test else (splits.val, "validation")
+        segmenter = open_segmenter(str(folder / "best"))
+        device = segmenter.on_best_device()
+        transform = segmenter.transform()
+        loader: Any = track(eval_pairs_loader(pairs, transform, recipe.workers), f"scoring on {split}")
+        counts = count_pixels(segmenter.model, loader, len(self.class_names), device, segmenter.config.window)
+        scores = score_masks(counts.confusion, counts.images, self.class_names)
+        shown = PairSet(pairs, transform, training=False, seed=0)
+
+        def triptych(i: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+            image, truth = shown.picture(counts.positions[i])
+            return image, truth, segmenter.probabilities(image).argmax(0).byte().cpu().numpy()
+
+        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_segmentation_report(
+            folder / "report.html",
+            SegmentationReport(
+                title=f"{recipe.model} with {HEAD_NAMES[recipe.head]} on {Path(recipe.data).name}",
+                scores=scores,
+                split=split,
+                class_names=self.class_names,
+                palette=list(splits.labels.palette),
+                history=progress.history,
+                image_names=[pairs.name(i) for i in counts.positions],
+                image_ious=image_ious(counts.images).tolist(),
+                load=triptych,
+                broken=self.broken,
+                recipe=recipe.to_yaml(),
+                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+            ),
+        )
+        return scores, split
+
+
+HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
+
+
+def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
+    """A segmenter with the weights of another; its last convolutions only where the number of classes is the same."""
+    path = find_config(source)
+    stated = segmenter_config(path)
+    if (stated.backbone, stated.head) != (config.backbone, config.head):
+        raise UserError(f"{source} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
+    model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
+    if len(stated.class_names) != len(config.class_names):
+        own = model.state_dict()
+        last = [name for name in own if name in state and own[name].shape != state[name].shape]
+        state = {**state, **{name: own[name] for name in last}}
+    load_segmenter_state(model, state, source)
+    return model
+
+
+def _freeze(model: SegmentationModel, stages: int) -> list[nn.Module]:
+    """Keep the backbone's first stages as they are; returns the frozen parts."""
+    children = dict(model.backbone.named_children())
+    ends = [name.replace(".", "_") for name in model.backbone.feature_info.module_name()][-4:]  # type: ignore[operator, union-attr]
+    if not set(ends) <= set(children):
+        raise UserError(f"--freeze works on backbones made of stages, which {type(model.backbone).__name__} is not.")
+    last = list(children).index(ends[min(stages, 4) - 1])
+    parts = list(children.values())[: last + 1]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts

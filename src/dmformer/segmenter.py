@@ -1,0 +1,172 @@
+"""A trained segmenter with what is needed to use it, written to and read from a folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import models as models  # registers them with timm
+from .config_file import find_config, read_config, task_of
+from .data.mask_transforms import PairTransform, eval_transform
+from .data.masks import IGNORE
+from .errors import UserError
+from .files import whole_file, write_whole
+from .tasks.segmentation import HEADS, SegmentationModel, predict_probabilities, resized, segmentation_model
+from .weights import compare, read_state_dict, sentence
+
+Number = TypeVar("Number", int, float)
+
+TASK = "segmentation"
+"""What config.json says of such a folder."""
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """What a segmenter is made of and needs: config.json.
+
+    Attributes:
+        backbone, backbone_args: For `timm.create_model`.
+        head, head_args: A key of `HEADS`, its width and dropout.
+        class_names, palette: Names and colours (red, green, blue), in the order of the ids.
+        mean, std: Of the red, green and blue values.
+        resize: Shorter side in pixels that images are brought to; None keeps their size.
+        window: Side of the sliding window; None predicts images whole.
+        reduce_zero_label, ignore_index: How the masks that it was trained on store ids; see `map_labels`.
+    """
+
+    backbone: str
+    backbone_args: dict[str, Any]
+    head: str
+    head_args: dict[str, Any]
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int | None = None
+    window: int | None = None
+    reduce_zero_label: bool = False
+    ignore_index: tuple[int, ...] = (IGNORE,)
+
+    def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
+        """The model, with random weights, or its backbone with those of a classifier."""
+        return segmentation_model(
+            self.backbone, len(self.class_names), HEADS[self.head], weights, self.backbone_args, **self.head_args
+        )
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A model with what is needed to use it."""
+
+    model: SegmentationModel
+    config: SegmenterConfig
+
+    def on_best_device(self) -> torch.device:
+        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return device
+
+    def transform(self) -> PairTransform:
+        """What an image, with or without its mask, goes through: PIL to a normalised tensor (3, H', W')."""
+        config = self.config
+        return eval_transform(config.mean, config.std, config.resize)
+
+    def probabilities(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> Tensor:
+        """Probabilities (K, H, W) of every pixel of an image, on the model's device; see `predict_probabilities`."""
+        device = next(self.model.parameters()).device
+        prepare: Any = self.transform()
+        x = prepare(image)[None].to(device, memory_format=torch.channels_last)
+        found = predict_probabilities(self.model, x, window or self.config.window, scales=scales, flip=flip)  # type: ignore[arg-type]
+        return resized(found, (image.height, image.width))[0]
+
+
+def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "model.safetensors") as part:
+        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+    described = {
+        "task": TASK,
+        "architecture": config.backbone,
+        "num_classes": len(config.class_names),
+        "model_args": config.backbone_args,
+        "head": config.head,
+        "head_args": config.head_args,
+        "label_names": config.class_names,
+        "palette": config.palette,
+        "pretrained_cfg": {"mean": config.mean, "std": config.std},
+        "resize": config.resize,
+        "window": config.window,
+        "reduce_zero_label": config.reduce_zero_label,
+        "ignore_index": config.ignore_index,
+    }
+    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_segmenter(source: str) -> Segmenter:
+    """A trained segmenter from a run's best/ folder, or the run's folder.
+
+    Raises:
+        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+    """
+    if task_of(source) != TASK:
+        raise UserError(f"{source} holds a model for {task_of(source)}, not a segmenter.")
+    path = find_config(source)
+    config = segmenter_config(path)
+    model = config.build()
+    state = read_state_dict(path.parent / "model.safetensors")
+    load_segmenter_state(model, state, str(path.parent))
+    return Segmenter(model.eval(), config)
+
+
+def load_segmenter_state(model: SegmentationModel, state: dict[str, Tensor], where: str) -> None:
+    """Load weights that `save_segmenter` wrote, strictly; UserError for weights of another model."""
+    differences = compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state)
+    if differences:
+        raise UserError(f"{where} is of another model: it {sentence(differences)}.")
+    model.load_state_dict(state)
+
+
+def segmenter_config(path: Path) -> SegmenterConfig:
+    """Read a config.json that `save_segmenter` wrote; UserError for anything else."""
+    stated = read_config(path)
+    try:
+        if stated["head"] not in HEADS:
+            raise ValueError
+        config = SegmenterConfig(
+            backbone=stated["architecture"],
+            backbone_args=dict(stated["model_args"]),
+            head=stated["head"],
+            head_args={key: stated["head_args"][key] for key in ("width", "dropout")},
+            class_names=tuple(str(name) for name in stated["label_names"]),
+            palette=tuple(_three(int, colour) for colour in stated["palette"]),
+            mean=_three(float, stated["pretrained_cfg"]["mean"]),
+            std=_three(float, stated["pretrained_cfg"]["std"]),
+            resize=_perhaps(stated["resize"]),
+            window=_perhaps(stated["window"]),
+            reduce_zero_label=bool(stated["reduce_zero_label"]),
+            ignore_index=tuple(int(i) for i in stated["ignore_index"]),
+        )
+        if not len(config.class_names) == len(config.palette) == stated["num_classes"]:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a segmenter's configuration.") from None
+    return config
+
+
+def _three(kind: Callable[[Any], Number], values: Any) -> tuple[Number, Number, Number]:
+    first, second, third = values
+    return kind(first), kind(second), kind(third)
+
+
+def _perhaps(value: Any) -> int | None:
+    return None if value is None else int(value)

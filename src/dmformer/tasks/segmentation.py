@@ -1,0 +1,226 @@
+"""Semantic segmentation: Semantic FPN and UperNet over any backbone with maps at strides 4, 8, 16 and 32.
+
+The heads are segmentation_models_pytorch's and transformers', which a page of code here joins to timm's backbones.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Format
+from torch import Tensor, nn
+
+from .. import models as models  # registers them with timm
+from ..data.masks import IGNORE
+from ..errors import UserError, first_line
+from ..extras import needs
+
+STRIDES = [4, 8, 16, 32]
+
+
+class SegmentationModel(nn.Module):
+    """A backbone and a head: (B, 3, H, W) -> logits (B, K, H, W), for images of any size.
+
+    In training mode with an auxiliary head it returns (logits, auxiliary logits), of the same shape.
+
+    Args:
+        backbone: Gives maps at strides 4, 8, 16 and 32, the last of those in its list.
+        head: The maps -> logits at stride 4.
+        auxiliary: Likewise, at any stride.
+        multiple: What height and width are padded to a multiple of, with zeros at the right and the bottom.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, auxiliary: nn.Module | None = None, multiple: int = 1
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.auxiliary, self.multiple = backbone, head, auxiliary, multiple
+        self.channels_last_maps = getattr(backbone, "output_fmt", None) == Format.NHWC
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        height, width = x.shape[-2:]
+        if self.multiple > 1:
+            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        maps = self.backbone(x)[-4:]
+        if self.channels_last_maps:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        padded = x.shape[-2:]
+        logits = resized(self.head(maps), padded)[..., :height, :width]
+        if self.training and self.auxiliary is not None:
+            return logits, resized(self.auxiliary(maps), padded)[..., :height, :width]
+        return logits
+
+
+def semantic_fpn(
+    backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = 256, dropout: float = 0.1
+) -> SegmentationModel:
+    """Semantic FPN (Panoptic Feature Pyramid Networks, section 3.1), segmentation_models_pytorch's `FPN` decoder.
+
+    Args:
+        backbone: See `SegmentationModel`.
+        channels: Of its four maps.
+        num_classes: K.
+        width: Channels of the pyramid (256 in the paper); the segmentation branch has half as many.
+        dropout: Of whole channels, before the last convolution (a reconstruction: 0.1, as UperNet's).
+    """
+    with needs("seg", "Semantic FPN"):
+        from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+    decoder = FPNDecoder(
+        encoder_channels=list(channels),
+        encoder_depth=4,
+        pyramid_channels=width,
+        segmentation_channels=width // 2,
+        dropout=dropout,
+    )
+    # It doubles each map to meet the one before, so these must be halves of each other.
+    head = nn.Sequential(decoder, nn.Conv2d(decoder.out_channels, num_classes, kernel_size=1))
+    return SegmentationModel(backbone, head, multiple=32)
+
+
+def upernet(
+    backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = 512, dropout: float = 0.1
+) -> SegmentationModel:
+    """UperNet (Unified Perceptual Parsing, section 3.1) with an auxiliary FCN head on stride 16: transformers' heads.
+
+    Args:
+        backbone: See `SegmentationModel`.
+        channels: Of its four maps.
+        num_classes: K.
+        width: Channels of the head; the auxiliary one has 256.
+        dropout: Of whole channels, before the last convolutions, which transformers leaves out.
+    """
+    with needs("seg", "UperNet"):
+        from transformers import UperNetConfig
+        from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+    sizes: dict[str, Any] = {"hidden_size": width, "num_labels": num_classes, "auxiliary_in_channels": channels[2]}
+    config = UperNetConfig(**sizes)
+    head, auxiliary = UperNetHead(config, list(channels)), UperNetFCNHead(config, list(channels))
+    for part in (head, auxiliary):
+        part.classifier = nn.Sequential(nn.Dropout2d(dropout), part.classifier)  # type: ignore[assignment]
+    return SegmentationModel(backbone, head, auxiliary)
+
+
+HEADS: dict[str, Callable[..., SegmentationModel]] = {"fpn": semantic_fpn, "upernet": upernet}
+
+
+def segmentation_model(
+    name: str,
+    num_classes: int,
+    head: Callable[..., SegmentationModel] = semantic_fpn,
+    weights: dict[str, Tensor] | None = None,
+    backbone_args: dict[str, Any] | None = None,
+    **head_args: Any,
+) -> SegmentationModel:
+    """A backbone of ours or timm's with a head on it.
+
+    Args:
+        name: timm's name of the backbone.
+        num_classes: K.
+        head: `semantic_fpn` or `upernet`.
+        weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
+        backbone_args: For `timm.create_model`.
+        head_args: `width` and `dropout` of the head.
+
+    Raises:
+        UserError: A backbone without maps at strides 4, 8, 16 and 32, or without these arguments.
+    """
+    start: dict[str, Any] = {}
+    if weights is not None:
+        start = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+    try:
+        backbone: Any = timm.create_model(name, features_only=True, **start, **(backbone_args or {}))
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        raise UserError(f"{name} cannot be a backbone of a segmenter: {first_line(error)}") from None
+    strides = list(backbone.feature_info.reduction())
+    if strides[-4:] != STRIDES:
+        raise UserError(
+            f"{name} gives maps at strides {', '.join(map(str, strides))}; a segmenter needs 4, 8, 16 and 32."
+        )
+    return head(backbone, list(backbone.feature_info.channels())[-4:], num_classes, **head_args)
+
+
+def segmentation_loss(
+    outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, auxiliary_weight: float = 0.4
+) -> Tensor:
+    """Cross entropy, mean over the labelled pixels, plus that of the auxiliary logits by their weight.
+
+    Args:
+        outputs: Logits (B, K, H, W), or with auxiliary ones.
+        targets: (B, H, W), ids, `IGNORE` where nothing is known. A batch without a labelled pixel has loss 0.
+        auxiliary_weight: 0.4 in the papers of VAN, SMT and ViTAEv2.
+    """
+    logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+    labelled = (targets != IGNORE).sum().clamp(min=1)
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum") / labelled
+
+    return loss(logits) + sum(auxiliary_weight * loss(other) for other in others)
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: Callable[[Tensor], Tensor],
+    image: Tensor,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Class probabilities of every pixel of one image (1, 3, H, W) -> (1, K, H, W).
+
+    Args:
+        model: A segmentation model in evaluation mode.
+        image: Normalised.
+        window: Side of the sliding window, whose logits are averaged where windows overlap; None is the whole image.
+            One window that covers the image gives what the whole image gives.
+        stride: Of the window; by default two thirds of it.
+        scales: Factors on the image's size, whose probabilities are averaged (0.5 to 1.75 in the papers' multi-scale
+            testing).
+        flip: Also average with the image mirrored.
+    """
+    size = image.shape[-2:]
+    total: Tensor | None = None
+    for scale in scales:
+        scaled = image if scale == 1 else resized(image, [max(round(side * scale), 32) for side in size])
+        for mirrored in (False, True) if flip else (False,):
+            logits = _windows(model, scaled.flip(-1) if mirrored else scaled, window, stride)
+            logits = resized(logits.flip(-1) if mirrored else logits, size)
+            probabilities = logits.float().softmax(1)
+            total = probabilities if total is None else total + probabilities
+    assert total is not None
+    return total / (len(scales) * (1 + flip))
+
+
+def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | None, stride: int | None) -> Tensor:
+    """Logits of an image (1, 3, H, W) by windows, the last of each row and column ending with the image."""
+    height, width = image.shape[-2:]
+    if window is None or (height <= window and width <= window):
+        return model(image)
+    step = stride or max(window * 2 // 3, 1)
+    if step > window:
+        raise ValueError(f"windows of {window} px, {step} px apart, leave gaps")
+    total = count = torch.zeros(())
+    for top in _starts(height, window, step):
+        for left in _starts(width, window, step):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            logits = model(image[place])
+            if total.dim() == 0:
+                total = logits.new_zeros(1, logits.shape[1], height, width)
+                count = logits.new_zeros(1, 1, height, width)
+            total[place] += logits
+            count[place] += 1
+    return total / count
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    if length <= window:
+        return [0]
+    return [*range(0, length - window, step), length - window]
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), bilinear with corners not aligned, as the authors' code bases do it."""
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)

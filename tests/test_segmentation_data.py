@@ -1,0 +1,881 @@
+"""Ids and their mapping, layouts of folders, faults that are told, and pictures that stay on their masks."""
+
+import io
+import re
+import runpy
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from dmformer.data.decode import BrokenImageError
+from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
+from dmformer.data.mask_transforms import (
+    PairSet,
+    PairTransform,
+    ScaledCrop,
+    eval_pairs_loader,
+    eval_transform,
+    train_pairs_loader,
+    train_transform,
+)
+from dmformer.data.masks import IGNORE, StrangeLabelError, map_labels, read_mask
+from dmformer.data.pairs import (
+    Labels,
+    Pairs,
+    PairSplits,
+    check_evaluation_pairs,
+    check_pairs,
+    open_evaluation_pairs,
+    open_pairs,
+)
+from dmformer.drawing import default_palette
+from dmformer.errors import UserError
+
+NAMES = ("ground", "water", "wood", "wall")
+COLOURS = np.array([(220, 40, 40), (40, 200, 60), (40, 60, 220), (230, 220, 40)], np.uint8)
+UNLABELLED = (128, 128, 128)
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def flat(
+    crop: int,
+    resize: int | None,
+    scale: tuple[float, float],
+    hflip: float = 0.0,
+    photometric: bool = False,
+    largest_share: float = 1.0,
+) -> PairTransform:
+    """A transform that scales and crops, and nothing else unless it is asked to."""
+    return train_transform(crop, resize, scale, hflip, photometric, largest_share, MEAN, STD)
+
+
+def blocks(seed: int, size: tuple[int, int] = (60, 40), block: int = 10, classes: int = 4) -> np.ndarray:
+    """Ids (H, W) of random blocks."""
+    width, height = size
+    ids = np.random.default_rng(seed).integers(0, classes, (-(-height // block), -(-width // block)))
+    return np.kron(ids, np.ones((block, block)))[:height, :width].astype(np.uint8)
+
+
+def photo(ids: np.ndarray) -> Image.Image:
+    """A picture whose colours are the classes."""
+    table = np.full((256, 3), UNLABELLED, np.uint8)
+    table[: len(COLOURS)] = COLOURS
+    return Image.fromarray(table[ids])
+
+
+def save_pair(image: Path, mask: Path, ids: np.ndarray) -> None:
+    for path, picture in ((image, photo(ids)), (mask, Image.fromarray(ids))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def save_folders(root: Path, splits: dict[str, int], masks: str = "annotations") -> Path:
+    for split, n in splits.items():
+        for i in range(n):
+            folder = f"{split}/" if split else ""
+            image, mask = root / f"images/{folder}{i}.jpg", root / f"{masks}/{folder}{i}.png"
+            save_pair(image, mask, blocks(i))
+    return root
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Pairs:
+    """Six images and masks of four classes."""
+    return open_evaluation_pairs(str(save_folders(tmp_path / "set", {"": 6})), classes=NAMES)
+
+
+# ---- ids
+
+
+@pytest.mark.parametrize(
+    ("rules", "stored", "expected"),
+    [
+        (dict(num_classes=150, reduce_zero_label=True), [0, 1, 2, 150, 255], [255, 0, 1, 149, 255]),  # ADE20K
+        (dict(num_classes=21), [0, 1, 20, 255], [0, 1, 20, 255]),  # Pascal VOC
+        (dict(num_classes=20, reduce_zero_label=True), [0, 1, 20, 255], [255, 0, 19, 255]),  # VOC without background
+        (dict(num_classes=11, ignore_index=(11,)), [0, 10, 11], [0, 10, 255]),  # CamVid
+        (dict(num_classes=19), [0, 18, 255], [0, 18, 255]),  # Cityscapes, labelTrainIds
+        (dict(num_classes=19, table=CITYSCAPES_TRAIN_IDS), [0, 7, 8, 9, 33, 34], [255, 0, 1, 255, 18, 255]),  # labelIds
+        (dict(num_classes=19, table=CITYSCAPES_TRAIN_IDS, ignore_index=(7,)), [0, 7, 8], [255, 255, 1]),
+        (dict(num_classes=3, ignore_index=(0, 9)), [0, 1, 2, 9], [255, 1, 2, 255]),
+        (dict(num_classes=3, ignore_index=(2, 255), reduce_zero_label=True), [0, 1, 2, 3, 255], [255, 0, 255, 2, 255]),
+        (dict(num_classes=255), [0, 254, 255], [0, 254, 255]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_ids_are_mapped(rules, stored, expected, dtype):
+    mapped = map_labels(np.array([stored, stored[::-1]], dtype), **rules)
+    assert mapped.dtype == np.uint8
+    assert mapped.tolist() == [expected, expected[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("rules", "stored", "strange"),
+    [
+        (dict(num_classes=11), [0, 10, 11, 11], (11,)),
+        (dict(num_classes=150), [0, 150, 1], (150,)),
+        (dict(num_classes=4, ignore_index=()), [3, 255, 4], (4, 255)),
+        (dict(num_classes=4, reduce_zero_label=True), [0, 4, 5, 254], (5, 254)),
+        (dict(num_classes=4, reduce_zero_label=True, ignore_index=()), [0, 4, 255], (255,)),
+        (dict(num_classes=4, ignore_index=(0,)), [0, 1, 4], (4,)),  # counts from 1, and 0 ignored without a shift
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_no_id_becomes_something_silently(rules, stored, strange, dtype):
+    with pytest.raises(StrangeLabelError, match=", ".join(map(str, strange))) as error:
+        map_labels(np.array(stored, dtype), **rules)
+    assert error.value.ids == strange
+
+
+def test_odd_arrays_and_rules():
+    assert map_labels(np.array([[True, False]]), 2).tolist() == [[1, 0]]
+    assert map_labels(np.zeros((0, 3), np.uint8), 2).shape == (0, 3)
+    assert map_labels(np.array([-1, 70_000, 0]), 2, ignore_index=(-1, 70_000)).tolist() == [255, 255, 0]
+    with pytest.raises(StrangeLabelError, match="ids -1, 256, which are no class and not ignored"):
+        map_labels(np.array([-1, 256]), 2)
+    with pytest.raises(StrangeLabelError, match=r"1, 2, 3, 4, 5, 6, 7, 8, …"):
+        map_labels(np.arange(20), 1)
+    cases: list[tuple[dict[str, Any], str]] = [
+        (dict(num_classes=256), "256 classes: there must be 1 to 255"),
+        (dict(num_classes=0), "0 classes"),
+        (dict(num_classes=3, table={5: 3}), "leads to class 3, but there are 3"),
+        (dict(num_classes=3, table={5: 2}, reduce_zero_label=True), "leave out --reduce-zero-label"),
+    ]
+    for rules, words in cases:
+        with pytest.raises(UserError, match=words):
+            map_labels(np.array([0]), **rules)
+
+
+def as_file(image: Image.Image, format: str = "PNG", **options) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    file.seek(0)
+    return file
+
+
+def packed_png(ids: np.ndarray, bits: int) -> io.BytesIO:
+    """A grey PNG of a few bits a pixel, as optimisers write them."""
+    rows = [b"".join(format(int(v), f"0{bits}b").encode() for v in row) for row in ids]
+    raw = b"".join(b"\0" + int(row.ljust(-(-len(row) // 8) * 8, b"0"), 2).to_bytes(-(-len(row) // 8)) for row in rows)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_keep_their_values(bits):
+    ids = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
+    assert np.array_equal(read_mask(packed_png(ids, bits)), ids)
+
+
+def test_masks_are_read_as_stored(tmp_path):
+    ids = np.array([[0, 1, 2], [3, 19, 255]], np.uint8)
+    palette = Image.fromarray(ids)
+    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    wide = ids.astype(np.uint16) * 257
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    palette.save(tmp_path / "mask.png")
+    assert palette.mode == "P"
+    for source, expected in (
+        (as_file(Image.fromarray(ids)), ids),
+        (as_file(palette, transparency=0), ids),
+        (as_file(palette, bits=8), ids),
+        (as_file(Image.fromarray(ids // 20), "BMP"), ids // 20),
+        (as_file(Image.fromarray(wide)), wide),
+        (as_file(Image.fromarray(wide.astype(np.int32)), "TIFF"), wide),
+        (as_file(Image.fromarray(ids > 2)), ids > 2),
+        (as_file(Image.fromarray(ids), exif=turned), ids),
+        (palette, ids),
+        (tmp_path / "mask.png", ids),
+        (str(tmp_path / "mask.png"), ids),
+    ):
+        read = read_mask(source)
+        assert read.dtype.kind in "iu"
+        assert np.array_equal(read, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (as_file(Image.new("RGB", (3, 2), (1, 2, 3))), r"^holds colours \(RGB\) instead of class ids$"),
+        (as_file(Image.new("RGBA", (3, 2), (1, 2, 3, 4))), r"^holds colours \(RGBA\) instead of class ids$"),
+        (as_file(Image.new("RGB", (3, 2), (7, 7, 7))), "three channels are equal: if they are ids, save one"),
+        (as_file(Image.new("LA", (3, 2), (7, 7))), r"colours \(LA\)"),
+        (as_file(Image.new("F", (3, 2), 0.5), "TIFF"), "decimal numbers"),
+        (as_file(Image.new("L", (3, 2), 5), "JPEG"), "is a JPEG, whose compression changes ids"),
+        (io.BytesIO(b"no image"), "cannot identify"),
+        (io.BytesIO(as_file(Image.new("L", (90, 90), 5)).getvalue()[:60]), "truncated|broken"),
+        ("/nowhere/mask.png", "No such file"),
+    ],
+)
+def test_masks_without_ids_are_refused(source, words):
+    with pytest.raises(BrokenImageError, match=words):
+        read_mask(source)
+
+
+# ---- layouts
+
+
+def names(part: Pairs | None) -> list[str]:
+    assert part is not None
+    return [part.name(i) for i in range(len(part))]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "masks"), [("training", "validation", "annotations"), ("train", "val", "labels")]
+)
+def test_sceneparsing(tmp_path, train, val, masks):
+    save_folders(tmp_path, {train: 3, val: 2, "test": 1}, masks)
+    splits = open_pairs(str(tmp_path), classes=NAMES)
+    assert names(splits.train) == [f"images/{train}/{i}.jpg" for i in range(3)]
+    assert splits.train.masks == tuple(tmp_path / f"{masks}/{train}/{i}.png" for i in range(3))
+    assert (len(splits.val), len(splits.test or ()), splits.notes) == (2, 1, [])
+    assert splits.labels == splits.train.labels == Labels(NAMES, tuple(default_palette(4)))
+    assert names(open_evaluation_pairs(str(tmp_path), classes=NAMES)) == ["images/test/0.jpg"]
+    for path in (tmp_path / masks / "test").iterdir():
+        path.unlink()
+    splits = open_pairs(str(tmp_path), classes=NAMES)
+    assert splits.test is None
+    assert splits.notes == [f"images/test has no masks in {masks}: left out"]
+    assert names(open_evaluation_pairs(str(tmp_path), classes=NAMES))[0] == f"images/{val}/0.jpg"
+
+
+def test_sceneparsing_names_come_from_its_table(tmp_path):
+    save_folders(tmp_path, {"training": 2, "validation": 1})
+    rows = [f"{i}\t0.1\t10\t1\t{name} " for i, name in enumerate(("wall", "building, edifice", "sea 2 b"), 1)]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]) + "\n")
+    splits = open_pairs(str(tmp_path), reduce_zero_label=True)
+    assert splits.labels.class_names == ("wall", "building, edifice", "sea 2 b")
+    assert splits.labels.reduce_zero_label
+    assert splits.labels(np.array([0, 1, 3])).tolist() == [IGNORE, 0, 2]
+    assert open_pairs(str(tmp_path), classes=NAMES).labels.class_names == NAMES
+    listed = tmp_path / "names.txt"
+    listed.write_text("\ufeffStraße\n\n 2 of them \n", "utf-8")
+    assert open_pairs(str(tmp_path), classes=[str(listed)]).labels.class_names == ("Straße", "2 of them")
+    assert open_pairs(str(tmp_path), classes=[f"c{i}" for i in range(150)]).labels.palette == ADE20K.palette
+
+
+def save_cityscapes(root: Path, endings: Sequence[str]) -> Path:
+    for split, towns in (("train", ("aachen", "bonn")), ("val", ("lund",)), ("test", ("bonn",))):
+        for town in towns:
+            for i in range(2):
+                stem = f"{town}_00000{i}_000019"
+                ids = blocks(i) + 7
+                for ending in endings:
+                    stored = CITYSCAPES_TRAIN_ARRAY[ids] if "Train" in ending else ids
+                    mask = root / "gtFine" / split / town / f"{stem}_gtFine_{ending}.png"
+                    save_pair(root / "leftImg8bit" / split / town / f"{stem}_leftImg8bit.png", mask, stored)
+                Image.new("RGBA", (60, 40)).save(root / "gtFine" / split / town / f"{stem}_gtFine_color.png")
+    return root
+
+
+CITYSCAPES_TRAIN_ARRAY = np.array([CITYSCAPES_TRAIN_IDS[i] for i in range(34)], np.uint8)
+
+
+@pytest.mark.parametrize("endings", [["labelIds"], ["labelIds", "labelTrainIds"]])
+def test_cityscapes(tmp_path, endings):
+    root = save_cityscapes(tmp_path, endings)
+    splits = open_pairs(str(root))
+    assert splits.labels.class_names == CITYSCAPES.class_names
+    assert splits.labels.palette == CITYSCAPES.palette
+    assert names(splits.train)[::3] == [
+        f"leftImg8bit/train/{town}/{town}_00000{i}_000019_leftImg8bit.png" for town, i in (("aachen", 0), ("bonn", 1))
+    ]
+    assert (len(splits.train), len(splits.val), splits.test) == (4, 2, None)
+    assert "not published" in splits.notes[0]
+    assert {path.stem.split("_")[-1] for path in splits.train.masks} == {endings[-1]}
+    ids = splits.labels(read_mask(splits.train.masks[0]))
+    assert np.array_equal(
+        ids, CITYSCAPES_TRAIN_ARRAY[blocks(0) + 7]
+    )  # 7 to 10: road, pavement and two that are ignored
+    assert set(np.unique(ids)) == {0, 1, IGNORE}
+    assert open_evaluation_pairs(str(root)).name(0).startswith("leftImg8bit/val/lund/lund_000000")
+    assert check_pairs(splits, 32, 0.0)[1] == []
+    with pytest.raises(UserError, match="Cityscapes's classes begin at id 0: leave out --reduce-zero-label"):
+        open_pairs(str(root), reduce_zero_label=True)
+
+
+def save_voc(root: Path, lists: dict[str, list[int]], masks: int = 8) -> Path:
+    for i in range(12):
+        ids = blocks(i)
+        ids[0] = 255
+        image, mask = root / f"JPEGImages/2007_{i:06}.jpg", root / f"SegmentationClass/2007_{i:06}.png"
+        save_pair(image, mask, ids)
+        if i >= masks:
+            mask.unlink()
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for name, ids in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"2007_{i:06}\n" for i in ids))
+    return root
+
+
+@pytest.mark.parametrize("below", ["", "VOC2007", "VOCdevkit/VOC2012"])
+def test_pascal_voc(tmp_path, below):
+    lists = {"train": [0, 1, 2], "val": [4, 5], "trainval": [0, 1, 2, 4, 5], "test": [9, 10]}
+    save_voc(tmp_path / "data" / below, lists)
+    splits = open_pairs(str(tmp_path / "data"))
+    assert names(splits.train) == [f"JPEGImages/2007_00000{i}.jpg" for i in range(3)]
+    assert names(splits.val) == ["JPEGImages/2007_000004.jpg", "JPEGImages/2007_000005.jpg"]
+    assert splits.test is None
+    assert "test.txt" in splits.notes[0]
+    assert splits.labels.class_names == VOC.class_names
+    assert splits.labels.palette[1] == (128, 0, 0)
+    assert check_pairs(splits, 32, 0.0)[1] == []
+    assert (splits.labels(read_mask(splits.train.masks[0]))[0] == IGNORE).all()
+    assert len(open_evaluation_pairs(str(tmp_path / "data"))) == 2
+    with pytest.raises(UserError, match="leave out --reduce-zero-label"):
+        open_pairs(str(tmp_path / "data"), reduce_zero_label=True)
+
+
+def test_pascal_voc_lists(tmp_path):
+    whole = open_pairs(str(save_voc(tmp_path / "a", {"trainval": list(range(8))})), val_share=0.25, test_share=0.0)
+    assert (len(whole.train), len(whole.val), whole.test) == (6, 2, None)
+    rest = open_pairs(str(save_voc(tmp_path / "b", {"trainval": [0, 1, 2, 3], "val": [3], "test": [5, 6]})))
+    assert (len(rest.train), len(rest.val), len(rest.test or ())) == (3, 1, 2)
+    lacking = open_pairs(str(save_voc(tmp_path / "c", {"train": [0, 1, 9, 77], "val": [2]})))
+    assert lacking.train.unpaired == (
+        ("JPEGImages/2007_000009.jpg", "has no mask in SegmentationClass"),
+        ("2007_000077", "there is no such image in JPEGImages"),
+    )
+    with pytest.raises(UserError, match=r"no ImageSets/Segmentation/train\.txt"):
+        open_pairs(str(save_voc(tmp_path / "d", {})))
+
+
+def test_any_two_folders(tmp_path):
+    for i in range(20):
+        save_pair(tmp_path / f"photos/set {i % 2}/{i}.a.jpeg", tmp_path / f"ids/set {i % 2}/{i}.a.png", blocks(i))
+    arguments: dict[str, Any] = dict(data=str(tmp_path / "photos"), masks=str(tmp_path / "ids"), classes=NAMES)
+    splits = open_pairs(**arguments, val_share=0.2, test_share=0.1)
+    parts = [names(part) for part in (splits.train, splits.val, splits.test)]
+    assert [len(part) for part in parts] == [14, 4, 2]
+    assert sorted(name for part in parts for name in part) == sorted(f"set {i % 2}/{i}.a.jpeg" for i in range(20))
+    assert all(i.stem == m.stem for i, m in zip(splits.train.images, splits.train.masks, strict=True))
+    again = open_pairs(**arguments, val_share=0.2, test_share=0.1)
+    other = open_pairs(**arguments, val_share=0.2, test_share=0.1, seed=1)
+    assert names(again.test) == parts[2]
+    assert names(other.test) != parts[2]
+    assert len(open_evaluation_pairs(**arguments)) == 20
+    beside = open_pairs(str(save_folders(tmp_path / "beside", {"": 8}, "masks")), classes=NAMES)
+    assert (len(beside.train), len(beside.val), len(beside.test or ())) == (6, 1, 1)
+    inside = tmp_path / "inside"
+    for i in range(8):
+        save_pair(inside / f"{i}.png", inside / f"ids/{i}.png", blocks(i))
+    for masks in ("ids", "../inside/ids"):
+        below = open_evaluation_pairs(str(inside), masks=str(inside / masks), classes=NAMES)
+        assert (len(below), below.unpaired) == (8, ())
+
+
+def test_splits_may_lie_in_two_folders(tmp_path):
+    save_folders(tmp_path, {"train": 8, "test": 3})
+    splits = open_pairs(str(tmp_path / "images"), str(tmp_path / "annotations"), NAMES, val_share=0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test or ())) == (6, 2, 3)
+    assert splits.train.name(0).startswith("train/")
+
+
+def test_missing_partners_are_told(tmp_path):
+    save_folders(tmp_path, {"training": 8, "validation": 2})
+    (tmp_path / "annotations/training/3.png").unlink()
+    (tmp_path / "images/training/5.jpg").unlink()
+    (tmp_path / "images/training/.hidden.jpg").write_bytes(b"")
+    splits = open_pairs(str(tmp_path), classes=NAMES)
+    assert len(splits.train) == 6
+    assert len(splits.notes) == 1
+    assert re.fullmatch(r"masks without an image in .*training, left out \(1\): 5\.png", splits.notes[0])
+    checked, faults = check_pairs(splits, 32, 0.2)
+    assert faults == [("images/training/3.jpg", "has no mask in annotations/training")]
+    assert len(checked.train) == 6
+    with pytest.raises(UserError, match=r"1 of 9 images .* images/training/3.jpg: has no mask"):
+        check_pairs(splits, 32, 0.05)
+    with pytest.raises(UserError, match=r"1 of 7 images .* images/training/3.jpg: has no mask"):
+        check_evaluation_pairs(splits.train, 0.05)
+
+
+def test_camvid_names_get_camvid_colours(tmp_path):
+    save_folders(tmp_path, {"": 8})
+    backwards = CAMVID.class_names[::-1]
+    assert open_pairs(str(tmp_path), classes=CAMVID.class_names).labels.palette == CAMVID.palette
+    assert open_pairs(str(tmp_path), classes=backwards).labels.palette == CAMVID.palette[::-1]
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def test_errors_say_what_to_do(tmp_path):
+    save_folders(tmp_path / "good", {"": 8})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    touch(tmp_path / "twice", "images/a.jpg", "images/a.png", "masks/a.png")
+    touch(tmp_path / "unmasked", "images/a.jpg")
+    touch(tmp_path / "strangers", "images/a.jpg", "images/b.jpg", "masks/c.png")
+    touch(tmp_path / "test_only", "images/test/a.jpg", "masks/test/a.png")
+    touch(tmp_path / "no_training", "images/training/a.jpg", "masks/val/a.png")
+    touch(tmp_path / "city", "leftImg8bit/a.png", "gtFine/b.png")
+    save_folders(tmp_path / "few", {"": 2})
+    cases: list[tuple[dict[str, Any], str]] = [
+        (dict(data="nowhere"), "nowhere does not exist: give a folder"),
+        (dict(data="empty.txt"), "is a file: give a folder"),
+        (dict(data="empty"), r"no layout that is known: images/ and annotations/ .* --masks"),
+        (dict(data="unmasked"), r"images/ but no annotations/, masks/ or labels/: name the masks with --masks"),
+        (dict(data="good", masks="gone"), "gone does not exist: give the folder of masks"),
+        (dict(data="good", masks="empty"), r"no image with a mask: images/0\.jpg: has no mask in .*; …"),
+        (dict(data="few/images", masks="few/../few/images"), "named for images and for masks"),
+        (dict(data="empty", masks="good"), "no image with a mask: there are no images"),
+        (dict(data="strangers"), r"images/a\.jpg: has no mask in masks; images/b\.jpg: has no mask"),
+        (dict(data="twice"), r"a\.jpg and a\.png differ in their suffix alone"),
+        (dict(data="test_only"), "has test but no train"),
+        (dict(data="no_training"), r"images/training has no masks: put them in .*masks/training"),
+        (dict(data="city"), "neither train/ nor val/"),
+        (dict(data="few"), r"2 images with masks are too few .* larger --val-share"),
+        (dict(data="good", classes=()), r"does not say what its classes are called: .*--classes, or give .* text file"),
+        (dict(data="good", classes=("only",)), "one class, 'only': .* background and only"),
+        (dict(data="good", classes=("a", "b", "a")), "class a is named twice"),
+        (dict(data="good", classes=("gone.txt",)), r"gone\.txt does not exist"),
+        (dict(data="good", classes=(str(tmp_path / "empty.txt"),)), r"empty\.txt is empty"),
+        (dict(data="good", classes=(str(tmp_path / "bad.txt"),)), r"bad\.txt cannot be read as text"),
+    ]
+    default: dict[str, Any] = {"classes": NAMES}
+    for arguments, words in cases:
+        places: dict[str, Any] = {k: str(tmp_path / arguments[k]) for k in ("data", "masks") if k in arguments}
+        with pytest.raises(UserError, match=words) as error:
+            open_pairs(**(default | arguments | places))
+        assert "\n" not in str(error.value)
+
+
+# ---- what is wrong with a pair
+
+
+def to_colours(pairs: Pairs) -> None:
+    Image.new("RGB", (60, 40)).save(pairs.masks[1])
+
+
+def cut_mask(pairs: Pairs) -> None:
+    pairs.masks[1].write_bytes(pairs.masks[1].read_bytes()[:50])
+
+
+def spoil_image(pairs: Pairs) -> None:
+    pairs.images[1].write_bytes(b"no image")
+
+
+def remove_image(pairs: Pairs) -> None:
+    pairs.images[1].unlink()
+
+
+def other_size(pairs: Pairs) -> None:
+    Image.new("L", (40, 60)).save(pairs.masks[1])
+
+
+def turn_image(pairs: Pairs) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(blocks(1)).save(pairs.images[1], exif=exif)
+
+
+def strange_ids(pairs: Pairs) -> None:
+    Image.fromarray(blocks(1) + 3).save(pairs.masks[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (to_colours, r"its mask 1\.png holds colours \(RGB\) instead of class ids"),
+        (cut_mask, r"its mask 1\.png cannot be read: "),
+        (spoil_image, "cannot be read: cannot identify"),
+        (remove_image, "cannot be read: No such file"),
+        (other_size, "is 60x40 and its mask 40x60"),
+        (turn_image, "is 40x60 and its mask 60x40"),
+        (strange_ids, r"its mask 1\.png holds the ids 4, 5, 6, which are no class and not ignored"),
+    ],
+)
+def test_faulty_pairs_are_left_out_and_told(pairs: Pairs, spoil: Callable[[Pairs], None], reason: str):
+    spoil(pairs)
+    checked, faults, _ = check_evaluation_pairs(pairs, 0.2)
+    assert len(faults) == 1
+    assert faults[0][0] == "images/1.jpg"
+    assert re.match(reason, faults[0][1])
+    assert names(checked) == [f"images/{i}.jpg" for i in (0, 2, 3, 4, 5)]
+    assert len(checked.masks) == 5
+    with pytest.raises(UserError, match=r"^1 of 6 images .*--max-broken 0.1: images/1\.jpg: " + reason) as error:
+        check_evaluation_pairs(pairs, 0.1)
+    assert "\n" not in str(error.value)
+
+
+def test_turned_images_fit_masks_as_they_are_shown(pairs):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: to be turned clockwise
+    photo(blocks(1)).rotate(90, expand=True).save(pairs.images[1], exif=exif)
+    assert check_evaluation_pairs(pairs, 0.0)[1] == []
+    assert check_pairs(splits_of(pairs), 32, 0.0)[1] == []  # by the header alone
+    image, ids = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0).picture(1)
+    assert image.size == (60, 40)
+    assert agreement(image, ids) > 0.95
+    turn_image(pairs)
+    assert check_pairs(splits_of(pairs), 32, 0.5)[1] == [("images/1.jpg", "is 40x60 and its mask 60x40")]
+
+
+def test_cut_images_are_found_where_they_are_scored(pairs):
+    splits = splits_of(pairs)
+    for i in (0, 5):
+        pairs.images[i].write_bytes(pairs.images[i].read_bytes()[:-200])
+    checked, faults = check_pairs(splits, 32, 0.5)
+    assert [name for name, _ in faults] == ["images/5.jpg"]
+    assert "truncated" in faults[0][1]
+    assert (len(checked.train), checked.test) == (4, None)
+    assert PairSet(checked.train, small_transform(), training=True, seed=0)[0, 0][2] == ~0
+
+
+def splits_of(pairs: Pairs) -> PairSplits:
+    return PairSplits(pairs.labels, pairs.subset([0, 1, 2, 3]), pairs.subset([4]), pairs.subset([5]), ["before"])
+
+
+def with_ids(pairs: Pairs, change: Callable[[np.ndarray], np.ndarray]) -> PairSplits:
+    for i, path in enumerate(pairs.masks):
+        Image.fromarray(change(blocks(i)).astype(np.uint8)).save(path)
+    return splits_of(pairs)
+
+
+def relabelled(splits: PairSplits, labels: Labels) -> PairSplits:
+    parts: dict[str, Any] = {name: replace(getattr(splits, name), labels=labels) for name in ("train", "val", "test")}
+    return replace(splits, labels=labels, **parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "rules", "remedy"),
+    [
+        (
+            lambda ids: ids + (ids > 0),
+            {},
+            r"ids run from 0 to 4: ADE20K .* --reduce-zero-label; or give --ignore-index 4 ",
+        ),
+        (lambda ids: ids + 1, {}, r"ids run from 1 to 4: ADE20K .* --reduce-zero-label"),
+        (lambda ids: np.where(ids == 2, 11, ids), {}, "give --ignore-index 11 if 11 means unlabelled"),
+        (lambda ids: np.where(ids == 2, 255, ids), dict(ignore_index=()), "give --ignore-index 255 if 255 means"),
+        (lambda ids: [[11, 255]] * 40 + ids[:, :2] * 0, {}, "give --ignore-index 11 255 if 11 means unlabelled"),
+        (lambda ids: ids * 3, {}, "the class list has 4 names but ids go up to 9"),
+        (lambda ids: ids + 2, dict(reduce_zero_label=True), "one id, 5, is beyond the 4 classes"),
+    ],
+)
+def test_classic_mistakes_get_their_remedy(pairs, change, rules, remedy):
+    splits = with_ids(pairs, change)
+    splits = relabelled(splits, replace(splits.labels, **rules))
+    if change(blocks(0)).shape != (40, 60):
+        for path in pairs.images:
+            Image.new("RGB", (2, 40)).save(path)
+    with pytest.raises(UserError, match=remedy) as error:
+        check_pairs(splits, 32, 0.05)
+    assert "\n" not in str(error.value)
+
+
+def test_ade20k_without_reducing_names_one_remedy(pairs):
+    labels = Labels(ADE20K.class_names, ADE20K.palette)
+    splits = relabelled(with_ids(pairs, lambda ids: ids * 50), labels)
+    with pytest.raises(UserError, match=r"ids run from 0 to 150: ADE20K .*: give --reduce-zero-label$"):
+        check_pairs(splits, 32, 0.05)
+    reduced = relabelled(splits, replace(labels, reduce_zero_label=True))
+    checked, faults = check_pairs(reduced, 32, 0.0)
+    assert faults == []
+    assert checked.notes[1].startswith("no training mask holds wall, building")
+
+
+def test_many_faults_are_told_in_one_line(tmp_path):
+    save_folders(tmp_path, {"training": 15, "validation": 1})
+    for path in (tmp_path / "annotations/training").iterdir():
+        Image.new("RGB", (60, 40)).save(path)
+    splits = open_pairs(str(tmp_path), classes=NAMES)
+    with pytest.raises(UserError, match=r"^15 of 16 .*; …$") as error:
+        check_pairs(splits, 32, 0.5)
+    assert str(error.value).count(".png holds colours (RGB)") == 10
+    with pytest.raises(UserError, match=r"no training pair is left: images/training/0\.jpg: its mask"):
+        check_pairs(splits, 32, 1.0)
+
+
+def test_notes_on_small_images_and_absent_classes(pairs):
+    seen = []
+
+    def progress(items):
+        seen.append(len(items))
+        return iter(items)
+
+    splits = with_ids(pairs, lambda ids: np.where(ids == 2, 0, ids))
+    checked, faults = check_pairs(splits, 48, 0.0, progress)
+    assert faults == []
+    assert seen == [6]
+    assert [len(part or ()) for part in (checked.train, checked.val, checked.test)] == [4, 1, 1]
+    small = ", ".join(f"images/{i}.jpg (60x40)" for i in range(4))
+    assert checked.notes == [
+        "before",
+        f"images smaller than the crop of 48 px, padded with ignored pixels (4): {small}",
+        "no training mask holds wood",
+    ]
+    assert check_pairs(splits, 40, 0.0)[0].notes == ["before", "no training mask holds wood"]
+
+
+def test_masks_of_0_and_255_are_pointed_out(pairs):
+    splits = with_ids(pairs, lambda ids: (ids > 1) * 255)
+    notes = check_pairs(relabelled(splits, Labels(("other", "road"), ((0, 0, 0), (9, 9, 9)))), 32, 0.0)[0].notes
+    assert notes[1:] == [
+        "no training mask holds road",
+        "the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1",
+    ]
+
+
+# ---- transforms
+
+
+def agreement(image: Image.Image | np.ndarray, ids: np.ndarray) -> float:
+    """Share of the pixels away from borders whose class is that of the nearest colour."""
+    pixels = np.asarray(image).astype(float)
+    table = np.concatenate([COLOURS, [UNLABELLED]]).astype(float)
+    nearest = np.linalg.norm(pixels[:, :, None] - table, axis=-1).argmin(-1)
+    nearest[nearest == len(COLOURS)] = IGNORE
+    inner = np.ones(ids.shape, bool)
+    for axis in (0, 1):
+        for shift in (-3, -2, -1, 1, 2, 3):
+            inner &= np.roll(ids, shift, axis) == ids
+    inner[:3] = inner[-3:] = inner[:, :3] = inner[:, -3:] = False
+    assert inner.mean() > 0.05
+    return float((nearest == ids)[inner].mean())
+
+
+def as_pixels(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W), normalised -> (H, W, 3), 0 to 255."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return ((image * std + mean) * 255).round().clamp(0, 255).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("resize", [None, 80])
+@pytest.mark.parametrize(("scale", "crop"), [((1.0, 1.0), 64), ((0.5, 2.0), 64), ((0.3, 0.6), 96), ((2.0, 3.0), 48)])
+def test_image_and_mask_stay_aligned(resize, scale, crop):
+    transform = flat(crop, resize, scale, hflip=0.5)
+    torch.manual_seed(0)
+    for seed in range(6):
+        ids = blocks(seed, (160, 110), 16)
+        ids[:16, :32] = IGNORE
+        image, mask = transform(photo(ids), tv_tensors.Mask(torch.from_numpy(ids)))
+        assert (image.shape, image.dtype) == ((3, crop, crop), torch.float32)
+        assert (mask.shape, mask.dtype) == ((crop, crop), torch.int64)
+        assert type(image) is type(mask) is torch.Tensor
+        found = mask.numpy()
+        padded = (image.abs() < 1e-6).all(0).numpy()  # the mean colour
+        assert (found[padded] == IGNORE).all()
+        found = np.where(padded, 254, found)
+        pixels = np.where(padded[..., None], 0, as_pixels(image))
+        if (found != 254).mean() > 0.5:
+            outside = found == 254
+            assert agreement(np.where(outside[..., None], COLOURS[0], pixels), np.where(outside, 0, found)) > 0.995
+
+
+def test_scaled_crop_equals_resizing_then_cropping():
+    ids = blocks(0, (97, 61), 7)
+    noise = np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8)
+    image, mask = Image.fromarray(noise), tv_tensors.Mask(torch.from_numpy(ids))
+    for seed, factor in enumerate((0.4, 0.77, 1.0, 1.6, 2.3)):
+        torch.manual_seed(seed)
+        crop = ScaledCrop(40, None, (factor, factor), 1.0)
+        params = crop.make_params([image, mask])
+        size = (round(97 * factor), round(61 * factor))
+        left, upper = (round(b * s / w) for b, s, w in zip(params["box"], size, (97, 61), strict=False))
+        region = (left, upper, left + params["size"][0], upper + params["size"][1])
+        assert params["size"] == (min(size[0], 40), min(size[1], 40))
+        whole = image.resize(size, Image.Resampling.BILINEAR).crop(region)
+        difference = np.asarray(whole).astype(int) - np.asarray(crop.transform(image, params))
+        assert np.abs(difference).max() <= 1
+        nearest = Image.fromarray(ids).resize(size, Image.Resampling.NEAREST).crop(region)
+        assert (np.asarray(nearest) == crop.transform(mask, params).numpy()).mean() > 0.995
+
+
+def test_crops_cover_the_whole_range():
+    ids = np.arange(100, dtype=np.uint8)[None].repeat(50, 0)
+    transform = flat(20, None, (1.0, 1.0))
+    torch.manual_seed(0)
+    mask = tv_tensors.Mask(torch.from_numpy(ids))
+    lefts = {int(transform(Image.new("RGB", (100, 50)), mask)[1][0, 0]) for _ in range(600)}
+    assert min(lefts) == 0
+    assert max(lefts) == 80
+    assert len(lefts) > 70
+
+
+@pytest.mark.parametrize(("limit", "least", "most"), [(0.75, 0.98, 1.0), (1.0, 0.3, 0.7)])
+def test_one_class_does_not_cover_a_crop(limit, least, most):
+    ids = np.zeros((100, 60), np.uint8)
+    ids[:, 30:] = 1  # 15 of 31 places of a crop are balanced enough
+    ids[:10] = IGNORE  # counts neither way
+    transform = flat(30, None, (1.0, 1.0), largest_share=limit)
+    torch.manual_seed(0)
+    kept = []
+    for _ in range(100):
+        mask = transform(photo(ids), tv_tensors.Mask(torch.from_numpy(ids)))[1]
+        counts = torch.bincount(mask[mask != IGNORE], minlength=2)
+        kept.append(bool(counts.max() <= 0.75 * counts.sum()))
+    assert least <= np.mean(kept) <= most
+
+
+def test_one_class_everywhere_still_gives_a_crop():
+    for value in (0, IGNORE):
+        mask = tv_tensors.Mask(torch.full((50, 50), value, dtype=torch.uint8))
+        transform = flat(30, None, (0.5, 2.0), largest_share=0.75)
+        assert (transform(Image.new("RGB", (50, 50)), mask)[1] == value).sum() > 0
+
+
+def test_padding_is_ignored_and_of_mean_colour():
+    ids = np.ones((20, 30), np.uint8)
+    torch.manual_seed(0)
+    transform = flat(64, None, (1.0, 1.0), photometric=True)
+    image, mask = transform(Image.new("RGB", (30, 20), "white"), tv_tensors.Mask(torch.from_numpy(ids)))
+    assert int((mask == 1).sum()) == 600
+    assert (mask[mask != 1] == IGNORE).all()
+    assert (image[:, mask == IGNORE] == 0).all()
+    assert (image[:, mask == 1] != 0).all()
+
+
+def test_photometric_changes_colours_alone():
+    ids = blocks(0)
+    changed = flat(32, None, (1.0, 1.0), photometric=True)
+    plain = flat(32, None, (1.0, 1.0))
+    differ = 0
+    for seed in range(8):
+        results = []
+        for transform in (changed, plain):
+            torch.manual_seed(seed)
+            results.append(transform(photo(ids), tv_tensors.Mask(torch.from_numpy(ids))))
+        assert torch.equal(results[0][1], results[1][1])
+        differ += not torch.equal(results[0][0], results[1][0])
+    assert differ >= 6
+
+
+def test_evaluation_sees_the_whole_image(pairs):
+    plain = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0)
+    image, mask, position = plain[0, 2]
+    assert position == 2
+    assert (image.shape, mask.shape, mask.dtype) == ((3, 40, 60), (40, 60), torch.int64)
+    assert np.array_equal(mask.numpy(), blocks(2))
+    picture, ids = plain.picture(2)
+    assert np.array_equal(as_pixels(image), np.asarray(picture))
+    assert ids.dtype == np.uint8
+    assert agreement(picture, ids) > 0.95
+    resized = PairSet(pairs, eval_transform(MEAN, STD, resize=20), training=False, seed=0)[0, 2]
+    assert (resized[0].shape, resized[1].shape) == ((3, 20, 30), (40, 60))
+
+
+# ---- loaders
+
+
+def small_transform():
+    return train_transform(32, None, (0.5, 2.0), 0.5, True, 0.75, MEAN, STD)
+
+
+def test_batches_depend_on_seed_epoch_and_position_alone(pairs):
+    def epoch(number: int, workers: int, seed: int = 0) -> list[torch.Tensor]:
+        loader = train_pairs_loader(pairs, small_transform(), 2, workers, seed)
+        loader.batch_sampler.epoch = number  # type: ignore[union-attr]
+        return [torch.cat(column) for column in zip(*loader, strict=True)]
+
+    before = torch.get_rng_state()
+    first = epoch(0, workers=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [tuple(part.shape) for part in first] == [(6, 3, 32, 32), (6, 32, 32), (6,)]
+    assert sorted(first[2].tolist()) == list(range(6))
+    assert all(torch.equal(a, b) for a, b in zip(first, epoch(0, workers=2), strict=True))
+    assert not torch.equal(first[0], epoch(1, workers=0)[0])
+    assert not torch.equal(first[0], epoch(0, workers=0, seed=1)[0])
+
+
+def test_processes_share_the_batches(pairs):
+    whole = next(iter(train_pairs_loader(pairs, small_transform(), 4, 0)))
+    parts = [next(iter(train_pairs_loader(pairs, small_transform(), 2, 0, rank=rank, world=2))) for rank in range(2)]
+    assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
+    batches: list = [[(7, 3)], [(7, 3), (8, 3)]]
+    mine = list(train_pairs_loader(pairs, small_transform(), 4, 0, sampler=batches))  # type: ignore[arg-type]
+    assert [batch[2].tolist() for batch in mine] == [[3], [3, 3]]
+    assert torch.equal(mine[0][0][0], mine[1][0][0])
+    assert not torch.equal(mine[1][0][0], mine[1][0][1])
+
+
+def test_evaluation_shares_images_out(pairs):
+    Image.new("RGB", (50, 30)).save(pairs.images[1])
+    Image.new("L", (50, 30)).save(pairs.masks[1])
+    found = []
+    for rank in range(4):
+        loader = eval_pairs_loader(pairs, eval_transform(MEAN, STD), 0, rank, 4)
+        assert len(loader) == (2 if rank < 2 else 1)
+        found.append([(int(position), tuple(image.shape), tuple(ids.shape)) for image, ids, position in loader])
+    assert [[item[0] for item in part] for part in found] == [[0, 4], [1, 5], [2], [3]]
+    assert found[1][0][1:] == ((1, 3, 30, 50), (1, 30, 50))
+
+
+def test_pairs_that_break_later_are_replaced_in_training_alone(pairs):
+    pairs.images[1].unlink()
+    pairs.masks[2].write_bytes(b"broken")
+    other_size(replace(pairs, masks=pairs.masks[2:]))  # of pair 3
+    training = PairSet(pairs, small_transform(), training=True, seed=0)
+    for i in (1, 2, 3):
+        image, _, position = training[0, i]
+        assert position == ~i
+        assert image.shape == (3, 32, 32)
+    assert training[0, 4][2] == 4
+    scoring = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0)
+    for i, words in ((1, "No such file"), (2, "cannot identify"), (3, "is 60x40, its mask 40x60")):
+        with pytest.raises(BrokenImageError, match=rf"^images/{i}\.jpg: .*{words}"):
+            scoring[0, i]
+    Image.fromarray(blocks(0) + 60).save(pairs.masks[0])
+    with pytest.raises(BrokenImageError, match=r"images/0\.jpg: holds the ids 60, 61"):
+        scoring[0, 0]
+    for path in pairs.images[2:]:
+        path.unlink()
+    with pytest.raises(BrokenImageError, match="no pair of the set can be read"):
+        training[0, 0]
+
+
+# ---- real ones, and the picture
+
+
+def test_camvid(shared_data):
+    place = str(shared_data / "camvid")
+    splits = open_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))
+    checked, faults = check_pairs(splits, 256, 0.0)
+    assert faults == []
+    assert checked.notes == []
+    assert [len(part or ()) for part in (checked.train, checked.val, checked.test)] == [367, 101, 233]
+    assert len(checked.labels.class_names) == 11
+    assert checked.labels.palette == CAMVID.palette
+    assert len(open_evaluation_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))) == 233
+    transform = train_transform(240, None, (0.5, 2.0), 0.5, True, 0.75, MEAN, STD)
+    images, ids, _ = next(iter(train_pairs_loader(checked.train, transform, 8, 0)))
+    assert images.shape == (8, 3, 240, 240)
+    assert set(ids.unique().tolist()) <= {*range(11), IGNORE}
+    remedy = r"ids run from 0 to 11: ADE20K .*; or give --ignore-index 11 if 11 means unlabelled"
+    with pytest.raises(UserError, match=remedy):
+        check_pairs(open_pairs(place, classes=CAMVID.class_names), 256, 0.05)
+
+
+def test_picture_shows_what_the_function_answers():
+    script = Path(__file__).parents[1] / "docs" / "make_label_mapping.py"
+    drawing = runpy.run_path(str(script))
+    shown = {(row.title, i): drawing["answer"](row.mapped, i) for row in drawing["ROWS"] for i in row.stored if i >= 0}
+    assert shown["ADE20K", 150] == 149
+    assert shown["Mistake: ids - 1 in 8 bits", 255] == 254
+    assert shown["Mistake: ignoring 0 without a shift", 150] is None
+    drawn = [text.get_text() for text in drawing["draw"]().axes[0].texts]
+    assert [title for title in drawn if title in {row.title for row in drawing["ROWS"]}] == [
+        row.title for row in drawing["ROWS"]
+    ]
+    assert script.with_name("label_mapping.svg").is_file()
