@@ -1,6 +1,9 @@
 """Semantic segmentation: models, loss, inference by windows and scales, training, scores, prediction."""
 
+import csv
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from sklearn.metrics import jaccard_score
 from torch import nn
 
 import dmformer
+from dmformer.bench import bench
 from dmformer.build import with_normalisation
 from dmformer.classifier import open_classifier
 from dmformer.cli import main
@@ -89,6 +93,21 @@ def test_upernet_has_its_auxiliary_head_and_dropout_in_training():
     targets[:, :9] = IGNORE
     terms = [nn.functional.cross_entropy(o, targets, ignore_index=IGNORE) for o in outputs]
     torch.testing.assert_close(segmentation_loss(outputs, targets), terms[0] + 0.4 * terms[1])
+
+
+def test_weighted_loss_is_that_of_pytorch():
+    logits, targets = seeded_images(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    targets[0, :4] = IGNORE
+    weights = torch.tensor([1.0, 5.0, 0.5])
+    expected = nn.functional.cross_entropy(logits, targets, weights, ignore_index=IGNORE)
+    torch.testing.assert_close(segmentation_loss(logits, targets, class_weights=weights), expected)
+
+
+def test_balanced_classes_weigh_by_their_pixels(mask_recipe):
+    job = SegmentationJob(with_normalisation(replace(mask_recipe, class_weights="balanced")))
+    stored = [np.asarray(Image.open(path)) for path in job.splits.train.masks]
+    counts = np.array([sum(int((ids == k).sum()) for ids in stored) for k in range(3)])
+    torch.testing.assert_close(job.class_weights, torch.tensor(1 / np.log(1.02 + counts / counts.sum())).float())
 
 
 def test_loss_without_labelled_pixels_is_zero_not_nan():
@@ -199,9 +218,10 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     made = list(predict_masks(str(run.folder), [photos], str(tmp_path / "out")))
     assert [Path(p.mask).name for p in made] == [f"{i}.mask.png" for i in range(5)]
     fused = np.asarray(Image.open(made[0].mask))
+    with Image.open(made[0].overlay) as laid_over:
+        assert laid_over.size == fused.shape[::-1]
     plain = segmenter.probabilities(Image.open(scenes / "images" / "test" / "0.png")).argmax(0).numpy()
     assert (fused == plain).mean() > 0.999
-    assert Image.open(made[0].overlay).size == Image.open(scenes / "images" / "test" / "0.png").size
     assert made[0].shares[0][1] == pytest.approx((fused == ["sky", "ground", "box"].index(made[0].shares[0][0])).mean())
     with pytest.raises(UserError, match=r"overlay\.png exists already"):
         list(predict_masks(str(run.folder), [photos], str(tmp_path / "out")))
@@ -337,7 +357,7 @@ def test_command_line(mask_recipe, scenes, tmp_path, capsys):
         (["predict", best, photos, "--window", "8"], "32 or more"),
         (["eval", best], "--data FOLDER"),
         (["eval", best, "--data", "nowhere"], "nowhere does not exist"),
-        (["bench", best], "holds a model for segmentation, not a classifier"),
+        (["bench", "dmformer_n+unet"], "unknown head 'unet'"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -354,7 +374,7 @@ def test_command_line(mask_recipe, scenes, tmp_path, capsys):
     [
         {"palette": [[0, 0, 0]]},
         {"head": "os.system"},
-        {"head_args": {}},
+        {"dropout": None},
         {"label_names": None},
         {"window": "wide"},
     ],
@@ -367,7 +387,47 @@ def test_hostile_or_damaged_configurations_are_refused(mask_recipe, change):
         open_segmenter(str(run.folder))
 
 
+def test_bench_of_segmenters(mask_recipe):
+    best = str(train(replace(mask_recipe, iterations=1)).folder / "best")
+    forms = ("eager", "fused", "onnxruntime")
+    rows = bench([best, "dmformer_n+upernet"], forms=forms, batch_sizes=(2,), image_size=64, rounds=1, seconds=0.001)
+    assert [row.form for row in rows] == [*forms, *forms]
+    assert all(row.difference < 1e-4 for row in rows)
+    (trained,) = bench(
+        ["dmformer_n+upernet"], mode="training", forms=("eager",), batch_sizes=(2,), image_size=64, rounds=1
+    )
+    assert trained.images_per_second > 0
+
+
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.fpn.decoder", None)
     with pytest.raises(UserError, match=r"pip install 'dmformer\[seg\]'"):
         segmentation_model("dmformer_n", 3, backbone_args=TINY)
+
+
+def test_two_processes_validate_and_report_as_one(mask_recipe, tmp_path):
+    """With a learning rate of 0 the weights stay; each process scores its share of the images, and they add up."""
+    still = replace(mask_recipe, iterations=2, validate_every=2, lr=0.0, lr_min=0.0, ema=None, freeze=4)
+    one = train(replace(still, name="one"))
+    (tmp_path / "two.yaml").write_text(replace(still, name="two", batch_size=2).to_yaml())
+    (tmp_path / "two.py").write_text(
+        "import sys; from pathlib import Path; from dmformer.recipes import read_recipe; "
+        "from dmformer.train import train; train(read_recipe(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two.py"), str(tmp_path / "two.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = []
+    for name in ("one", "two"):
+        with (Path(still.out) / name / "metrics.csv").open() as file:
+            rows.append(next(iter(csv.DictReader(file))))
+    for column in ("val_miou", "val_macc", "val_aacc", "val_loss"):
+        assert rows[0][column] == rows[1][column]
+    scores = json.loads((Path(still.out) / "two" / "scores.json").read_text())
+    assert scores == one.scores.to_dict()

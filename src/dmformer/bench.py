@@ -136,7 +136,8 @@ def bench(
     """Measure every model in every form, type and batch size, in interleaved rounds.
 
     Args:
-        models: Names of ours or of timm's (random weights, always the same), runs' best/ folders, hf-hub:owner/name.
+        models: Names of ours or of timm's (random weights, always the same), with +fpn or +upernet for a segmenter of
+            150 classes over them; runs' best/ folders; hf-hub:owner/name.
         forms: Of FORMS. "plain" is "eager" with the framework's own depth-wise convolutions; "fused" is what
             `dmformer.fuse` returns; the runtimes take the fused model, exported.
         dtypes: Of DTYPES: weights and images of PyTorch's forms, autocast in training, the arithmetic inside OpenVINO.

@@ -56,11 +56,11 @@ def catalogue(pattern: str = "*") -> list[Entry]:
     return entries
 
 
-def count_gmacs(model: Any, image_size: int) -> float:
+def count_gmacs(model: Any, height: int, width: int | None = None) -> float:
     """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image, without computing them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta")(torch.empty(1, 3, image_size, image_size, device="meta"))
+        copy.deepcopy(model).to("meta")(torch.empty(1, 3, height, width or height, device="meta"))
     return counter.get_total_flops() / 2e9

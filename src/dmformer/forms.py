@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from .build import size_argument
 from .catalogue import count_gmacs
 from .classifier import open_classifier
+from .config_file import task_of
 from .errors import unknown
 from .export import export_onnx, to_onnxruntime, to_openvino
 from .fuse import fuse
 from .kernels.depthwise import plain_kernels
+from .segmenter import open_segmenter
+from .tasks.segmentation import HEADS, SegmentationModel, segmentation_loss, segmentation_model
 
 SEED = 0
+ADE20K_CLASSES = 150
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,7 @@ class Forms:
     """One model and its images, from which every form of it is made.
 
     Args:
-        source: A model's name, whose weights are then random but always the same; a run's best/ folder; or
-            hf-hub:owner/name.
+        source: What `open_model` opens.
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
         device: Where the forms of PyTorch run.
         channels_last: Whether those have their tensors in channels_last memory format.
@@ -121,13 +124,15 @@ class Forms:
         module, images = self._module(form, "float32").train(), self._on_device(self.images[:batch_size], torch.float32)
         # A learning rate of 0 costs what any other does, and every step is then the same work.
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
-        labels = torch.arange(batch_size, device=self.device) % self.model.num_classes  # type: ignore[operator]
+        loss_of, labels = F.cross_entropy, torch.arange(batch_size, device=self.device) % 2
+        if isinstance(self.model, SegmentationModel):
+            loss_of, labels = segmentation_loss, labels[:, None, None].expand(-1, *images.shape[-2:])
         mixed = dtype != "float32"
 
         def run() -> None:
             with _kernels(form):
                 with torch.autocast(self.device.type, getattr(torch, dtype), enabled=mixed):
-                    loss = F.cross_entropy(module(images), labels)
+                    loss = loss_of(module(images), labels)
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -159,17 +164,29 @@ def _kernels(form: str) -> Any:
 
 
 def open_model(source: str, image_size: int) -> nn.Module:
-    """A model in evaluation mode on the CPU, by name with random weights, or as it was trained.
+    """A model in evaluation mode on the CPU.
+
+    Args:
+        source: A model's name, for random weights that are always the same; NAME+fpn or NAME+upernet for a segmenter of
+            150 classes over it; a run's best/ folder; or hf-hub:owner/name.
+        image_size: Of models that are made for one size.
 
     The statistics of random weights' BatchNorms are those of noise, so that folding them has something to fold.
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
-        return open_classifier(source).model
-    if not timm.is_model(source):
-        raise unknown("model", source, timm.list_models())
+        return open_segmenter(source).model if task_of(source) == "segmentation" else open_classifier(source).model
+    name, plus, head = source.partition("+")
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    if plus and head not in HEADS:
+        raise unknown("head", head, HEADS)
+    sized = size_argument(name, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = timm.create_model(source, **size_argument(source, image_size))  # type: ignore[arg-type]
+        if head:
+            model: nn.Module = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=dict(sized))
+        else:
+            model = timm.create_model(name, **sized)  # type: ignore[arg-type]
         model.eval()
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]

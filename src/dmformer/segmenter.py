@@ -32,7 +32,7 @@ class SegmenterConfig:
 
     Attributes:
         backbone, backbone_args: For `timm.create_model`.
-        head, head_args: A key of `HEADS`, its width and dropout.
+        head, width, dropout: A key of `HEADS`, and its arguments; None is the head's own width.
         class_names, palette: Names and colours (red, green, blue), in the order of the ids.
         mean, std: Of the red, green and blue values.
         resize: Shorter side in pixels that images are brought to; None keeps their size.
@@ -43,7 +43,8 @@ class SegmenterConfig:
     backbone: str
     backbone_args: dict[str, Any]
     head: str
-    head_args: dict[str, Any]
+    width: int | None
+    dropout: float
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     mean: tuple[float, float, float]
@@ -56,7 +57,13 @@ class SegmenterConfig:
     def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
         """The model, with random weights, or its backbone with those of a classifier."""
         return segmentation_model(
-            self.backbone, len(self.class_names), HEADS[self.head], weights, self.backbone_args, **self.head_args
+            self.backbone,
+            len(self.class_names),
+            HEADS[self.head],
+            weights,
+            self.backbone_args,
+            self.width,
+            self.dropout,
         )
 
 
@@ -100,7 +107,8 @@ def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tenso
         "num_classes": len(config.class_names),
         "model_args": config.backbone_args,
         "head": config.head,
-        "head_args": config.head_args,
+        "width": config.width,
+        "dropout": config.dropout,
         "label_names": config.class_names,
         "palette": config.palette,
         "pretrained_cfg": {"mean": config.mean, "std": config.std},
@@ -146,7 +154,8 @@ def segmenter_config(path: Path) -> SegmenterConfig:
             backbone=stated["architecture"],
             backbone_args=dict(stated["model_args"]),
             head=stated["head"],
-            head_args={key: stated["head_args"][key] for key in ("width", "dropout")},
+            width=_perhaps(stated["width"]),
+            dropout=float(stated["dropout"]),
             class_names=tuple(str(name) for name in stated["label_names"]),
             palette=tuple(_three(int, colour) for colour in stated["palette"]),
             mean=_three(float, stated["pretrained_cfg"]["mean"]),

@@ -192,6 +192,17 @@ def check_evaluation_pairs(
 # ---- finding
 
 
+def class_pixels(pairs: Pairs) -> np.ndarray:
+    """Pixels of each class in the masks, (K)."""
+    K = len(pairs.labels.class_names)
+
+    def count(mask: Path) -> np.ndarray:
+        return np.bincount(pairs.labels(read_mask(mask)).ravel(), minlength=IGNORE + 1)[:K]
+
+    with ThreadPoolExecutor() as threads:
+        return np.sum(list(threads.map(count, pairs.masks)), axis=0)
+
+
 class _Part(NamedTuple):
     pairs: list[tuple[Path, Path]]
     unpaired: list[Fault]

@@ -16,7 +16,7 @@ from ..config_file import find_config, task_of
 from ..data.loaders import StepSampler
 from ..data.mask_transforms import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
 from ..data.masks import IGNORE
-from ..data.pairs import check_pairs, open_pairs
+from ..data.pairs import check_pairs, class_pixels, open_pairs
 from ..display import track
 from ..errors import UserError
 from ..evaluate import count_pixels
@@ -60,6 +60,10 @@ class SegmentationJob:
         self.splits, self.notes = splits, splits.notes
         self.class_names = list(splits.labels.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.class_weights = None
+        if recipe.class_weights == "balanced":
+            counts = torch.from_numpy(class_pixels(splits.train)).float()
+            self.class_weights = 1 / torch.log(1.02 + counts / counts.sum())
         self.every = min(recipe.validate_every, recipe.iterations)
         self.epochs = recipe.iterations // self.every
 
@@ -74,7 +78,8 @@ class SegmentationJob:
             backbone=recipe.model,
             backbone_args={**sized, **regularised, **recipe.parsed_model_args()},
             head=recipe.head,
-            head_args={"width": recipe.width or (256 if recipe.head == "fpn" else 512), "dropout": recipe.dropout},
+            width=recipe.width,
+            dropout=recipe.dropout,
             class_names=self.splits.labels.class_names,
             palette=self.splits.labels.palette,
             mean=recipe.mean,
@@ -134,7 +139,8 @@ class SegmentationJob:
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
         outputs = model(inputs)
-        loss = segmentation_loss(outputs, targets, self.recipe.auxiliary_weight)
+        weights = self.class_weights.to(targets.device) if self.class_weights is not None else None
+        loss = segmentation_loss(outputs, targets, self.recipe.auxiliary_weight, weights)
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         counted = targets != IGNORE
         right = ((logits.argmax(1) == targets) & counted).sum() / counted.sum().clamp(min=1)

@@ -44,6 +44,8 @@ class SegmentationRecipe(Recipe):
     """Range of the random factor on an image's size, before the crop of --image-size."""
     largest_share: float = 0.75
     """Most of a crop that one class may cover; up to ten crops are tried."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs a class that has the share p of the training pixels by 1 / ln(1.02 + p), as ENet does."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue."""
     window: int | None = None
@@ -92,6 +94,7 @@ def camvid() -> SegmentationRecipe:
         ignore_index=(11,),
         image_size=256,
         scale=(0.75, 1.5),
+        class_weights="balanced",
         batch_size=8,
         lr=2e-3,
         lr_batch=8,

@@ -3,6 +3,7 @@
 The heads are segmentation_models_pytorch's and transformers', which a page of code here joins to timm's backbones.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,12 +94,17 @@ def upernet(
     """
     with needs("seg", "UperNet"):
         from transformers import UperNetConfig
-        from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+        from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
     sizes: dict[str, Any] = {"hidden_size": width, "num_labels": num_classes, "auxiliary_in_channels": channels[2]}
     config = UperNetConfig(**sizes)
     head, auxiliary = UperNetHead(config, list(channels)), UperNetFCNHead(config, list(channels))
     for part in (head, auxiliary):
         part.classifier = nn.Sequential(nn.Dropout2d(dropout), part.classifier)  # type: ignore[assignment]
+        for name, module in list(part.named_modules()):
+            if isinstance(module, UperNetConvModule):  # as a sequence, under the same names, its norm can be folded
+                part.set_submodule(name, nn.Sequential(OrderedDict(module.named_children())))
+    for block in head.psp_modules.blocks:
+        block.layers = list(block.children())  # it calls a list of its own
     return SegmentationModel(backbone, head, auxiliary)
 
 
@@ -111,7 +117,8 @@ def segmentation_model(
     head: Callable[..., SegmentationModel] = semantic_fpn,
     weights: dict[str, Tensor] | None = None,
     backbone_args: dict[str, Any] | None = None,
-    **head_args: Any,
+    width: int | None = None,
+    dropout: float = 0.1,
 ) -> SegmentationModel:
     """A backbone of ours or timm's with a head on it.
 
@@ -121,7 +128,8 @@ def segmentation_model(
         head: `semantic_fpn` or `upernet`.
         weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
         backbone_args: For `timm.create_model`.
-        head_args: `width` and `dropout` of the head.
+        width: Of the head; None is its own.
+        dropout: Of the head.
 
     Raises:
         UserError: A backbone without maps at strides 4, 8, 16 and 32, or without these arguments.
@@ -138,24 +146,31 @@ def segmentation_model(
         raise UserError(
             f"{name} gives maps at strides {', '.join(map(str, strides))}; a segmenter needs 4, 8, 16 and 32."
         )
-    return head(backbone, list(backbone.feature_info.channels())[-4:], num_classes, **head_args)
+    channels, sizes = list(backbone.feature_info.channels())[-4:], {} if width is None else {"width": width}
+    return head(backbone, channels, num_classes, dropout=dropout, **sizes)
 
 
 def segmentation_loss(
-    outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, auxiliary_weight: float = 0.4
+    outputs: Tensor | tuple[Tensor, Tensor],
+    targets: Tensor,
+    auxiliary_weight: float = 0.4,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy, mean over the labelled pixels, plus that of the auxiliary logits by their weight.
+    """Cross entropy, mean over the labelled pixels (by the weights of their classes, if any), plus the auxiliary one.
 
     Args:
         outputs: Logits (B, K, H, W), or with auxiliary ones.
         targets: (B, H, W), ids, `IGNORE` where nothing is known. A batch without a labelled pixel has loss 0.
-        auxiliary_weight: 0.4 in the papers of VAN, SMT and ViTAEv2.
+        auxiliary_weight: Of the auxiliary logits' loss; 0.4 in the papers of VAN, SMT and ViTAEv2.
+        class_weights: (K), None for equal ones.
     """
     logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
-    labelled = (targets != IGNORE).sum().clamp(min=1)
+    labelled = targets != IGNORE
+    total = labelled.sum() if class_weights is None else class_weights[targets.where(labelled, 0)][labelled].sum()
 
     def loss(logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum") / labelled
+        summed = F.cross_entropy(logits.float(), targets, class_weights, ignore_index=IGNORE, reduction="sum")
+        return summed / total.clamp(min=1e-6)
 
     return loss(logits) + sum(auxiliary_weight * loss(other) for other in others)
 

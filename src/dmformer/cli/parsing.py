@@ -1,0 +1,56 @@
+"""Arguments read into dataclasses; a mistake is told in one line with the nearest names."""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from ..errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: type[T], arguments: Sequence[str], command: str, description: str | None = None, default: Any = None
+) -> T:
+    """Read options into a dataclass; a mistake is a UserError with the nearest names."""
+    import tyro
+
+    known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]  # type: ignore[arg-type]
+    accepted = {"--help", *known, *(option.replace("--", "--no-") for option in known)}
+    for option in (a.partition("=")[0] for a in arguments if a.startswith("--")):
+        if option.replace("_", "-") not in accepted:
+            raise unknown("option", option, known)
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            options, rest = tyro.cli(
+                kind,
+                prog=f"dmformer {command}",
+                description=description or inspect.getdoc(kind),
+                args=list(arguments),
+                **({} if default is None else {"default": default}),
+                return_unknown_args=True,
+                config=(tyro.conf.PositionalRequiredArgs,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = " ".join(line.strip("│ ").strip() for line in output.getvalue().splitlines()[1:])
+        raise UserError(f"{text.split('───')[0].strip()} See dmformer {command} --help.") from None
+    if rest and not rest[0].startswith("-"):
+        raise UserError(f"'{rest[0]}' stands where no name is expected: names come first, then options.")
+    if rest:
+        raise unknown("option", rest[0].partition("=")[0], known)
+    return options
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
