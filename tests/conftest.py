@@ -1,13 +1,15 @@
 """Small sets of made photos, and a small recipe to train on them."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dmformer.recipes import ClassificationRecipe, SegmentationRecipe
+from dmformer.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 
 COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
 
@@ -16,6 +18,24 @@ def make_photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = 
     """Noise around a colour."""
     noise = np.random.default_rng(seed).normal(0, 30, (size[1], size[0], 3))
     return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+def train_on_two_processes(recipe: Recipe, folder: Path) -> None:
+    """Train as torchrun does it with two processes on the CPU; `batch_size` is each one's."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    (folder / "train.py").write_text(
+        "import sys; from pathlib import Path; from dmformer.recipes import read_recipe; "
+        "from dmformer.train import train; train(read_recipe(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(folder / "train.py"), str(folder / "recipe.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import train_on_two_processes
 from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import nn
@@ -409,20 +408,7 @@ def test_two_processes_validate_and_report_as_one(mask_recipe, tmp_path):
     """With a learning rate of 0 the weights stay; each process scores its share of the images, and they add up."""
     still = replace(mask_recipe, iterations=2, validate_every=2, lr=0.0, lr_min=0.0, ema=None, freeze=4)
     one = train(replace(still, name="one"))
-    (tmp_path / "two.yaml").write_text(replace(still, name="two", batch_size=2).to_yaml())
-    (tmp_path / "two.py").write_text(
-        "import sys; from pathlib import Path; from dmformer.recipes import read_recipe; "
-        "from dmformer.train import train; train(read_recipe(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "two.py"), str(tmp_path / "two.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two_processes(replace(still, name="two", batch_size=2), tmp_path)
     rows = []
     for name in ("one", "two"):
         with (Path(still.out) / name / "metrics.csv").open() as file:

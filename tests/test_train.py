@@ -4,8 +4,6 @@ import csv
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import train_on_two_processes
 from safetensors.torch import load_file
 
 import dmformer.jobs.classification
@@ -305,23 +304,7 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
     """Two half batches on two processes move the weights as one batch on one (BatchNorm's statistics kept out)."""
     plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4)
     one = train(replace(plain, name="one", batch_size=8))
-    for name, value in {"two": plain}.items():
-        (tmp_path / f"{name}.yaml").write_text(replace(value, name=name, batch_size=4).to_yaml())
-    code = (
-        "import sys; from pathlib import Path; from dmformer.recipes import read_recipe; "
-        "from dmformer.train import train; "
-        "train(read_recipe(Path(sys.argv[1])))"
-    )
-    (tmp_path / "two.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "two.py"), str(tmp_path / "two.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)
     a, b = final_weights(one.folder), final_weights(Path(recipe.out) / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
