@@ -29,6 +29,7 @@ from dmformer.predict import predict_masks
 from dmformer.recipes import RECIPES, read_recipe
 from dmformer.segmenter import open_segmenter
 from dmformer.tasks.segmentation import (
+    likeliest,
     predict_probabilities,
     segmentation_loss,
     segmentation_model,
@@ -157,6 +158,17 @@ def test_scales_and_flip_average_probabilities():
     torch.testing.assert_close(predict_probabilities(model, x, scales=(1.0, 1.5)), (one + back) / 2)
 
 
+@pytest.mark.parametrize("at_once", [1, 5 * 30 * 20, 10**9])
+def test_likeliest_class_is_found_some_classes_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr(dmformer.tasks.segmentation, "AT_ONCE", at_once)
+    probabilities = seeded_images(1, 12, 15, 10).softmax(1)
+    larger = nn.functional.interpolate(probabilities, (30, 20), mode="bilinear", align_corners=False)
+    targets = torch.randint(0, 12, (1, 30, 20), generator=torch.Generator().manual_seed(0))
+    ids, wanted = likeliest(probabilities, (30, 20), targets)
+    assert torch.equal(ids, larger.argmax(1))
+    torch.testing.assert_close(wanted, larger.gather(1, targets[:, None])[:, 0])
+
+
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
 def test_fused_segmenter_agrees(head):
     model = segmentation_model("dmformer_n", 4, head, backbone_args=TINY, width=64).train()
@@ -203,7 +215,7 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     for i in range(5):
         stored = np.asarray(Image.open(scenes / "annotations" / "test" / f"{i}.png"))
         truth = map_labels(stored, 3, ignore_index=(3,))
-        found = segmenter.probabilities(Image.open(scenes / "images" / "test" / f"{i}.png")).argmax(0).numpy()
+        found = segmenter.segment(Image.open(scenes / "images" / "test" / f"{i}.png")).numpy()
         truths.append(truth[truth != IGNORE])
         predictions.append(found[truth != IGNORE])
     truth, prediction = np.concatenate(truths), np.concatenate(predictions)
@@ -219,7 +231,7 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     fused = np.asarray(Image.open(made[0].mask))
     with Image.open(made[0].overlay) as laid_over:
         assert laid_over.size == fused.shape[::-1]
-    plain = segmenter.probabilities(Image.open(scenes / "images" / "test" / "0.png")).argmax(0).numpy()
+    plain = segmenter.segment(Image.open(scenes / "images" / "test" / "0.png")).numpy()
     assert (fused == plain).mean() > 0.999
     assert made[0].shares[0][1] == pytest.approx((fused == ["sky", "ground", "box"].index(made[0].shares[0][0])).mean())
     with pytest.raises(UserError, match=r"overlay\.png exists already"):

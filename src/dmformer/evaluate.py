@@ -19,7 +19,7 @@ from .errors import UserError
 from .recipes import ClassificationRecipe
 from .segmenter import open_segmenter
 from .tasks.classification import Scores, score
-from .tasks.segmentation import predict_probabilities, resized
+from .tasks.segmentation import likeliest, predict_probabilities
 from .tasks.segmentation_scores import SegmentationScores, score_masks
 
 
@@ -148,11 +148,13 @@ def count_pixels(
     for image, mask, position in loader:
         image = image.to(device, memory_format=torch.channels_last, non_blocking=True)
         found = predict_probabilities(model, image, window, scales=scales, flip=flip)
-        found, mask = resized(found, mask.shape[-2:]), mask.to(device)
+        mask = mask.to(device)
+        labelled = mask != IGNORE
+        ids, likelihood = likeliest(found, mask.shape[-2:], mask.where(labelled, 0))
+        assert likelihood is not None
         arguments = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
-        confusion = multiclass_confusion_matrix(found.argmax(1), mask, **arguments).cpu()  # type: ignore[arg-type]
-        likelihood = found.gather(1, mask.where(mask != IGNORE, 0)[:, None])[:, 0].clamp(min=1e-12)
-        loss -= float(likelihood.log().where(mask != IGNORE, 0).sum())
+        confusion = multiclass_confusion_matrix(ids, mask, **arguments).cpu()  # type: ignore[arg-type]
+        loss -= float(likelihood.clamp(min=1e-12).log()[labelled].sum())
         total += confusion
         images.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
         positions.append(int(position))

@@ -117,7 +117,7 @@ def predict_masks(
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue
-            ids = segmenter.probabilities(image, window, scales, flip).argmax(0).byte().cpu()
+            ids = segmenter.segment(image, window, scales, flip)
             overlay_file, mask_file = _mask_files(places[name])
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
             _save(overlay(image, ids.numpy(), palette), overlay_file)

@@ -17,7 +17,7 @@ from .data.mask_transforms import PairTransform, eval_transform
 from .data.masks import IGNORE
 from .errors import UserError
 from .files import whole_file, write_whole
-from .tasks.segmentation import HEADS, SegmentationModel, predict_probabilities, resized, segmentation_model
+from .tasks.segmentation import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
 from .weights import compare, read_state_dict, sentence
 
 Number = TypeVar("Number", int, float)
@@ -88,12 +88,19 @@ class Segmenter:
     def probabilities(
         self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> Tensor:
-        """Probabilities (K, H, W) of every pixel of an image, on the model's device; see `predict_probabilities`."""
+        """Probabilities (K, H', W') of every pixel of the transformed image, on the model's device."""
         device = next(self.model.parameters()).device
         prepare: Any = self.transform()
         x = prepare(image)[None].to(device, memory_format=torch.channels_last)
         found = predict_probabilities(self.model, x, window or self.config.window, scales=scales, flip=flip)  # type: ignore[arg-type]
-        return resized(found, (image.height, image.width))[0]
+        return found[0]
+
+    def segment(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> Tensor:
+        """The likeliest class (H, W), uint8 on the CPU, of every pixel of an image; see `predict_probabilities`."""
+        found = self.probabilities(image, window, scales, flip)[None]
+        return likeliest(found, (image.height, image.width))[0][0].byte().cpu()
 
 
 def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:

@@ -190,7 +190,7 @@ class SegmentationJob:
 
         def triptych(i: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
             image, truth = shown.picture(counts.positions[i])
-            return image, truth, segmenter.probabilities(image).argmax(0).byte().cpu().numpy()
+            return image, truth, segmenter.segment(image).numpy()
 
         write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
         write_segmentation_report(

@@ -20,6 +20,9 @@ from ..extras import needs
 
 STRIDES = [4, 8, 16, 32]
 
+AT_ONCE = 2**26
+"""Numbers of an image's probabilities that are brought to its size at once: 256 MB."""
+
 
 class SegmentationModel(nn.Module):
     """A backbone and a head: (B, 3, H, W) -> logits (B, K, H, W), for images of any size.
@@ -207,6 +210,32 @@ def predict_probabilities(
             total = probabilities if total is None else total + probabilities
     assert total is not None
     return total / (len(scales) * (1 + flip))
+
+
+def likeliest(
+    probabilities: Tensor, size: Sequence[int], targets: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (1, K, h, w), brought to another size -> the likeliest class (1, H, W) of every pixel.
+
+    Some classes at a time: all of ADE20K's for a photo of 12 megapixels would take 7 GB.
+
+    Args:
+        probabilities: Of the classes.
+        size: H and W.
+        targets: (1, H, W), ids of classes whose probability (1, H, W) is wanted too.
+    """
+    step = max(AT_ONCE // (size[0] * size[1]), 1)
+    best, ids, wanted = torch.zeros(()), torch.zeros((), dtype=torch.int64), None
+    for first, part in zip(range(0, probabilities.shape[1], step), probabilities.split(step, 1), strict=True):
+        part = resized(part, size)
+        value, place = part.max(1)
+        ids = torch.where(value > best, place + first, ids) if first else place
+        best = torch.maximum(value, best) if first else value
+        if targets is not None:
+            inside = (targets >= first) & (targets < first + part.shape[1])
+            found = part.gather(1, (targets - first).where(inside, 0)[:, None])[:, 0]
+            wanted = found if wanted is None else found.where(inside, wanted)
+    return ids, wanted
 
 
 def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | None, stride: int | None) -> Tensor:
