@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate.utils import set_seed
 from conftest import train_on_two_processes
 from PIL import Image
 from sklearn.metrics import jaccard_score
@@ -23,7 +24,7 @@ from dmformer.cli import main
 from dmformer.data.loaders import StepSampler
 from dmformer.data.masks import IGNORE, map_labels
 from dmformer.errors import UserError
-from dmformer.evaluate import evaluate, evaluate_masks
+from dmformer.evaluate import count_pixels, evaluate, evaluate_masks
 from dmformer.jobs.segmentation import SegmentationJob
 from dmformer.predict import predict_masks
 from dmformer.recipes import RECIPES, read_recipe
@@ -259,10 +260,8 @@ def test_resumed_run_equals_one_never_stopped(mask_recipe, monkeypatch, steps):
     assert whole.scores == again.scores
 
 
-def test_two_processes_score_as_one(mask_recipe, tmp_path):
-    """The same weights, validated by one process and by two, which share uneven images out."""
-    from dmformer.evaluate import count_pixels
-
+def test_shares_of_the_images_add_up(mask_recipe):
+    """The loaders of three processes, which four images do not fill evenly, together give what one gives."""
     job = SegmentationJob(with_normalisation(mask_recipe))
     model, _ = job.build_model()
     device = torch.device("cpu")
@@ -288,7 +287,10 @@ def test_starting_weights(mask_recipe, tmp_path):
     four = replace(recipe, weights=str(run.folder / "best"), classes=("a", "b", "c", "d"), ignore_index=(255,))
     model, _ = SegmentationJob(four).build_model()
     assert model.head[-1].weight.shape[0] == 4
-    assert torch.equal(model.head[0].p5.weight, start.head[0].p5.weight)
+    other = {n for n, t in model.state_dict().items() if not torch.equal(t, start.state_dict()[n])}
+    assert other == {"head.1.weight", "head.1.bias"}
+    with pytest.raises(UserError, match="is of another model: it has head"):
+        SegmentationJob(replace(four, weights=str(run.folder / "best"), width=128)).build_model()
     with pytest.raises(UserError, match="is dmformer_n with fpn"):
         SegmentationJob(replace(recipe, weights=str(run.folder / "best"), head="upernet")).build_model()
 
@@ -299,6 +301,65 @@ def test_frozen_stages_stay(mask_recipe):
     moving = {name.split(".")[1] for name, p in model.backbone.named_parameters(prefix="b") if p.requires_grad}
     assert frozen
     assert moving == {"stages_2", "stages_3"}
+    run = train(replace(mask_recipe, freeze=2, ema=None))
+    set_seed(mask_recipe.seed)
+    start, end = job.build_model()[0].state_dict(), open_segmenter(str(run.folder)).model.state_dict()
+    names = [name for name in start if name.startswith("backbone.")]
+    changed = {name.split(".")[1] for name in names if not torch.equal(start[name], end[name])}
+    assert changed == {"stages_2", "stages_3"}  # weights and BatchNorm's statistics
+
+
+@pytest.mark.parametrize("head", ["fpn", "upernet"])
+def test_backbones_of_one_size_take_any_image(mask_recipe, head):
+    """Swin, made for crops of 64 px: validated on images of 40 x 56 and 48 x 64, predicted at any scale."""
+    swin = replace(mask_recipe, model="swin_tiny_patch4_window7_224", model_args=(), image_size=64, head=head)
+    run = train(replace(swin, iterations=1, ema=None))
+    segmenter = open_segmenter(str(run.folder))
+    for size in ((20, 31), (64, 64), (100, 150)):
+        assert segmenter.segment(Image.new("RGB", size), scales=(0.5, 1.0), window=96).shape == size[::-1]
+    with pytest.raises(UserError, match="a multiple of 32"):
+        SegmentationJob(with_normalisation(replace(swin, image_size=72))).build_model()
+    decayed = Trainer(replace(swin, name="other")).optimizer.param_groups
+    tables = {p.shape for n, p in segmenter.model.named_parameters() if n.endswith("relative_position_bias_table")}
+    assert tables
+    assert not any(p.shape in tables for group in decayed if group["weight_decay"] for p in group["params"])
+
+
+def test_norms_of_timm_keep_their_activations_when_shared():
+    model = segmentation_model("efficientnet_b0", 3, upernet, width=64).eval()
+    x = seeded_images(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(dmformer.train.convert_sync_batchnorm(model)(x), model(x))
+
+
+def test_a_run_resumes_with_its_own_rounds(mask_recipe):
+    train(replace(mask_recipe, iterations=4, validate_every=2))
+    with pytest.raises(UserError, match=r"rounds of 2 iterations, not 4.*--validate-every 2"):
+        train(replace(mask_recipe, iterations=8, validate_every=4, resume=True))
+    longer = train(replace(mask_recipe, iterations=8, validate_every=2, resume=True))
+    assert (longer.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == "8"
+
+
+def test_splits_without_labels(mask_recipe, scenes):
+    for path in (scenes / "annotations" / "test").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
+    run = train(mask_recipe)
+    assert run.split == "validation"
+    with pytest.raises(UserError, match="no mask has a labelled pixel"):
+        evaluate_masks(str(run.folder), str(scenes))
+    for path in (scenes / "annotations" / "validation").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
+    with pytest.raises(UserError, match="no validation mask has a labelled pixel"):
+        SegmentationJob(with_normalisation(mask_recipe))
+
+
+def test_truncated_images_are_found_before_training_and_named_in_the_report(mask_recipe, scenes):
+    torn = scenes / "images" / "training" / "0.png"
+    torn.write_bytes(torn.read_bytes()[:-900])
+    with pytest.raises(UserError, match=r"images/training/0\.png"):
+        train(mask_recipe)
+    run = train(replace(mask_recipe, max_broken=0.2, overwrite=True))
+    assert "images/training/0.png" in run.report.read_text(encoding="utf-8")
 
 
 def test_papers_recipes():
@@ -334,6 +395,7 @@ def test_learning_rate_warms_up_and_falls_as_stated(mask_recipe):
         (["--data", "DATA", "--width", "100"], "multiple of 64"),
         (["--data", "DATA", "--head", "mask2former"], "head"),
         (["--data", "DATA", "--epochs", "3"], "unknown option '--epochs'"),
+        (["--data", "DATA", "--head", "upernet", "--batch-size", "1"], "--batch-size 2 or more"),
         (["--data", "DATA", "--layer-decay", "0.8"], "--layer-decay is for classification"),
         (["--data", "DATA", "--model", "vitae_t"], "a segmenter needs 4, 8, 16 and 32"),
         ([], "--data FOLDER"),
@@ -367,6 +429,7 @@ def test_command_line(mask_recipe, scenes, tmp_path, capsys):
         (["predict", best, photos, "--batch-size", "2", "--out", str(tmp_path / "n")], "--batch-size is for class"),
         (["predict", best, photos, "--window", "8"], "32 or more"),
         (["eval", best], "--data FOLDER"),
+        (["eval", best, "--data", str(scenes), "--split", "train"], "--split is for classifiers"),
         (["eval", best, "--data", "nowhere"], "nowhere does not exist"),
         (["bench", "dmformer_n+unet"], "unknown head 'unet'"),
     ):
@@ -388,6 +451,7 @@ def test_command_line(mask_recipe, scenes, tmp_path, capsys):
         {"dropout": None},
         {"label_names": None},
         {"window": "wide"},
+        {"architecture": "hf-hub:nobody/nothing"},
     ],
 )
 def test_hostile_or_damaged_configurations_are_refused(mask_recipe, change):

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 
 from dmformer.data.decode import BrokenImageError
 from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
+from dmformer.data.loaders import StepSampler
 from dmformer.data.mask_transforms import (
     PairSet,
     PairTransform,
@@ -537,10 +538,10 @@ def test_cut_images_are_found_where_they_are_scored(pairs):
     for i in (0, 5):
         pairs.images[i].write_bytes(pairs.images[i].read_bytes()[:-200])
     checked, faults = check_pairs(splits, 32, 0.5)
-    assert [name for name, _ in faults] == ["images/5.jpg"]
-    assert "truncated" in faults[0][1]
-    assert (len(checked.train), checked.test) == (4, None)
-    assert PairSet(checked.train, small_transform(), training=True, seed=0)[0, 0][2] == ~0
+    assert [name for name, _ in faults] == ["images/0.jpg", "images/5.jpg"]
+    assert all("truncated" in reason for _, reason in faults)
+    assert (len(checked.train), checked.test) == (3, None)
+    assert PairSet(splits.train, small_transform(), training=True, seed=0)[0, 0][2] == ~0  # broken since it was checked
 
 
 def splits_of(pairs: Pairs) -> PairSplits:
@@ -785,7 +786,8 @@ def small_transform():
 
 def test_batches_depend_on_seed_epoch_and_position_alone(pairs):
     def epoch(number: int, workers: int, seed: int = 0) -> list[torch.Tensor]:
-        loader = train_pairs_loader(pairs, small_transform(), 2, workers, seed)
+        sampler = StepSampler(len(pairs), 2, seed=seed)
+        loader = train_pairs_loader(pairs, small_transform(), sampler, workers, seed)
         loader.batch_sampler.epoch = number  # type: ignore[union-attr]
         return [torch.cat(column) for column in zip(*loader, strict=True)]
 
@@ -800,11 +802,13 @@ def test_batches_depend_on_seed_epoch_and_position_alone(pairs):
 
 
 def test_processes_share_the_batches(pairs):
-    whole = next(iter(train_pairs_loader(pairs, small_transform(), 4, 0)))
-    parts = [next(iter(train_pairs_loader(pairs, small_transform(), 2, 0, rank=rank, world=2))) for rank in range(2)]
+    def first(*sampling: int) -> list[torch.Tensor]:
+        return next(iter(train_pairs_loader(pairs, small_transform(), StepSampler(6, *sampling, seed=0), 0)))
+
+    whole, parts = first(4), [first(2, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
     batches: list = [[(7, 3)], [(7, 3), (8, 3)]]
-    mine = list(train_pairs_loader(pairs, small_transform(), 4, 0, sampler=batches))  # type: ignore[arg-type]
+    mine = list(train_pairs_loader(pairs, small_transform(), batches, 0))  # type: ignore[arg-type]
     assert [batch[2].tolist() for batch in mine] == [[3], [3, 3]]
     assert torch.equal(mine[0][0][0], mine[1][0][0])
     assert not torch.equal(mine[1][0][0], mine[1][0][1])
@@ -859,7 +863,9 @@ def test_camvid(shared_data):
     assert checked.labels.palette == CAMVID.palette
     assert len(open_evaluation_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))) == 233
     transform = train_transform(240, None, (0.5, 2.0), 0.5, True, 0.75, MEAN, STD)
-    images, ids, _ = next(iter(train_pairs_loader(checked.train, transform, 8, 0)))
+    images, ids, _ = next(
+        iter(train_pairs_loader(checked.train, transform, StepSampler(len(checked.train), 8, seed=0), 0))
+    )
     assert images.shape == (8, 3, 240, 240)
     assert set(ids.unique().tolist()) <= {*range(11), IGNORE}
     remedy = r"ids run from 0 to 11: ADE20K .*; or give --ignore-index 11 if 11 means unlabelled"

@@ -1,7 +1,6 @@
 """What a recipe makes of names and numbers: the model, its frozen parts, its normalisation."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
@@ -9,7 +8,7 @@ from timm.models import PretrainedCfg
 from timm.optim import list_optimizers
 from torch import nn
 
-from .config_file import read_config
+from .config_file import find_config, read_config
 from .errors import UserError, first_line, unknown
 from .recipes import ClassificationRecipe, Recipe
 from .weights import load_weights
@@ -65,8 +64,8 @@ def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with the mean and deviation that its weights, or else its model, are to be used with."""
     cfg: Any = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) or PretrainedCfg()
     mean, std = cfg.mean, cfg.std
-    if recipe.weights and (Path(recipe.weights) / "config.json").is_file():
-        stated = read_config(Path(recipe.weights) / "config.json").get("pretrained_cfg", {})
+    if recipe.weights and (path := find_config(recipe.weights)).is_file():
+        stated = read_config(path).get("pretrained_cfg", {})
         mean, std = stated.get("mean", mean), stated.get("std", std)
     return replace(recipe, mean=recipe.mean or tuple(mean), std=recipe.std or tuple(std))
 

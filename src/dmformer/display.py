@@ -48,8 +48,8 @@ class Display:
         self.bar.update(self.task, description=description, completed=done, total=total, figures=figures)
 
 
-def track(items: Iterable[Any], description: str) -> Iterator[Any]:
-    """Iterate with a progress bar on a terminal, silently elsewhere."""
+def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
+    """Iterate with a progress bar on a terminal, silently elsewhere and where it is not enabled."""
     total = len(items) if isinstance(items, Sized) else None
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(console=console, disable=not enabled or not console.is_terminal, transient=True) as bar:
         yield from bar.track(items, total=total, description=description)

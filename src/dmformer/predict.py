@@ -101,7 +101,10 @@ def predict_masks(
         UserError: A path that does not exist, a folder without images, no segmenter, a file in the way.
     """
     places = dict(_places(photos, Path(out)))
+    legend_file = Path(out) / "legend.png"
     taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]
+    if legend_file.exists() and not any(Path(out).rglob("*.overlay.png")):
+        taken.append(legend_file)  # somebody else's
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
     segmenter = open_segmenter(source) if isinstance(source, str) else source
@@ -110,7 +113,7 @@ def predict_masks(
     segmenter = replace(segmenter, model=fuse(segmenter.model))
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        _save(legend(names, palette), Path(out) / "legend.png")
+        _save(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
                 image = decode(_content(name))

@@ -26,6 +26,8 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)
     """Positions of training images that could not be read."""
+    updates: int = 0
+    """Steps of the weights in an epoch."""
 
     def add(self, figures: dict[str, float]) -> None:
         """Count a step and its figures in."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
@@ -155,7 +156,7 @@ def segmenter_config(path: Path) -> SegmenterConfig:
     """Read a config.json that `save_segmenter` wrote; UserError for anything else."""
     stated = read_config(path)
     try:
-        if stated["head"] not in HEADS:
+        if stated["head"] not in HEADS or not timm.is_model(stated["architecture"]):
             raise ValueError
         config = SegmenterConfig(
             backbone=stated["architecture"],

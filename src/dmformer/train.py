@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, send_to_device, set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -102,7 +103,9 @@ class Trainer:
         set_seed(recipe.seed)
         self.bare, self.frozen = job.build_model()
         if recipe.sync_batchnorm and self.world > 1:
-            self.bare = nn.SyncBatchNorm.convert_sync_batchnorm(self.bare)
+            if not on_gpu:
+                raise UserError("--sync-batchnorm works on GPUs only: give --no-sync-batchnorm here.")
+            self.bare = convert_sync_batchnorm(self.bare)  # timm's own norms keep their activations
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.layout = layout
         self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
@@ -129,6 +132,8 @@ class Trainer:
         self.steps = len(self.loader) // recipe.accumulate * recipe.accumulate
         if self.steps == 0:
             raise UserError(f"{job.images[0]} training images are too few for one batch: lower --batch-size.")
+        if job.images[1] < self.world:
+            raise UserError(f"{job.images[1]} validation images are fewer than the {self.world} processes.")
         self.updates = self.steps // recipe.accumulate
         self.scheduler: Any = create_scheduler_v2(
             self.optimizer,
@@ -142,8 +147,10 @@ class Trainer:
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
         if recipe.resume:
             accelerator.load_state(str(self.folder / "last"))
+            job.check_resumed(self.progress, self.updates)
         elif accelerator.is_main_process:
             clear(self.folder)
+        self.progress.updates = self.updates
         if accelerator.is_main_process:
             write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
@@ -191,7 +198,7 @@ class Trainer:
             rate = images / (time.perf_counter() - started)
             means = "  ".join(f"{name} {progress.mean(name):.3f}" for name in progress.sums)
             display.step(
-                f"epoch {progress.epoch + 1}/{epochs}",
+                f"{self.job.unit} {progress.epoch + 1}/{epochs}",
                 progress.epoch * self.steps + step + 1,
                 epochs * self.steps,
                 f"{means}  {rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
@@ -277,19 +284,19 @@ class Trainer:
 
     def _stop_now(self) -> None:
         raise Stopped(
-            f"stopped in epoch {self.progress.epoch + 1} of {self.job.epochs}, state saved; "
+            f"stopped in {self.job.unit} {self.progress.epoch + 1} of {self.job.epochs}, state saved; "
             f"go on with: dmformer train --resume --out {self.recipe.out} --name {self.recipe.name}",
             self.stop[0] if self.stop else signal.SIGTERM,
         )
 
     def _not_finite(self, loss: float) -> None:
         progress = self.progress
-        saved = "the last epoch's state is in"
+        saved = f"the last {self.job.unit}'s state is in"
         if self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
             self._save()
             saved = "the state before this step is in"
         raise UserError(
-            f"the loss is {loss} at step {progress.step + 1} of epoch {progress.epoch + 1}, learning rate "
+            f"the loss is {loss} at step {progress.step + 1} of {self.job.unit} {progress.epoch + 1}, learning rate "
             f"{self.optimizer.param_groups[-1]['lr']:.2g}; {saved} {self.folder / 'last'}. "
             "Try a lower --lr, --clip-grad 1, a longer warm-up, or --precision no."
         )
@@ -302,7 +309,7 @@ class Trainer:
         return (
             f"{recipe.model}, {parameters:.2f} M trained parameters, on {train} images of "
             f"{len(job.class_names)} classes at {recipe.image_size} px ({val} to validate{held_out}); "
-            f"{job.epochs} epochs of {self.steps} steps on {self.accelerator.device.type}"
+            f"{job.epochs} {job.unit}s of {self.steps} steps on {self.accelerator.device.type}"
             f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
         )
 

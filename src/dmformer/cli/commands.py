@@ -125,6 +125,7 @@ def _eval(arguments: list[str]) -> None:
 
 
 def _eval_masks(options: EvalOptions) -> None:
+    refuse_options(options, EvalOptions, ("split", "data_root", "batch_size"), "classifiers; this is a segmenter")
     if options.data is None:
         raise UserError("name the images to score on: --data FOLDER.")
     for place in (options.data, options.masks):
@@ -216,10 +217,7 @@ def _predict_masks(options: PredictOptions) -> None:
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    header, rows = (
-        ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "share")), "written"],
-        [],
-    )
+    rows = []
     for p in found:
         cells: list[Any] = [cell for pair in p.shares[: options.top] for cell in pair]
         rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or p.overlay])

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from .decode import BrokenImageError, decode
-from .loaders import StepSampler, loader_options, seeded
+from .loaders import loader_options, seeded
 from .masks import IGNORE, StrangeLabelError, read_mask
 from .pairs import Pairs
 
@@ -194,26 +194,29 @@ class ShareSampler(Sampler[list[tuple[int, int]]]):
 def train_pairs_loader(
     pairs: Pairs,
     transform: PairTransform,
-    batch_size: int,
+    sampler: Sampler[list[tuple[int, int]]],
     workers: int | None = None,
     seed: int = 0,
-    rank: int = 0,
-    world: int = 1,
     pin_memory: bool = False,
-    sampler: Sampler[list[tuple[int, int]]] | None = None,
 ) -> DataLoader:
-    """A loader of shuffled, augmented `PairBatch`es; its `batch_sampler` is `sampler`, or else a `StepSampler`."""
-    sampler = sampler or StepSampler(len(pairs), batch_size, rank, world, seed)
+    """Batches of images, ids and positions, in the order of a sampler of (epoch, position)."""
     dataset = PairSet(pairs, transform, training=True, seed=seed)
     return DataLoader(dataset, batch_sampler=sampler, **loader_options(workers, pin_memory))
 
 
 def eval_pairs_loader(
-    pairs: Pairs, transform: PairTransform, workers: int | None = None, rank: int = 0, world: int = 1
+    pairs: Pairs,
+    transform: PairTransform,
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader of whole images in order, one a batch, for they differ in size; every process has its own of them."""
+    """Batches of one image, its ids and its position; process `rank` of `world` gets every so manieth, none twice."""
     dataset = PairSet(pairs, transform, training=False, seed=0)
-    return DataLoader(dataset, batch_sampler=ShareSampler(len(pairs), rank, world), **loader_options(workers, False))
+    return DataLoader(
+        dataset, batch_sampler=ShareSampler(len(pairs), rank, world), **loader_options(workers, pin_memory)
+    )
 
 
 def _to_tensors(mean: Sequence[float], std: Sequence[float]) -> Sequence[v2.Transform]:

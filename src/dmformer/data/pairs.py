@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from ..drawing import default_palette
 from ..errors import UserError
@@ -146,9 +145,9 @@ def check_pairs(
 ) -> tuple[PairSplits, list[Fault]]:
     """Look at every pair before training: can both be read, are they of one size, is every id a class or ignored.
 
-    Masks are read whole, and the images to be scored on; of training images only the header is, since one that breaks
-    later is replaced. Faulty pairs are left out. Notes are added about images smaller than the crop, about classes that
-    no training mask holds, and about what the faults look like.
+    Images and masks are read whole. Faulty pairs are left out, and a test split without a labelled pixel. Notes are
+    added about images smaller than the crop, about classes that no training mask holds, and about what the faults look
+    like.
 
     Args:
         splits: What was opened.
@@ -163,12 +162,18 @@ def check_pairs(
         UserError: More faulty pairs than that, with the first of them and what may mend it; or none left.
     """
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    checked, faults, looks, hints = _check(parts, [False, True, True], max_broken, progress)
+    checked, faults, looks, hints = _check(parts, max_broken, progress)
     for part, name in zip(checked, ("training", "validation"), strict=False):
         if not len(part):
             raise UserError(f"no {name} pair is left: {_listed(faults, 5)}")
+    for part, seen, name in zip(checked, looks, ("training", "validation"), strict=False):
+        if not _labelled(part, seen):
+            raise UserError(f"no {name} mask has a labelled pixel: all ids are ignored.")
     test = checked[2] if len(checked) > 2 and len(checked[2]) else None
     notes = [*splits.notes, *hints, *_notes(splits.train, looks[0], crop)]
+    if test is not None and not _labelled(test, looks[2]):
+        test = None
+        notes.append("no test mask has a labelled pixel: the report is about validation")
     return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes), faults
 
 
@@ -181,15 +186,14 @@ def check_evaluation_pairs(
         The pairs without the faulty ones, these, and notes about what they look like.
 
     Raises:
-        UserError: More than the share `max_broken` is faulty, or none is left.
+        UserError: More than the share `max_broken` is faulty, or none is left, or none has a labelled pixel.
     """
-    (checked,), faults, _, hints = _check([pairs], [True], max_broken, progress)
+    (checked,), faults, (seen,), hints = _check([pairs], max_broken, progress)
     if not len(checked):
         raise UserError(f"no pair is left to be scored: {_listed(faults, 5)}")
+    if not _labelled(checked, seen):
+        raise UserError("no mask has a labelled pixel to be scored: all ids are ignored.")
     return checked, faults, hints
-
-
-# ---- finding
 
 
 def class_pixels(pairs: Pairs) -> np.ndarray:
@@ -201,6 +205,9 @@ def class_pixels(pairs: Pairs) -> np.ndarray:
 
     with ThreadPoolExecutor() as threads:
         return np.sum(list(threads.map(count, pairs.masks)), axis=0)
+
+
+# ---- finding
 
 
 class _Part(NamedTuple):
@@ -471,15 +478,21 @@ class _Look(NamedTuple):
     strange: tuple[int, ...] = ()
 
 
+def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
+    """Whether any mask that was looked at has a pixel of a class."""
+    stored = np.array(sorted({i for look in seen if not look.reason for i in look.stored}), dtype=np.int64)
+    return bool((pairs.labels(stored) != IGNORE).any())
+
+
 def _check(
-    parts: Sequence[Pairs], decoded: Sequence[bool], max_broken: float, progress: Progress
+    parts: Sequence[Pairs], max_broken: float, progress: Progress
 ) -> tuple[list[Pairs], list[Fault], list[list[_Look]], list[str]]:
-    """Look at some parts, and at all of the images of those that are to be `decoded`.
+    """Look at some parts.
 
     Returns:
         The parts without faulty pairs, the faults, every look, and hints at what may mend the faults.
     """
-    looks = _look_at_all(parts, decoded, progress)
+    looks = _look_at_all(parts, progress)
     faults, checked = [], []
     for part, seen in zip(parts, looks, strict=True):
         faults += [*part.unpaired, *((part.name(i), look.reason) for i, look in enumerate(seen) if look.reason)]
@@ -492,9 +505,9 @@ def _check(
     return checked, faults, looks, hints
 
 
-def _look_at_all(parts: Sequence[Pairs], decoded: Sequence[bool], progress: Progress) -> list[list[_Look]]:
+def _look_at_all(parts: Sequence[Pairs], progress: Progress) -> list[list[_Look]]:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        jobs = ((part, i, whole) for part, whole in zip(parts, decoded, strict=False) for i in range(len(part)))
+        jobs = ((part, i) for part in parts for i in range(len(part)))
         futures = [pool.submit(_look, *job) for job in jobs]
         try:
             looks = iter([future.result() for future in progress(futures)])
@@ -504,9 +517,10 @@ def _look_at_all(parts: Sequence[Pairs], decoded: Sequence[bool], progress: Prog
     return [[next(looks) for _ in range(len(part))] for part in parts]
 
 
-def _look(pairs: Pairs, i: int, decoded: bool) -> _Look:
+def _look(pairs: Pairs, i: int) -> _Look:
     try:
-        size = _size_shown(pairs.images[i], decoded)
+        with open(pairs.images[i], "rb") as file:
+            size = decode(file).size
     except Exception as error:  # decoders raise whatever they like on damaged input
         return _Look(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
     try:
@@ -526,18 +540,6 @@ def _look(pairs: Pairs, i: int, decoded: bool) -> _Look:
 def _predicate(error: BrokenImageError) -> str:
     text = str(error)
     return text if text.startswith(("holds", "is a")) else f"cannot be read: {text}"
-
-
-def _size_shown(path: Path, decoded: bool) -> tuple[int, int]:
-    """Width and height of an image as it is shown, by its header unless it is to be decoded."""
-    with open(path, "rb") as file:
-        if decoded:
-            return decode(file).size
-        image = Image.open(file)
-        # the base's method, since that of PNG decodes the whole picture to look behind it
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        width, height = image.size
-    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
 def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
@@ -571,9 +573,12 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
     stored = sorted({i for _, look in used for i in look.stored})
     found = set(pairs.labels(np.array(stored, np.int64)).tolist())
     absent = [name for i, name in enumerate(pairs.labels.class_names) if i not in found]
+    binary = stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index
     if absent:
-        notes.append(f"no training mask holds {_first(absent, 10)}")
-    if stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index:
+        too_long = absent == list(pairs.labels.class_names[-len(absent) :]) and not binary
+        hint = f": the class list has {len(pairs.labels.class_names)} names, is it too long?" if too_long else ""
+        notes.append(f"no training mask holds {_first(absent, 10)}{hint}")
+    if binary:
         notes.append("the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1")
     return notes
 

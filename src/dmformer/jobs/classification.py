@@ -29,7 +29,7 @@ from ..tasks.classification import Scores, score
 class ClassificationJob:
     """See `Job`."""
 
-    headline = "val_top1"
+    headline, unit = "val_top1", "epoch"
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
@@ -81,6 +81,9 @@ class ClassificationJob:
             "val_top1": scores.top1.value,
             "val_balanced_accuracy": scores.balanced_accuracy.value,
         }
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        """An epoch is a pass over the images, whatever its steps."""
 
     def line(self, row: dict[str, float]) -> str:
         return (

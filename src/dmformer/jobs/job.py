@@ -21,6 +21,7 @@ class Job(Protocol):
         notes: What the user should know of the data before it is trained on.
         images: To train on, to validate on, and to test on (0 for none).
         epochs: Passes of the loop, each ended by a validation.
+        unit: What to call one: epoch or round.
         headline: The column of metrics.csv whose best row gives the best weights.
     """
 
@@ -28,6 +29,7 @@ class Job(Protocol):
     notes: list[str]
     images: tuple[int, int, int]
     epochs: int
+    unit: str
     headline: str
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
@@ -52,6 +54,10 @@ class Job(Protocol):
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Any], Any]
     ) -> Figures:
         """Columns of metrics.csv; `gather` joins tensors (..., N) of all processes along their first dimension."""
+        ...
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        """Raise UserError where a saved state does not suit epochs of so many steps of the weights."""
         ...
 
     def line(self, row: Figures) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,6 +21,7 @@ from ..data.pairs import check_pairs, class_pixels, open_pairs
 from ..display import track
 from ..errors import UserError
 from ..evaluate import count_pixels
+from ..extras import needs
 from ..files import write_whole
 from ..progress import Progress, run_facts
 from ..recipes import SegmentationRecipe
@@ -36,13 +38,20 @@ from ..tasks.segmentation import SegmentationModel, segmentation_loss
 from ..tasks.segmentation_scores import SegmentationScores, image_ious, score_masks
 from ..weights import load_weights, read_state_dict
 
+HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
+
 
 class SegmentationJob:
     """See `Job`."""
 
-    headline = "val_miou"
+    headline, unit = "val_miou", "round"
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
+        check_names(recipe)
+        with needs("seg", HEAD_NAMES[recipe.head]):
+            import transformers  # noqa: F401
+        if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
+            raise UserError("upernet needs --batch-size 2 or more: its norms would see one value an image.")
         self.recipe = recipe
         opened = open_pairs(
             recipe.data,
@@ -54,8 +63,9 @@ class SegmentationJob:
             recipe.test_share,
             recipe.seed,
         )
+        main = PartialState().is_main_process
         splits, self.broken = check_pairs(
-            opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks")
+            opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks", main)
         )
         self.splits, self.notes = splits, splits.notes
         self.class_names = list(splits.labels.class_names)
@@ -85,14 +95,13 @@ class SegmentationJob:
             mean=recipe.mean,
             std=recipe.std,
             resize=recipe.resize,
-            window=recipe.window or (recipe.image_size if sized else None),
+            window=recipe.window,
             reduce_zero_label=recipe.reduce_zero_label,
             ignore_index=recipe.ignore_index,
         )
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        check_names(recipe)
         if recipe.weights and find_config(recipe.weights).is_file() and task_of(recipe.weights) == TASK:
             model = _continued(recipe.weights, config)
         elif recipe.weights:
@@ -106,9 +115,7 @@ class SegmentationJob:
         return model, _freeze(model, recipe.freeze) if recipe.freeze else []
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        recipe = self.recipe
-        assert recipe.mean is not None
-        assert recipe.std is not None
+        recipe, config = self.recipe, self.config()
         transform = train_transform(
             recipe.image_size,
             recipe.resize,
@@ -116,21 +123,18 @@ class SegmentationJob:
             recipe.hflip,
             recipe.photometric,
             recipe.largest_share,
-            recipe.mean,
-            recipe.std,
+            config.mean,
+            config.std,
         )
         pairs = self.splits.train
         steps = self.every * recipe.accumulate
         sampler = StepSampler(len(pairs), recipe.batch_size, rank, world, recipe.seed, steps)
-        options = {"workers": recipe.workers, "seed": recipe.seed, "pin_memory": pin_memory, "sampler": sampler}
-        return train_pairs_loader(pairs, transform, recipe.batch_size, **options)  # type: ignore[arg-type]
+        return train_pairs_loader(pairs, transform, sampler, recipe.workers, recipe.seed, pin_memory)
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        recipe = self.recipe
-        assert recipe.mean is not None
-        assert recipe.std is not None
-        transform = eval_transform(recipe.mean, recipe.std, recipe.resize)
-        return eval_pairs_loader(self.splits.val, transform, recipe.workers, rank, world)
+        config = self.config()
+        transform = eval_transform(config.mean, config.std, config.resize)
+        return eval_pairs_loader(self.splits.val, transform, self.recipe.workers, rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
         warmup = min(self.recipe.warmup_iterations / self.every, self.epochs / 2)
@@ -152,7 +156,7 @@ class SegmentationJob:
         counts = count_pixels(model, loader, len(self.class_names), device, self.config().window)
         # Each process has its share of the images; what they counted adds up.
         confusion = gather(counts.confusion[None].to(device)).sum(0)
-        loss = float(gather(torch.tensor([counts.loss], dtype=torch.float64, device=device)).sum())
+        loss = float(gather(torch.tensor([counts.loss], device=device)).double().sum())
         sums = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])[None]
         scores = score_masks(confusion, sums, self.class_names, resamples=0)
         return {
@@ -161,6 +165,13 @@ class SegmentationJob:
             "val_macc": scores.macc,
             "val_aacc": scores.aacc,
         }
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        if progress.updates not in (0, updates):
+            raise UserError(
+                f"this run has rounds of {progress.updates} iterations, not {updates}: resume it with "
+                f"--validate-every {progress.updates}, and --iterations a multiple of it."
+            )
 
     def line(self, row: dict[str, float]) -> str:
         return (
@@ -172,7 +183,10 @@ class SegmentationJob:
     def check_broken(self, broken: list[int]) -> None:
         if len(broken) > self.recipe.max_broken * len(self.splits.train):
             named = ", ".join(self.splits.train.name(i) for i in broken[:20])
-            raise UserError(f"{len(broken)} training images became unreadable: {named}.")
+            raise UserError(
+                f"{len(broken)} training images became unreadable: {named}. "
+                "Mend or remove them, or give --max-broken 0.01."
+            )
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_segmenter(folder, self.config(), state)
@@ -205,15 +219,12 @@ class SegmentationJob:
                 image_names=[pairs.name(i) for i in counts.positions],
                 image_ious=image_ious(counts.images).tolist(),
                 load=triptych,
-                broken=self.broken,
+                broken=[*self.broken, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
                 facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
             ),
         )
         return scores, split
-
-
-HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 
 
 def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
@@ -225,7 +236,12 @@ def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
     model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
     if len(stated.class_names) != len(config.class_names):
         own = model.state_dict()
-        last = [name for name in own if name in state and own[name].shape != state[name].shape]
+        old, new = len(stated.class_names), len(config.class_names)
+        last = [
+            name
+            for name, tensor in state.items()
+            if name in own and tensor.shape == (old, *tensor.shape[1:]) and own[name].shape == (new, *tensor.shape[1:])
+        ]
         state = {**state, **{name: own[name] for name in last}}
     load_segmenter_state(model, state, source)
     return model

@@ -37,6 +37,10 @@ class SegmentationRecipe(Recipe):
     ignore_index: tuple[int, ...] = (255,)
     """Ids in the masks that mean unlabelled."""
 
+    image_size: int = 512
+    """Height and width in pixels of the crops that are trained on, 32 or more."""
+    save_every: int | None = None
+    """Also save the state to resume from every so many steps; by default after each validation only."""
     resize: int | None = None
     """Shorter side in pixels that images are brought to, before training and when they are predicted; none keeps
     their size."""
@@ -111,7 +115,6 @@ def segment() -> SegmentationRecipe:
     return SegmentationRecipe(
         model="dmformer_s",
         batch_size=8,
-        image_size=512,
         lr=2e-4,
         lr_batch=16,
         weight_decay=0.01,

@@ -20,6 +20,8 @@ from ..extras import needs
 
 STRIDES = [4, 8, 16, 32]
 
+UNDECAYED = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token")
+
 AT_ONCE = 2**26
 """Numbers of an image's probabilities that are brought to its size at once: 256 MB."""
 
@@ -34,19 +36,30 @@ class SegmentationModel(nn.Module):
         head: The maps -> logits at stride 4.
         auxiliary: Likewise, at any stride.
         multiple: What height and width are padded to a multiple of, with zeros at the right and the bottom.
+        at_least: Height and width that they are padded to.
+        made_for: Height and width of the only images that the backbone takes, if it is of that kind.
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, auxiliary: nn.Module | None = None, multiple: int = 1
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        auxiliary: nn.Module | None = None,
+        multiple: int = 1,
+        at_least: tuple[int, int] = (32, 32),
+        made_for: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.auxiliary, self.multiple = backbone, head, auxiliary, multiple
+        self.backbone, self.head, self.auxiliary = backbone, head, auxiliary
+        self.multiple, self.at_least, self.made_for = multiple, at_least, made_for
         self.channels_last_maps = getattr(backbone, "output_fmt", None) == Format.NHWC
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
-        if self.multiple > 1:
-            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        right = max(-width % self.multiple, self.at_least[1] - width)
+        below = max(-height % self.multiple, self.at_least[0] - height)
+        if right or below:
+            x = F.pad(x, (0, right, 0, below))
         maps = self.backbone(x)[-4:]
         if self.channels_last_maps:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
@@ -55,6 +68,10 @@ class SegmentationModel(nn.Module):
         if self.training and self.auxiliary is not None:
             return logits, resized(self.auxiliary(maps), padded)[..., :height, :width]
         return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm spares in a backbone, under their names here."""
+        return {name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)}
 
 
 def semantic_fpn(
@@ -80,7 +97,7 @@ def semantic_fpn(
     )
     # It doubles each map to meet the one before, so these must be halves of each other.
     head = nn.Sequential(decoder, nn.Conv2d(decoder.out_channels, num_classes, kernel_size=1))
-    return SegmentationModel(backbone, head, multiple=32)
+    return SegmentationModel(backbone, head, multiple=32, at_least=(64, 64))  # its norms need more than one position
 
 
 def upernet(
@@ -150,7 +167,12 @@ def segmentation_model(
             f"{name} gives maps at strides {', '.join(map(str, strides))}; a segmenter needs 4, 8, 16 and 32."
         )
     channels, sizes = list(backbone.feature_info.channels())[-4:], {} if width is None else {"width": width}
-    return head(backbone, channels, num_classes, dropout=dropout, **sizes)
+    model = head(backbone, channels, num_classes, dropout=dropout, **sizes)
+    if (made_for := (backbone_args or {}).get("img_size")) is not None:
+        model.at_least = model.made_for = _pair(made_for)
+        if any(side % 32 for side in model.made_for):
+            raise UserError(f"{name} is made for one size: an --image-size that is a multiple of 32 is needed.")
+    return model
 
 
 def segmentation_loss(
@@ -193,13 +215,16 @@ def predict_probabilities(
         model: A segmentation model in evaluation mode.
         image: Normalised.
         window: Side of the sliding window, whose logits are averaged where windows overlap; None is the whole image.
-            One window that covers the image gives what the whole image gives.
+            One window that covers the image gives what the whole image gives. A backbone that takes one size of images
+            has a window of it.
         stride: Of the window; by default two thirds of it.
         scales: Factors on the image's size, whose probabilities are averaged (0.5 to 1.75 in the papers' multi-scale
             testing).
         flip: Also average with the image mirrored.
     """
-    size = image.shape[-2:]
+    size, made_for = image.shape[-2:], getattr(model, "made_for", None)
+    if made_for is not None:
+        window = min(window or made_for[0], *made_for)
     total: Tensor | None = None
     for scale in scales:
         scaled = image if scale == 1 else resized(image, [max(round(side * scale), 32) for side in size])
@@ -207,9 +232,9 @@ def predict_probabilities(
             logits = _windows(model, scaled.flip(-1) if mirrored else scaled, window, stride)
             logits = resized(logits.flip(-1) if mirrored else logits, size)
             probabilities = logits.float().softmax(1)
-            total = probabilities if total is None else total + probabilities
+            total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
-    return total / (len(scales) * (1 + flip))
+    return total.div_(len(scales) * (1 + flip))
 
 
 def likeliest(
@@ -256,13 +281,18 @@ def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | Non
                 count = logits.new_zeros(1, 1, height, width)
             total[place] += logits
             count[place] += 1
-    return total / count
+    return total.div_(count)
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:
     if length <= window:
         return [0]
     return [*range(0, length - window, step), length - window]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
