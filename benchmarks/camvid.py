@@ -17,7 +17,13 @@ from record import RESULTS, record
 
 from dmformer.segmenter import open_segmenter
 
-MODELS = {"dmformer_t": ("layer_scale=1.0",), "dmformer_n": ("layer_scale=1.0",), "resnet18": ()}
+OURS = ("--model-args", "layer_scale=1.0")
+RUNS = {
+    "dmformer_t": ("--model", "dmformer_t", *OURS),
+    "dmformer_n": ("--model", "dmformer_n", *OURS),
+    "resnet18": ("--model", "resnet18", "--model-args"),
+    "dmformer_t-unweighted": ("--model", "dmformer_t", *OURS, "--class-weights", "none"),
+}
 RECIPE = "camvid --iterations 1400 --validate-every 280 --precision bf16"
 
 
@@ -27,23 +33,23 @@ def main() -> None:
     data, runs = Path(sys.argv[1], "camvid"), Path(sys.argv[2])
     (RESULTS / "camvid.csv").unlink(missing_ok=True)
     rows = []
-    for model, model_args in MODELS.items():
-        chosen = ["train", *RECIPE.split(), "--model", model, "--model-args", *model_args]
-        if not (runs / model / "scores.json").exists():
-            place = ["--data", str(data), "--out", str(runs), "--name", model]
+    for name, options in RUNS.items():
+        chosen = ["train", *RECIPE.split(), *options]
+        if not (runs / name / "scores.json").exists():
+            place = ["--data", str(data), "--out", str(runs), "--name", name]
             subprocess.run([sys.executable, "-m", "dmformer", *chosen, *place, "--overwrite"], check=True)
-        rows.append(figures(runs / model, model, shlex.join(["dmformer", *chosen, "--data", "camvid/"])))
+        rows.append(figures(runs / name, name, shlex.join(["dmformer", *chosen, "--data", "camvid/"])))
     record("camvid", rows)
 
 
-def figures(folder: Path, model: str, command: str) -> dict[str, object]:
+def figures(folder: Path, name: str, command: str) -> dict[str, object]:
     """What a finished run came to."""
     scores = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))
     ious = {c["name"]: c["iou"] for c in scores["classes"]}
     return {
-        "model": model,
+        "run": name,
         "parameters": f"{sum(p.numel() for p in open_segmenter(str(folder)).model.parameters()) / 1e6:.2f}",
         "test_images": scores["images"],
         **{f"miou_{k}" if k != "value" else "miou": f"{v:.4f}" for k, v in scores["miou"].items()},

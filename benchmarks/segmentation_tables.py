@@ -32,10 +32,10 @@ def sizes() -> str:
 def camvid() -> str:
     found = rows("camvid")
     ious = [key for key in found[0] if key.startswith("iou_")]
-    header = ["backbone", "parameters (M)", "mIoU (%)", "95 % interval", "pixel accuracy (%)", "minutes", "images/s"]
+    header = ["run", "parameters (M)", "mIoU (%)", "95 % interval", "pixel accuracy (%)", "minutes", "images/s"]
     lines = [
         [
-            r["model"],
+            r["run"],
             r["parameters"],
             percent(r["miou"]),
             f"{percent(r['miou_low'])} to {percent(r['miou_high'])}",
@@ -45,7 +45,7 @@ def camvid() -> str:
         ]
         for r in found
     ]
-    by_class = [[r["model"], *(percent(r[key]) for key in ious)] for r in found]
+    by_class = [[r["run"], *(percent(r[key]) for key in ious)] for r in found]
     return table(header, lines) + "\n\n" + table(["IoU (%)", *(k.removeprefix("iou_") for k in ious)], by_class)
 
 

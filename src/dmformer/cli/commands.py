@@ -217,12 +217,11 @@ def _predict_masks(options: PredictOptions) -> None:
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    rows = []
+    rows: list[list[Any]] = []
     for p in found:
-        cells: list[Any] = [cell for pair in p.shares[: options.top] for cell in pair]
-        rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or p.overlay])
-    header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "share")), "written"]
-    print_rows(header, rows, options.format)
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in p.shares[: options.top])
+        rows.append([p.name, shares or p.error, p.overlay])
+    print_rows(["photo", "largest classes", "overlay"], rows, options.format, whole=True)
 
 
 def _convert(arguments: list[str]) -> None:
