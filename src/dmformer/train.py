@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .data.loaders import StepSampler
 from .display import Display
 from .errors import UserError
 from .files import replace_folder, write_whole
-from .jobs import open_job
+from .jobs import Job, open_job
 from .progress import Progress
 from .recipes import Recipe
 from .runs import clear, csv_text, open_folder, writing_to
@@ -96,7 +96,7 @@ class Trainer:
             project_dir=self.folder,
             step_scheduler_with_optimizer=False,
         )
-        self.job = job = open_job(recipe)
+        self.job = job = self._open_job()
         self.world = accelerator.num_processes
         on_gpu = accelerator.device.type == "cuda"
 
@@ -154,6 +154,15 @@ class Trainer:
         if accelerator.is_main_process:
             write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
+
+    def _open_job(self) -> Job:
+        """The recipe's job; a mistake in it leaves no empty folder behind that would stand in the way of the next try."""
+        try:
+            return open_job(self.recipe)
+        except UserError:
+            with suppress(OSError):  # it is not empty, or another process has removed it
+                self.folder.rmdir()
+            raise
 
     def fit(self, display: Display) -> None:
         """Run the epochs that are left."""

@@ -209,13 +209,13 @@ def _predict_masks(options: PredictOptions) -> None:
         lambda names: track(names, "segmenting"),
     )
     if options.format == "json":
-        rows = [
+        found = [
             {"name": p.name, "error": p.error}
             if p.error
             else {"name": p.name, "overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)}
             for p in found
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     rows: list[list[Any]] = []
     for p in found:
