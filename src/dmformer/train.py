@@ -156,7 +156,7 @@ class Trainer:
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
 
     def _open_job(self) -> Job:
-        """The recipe's job; a mistake in it leaves no empty folder behind that would stand in the way of the next try."""
+        """The recipe's job; a mistake in it leaves no empty folder that would stand in the way of the next try."""
         try:
             return open_job(self.recipe)
         except UserError:
