@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class SegmentationJob:
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         check_names(recipe)
-        with needs("seg", HEAD_NAMES[recipe.head]):
-            import transformers  # noqa: F401
+        with needs("seg", HEAD_NAMES[recipe.head]):  # before the masks are read, which can take minutes
+            import_module("segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
         if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
             raise UserError("upernet needs --batch-size 2 or more: its norms would see one value an image.")
         self.recipe = recipe
