@@ -174,7 +174,7 @@ def evaluate_masks(
     window: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
 ) -> SegmentationScores:
     """Score a trained segmenter.
@@ -187,7 +187,7 @@ def evaluate_masks(
         max_broken: Share of faulty pairs, which are left out, above which the figures are refused.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: Of multi-scale testing; see `predict_probabilities`.
-        progress: Wraps what is iterated over, to show how far it is.
+        progress: Wraps what is iterated over, to show how far it is with what.
         say: Takes a line on each pair that is left out.
 
     Raises:
@@ -199,11 +199,12 @@ def evaluate_masks(
     reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     ignored = config.ignore_index if ignore_index is None else ignore_index
     opened = open_evaluation_pairs(data, masks, names, reduced, ignored)
-    pairs, faults, hints = check_evaluation_pairs(opened, max_broken, progress)
+    pairs, faults, hints = check_evaluation_pairs(opened, max_broken, lambda all_: progress(all_, "checking the masks"))
     for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
         say(line)
     loader: Any = eval_pairs_loader(pairs, segmenter.transform(), workers)
     device = segmenter.on_best_device()
     window = window or config.window
-    counts = count_pixels(segmenter.model, progress(loader), len(names), device, window, scales, flip)
+    loader = progress(loader, "scoring")
+    counts = count_pixels(segmenter.model, loader, len(names), device, window, scales, flip)
     return score_masks(counts.confusion, counts.images, names)

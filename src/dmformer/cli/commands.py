@@ -147,7 +147,7 @@ def _eval_masks(options: EvalOptions) -> None:
         options.window,
         options.scales,
         options.flip,
-        lambda items: track(items, "scoring"),
+        track,
         lambda line: print(line, file=sys.stderr),
     )
     give_scores(scores, options.data, options.json)
