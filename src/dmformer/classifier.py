@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -17,7 +16,7 @@ from . import models as models  # registers them with timm
 from .config_file import find_config, read_config, task_of
 from .errors import UserError, first_line, unknown
 from .files import whole_file
-from .weights import check_fit, read_state_dict
+from .weights import check_fit, read_state_dict, to_best_device, write_state_dict
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ class Classifier:
 
     def on_best_device(self) -> torch.device:
         """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return device
+        return to_best_device(self.model)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform that the model was trained for: a PIL image to a tensor (3, H, W)."""
@@ -57,8 +54,7 @@ def save_classifier(
         data_config: Preprocessing, as timm's `resolve_data_config` gives it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "model.safetensors") as part:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+    write_state_dict(folder / "model.safetensors", state)
     with whole_file(folder / "config.json") as part:
         save_config_for_hf(model, str(part), model_config={"label_names": class_names}, data_config=data_config)
 

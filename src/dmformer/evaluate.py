@@ -20,7 +20,7 @@ from .recipes import ClassificationRecipe
 from .segmenter import open_segmenter
 from .tasks.classification import Scores, score
 from .tasks.segmentation import likeliest, predict_probabilities
-from .tasks.segmentation_scores import SegmentationScores, score_masks
+from .tasks.segmentation_scores import SegmentationScores, class_counts, score_masks
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,6 @@ class PixelCounts:
     positions: list[int]
     loss: float
 
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / max(int(self.confusion.sum()), 1)
-
 
 def count_pixels(
     model: nn.Module,
@@ -156,7 +152,7 @@ def count_pixels(
         confusion = multiclass_confusion_matrix(ids, mask, **arguments).cpu()  # type: ignore[arg-type]
         loss -= float(likelihood.clamp(min=1e-12).log()[labelled].sum())
         total += confusion
-        images.append(torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
+        images.append(class_counts(confusion))
         positions.append(int(position))
     model.train(training)
     stacked = torch.stack(images) if images else torch.zeros(0, 3, num_classes, dtype=torch.int64)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -17,9 +16,9 @@ from .config_file import find_config, read_config, task_of
 from .data.mask_transforms import PairTransform, eval_transform
 from .data.masks import IGNORE
 from .errors import UserError
-from .files import whole_file, write_whole
+from .files import write_whole
 from .tasks.segmentation import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
-from .weights import compare, read_state_dict, sentence
+from .weights import compare, read_state_dict, sentence, to_best_device, write_state_dict
 
 Number = TypeVar("Number", int, float)
 
@@ -77,9 +76,7 @@ class Segmenter:
 
     def on_best_device(self) -> torch.device:
         """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return device
+        return to_best_device(self.model)
 
     def transform(self) -> PairTransform:
         """What an image, with or without its mask, goes through: PIL to a normalised tensor (3, H', W')."""
@@ -107,8 +104,7 @@ class Segmenter:
 def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
     """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "model.safetensors") as part:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+    write_state_dict(folder / "model.safetensors", state)
     described = {
         "task": TASK,
         "architecture": config.backbone,

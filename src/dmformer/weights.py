@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from .errors import UserError, first_line
+from .files import whole_file
 from .layouts import recognise
 from .models import PUBLISHED
 from .models.vitae import checkpoint_filter_fn
@@ -76,6 +77,19 @@ def unwrapped(state: Any, where: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise UserError(f"{where} holds no state dict: tensors by name are expected.")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a .safetensors file, whole or not at all."""
+    with whole_file(path) as part:
+        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+
+
+def to_best_device(model: nn.Module) -> torch.device:
+    """Move a model to the GPU, if there is one, in the memory format that suits convolutions."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return device
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], head: Head = "keep") -> None:
@@ -224,4 +238,15 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-__all__ = ["Head", "Match", "head_names", "identify", "load_weights", "our_names", "read_state_dict", "sentence"]
+__all__ = [
+    "Head",
+    "Match",
+    "head_names",
+    "identify",
+    "load_weights",
+    "our_names",
+    "read_state_dict",
+    "sentence",
+    "to_best_device",
+    "write_state_dict",
+]

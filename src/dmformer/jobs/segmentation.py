@@ -36,7 +36,7 @@ from ..segmenter import (
     segmenter_config,
 )
 from ..tasks.segmentation import SegmentationModel, segmentation_loss
-from ..tasks.segmentation_scores import SegmentationScores, image_ious, score_masks
+from ..tasks.segmentation_scores import SegmentationScores, class_counts, image_ious, score_masks
 from ..weights import load_weights, read_state_dict
 
 HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
@@ -158,10 +158,9 @@ class SegmentationJob:
         # Each process has its share of the images; what they counted adds up.
         confusion = gather(counts.confusion[None].to(device)).sum(0)
         loss = float(gather(torch.tensor([counts.loss], device=device)).double().sum())
-        sums = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])[None]
-        scores = score_masks(confusion, sums, self.class_names, resamples=0)
+        scores = score_masks(confusion, class_counts(confusion)[None], self.class_names, resamples=0)
         return {
-            "val_loss": loss / max(scores.pixels, 1),
+            "val_loss": loss / scores.pixels,
             "val_miou": scores.miou.value,
             "val_macc": scores.macc,
             "val_aacc": scores.aacc,

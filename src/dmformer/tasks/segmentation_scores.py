@@ -63,7 +63,7 @@ def score_masks(confusion: Tensor, counts: Tensor, class_names: list[str], resam
     confusion, counts = confusion.cpu(), counts.cpu()
     if confusion.sum() == 0:
         raise ValueError("There is no labelled pixel to score.")
-    sums = torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+    sums = class_counts(confusion)
     if not torch.equal(sums, counts.sum(0)):
         raise ValueError("The counts of the images do not add up to the confusion.")
     right, true, _ = sums
@@ -82,6 +82,11 @@ def score_masks(confusion: Tensor, counts: Tensor, class_names: list[str], resam
         ],
         confusion=confusion.tolist(),
     )
+
+
+def class_counts(confusion: Tensor) -> Tensor:
+    """Pixels (K, K) by truth and prediction -> (3, K): of each class those that are right, true and predicted."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
 
 
 def image_ious(counts: Tensor) -> Tensor:
