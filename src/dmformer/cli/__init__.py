@@ -3,6 +3,6 @@
 Arguments are read and checked before torch is imported; each command imports what it needs.
 """
 
-from .commands import main
+from .main import main
 
 __all__ = ["main"]

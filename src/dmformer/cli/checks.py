@@ -16,6 +16,9 @@ from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
 
+MASK_OPTIONS = ("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "overwrite")
+"""Options that only segmenters have."""
+
 
 def check_environment() -> None:
     try:

@@ -1,0 +1,53 @@
+"""dmformer convert: a published weights file made a folder."""
+
+import shlex
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .checks import check_path
+from .parsing import parse
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Recognise a published weights file and write a folder that predict, eval, train --weights and timm load.
+
+    Files of the authors of VAN, SMT, ViTAE and ViTAEv2, and VAN's of OpenMMLab and Hugging Face. They are read as
+    tensors only; nothing in them is run. Every tensor must be used and every parameter filled.
+
+    examples:
+      dmformer convert van_tiny_754.pth.tar van_b0/
+      dmformer predict van_b0/ photo.jpg
+      dmformer train finetune --model van_b0 --weights van_b0/ --data photos/
+      python -c "import dmformer, timm; timm.create_model('local-dir:van_b0', pretrained=True)"
+    """
+
+    source: str
+    """A .pth, .pth.tar or .safetensors file."""
+    out: str
+    """Folder to write: model.safetensors and config.json."""
+    drop_head: bool = False
+    """Leave the classifier out, e.g. one of 21,841 classes."""
+    image_size: int | None = None
+    """Side in pixels that the weights were tuned for, where the file's published name does not tell, e.g. 384."""
+    overwrite: bool = False
+    """Replace a model that is in the folder."""
+
+
+def convert(arguments: list[str]) -> None:
+    options = parse(ConvertOptions, arguments, "convert")
+    check_path(options.source)
+    if options.image_size is not None and options.image_size < 32:
+        raise UserError(f"--image-size is {options.image_size}: the models need 32 pixels or more.")
+
+    from ..convert import convert
+
+    made = convert(options.source, options.out, options.drop_head, options.image_size, options.overwrite)
+    config = made.data_config
+    print(f"{made.model}, {made.parameters:,} parameters, {made.num_classes} classes")
+    _, height, width = config["input_size"]
+    print(
+        f"images of {height} x {width} px, crop {config['crop_pct']:.3g}, {config['interpolation']}, "
+        f"mean {config['mean']}, deviation {config['std']}"
+    )
+    print(f"written: {made.folder}; use it: dmformer predict {shlex.quote(str(made.folder))} photo.jpg")

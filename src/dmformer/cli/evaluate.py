@@ -1,0 +1,107 @@
+"""dmformer eval: score a trained model."""
+
+import sys
+from dataclasses import dataclass
+
+from ..config_file import task_of
+from ..errors import UserError
+from ..recipes import ClassificationRecipe
+from .checks import MASK_OPTIONS, check_data, check_path, check_source, check_testing, refuse_options
+from .parsing import parse
+from .printing import give_scores
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Score a trained model.
+
+    A classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter: mIoU, mean and pixel accuracy, and
+    each class. With 95 % intervals.
+
+    examples:
+      dmformer eval runs/elpv-dmformer_n-1/best
+      dmformer eval runs/photos-1/best --data photos/test --json scores.json
+      dmformer eval runs/camvid-1/best --data camvid/ --scales 0.75 1 1.25 --flip
+    """
+
+    source: str
+    """A run's best/ folder, or hf-hub:owner/name."""
+    data: str | None = None
+    """elpv (its held-out quarter, what a classifier is scored on by default), a folder or .tar of class folders, or a
+    set that timm knows, e.g. torch/cifar10. For a segmenter a folder as in training.
+    Of a folder or .tar with splits the test split counts, else the val split."""
+    data_root: str | None = None
+    """Where a named set lies or is cached."""
+    split: str = "validation"
+    """Split of a named set."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | None = None
+    """Processes that read images; by default as many as there are cores, at most 8."""
+    max_broken: float = 0.05
+    """Share of unreadable images above which the figures are refused."""
+    masks: str | None = None
+    """Segmenters: folder of the id masks, where --data is a folder of images."""
+    reduce_zero_label: bool | None = None
+    """Segmenters: id 0 in the masks is unlabelled and class k is stored as k + 1 (ADE20K); by default as in the masks
+    that were trained on."""
+    ignore_index: tuple[int, ...] | None = None
+    """Segmenters: ids in the masks that mean unlabelled; likewise."""
+    window: int | None = None
+    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: factors on the images' size whose predictions are averaged."""
+    flip: bool = False
+    """Segmenters: average with the images mirrored."""
+    json: str | None = None
+    """Also write the scores to this file as JSON; - prints them instead of the table."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    options = parse(EvalOptions, arguments, "eval")
+    check_source(options.source)
+    if task_of(options.source) == "segmentation":
+        _eval_masks(options)
+        return
+    refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a classifier")
+    check_data(options.data or "elpv")
+
+    from ..display import track
+    from ..evaluate import evaluate
+
+    recipe = ClassificationRecipe(
+        data_root=options.data_root, val_split=options.split, workers=options.workers, max_broken=options.max_broken
+    )
+    recipe.check()
+    data = options.data or "elpv"
+    scores = evaluate(options.source, data, options.batch_size, recipe, lambda loader: track(loader, "scoring"))
+    give_scores(scores, data, options.json)
+
+
+def _eval_masks(options: EvalOptions) -> None:
+    refuse_options(options, EvalOptions, ("split", "data_root", "batch_size"), "classifiers; this is a segmenter")
+    if options.data is None:
+        raise UserError("name the images to score on: --data FOLDER.")
+    for place in (options.data, options.masks):
+        if place is not None:
+            check_path(place)
+    check_testing(options.window, options.scales)
+
+    from ..display import track
+    from ..evaluate import evaluate_masks
+
+    scores = evaluate_masks(
+        options.source,
+        options.data,
+        options.masks,
+        options.reduce_zero_label,
+        options.ignore_index,
+        options.workers,
+        options.max_broken,
+        options.window,
+        options.scales,
+        options.flip,
+        track,
+        lambda line: print(line, file=sys.stderr),
+    )
+    give_scores(scores, options.data, options.json)

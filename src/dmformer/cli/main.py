@@ -1,0 +1,79 @@
+"""Which command there is, and how the process ends."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..errors import UserError, unknown
+from .bench import bench
+from .checks import check_environment
+from .convert import convert
+from .evaluate import evaluate
+from .models import models
+from .predict import predict
+from .train import train
+
+HELP = """usage: dmformer COMMAND [OPTIONS]
+
+Convolutional-attention vision backbones: trained, reported and reused by one command.
+
+commands:
+  train     train a classifier or a segmenter on photos; writes a run folder with a report
+  eval      score a trained model on a set of photos
+  predict   classify photos, or segment them
+  convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
+  bench     measure the speed and memory of models, ours and timm's, in several forms
+  models    list the models
+
+examples:
+  dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
+  dmformer train scratch --data photos/              your photos, one folder a class
+  dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
+  dmformer train camvid --data camvid/               semantic segmentation
+  dmformer eval runs/elpv-dmformer_n-1/best --data elpv
+  dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+  dmformer convert van_b0.pth van_b0/
+  dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
+  dmformer models 'van_*'
+
+`dmformer COMMAND --help` shows the options of a command.
+"""
+
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "convert": convert,
+    "bench": bench,
+    "models": models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after a user's mistake, with 128 + n after signal n."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    try:
+        if arguments[0] == "--version":
+            from .. import __version__
+
+            print(__version__)
+        elif arguments[0] not in COMMANDS:
+            raise unknown("command", arguments[0], COMMANDS)
+        else:
+            check_environment()
+            COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+        sys.stderr.close()
+        raise SystemExit(141) from None
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dmformer: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

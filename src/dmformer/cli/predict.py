@@ -1,0 +1,120 @@
+"""dmformer predict: classify photos, or segment them."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..config_file import task_of
+from ..errors import UserError
+from .checks import MASK_OPTIONS, check_path, check_source, check_testing, refuse_options
+from .parsing import parse
+from .printing import print_rows
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Classify photos with a trained classifier, or segment them with a trained segmenter.
+
+    A segmenter writes STEM.overlay.png and STEM.mask.png (ids of the classes, from 0) for each photo, and legend.png.
+    Video goes in as a folder of frames.
+
+    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine.
+
+    examples:
+      dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+      dmformer predict runs/elpv-dmformer_n-1/best folder/ --format csv > classes.csv
+      curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
+      dmformer predict runs/camvid-1/best frames/ --out segmented/
+    """
+
+    source: str
+    """A run's best/ folder, or hf-hub:owner/name."""
+    photos: tuple[str, ...]
+    """Image files, folders (searched to the bottom), or - for an image on standard input."""
+    top: int = 3
+    """Classes to show."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How to print the result."""
+    batch_size: int = 16
+    """Classifiers: photos at a time."""
+    out: str | None = None
+    """Segmenters: folder of the pictures; by default predictions/."""
+    window: int | None = None
+    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: factors on the photos' size whose predictions are averaged."""
+    flip: bool = False
+    """Segmenters: average with the photos mirrored."""
+    overwrite: bool = False
+    """Segmenters: replace pictures that are there."""
+
+
+def predict(arguments: list[str]) -> None:
+    options = parse(PredictOptions, arguments, "predict")
+    if options.top < 1 or options.batch_size < 1:
+        raise UserError("--top and --batch-size must be 1 or more.")
+    if not options.photos:
+        raise UserError("name the photos: image files, folders, or - for standard input.")
+    check_source(options.source)
+    for photo in options.photos:
+        if photo != "-":
+            check_path(photo)
+    if task_of(options.source) == "segmentation":
+        _predict_masks(options)
+        return
+    refuse_options(options, PredictOptions, (*MASK_OPTIONS, "out"), "segmenters; this is a classifier")
+
+    from ..display import track
+    from ..predict import predict
+
+    found = predict(
+        options.source, options.photos, options.top, options.batch_size, lambda names: track(names, "classifying")
+    )
+    if options.format == "json":
+        rows = [
+            {"name": p.name, "error": p.error}
+            if p.error
+            else {"name": p.name, "classes": [{"class": c, "probability": v} for c, v in p.classes]}
+            for p in found
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    rows = []
+    for p in found:
+        cells = [cell for pair in p.classes for cell in pair]
+        rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or ""])
+    header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "probability")), "error"]
+    print_rows(header, rows, options.format)
+
+
+def _predict_masks(options: PredictOptions) -> None:
+    check_testing(options.window, options.scales)
+    refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
+
+    from ..display import track
+    from ..predict import predict_masks
+
+    found = predict_masks(
+        options.source,
+        options.photos,
+        options.out or "predictions",
+        options.window,
+        options.scales,
+        options.flip,
+        options.overwrite,
+        lambda names: track(names, "segmenting"),
+    )
+    if options.format == "json":
+        found = [
+            {"name": p.name, "error": p.error}
+            if p.error
+            else {"name": p.name, "overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)}
+            for p in found
+        ]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    rows: list[list[Any]] = []
+    for p in found:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in p.shares[: options.top])
+        rows.append([p.name, shares or p.error, p.overlay])
+    print_rows(["photo", "largest classes", "overlay"], rows, options.format, whole=True)

@@ -1,0 +1,61 @@
+"""dmformer train: parse a recipe with its overrides, check it, run it."""
+
+import shlex
+import sys
+from dataclasses import replace
+
+from ..errors import unknown
+from ..recipes import RECIPES, read_recipe
+from ..runs import check_folder, find_run
+from .checks import check_model, check_path, check_places
+from .parsing import parse, value_of
+from .printing import print_scores
+
+TRAIN_HELP = """Train a classifier or a segmenter, into a run folder with a report.
+
+recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
+{recipes}
+
+examples:
+  dmformer train                                   the demo: solar cells, sound or defective
+  dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
+  dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
+  dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
+  dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
+  dmformer train --model-args gate=False --name without-gate
+  dmformer train --resume                          go on with the run that was stopped
+  torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
+
+The options below show the values of the recipe '{name}'.
+"""
+
+
+def train(arguments: list[str]) -> None:
+    name, options = "elpv", arguments
+    if arguments and not arguments[0].startswith("-"):
+        name, options = arguments[0], arguments[1:]
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    start = RECIPES[name]()
+    if "--resume" in options:  # the run's own recipe, with what is given now on top
+        place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
+        start = replace(read_recipe(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
+    listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
+    recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    recipe.check()
+    check_model(recipe.model)
+    check_places(recipe)
+    if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
+        check_path(recipe.weights)
+    check_folder(recipe)
+
+    from ..train import Stopped, train
+
+    try:
+        run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))
+    except Stopped as stopped:
+        print(f"dmformer: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
+    if run is not None:
+        print_scores(run.scores, run.split)
+        print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")
