@@ -22,8 +22,9 @@ from PIL import Image
 from record import record
 
 import dmformer
-from dmformer.export import export_onnx, to_onnxruntime
+from dmformer.export.formats import export_onnx
 from dmformer.forms import open_model
+from dmformer.export.runtimes import to_onnxruntime
 
 BATCH, SIZE, ROUNDS, PHOTOS = 8, 224, 7, 32
 

@@ -20,8 +20,9 @@ import dmformer
 from dmformer.bench import PEERS, PEERS_TOP1, Row, as_csv, bench, interleave, published_top1, summarise, turn, why_not
 from dmformer.catalogue import model_names
 from dmformer.errors import UserError
-from dmformer.export import export_onnx, to_onnxruntime, to_openvino
+from dmformer.export.formats import export_onnx
 from dmformer.forms import open_model, set_threads
+from dmformer.export.runtimes import to_onnxruntime, to_openvino
 from dmformer.speedplot import plot
 
 QUICK = dict(image_size=64, batch_sizes=(2, 1), threads=1, rounds=2, seconds=0.01, device="cpu")
@@ -247,7 +248,7 @@ def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
     code = (
         "import signal, sys\n"
         "from pathlib import Path\n"
-        "from dmformer.export import to_openvino\n"
+        "from dmformer.export.runtimes import to_openvino\n"
         "first, second = (to_openvino(Path(sys.argv[1]), 1) for _ in range(2))\n"
         "del first\n"
         "del second\n"

@@ -216,7 +216,7 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     for i in range(5):
         stored = np.asarray(Image.open(scenes / "annotations" / "test" / f"{i}.png"))
         truth = map_labels(stored, 3, ignore_index=(3,))
-        found = segmenter.segment(Image.open(scenes / "images" / "test" / f"{i}.png")).numpy()
+        found = segmenter.segment(Image.open(scenes / "images" / "test" / f"{i}.png"))
         truths.append(truth[truth != IGNORE])
         predictions.append(found[truth != IGNORE])
     truth, prediction = np.concatenate(truths), np.concatenate(predictions)
@@ -232,7 +232,7 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     fused = np.asarray(Image.open(made[0].mask))
     with Image.open(made[0].overlay) as laid_over:
         assert laid_over.size == fused.shape[::-1]
-    plain = segmenter.segment(Image.open(scenes / "images" / "test" / "0.png")).numpy()
+    plain = segmenter.segment(Image.open(scenes / "images" / "test" / "0.png"))
     assert (fused == plain).mean() > 0.999
     assert made[0].shares[0][1] == pytest.approx((fused == ["sky", "ground", "box"].index(made[0].shares[0][0])).mean())
     with pytest.raises(UserError, match=r"overlay\.png exists already"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, first_line, unknown
+from .machine import processor
 
 log = logging.getLogger(__name__)
 
@@ -312,14 +313,6 @@ def published_top1(model: str) -> float | None:
     from .models import PUBLISHED
 
     return PUBLISHED[model].top1 if model in PUBLISHED else PEERS_TOP1.get(model)
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it, or else its architecture, and how many of it there are: "NAME x N"."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} x {len(names) or os.cpu_count()}"
 
 
 def as_csv(rows: Sequence[Row]) -> str:

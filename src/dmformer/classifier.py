@@ -1,10 +1,12 @@
 """A trained classifier with what is needed to use it, written to and read from a folder that timm loads."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -13,19 +15,44 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from . import models as models  # registers them with timm
-from .config_file import find_config, read_config, task_of
+from .config_file import find_config, read_config, run_name, task_of
 from .errors import UserError, first_line, unknown
 from .files import whole_file
+from .fuse import fuse
 from .weights import check_fit, read_state_dict, to_best_device, write_state_dict
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what is needed to use it."""
+    """A model with what is needed to use it; a `ClassPredictor`."""
 
     model: nn.Module
     class_names: list[str]
     data_config: dict[str, Any]
+    name: str = ""
+    form: str = "PyTorch"
+    task = "classification"
+
+    def for_inference(self) -> "Classifier":
+        """The same classifier, fused, on the GPU if there is one."""
+        fused = replace(self, model=fuse(self.model), form="PyTorch, fused")
+        fused.on_best_device()
+        return fused
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo of any size -> (3, H, W), float32."""
+        return self._transform(image).numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        """B prepared photos -> (B, K)."""
+        device = next(self.model.parameters()).device
+        images = torch.from_numpy(np.stack(batch)).to(device, memory_format=torch.channels_last)
+        return self.model(images).float().softmax(1).cpu().numpy()
+
+    @cached_property
+    def _transform(self) -> Callable[[Image.Image], Tensor]:
+        return self.transform()
 
     def on_best_device(self) -> torch.device:
         """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
@@ -68,7 +95,7 @@ def open_classifier(source: str) -> Classifier:
     if source.startswith("hf-hub:"):
         model: Any = timm.create_model(source, pretrained=True).eval()
         return Classifier(
-            model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model)
+            model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model), source
         )
     path = find_config(source)
     folder, config = path.parent, read_config(path)
@@ -89,7 +116,8 @@ def open_classifier(source: str) -> Classifier:
     names = _label_names(config, config["num_classes"])
     if len(names) != config["num_classes"]:
         raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
-    return Classifier(model.eval(), names, resolve_model_data_config(pretrained_cfg=cfg, model=model))
+    data_config = resolve_model_data_config(pretrained_cfg=cfg, model=model)
+    return Classifier(model.eval(), names, data_config, run_name(folder))
 
 
 def _label_names(cfg: Any, num_classes: int) -> list[str]:

@@ -42,3 +42,9 @@ def task_of(source: str) -> str:
     if source.startswith("hf-hub:"):
         return "classification"
     return str(read_config(find_config(source)).get("task", "classification"))
+
+
+def run_name(folder: Path) -> str:
+    """What a run is called: its folder's name."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "best" else folder.name

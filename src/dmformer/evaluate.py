@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from .classifier import open_classifier
+from .classifier import Classifier, open_classifier
 from .data.loaders import Batch, ImageSet, eval_loader
 from .data.mask_transforms import eval_pairs_loader
 from .data.masks import IGNORE
@@ -17,7 +17,7 @@ from .data.pairs import check_evaluation_pairs, open_evaluation_pairs
 from .data.readers import Split, open_evaluation
 from .errors import UserError
 from .recipes import ClassificationRecipe
-from .segmenter import open_segmenter
+from .segmenter import Segmenter, open_segmenter
 from .tasks.classification import Scores, score
 from .tasks.segmentation import likeliest, predict_probabilities
 from .tasks.segmentation_scores import SegmentationScores, class_counts, score_masks
@@ -37,7 +37,7 @@ class Predictions:
 
 
 def evaluate(
-    source: str,
+    source: str | Classifier,
     data: str = "elpv",
     batch_size: int = 64,
     recipe: ClassificationRecipe | None = None,
@@ -46,7 +46,7 @@ def evaluate(
     """Score a trained classifier.
 
     Args:
-        source: A run's best/ folder, or hf-hub:owner/name.
+        source: A run's best/ folder, hf-hub:owner/name, or a classifier that is open.
         data: elpv (its held-out quarter), a folder or tar of class folders, or a set that timm knows.
         batch_size: Images at a time.
         recipe: Of its fields data_root, val_split, download, workers and max_broken count here.
@@ -56,7 +56,7 @@ def evaluate(
         UserError: Nothing to read, other classes, or too many broken images.
     """
     recipe = replace(recipe or ClassificationRecipe(), data=data)
-    classifier = open_classifier(source)
+    classifier = open_classifier(source) if isinstance(source, str) else source
     split = open_evaluation(recipe, classifier.class_names)
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
     device = classifier.on_best_device()
@@ -160,7 +160,7 @@ def count_pixels(
 
 
 def evaluate_masks(
-    source: str,
+    source: str | Segmenter,
     data: str,
     masks: str | None = None,
     reduce_zero_label: bool | None = None,
@@ -176,7 +176,7 @@ def evaluate_masks(
     """Score a trained segmenter.
 
     Args:
-        source: A run's best/ folder.
+        source: A run's best/ folder, or a segmenter that is open.
         data, masks: As in training; of a folder with splits the test split counts, else the validation split.
         reduce_zero_label, ignore_index: How its masks store ids; by default as those that were trained on.
         workers: Processes that read images.
@@ -189,7 +189,7 @@ def evaluate_masks(
     Raises:
         UserError: Nothing to read, masks that do not fit the classes.
     """
-    segmenter = open_segmenter(source)
+    segmenter = open_segmenter(source) if isinstance(source, str) else source
     config = segmenter.config
     names = list(config.class_names)
     reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label

@@ -20,7 +20,8 @@ from .catalogue import count_gmacs
 from .classifier import open_classifier
 from .config_file import task_of
 from .errors import unknown
-from .export import export_onnx, to_onnxruntime, to_openvino
+from .export.formats import export_onnx
+from .export.runtimes import to_onnxruntime, to_openvino
 from .fuse import fuse
 from .kernels.depthwise import plain_kernels
 from .segmenter import open_segmenter

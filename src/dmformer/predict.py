@@ -3,19 +3,18 @@
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 
-from .classifier import Classifier, open_classifier
 from .data.decode import SUFFIXES, BrokenImageError, decode
 from .drawing import legend, overlay
 from .errors import UserError
 from .files import whole_file
-from .fuse import fuse
-from .segmenter import Segmenter, open_segmenter
+from .predictor import ClassPredictor, MaskPredictor, open_predictor
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Prediction:
 
 
 def predict(
-    source: str | Classifier,
+    source: str | ClassPredictor,
     photos: Sequence[str],
     top: int = 3,
     batch_size: int = 16,
@@ -37,7 +36,7 @@ def predict(
     """Classify photos, one `Prediction` each, in order.
 
     Args:
-        source: A run's best/ folder, hf-hub:owner/name, or an opened `Classifier`.
+        source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or what is open already.
         photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
         top: Classes to return.
         batch_size: Photos at a time.
@@ -47,18 +46,17 @@ def predict(
         UserError: A path that does not exist, a folder without images, a source that is no classifier.
     """
     names = list_photos(photos)
-    classifier = open_classifier(source) if isinstance(source, str) else source
-    transform = classifier.transform()
-    device = classifier.on_best_device()
-    model = fuse(classifier.model)
-    group: list[tuple[str, torch.Tensor | str]] = []
+    classifier: Any = open_predictor(source) if isinstance(source, str) else source
+    if classifier.task != "classification":
+        raise UserError(f"{classifier.name} is a model for {classifier.task}, not a classifier.")
+    group: list[tuple[str, np.ndarray | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:
-            group.append((name, transform(decode(_content(name), classifier.at_least))))
+            group.append((name, classifier.prepare(decode(_content(name), classifier.at_least))))
         except BrokenImageError as error:
             group.append((name, str(error)))
         if len(group) == batch_size or i == len(names):
-            yield from _classify(group, model, device, classifier.class_names, top)
+            yield from _classify(group, classifier, top)
             group = []
 
 
@@ -74,7 +72,7 @@ class MaskPrediction:
 
 
 def predict_masks(
-    source: str | Segmenter,
+    source: str | MaskPredictor,
     photos: Sequence[str],
     out: str = "predictions",
     window: int | None = None,
@@ -89,7 +87,7 @@ def predict_masks(
     over it; STEM.mask.png, ids of the classes from 0, of the photo's size; and legend.png.
 
     Args:
-        source: A run's best/ folder, or an opened `Segmenter`.
+        source: A run's best/ folder, an exported .onnx or .xml file, or what is open already.
         photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
         out: Made if it is not there.
         window: Side of the sliding window; by default the segmenter's own.
@@ -107,10 +105,10 @@ def predict_masks(
         taken.append(legend_file)  # somebody else's
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
-    segmenter = open_segmenter(source) if isinstance(source, str) else source
-    names, palette = segmenter.config.class_names, segmenter.config.palette
-    segmenter.on_best_device()
-    segmenter = replace(segmenter, model=fuse(segmenter.model))
+    segmenter: Any = open_predictor(source) if isinstance(source, str) else source
+    if segmenter.task != "segmentation":
+        raise UserError(f"{segmenter.name} is a model for {segmenter.task}, not a segmenter.")
+    names, palette = segmenter.class_names, segmenter.palette
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         _save(legend(names, palette), legend_file)
@@ -123,11 +121,11 @@ def predict_masks(
             ids = segmenter.segment(image, window, scales, flip)
             overlay_file, mask_file = _mask_files(places[name])
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
-            _save(overlay(image, ids.numpy(), palette), overlay_file)
-            _save(Image.fromarray(ids.numpy()), mask_file)
-            counts = torch.bincount(ids.flatten(), minlength=len(names))
-            order = [int(i) for i in counts.argsort(descending=True, stable=True) if counts[i]]
-            shares = tuple((names[i], int(counts[i]) / ids.numel()) for i in order)
+            _save(overlay(image, ids, palette), overlay_file)
+            _save(Image.fromarray(ids), mask_file)
+            counts = np.bincount(ids.ravel(), minlength=len(names))
+            order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+            shares = tuple((names[i], int(counts[i]) / ids.size) for i in order)
             yield MaskPrediction(name, str(overlay_file), str(mask_file), shares)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
@@ -183,16 +181,15 @@ def list_photos(photos: Sequence[str]) -> list[str]:
     return names
 
 
-@torch.inference_mode()
-def _classify(group, model, device, class_names: list[str], top: int) -> Iterator[Prediction]:
-    tensors = [t for _, t in group if isinstance(t, torch.Tensor)]
-    rows: Iterator[torch.Tensor] = iter(())
-    if tensors:
-        batch = torch.stack(tensors).to(device, memory_format=torch.channels_last)
-        rows = iter(model(batch).float().softmax(1).cpu())
-    for name, tensor in group:
-        if isinstance(tensor, str):
-            yield Prediction(name, [], tensor)
+def _classify(
+    group: Sequence[tuple[str, np.ndarray | str]], classifier: ClassPredictor, top: int
+) -> Iterator[Prediction]:
+    prepared = [image for _, image in group if not isinstance(image, str)]
+    rows = iter(classifier.probabilities(prepared) if prepared else ())
+    for name, image in group:
+        if isinstance(image, str):
+            yield Prediction(name, [], image)
             continue
-        values, indices = next(rows).topk(min(top, len(class_names)))
-        yield Prediction(name, [(class_names[i], float(v)) for v, i in zip(values, indices, strict=True)])
+        row = next(rows)
+        order = np.argsort(-row, kind="stable")[:top].tolist()
+        yield Prediction(name, [(str(classifier.class_names[i]), float(row[i])) for i in order])

@@ -2,21 +2,23 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
 from torch import Tensor
 
 from . import models as models  # registers them with timm
-from .config_file import find_config, read_config, task_of
+from .config_file import find_config, read_config, run_name, task_of
 from .data.mask_transforms import PairTransform, eval_transform
 from .data.masks import IGNORE
 from .errors import UserError
 from .files import write_whole
+from .fuse import fuse
 from .tasks.segmentation import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
 from .weights import compare, read_state_dict, sentence, to_best_device, write_state_dict
 
@@ -69,10 +71,28 @@ class SegmenterConfig:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model with what is needed to use it."""
+    """A model with what is needed to use it; a `MaskPredictor`."""
 
     model: SegmentationModel
     config: SegmenterConfig
+    name: str = ""
+    form: str = "PyTorch"
+    task = TASK
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        return self.config.palette
+
+    def for_inference(self) -> "Segmenter":
+        """The same segmenter, fused, on the GPU if there is one."""
+        model: Any = fuse(self.model)
+        fused = replace(self, model=model, form="PyTorch, fused")
+        fused.on_best_device()
+        return fused
 
     def on_best_device(self) -> torch.device:
         """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
@@ -95,10 +115,10 @@ class Segmenter:
 
     def segment(
         self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
-    ) -> Tensor:
-        """The likeliest class (H, W), uint8 on the CPU, of every pixel of an image; see `predict_probabilities`."""
+    ) -> np.ndarray:
+        """The likeliest class (H, W), uint8, of every pixel of an image; see `predict_probabilities`."""
         found = self.probabilities(image, window, scales, flip)[None]
-        return likeliest(found, (image.height, image.width))[0][0].byte().cpu()
+        return likeliest(found, (image.height, image.width))[0][0].byte().cpu().numpy()
 
 
 def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
@@ -137,7 +157,7 @@ def open_segmenter(source: str) -> Segmenter:
     model = config.build()
     state = read_state_dict(path.parent / "model.safetensors")
     load_segmenter_state(model, state, str(path.parent))
-    return Segmenter(model.eval(), config)
+    return Segmenter(model.eval(), config, run_name(path.parent))
 
 
 def load_segmenter_state(model: SegmentationModel, state: dict[str, Tensor], where: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..catalogue import model_names
 from ..errors import UserError, unknown
+from ..export.exported import SUFFIXES
 from ..kernels import chosen_mode
 from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 
@@ -91,10 +92,15 @@ def check_model(name: str) -> None:
         raise unknown("model", name, [*ours, *theirs])
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, exported: bool = False) -> None:
+    """A run's folder or a hub id, or perhaps an exported file."""
     if source.startswith("hf-hub:"):
         return
     check_path(source)
+    if exported and Path(source).is_file() and Path(source).suffix.lower() in SUFFIXES:
+        return
+    if Path(source).suffix.lower() in (*SUFFIXES, ".pt2"):
+        raise UserError(f"{source} is an exported file: here, give a run's best/ folder.")
     if Path(source).is_file():
         raise UserError(
             f"{source} is a file: make a weights file a folder first, dmformer convert {shlex.quote(source)} OUT/."

@@ -2,9 +2,12 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ..config_file import task_of
 from ..errors import UserError
+from ..export.exported import open_exported
+from ..predictor import is_exported
 from ..recipes import ClassificationRecipe
 from .checks import MASK_OPTIONS, check_data, check_path, check_source, check_testing, refuse_options
 from .parsing import parse
@@ -25,7 +28,7 @@ class EvalOptions:
     """
 
     source: str
-    """A run's best/ folder, or hf-hub:owner/name."""
+    """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     data: str | None = None
     """elpv (its held-out quarter, what a classifier is scored on by default), a folder or .tar of class folders, or a
     set that timm knows, e.g. torch/cifar10. For a segmenter a folder as in training.
@@ -59,9 +62,10 @@ class EvalOptions:
 
 def evaluate(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
-    check_source(options.source)
-    if task_of(options.source) == "segmentation":
-        _eval_masks(options)
+    check_source(options.source, exported=True)
+    model = open_exported(options.source) if is_exported(options.source) else None
+    if (model.task if model else task_of(options.source)) == "segmentation":
+        _eval_masks(options, model)
         return
     refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a classifier")
     check_data(options.data or "elpv")
@@ -74,11 +78,17 @@ def evaluate(arguments: list[str]) -> None:
     )
     recipe.check()
     data = options.data or "elpv"
-    scores = evaluate(options.source, data, options.batch_size, recipe, lambda loader: track(loader, "scoring"))
+    source: Any = options.source
+    batch_size = options.batch_size
+    if model is not None:
+        from ..export.check import as_scored
+
+        source, batch_size = as_scored(model), 1 if model.card.preprocessing else batch_size
+    scores = evaluate(source, data, batch_size, recipe, lambda loader: track(loader, "scoring"))
     give_scores(scores, data, options.json)
 
 
-def _eval_masks(options: EvalOptions) -> None:
+def _eval_masks(options: EvalOptions, model: Any) -> None:
     refuse_options(options, EvalOptions, ("split", "data_root", "batch_size"), "classifiers; this is a segmenter")
     if options.data is None:
         raise UserError("name the images to score on: --data FOLDER.")
@@ -90,8 +100,13 @@ def _eval_masks(options: EvalOptions) -> None:
     from ..display import track
     from ..evaluate import evaluate_masks
 
+    source: Any = options.source
+    if model is not None:
+        from ..export.check import as_scored
+
+        source = as_scored(model)
     scores = evaluate_masks(
-        options.source,
+        source,
         options.data,
         options.masks,
         options.reduce_zero_label,

@@ -9,6 +9,7 @@ from .bench import bench
 from .checks import check_environment
 from .convert import convert
 from .evaluate import evaluate
+from .export import export
 from .models import models
 from .predict import predict
 from .train import train
@@ -21,6 +22,7 @@ commands:
   train     train a classifier or a segmenter on photos; writes a run folder with a report
   eval      score a trained model on a set of photos
   predict   classify photos, or segment them
+  export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, checked
   convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
@@ -32,6 +34,7 @@ examples:
   dmformer train camvid --data camvid/               semantic segmentation
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+  dmformer export runs/elpv-dmformer_n-1/best --to onnx
   dmformer convert van_b0.pth van_b0/
   dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
   dmformer models 'van_*'
@@ -43,6 +46,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "export": export,
     "convert": convert,
     "bench": bench,
     "models": models,

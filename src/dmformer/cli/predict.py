@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from ..config_file import task_of
 from ..errors import UserError
+from ..export.exported import open_exported
+from ..predictor import is_exported
 from .checks import MASK_OPTIONS, check_path, check_source, check_testing, refuse_options
 from .parsing import parse
 from .printing import print_rows
@@ -18,17 +20,19 @@ class PredictOptions:
     A segmenter writes STEM.overlay.png and STEM.mask.png (ids of the classes, from 0) for each photo, and legend.png.
     Video goes in as a folder of frames.
 
-    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine.
+    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file that `dmformer
+    export` wrote needs neither, and answers within a second.
 
     examples:
       dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
       dmformer predict runs/elpv-dmformer_n-1/best folder/ --format csv > classes.csv
       curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
       dmformer predict runs/camvid-1/best frames/ --out segmented/
+      dmformer predict model.onnx photo.jpg
     """
 
     source: str
-    """A run's best/ folder, or hf-hub:owner/name."""
+    """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     photos: tuple[str, ...]
     """Image files, folders (searched to the bottom), or - for an image on standard input."""
     top: int = 3
@@ -55,12 +59,13 @@ def predict(arguments: list[str]) -> None:
         raise UserError("--top and --batch-size must be 1 or more.")
     if not options.photos:
         raise UserError("name the photos: image files, folders, or - for standard input.")
-    check_source(options.source)
+    check_source(options.source, exported=True)
     for photo in options.photos:
         if photo != "-":
             check_path(photo)
-    if task_of(options.source) == "segmentation":
-        _predict_masks(options)
+    model: Any = open_exported(options.source) if is_exported(options.source) else None
+    if (model.task if model else task_of(options.source)) == "segmentation":
+        _predict_masks(options, model or options.source)
         return
     refuse_options(options, PredictOptions, (*MASK_OPTIONS, "out"), "segmenters; this is a classifier")
 
@@ -68,7 +73,11 @@ def predict(arguments: list[str]) -> None:
     from ..predict import predict
 
     found = predict(
-        options.source, options.photos, options.top, options.batch_size, lambda names: track(names, "classifying")
+        model or options.source,
+        options.photos,
+        options.top,
+        options.batch_size,
+        lambda names: track(names, "classifying"),
     )
     if options.format == "json":
         rows = [
@@ -87,7 +96,7 @@ def predict(arguments: list[str]) -> None:
     print_rows(header, rows, options.format)
 
 
-def _predict_masks(options: PredictOptions) -> None:
+def _predict_masks(options: PredictOptions, model: Any) -> None:
     check_testing(options.window, options.scales)
     refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
 
@@ -95,7 +104,7 @@ def _predict_masks(options: PredictOptions) -> None:
     from ..predict import predict_masks
 
     found = predict_masks(
-        options.source,
+        model,
         options.photos,
         options.out or "predictions",
         options.window,

@@ -3,7 +3,6 @@
 The number of worker processes, of training processes and of interruptions changes nothing of what is seen.
 """
 
-import os
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..machine import available_cores
 from ..recipes import ClassificationRecipe
 from .decode import BrokenImageError, decode
 from .readers import Split
@@ -252,11 +252,6 @@ def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
         "generator": torch.Generator(),  # so that starting a loader draws nothing from the global one
         "worker_init_fn": _ignore_signals,
     }
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which a container or a scheduler can limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ignore_signals(_: int) -> None:

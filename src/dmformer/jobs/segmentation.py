@@ -204,7 +204,7 @@ class SegmentationJob:
 
         def triptych(i: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
             image, truth = shown.picture(counts.positions[i])
-            return image, truth, segmenter.segment(image).numpy()
+            return image, truth, segmenter.segment(image)
 
         write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
         write_segmentation_report(

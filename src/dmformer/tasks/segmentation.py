@@ -56,9 +56,9 @@ class SegmentationModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
-        right = max(-width % self.multiple, self.at_least[1] - width)
-        below = max(-height % self.multiple, self.at_least[0] - height)
-        if right or below:
+        right = torch.sym_max(-width % self.multiple, self.at_least[1] - width)
+        below = torch.sym_max(-height % self.multiple, self.at_least[0] - height)
+        if torch.compiler.is_exporting() or right or below:  # a graph must not depend on the example's size
             x = F.pad(x, (0, right, 0, below))
         maps = self.backbone(x)[-4:]
         if self.channels_last_maps:
@@ -124,8 +124,32 @@ def upernet(
             if isinstance(module, UperNetConvModule):  # as a sequence, under the same names, its norm can be folded
                 part.set_submodule(name, nn.Sequential(OrderedDict(module.named_children())))
     for block in head.psp_modules.blocks:
+        pool, *_ = block.children()
+        block.add_module("0", AdaptivePool(pool.output_size))
         block.layers = list(block.children())  # it calls a list of its own
     return SegmentationModel(backbone, head, auxiliary)
+
+
+class AdaptivePool(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling: (B, C, H, W) -> (B, C, *output_size).
+
+    Exported as two products with matrices that are made from the map's size, for ONNX has no operator for free sizes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(x)
+        rows, columns = (_bins(out, side, x) for out, side in zip(_pair(self.output_size), x.shape[-2:], strict=True))
+        return rows @ x @ columns.transpose(0, 1)
+
+
+def _bins(out: int, side: int, like: Tensor) -> Tensor:
+    """The matrix (out, side) that takes the mean of each bin: from floor(i side / out) to ceil((i + 1) side / out)."""
+    length = torch.scalar_tensor(side, dtype=torch.int64)
+    place, i = torch.arange(side)[None], torch.arange(out)[:, None]
+    inside = (place >= i * length // out) & (place < -(-(i + 1) * length // out))
+    weights = inside.to(like.dtype)
+    return weights / weights.sum(1, keepdim=True)
 
 
 HEADS: dict[str, Callable[..., SegmentationModel]] = {"fpn": semantic_fpn, "upernet": upernet}

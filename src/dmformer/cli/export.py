@@ -1,0 +1,131 @@
+"""dmformer export: a trained model written for a runtime."""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..catalogue import model_names
+from ..errors import UserError
+from .checks import check_data, check_path, check_source
+from .parsing import parse
+from .printing import print_rows
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained model for a runtime, and keep the file only if it answers as PyTorch does.
+
+    The fused form is written, in float32, with free batch, height and width, and with everything that is needed to use
+    it: class names, normalisation, crop. Then the file is opened in its runtime and compared with PyTorch on photos at
+    three sizes and two batch sizes; a difference above 0.001 of the largest logit writes nothing. Both speeds are
+    measured in turn.
+
+    onnx: ONNX, opset 20, for ONNX Runtime and most others; openvino: .xml and .bin, for Intel's CPUs and GPUs; pt2: for
+    PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more, for
+    PyTorch without Python (torch._inductor.aoti_load_package); needs a C++ compiler.
+
+    `dmformer predict` and `dmformer serve` take .onnx and .xml files, and then need neither torch nor timm.
+
+    examples:
+      dmformer export runs/photos-1/best
+      dmformer export runs/photos-1/best --to openvino --out photos.xml --photos photos/test
+      dmformer export runs/photos-1/best --preprocessing        photos of any size in, 8 bits, no code around it
+      dmformer export runs/photos-1/best --int8 photos/train --data photos/
+      dmformer predict photos-1.onnx photo.jpg
+    """
+
+    source: str
+    """A run's best/ folder, hf-hub:owner/name, or a model's name, with random weights, to try a runtime."""
+    to: Literal["onnx", "openvino", "pt2", "aoti"] = "onnx"
+    """Format."""
+    out: str | None = None
+    """File to write, or a folder for it; by default the run's name, here."""
+    preprocessing: bool = False
+    """Put resizing, cropping and normalisation into the graph: it takes photos (B, H, W, 3) of 8 bits."""
+    fused: bool = True
+    """Fold norms, layer scales and residuals into the convolutions first."""
+    dynamic_size: bool = True
+    """Leave height and width free besides the batch, where the model allows it."""
+    photos: tuple[str, ...] = ()
+    """Photos or folders to compare on; by default those of the run's own data, or noise."""
+    int8: str | None = None
+    """Folder of photos to calibrate 8-bit weights and activations with; for onnx and openvino."""
+    data: str | None = None
+    """With --int8: labelled images on which its loss of accuracy is measured, as for `dmformer eval`."""
+    max_loss: float = 0.01
+    """With --int8: most that it may lose of top-1 or mIoU, from 0 to 1; one that loses more is not kept."""
+    speed: bool = True
+    """Measure both beside each other."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    format: Literal["table", "json"] = "table"
+    """How to print the result."""
+
+
+def export(arguments: list[str]) -> None:
+    options = parse(ExportOptions, arguments, "export")
+    if Path(options.source).exists() or options.source not in (*model_names(), *model_names("timm")):
+        check_source(options.source)
+    for place in (*options.photos, *((options.int8,) if options.int8 else ())):
+        check_path(place)
+    if options.int8 and options.to not in ("onnx", "openvino"):
+        raise UserError(f"--int8 is for onnx and openvino, not for {options.to}.")
+    if options.int8 and options.data is None:
+        raise UserError("--int8 needs --data: labelled images on which its loss is measured before it is kept.")
+    if options.data is not None and not options.int8:
+        raise UserError(
+            "--data is for --int8, whose loss is measured on it; photos to compare on are given by --photos."
+        )
+    if options.data is not None:
+        check_data(options.data)
+
+    from ..display import console
+    from ..export.write import export as write
+
+    with console.status("") as status:
+        written = write(
+            options.source,
+            options.to,
+            options.out,
+            options.preprocessing,
+            options.fused,
+            options.dynamic_size,
+            options.photos,
+            options.int8,
+            options.data,
+            options.max_loss,
+            options.speed,
+            options.overwrite,
+            status.update,
+        )
+    if options.format == "json":
+        print(json.dumps({**asdict(written), "path": str(written.path)}, indent=2, ensure_ascii=False))
+        return
+    _print(written)
+
+
+def _print(written: Any) -> None:
+    from ..export.formats import OPSET
+
+    for remark in written.remarks:
+        print(remark)
+    graph = f", opset {OPSET}, {written.operators} operators" if written.operators else ""
+    free = "batch free" if written.fixed_size else "batch, height and width free"
+    inside = ", preprocessing inside" if written.card.preprocessing else ""
+    print(f"{written.path}: {written.megabytes:.1f} MB, {written.card.precision}{graph}, {free}{inside}\n")
+    apart = "to PyTorch in float32" if written.card.precision == "int8" else "to PyTorch"
+    print(f"largest difference {apart}, by the largest logit")
+    rows = [[f"{a.height} x {a.width}", a.batch, f"{a.difference:.1e}"] for a in written.agreements]
+    print_rows(["px", "batch", "difference"], rows, "table")
+    if written.scores is not None:
+        before, after = written.scores
+        what = "mIoU" if written.card.task == "segmentation" else "top-1"
+        print(f"\n{what}: float32 {before:.1%}, int8 {after:.1%}")
+    if written.speeds:
+        print(f"\nimages/s, threads: {written.threads}")
+        rows = [[s.batch, f"{s.pytorch:.1f}", f"{s.exported:.1f}", f"{s.ratio:.2f}"] for s in written.speeds]
+        print_rows(["batch", "PyTorch", "this file", "ratio"], rows, "table")
+    if written.path.suffix in (".onnx", ".xml"):
+        print(f"\nuse it: dmformer predict {shlex.quote(str(written.path))} photo.jpg")

@@ -1,0 +1,226 @@
+"""An exported model with what its file says of itself, used without PyTorch: photos in, classes or masks out."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError, first_line
+from ..extras import needs
+from ..machine import available_cores
+from .card import Card
+from .runtimes import Session, to_onnxruntime, to_openvino
+
+SUFFIXES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+"""Files that are used without PyTorch, and what runs them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in its runtime."""
+
+    session: Session
+    card: Card
+    form: str
+
+    @property
+    def task(self) -> str:
+        return self.card.task
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.card.class_names
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        try:
+            return self.session.run(images)
+        except Exception as error:  # each runtime has its own
+            size = " x ".join(map(str, images.shape))
+            raise UserError(f"{self.name} in {self.form} does not take images of {size}: {first_line(error)}") from None
+
+
+class ExportedClassifier(Exported):
+    """A `ClassPredictor`."""
+
+    def calibration(self, image: Image.Image) -> np.ndarray:
+        """A photo as a batch of 1, as the file takes it."""
+        return self.prepare(image)[None]
+
+    @property
+    def at_least(self) -> int:
+        assert self.card.image_size is not None
+        return round(max(self.card.image_size) / self.card.crop_pct)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo -> (3, H, W), float32; or as it is, (H, W, 3) of 8 bits, where the graph does the rest."""
+        if self.card.preprocessing:
+            return np.asarray(image)
+        assert self.card.image_size is not None
+        cropped = resize_and_crop(
+            image, self.card.image_size, self.card.crop_pct, self.card.crop_mode, self.card.interpolation
+        )
+        return normalised(cropped, self.card)
+
+    def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        """B prepared photos -> (B, K); those of one shape at a time."""
+        found = np.empty((len(batch), len(self.class_names)), np.float32)
+        for shape in dict.fromkeys(image.shape for image in batch):
+            places = [i for i, image in enumerate(batch) if image.shape == shape]
+            found[places] = softmax(self._logits(np.stack([batch[i] for i in places])))
+        return found
+
+
+class ExportedSegmenter(Exported):
+    """A `MaskPredictor`."""
+
+    def calibration(self, image: Image.Image) -> np.ndarray:
+        """A photo as a batch of 1, as the file takes it; a window of it, if it is made for one size."""
+        if self.card.image_size is not None:
+            image = image.crop((0, 0, self.card.image_size[1], self.card.image_size[0]))
+        return self._prepared(image)
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        return list(self.card.palette or [])
+
+    def segment(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """The likeliest class of every pixel of a photo: (H, W), uint8.
+
+        Raises:
+            UserError: Scales or flips, which need PyTorch's model.
+        """
+        if tuple(scales) != (1.0,) or flip:
+            raise UserError("--scales and --flip need the run's best/ folder: an exported file predicts once.")
+        size = (image.height, image.width)
+        logits = self._windows(self._prepared(image), window or self.card.window)
+        if logits.shape[-2:] == size:
+            return logits[0].argmax(0).astype(np.uint8)
+        return bilinear(softmax(logits)[0], size).argmax(0).astype(np.uint8)
+
+    def _prepared(self, image: Image.Image) -> np.ndarray:
+        if self.card.resize is not None:
+            image = shorter_side(image, self.card.resize, "bilinear")
+        return np.asarray(image)[None] if self.card.preprocessing else normalised(image, self.card)[None]
+
+    def _windows(self, x: np.ndarray, window: int | None) -> np.ndarray:
+        """Logits (1, K, H, W) of an image by windows that overlap by a third, as `predict_probabilities` has them."""
+        rows, columns = (1, 2) if self.card.preprocessing else (2, 3)
+        height, width = x.shape[rows], x.shape[columns]
+        if self.card.image_size is not None:
+            window = min(window or self.card.image_size[0], *self.card.image_size)
+        if window is None or (height <= window and width <= window):
+            return self._logits(x)
+        total = np.zeros((1, len(self.class_names), height, width), np.float32)
+        count = np.zeros((height, width), np.float32)
+        for top in _starts(height, window):
+            for left in _starts(width, window):
+                place = (slice(top, top + window), slice(left, left + window))
+                part = x[:, *place] if self.card.preprocessing else x[:, :, *place]
+                total[:, :, *place] += self._logits(np.ascontiguousarray(part))
+                count[place] += 1
+        return total / count
+
+
+def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter:
+    """An exported file in its runtime, checked.
+
+    Args:
+        path: An .onnx file, for ONNX Runtime, or an .xml file with its .bin beside it, for OpenVINO.
+        threads: Of the runtime; as many as this process may use.
+
+    Raises:
+        UserError: A file that is missing, damaged, or not written by `dmformer export`.
+    """
+    file, threads = Path(path), threads or available_cores()
+    if not file.is_file():
+        raise UserError(f"{path} does not exist.")
+    form = SUFFIXES[file.suffix.lower()]
+    with needs("export", form):
+        try:
+            session = (to_onnxruntime if form == "ONNX Runtime" else to_openvino)(file, threads)
+        except ImportError:
+            raise
+        except Exception as error:  # each runtime has its own
+            raise UserError(f"{path} is not a model that {form} can read: {first_line(error)}") from None
+    card = Card.from_metadata(session.metadata, path)
+    if session.classes is not None and session.classes != len(card.class_names):
+        raise UserError(f"{path} names {len(card.class_names)} classes for a model of {session.classes}.")
+    kind = ExportedSegmenter if card.task == "segmentation" else ExportedClassifier
+    return kind(session, card, form)
+
+
+def resize_and_crop(
+    image: Image.Image, size: Sequence[int], crop_pct: float, crop_mode: str, interpolation: str
+) -> Image.Image:
+    """A photo as timm's evaluation has it: resized, then its middle of `size` (height, width).
+
+    Args:
+        image: Of any size.
+        size: Of the result.
+        crop_pct: Share of the resized photo that is kept, each way.
+        crop_mode: "center" keeps the photo's proportions, for square sizes; "squash" does not.
+        interpolation: Name of Pillow's filter.
+    """
+    height, width = size
+    if crop_mode == "squash":
+        resized = image.resize((math.floor(width / crop_pct), math.floor(height / crop_pct)), _filter(interpolation))
+    else:
+        resized = shorter_side(image, math.floor(height / crop_pct), interpolation)
+    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def shorter_side(image: Image.Image, side: int, interpolation: str) -> Image.Image:
+    """A photo with its shorter side brought to `side`, the longer one rounded down, as torchvision has it."""
+    short, long = min(image.size), max(image.size)
+    if short == side:
+        return image
+    longer = int(side * long / short)
+    return image.resize((side, longer) if image.width <= image.height else (longer, side), _filter(interpolation))
+
+
+def normalised(image: Image.Image, card: Card) -> np.ndarray:
+    """An RGB image -> (3, H, W), float32."""
+    values = np.asarray(image, np.float32) / 255
+    values = (values - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the second axis."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(K, h, w) -> (K, *size), corners not aligned, without a filter against aliasing: as PyTorch has it."""
+    for axis, length in ((1, size[0]), (2, size[1])):
+        old = maps.shape[axis]
+        place = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, None)
+        first = np.minimum(place.astype(np.int64), old - 1)
+        weight = (place - first).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
+        after = maps.take(np.minimum(first + 1, old - 1), axis)
+        maps = maps.take(first, axis) * (1 - weight) + after * weight
+    return maps
+
+
+def _starts(length: int, window: int) -> Iterator[int]:
+    if length > window:
+        yield from range(0, length - window, max(window * 2 // 3, 1))
+    yield max(length - window, 0)
+
+
+def _filter(name: str) -> Image.Resampling:
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError:
+        raise UserError(f"the model's interpolation '{name}' is not known.") from None

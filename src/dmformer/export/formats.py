@@ -1,0 +1,167 @@
+"""A model written to a file: ONNX, OpenVINO, PyTorch's exported program, and a program compiled ahead of time.
+
+All begin with what `torch.export` traces, of plain operators, with free batch, height and width.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ..errors import first_line
+from .runtimes import METADATA, openvino_core
+
+OPSET = 20
+"""Of ONNX: the first with GELU as one operator."""
+
+OUTPUT = "logits"
+
+
+class Graph(nn.Module):
+    """Preprocessing and model in one: photos (B, H, W, 3), uint8, -> logits."""
+
+    def __init__(self, preprocessing: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.preprocessing, self.model = preprocessing, model
+
+    def forward(self, photos: Tensor) -> Tensor:
+        return self.model(self.preprocessing(photos))
+
+
+def example_of(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3) -> Tensor:
+    """Two images of a model, or two photos of a `Graph`: a batch of 1 would be taken for a constant."""
+    if isinstance(model, Graph):
+        return torch.zeros(2, *image_size, 3, dtype=torch.uint8)
+    return torch.zeros(2, in_chans, *image_size)
+
+
+def free_dimensions(model: nn.Module, dynamic_size: bool) -> tuple[dict[int, Any]]:
+    """What may vary of the input, for `torch.export`."""
+    height, width = (1, 2) if isinstance(model, Graph) else (2, 3)
+    return ({0: "batch", **({height: Dim.AUTO, width: Dim.AUTO} if dynamic_size else {})},)
+
+
+def takes_one_size(model: nn.Module) -> bool:
+    """Whether a model is made for images of one size."""
+    if isinstance(model, Graph):
+        return model.preprocessing.size is None and takes_one_size(model.model)
+    if getattr(model, "made_for", None) is not None:  # a segmenter
+        return True
+    return bool(getattr(getattr(model, "pretrained_cfg", None), "get", {}.get)("fixed_input_size", False))
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    image_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    dynamic_size: bool = True,
+    opset: int = OPSET,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B.
+
+    torch's exporter simplifies the graph: constants folded, what has no effect removed.
+
+    Args:
+        model: In evaluation mode, float32, on the CPU; best as `dmformer.fuse` returns it. A `Graph` takes "photos"
+            (B, H, W, 3), uint8.
+        path: File to write.
+        image_size: Height and width of the example that the model is traced with.
+        in_chans: Channels of an image.
+        dynamic_size: Let height and width vary too, as far as the model allows; one that is made for a fixed size keeps
+            it. The graph is larger for it where shapes enter the arithmetic, as in windows.
+        opset: Version of ONNX's operators.
+        metadata: What the file is to say of itself.
+
+    Raises:
+        RuntimeError: The model cannot be exported, with the first cause.
+    """
+    _check_mode(model)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    try:
+        program = torch.onnx.export(
+            model,
+            (example_of(model, size, in_chans),),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=["photos" if isinstance(model, Graph) else "images"],
+            output_names=[OUTPUT],
+            dynamic_shapes=free_dimensions(model, dynamic_size and not takes_one_size(model)),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise RuntimeError(f"torch cannot export it: {first_line(Exception(str(cause)))}") from error
+    assert program is not None  # with dynamo
+    program.model.metadata_props.update(metadata or {})
+    program.save(str(path))
+    return path
+
+
+def export_openvino(onnx: Path, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write OpenVINO's .xml, and .bin beside it, of an ONNX file; weights keep their 32 bits."""
+    import openvino
+
+    model = openvino_core().read_model(str(onnx))
+    for key, value in metadata.items():
+        model.set_rt_info(value, [METADATA, key])
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
+def export_program(
+    model: nn.Module, image_size: tuple[int, int], dynamic_size: bool = True
+) -> torch.export.ExportedProgram:
+    """The program that `torch.export` makes of a model, for any batch.
+
+    Args:
+        model, image_size, dynamic_size: See `export_onnx`.
+
+    Raises:
+        RuntimeError: The model cannot be exported, with the first cause.
+    """
+    _check_mode(model)
+    free = free_dimensions(model, dynamic_size and not takes_one_size(model))
+    shapes = ({**free[0], 0: Dim("batch")},)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example_of(model, image_size),), dynamic_shapes=shapes)
+    except Exception as error:  # whatever the tracing of a model provokes
+        raise RuntimeError(f"torch cannot export it: {first_line(error)}") from error
+
+
+def export_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Write a .pt2 file that `torch.export.load` reads, with the metadata as extra files."""
+    torch.export.save(program, path, extra_files=dict(metadata))
+    return path
+
+
+def export_aoti(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> Path:
+    """Compile for this machine's kind of CPU and write a .pt2 file that `torch._inductor.aoti_load_package` reads.
+
+    Needs a C++ compiler.
+
+    Raises:
+        RuntimeError: It cannot be compiled here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own making
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(metadata)}
+            )
+        except Exception as error:  # whatever the compiler says
+            raise RuntimeError(f"it cannot be compiled here: {first_line(error)}") from error
+    return path
+
+
+def _check_mode(model: nn.Module) -> None:
+    if any(module.training for module in model.modules()):
+        raise ValueError("only a model in evaluation mode can be exported: call model.eval() first")

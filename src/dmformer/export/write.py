@@ -1,0 +1,367 @@
+"""`dmformer export`: a trained model written for a runtime, checked against PyTorch, and kept only if it agrees."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+
+from .. import __version__
+from ..classifier import Classifier, open_classifier
+from ..config_file import find_config, task_of
+from ..data.decode import BrokenImageError, decode
+from ..errors import UserError, unknown
+from ..evaluate import evaluate, evaluate_masks
+from ..extras import needs
+from ..forms import open_model, set_threads
+from ..fuse import fuse
+from ..predict import list_photos
+from ..recipes import read_recipe
+from ..segmenter import Segmenter, open_segmenter
+from .card import Card
+from .check import LIMIT, Agreement, Speed, as_scored, compare, in_numpy, open_file, speeds
+from .exported import ExportedClassifier, ExportedSegmenter, normalised, open_exported
+from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
+from .preprocessing import Preprocessing
+from .quantise import quantise
+
+Format = Literal["onnx", "openvino", "pt2", "aoti"]
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
+
+CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
+"""Most photos that a file is compared on, and that an int8 file is calibrated on."""
+GRAPH = "float32.onnx"
+"""The file that the others are made from."""
+BATCHES = (1, 3)
+"""Sizes of the batches that a file is compared on."""
+TIMED_BATCHES = (1, 8)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that `export` wrote.
+
+    Attributes:
+        path: Of the file; OpenVINO's .bin lies beside it.
+        megabytes: On disk, 2^20 bytes.
+        card: What it says of itself.
+        operators: Nodes of an ONNX graph, else None.
+        fixed_size: Whether it takes images of one size only.
+        agreements: With PyTorch.
+        speeds: Beside the fused model in PyTorch; none if not asked for.
+        threads: That both had.
+        scores: Of an int8 file, top-1 or mIoU of the float file and its own.
+        remarks: In words.
+    """
+
+    path: Path
+    megabytes: float
+    card: Card
+    operators: int | None
+    fixed_size: bool
+    agreements: list[Agreement]
+    speeds: list[Speed]
+    threads: int
+    scores: tuple[float, float] | None
+    remarks: list[str]
+
+
+def export(
+    source: str,
+    to: Format = "onnx",
+    out: str | None = None,
+    preprocessing: bool = False,
+    fused: bool = True,
+    dynamic_size: bool = True,
+    photos: Sequence[str] = (),
+    int8: str | None = None,
+    data: str | None = None,
+    max_loss: float = 0.01,
+    speed: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Written:
+    """Write a trained model for a runtime, and keep the file only if it answers as PyTorch does.
+
+    Args:
+        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or a model's name, with random weights.
+        to: ONNX, OpenVINO, PyTorch's exported program, or that program compiled for this machine.
+        out: File to write, or a folder for it; by default the run's name, here.
+        preprocessing: Put resizing, cropping and normalisation into the graph, which then takes photos of 8 bits.
+        fused: Fold norms, layer scales and residuals first.
+        dynamic_size: Leave height and width free besides the batch, where the model allows it.
+        photos: Files and folders of photos to compare on; by default those of the run's own data, or noise.
+        int8: Folder of photos to calibrate 8-bit weights and activations with; of "onnx" and "openvino".
+        data: Labelled images on which the loss of int8 is measured, as `evaluate` takes them.
+        max_loss: Most that int8 may lose of top-1 or mIoU, from 0 to 1.
+        speed: Measure both beside each other.
+        overwrite: Replace a file that is there.
+        say: Takes a line on what is being done.
+
+    Raises:
+        UserError: What cannot be exported, a file in the way, a difference above `LIMIT`, a loss above `max_loss`.
+    """
+    model = _open(source)
+    card = _card(model, preprocessing)
+    path = _place(out, to, card.name)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already: give another --out, or --overwrite.")
+    remarks = []
+    if (files := list_photos(photos) if photos else own_photos(source)) is None:
+        remarks.append("no photos were given or found in the run's recipe: compared on noise")
+    with needs("export", "export"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    pictures = _pictures(files)
+
+    network: Any = fuse(model.model) if fused else model.model.eval()
+    if preprocessing:
+        network = Graph(_preprocessing(card), network).eval()
+    fixed = not dynamic_size or takes_one_size(network)
+    if fixed and dynamic_size:
+        remarks.append(f"{card.architecture} takes images of one size, and so does the file; the batch is free")
+    size = _traced_size(card, fixed)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out {path}: no file can be written there.")
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder, set_threads(threads):
+        workshop, place = Path(folder), Path(folder) / "done" / path.name
+        place.parent.mkdir()
+        say(f"tracing {card.name} and writing {path.name}")
+        _write(network, workshop, place, to, size, not fixed, card)
+        reference, exported = in_numpy(network), open_file(place, to, threads)
+        say("comparing with PyTorch")
+        agreements = compare(reference, exported, _batches(pictures, card, size, fixed, BATCHES))
+        worst = max(agreements, key=lambda a: a.difference)
+        if not worst.difference <= LIMIT:
+            raise UserError(
+                f"{to} does not answer as PyTorch does: {worst.difference:.1e} of the largest logit at "
+                f"{worst.height} x {worst.width} px, batch {worst.batch}; at most {LIMIT:g} is accepted. "
+                "Nothing was written."
+            )
+        scores = None
+        if int8 is not None:
+            assert data is not None
+            card = replace(card, precision="int8")
+            scores = _quantise(workshop, place, to, card, int8, data, threads, say)
+            if scores[0] - scores[1] > max_loss:
+                raise UserError(
+                    f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
+                    f"--max-loss allows {100 * max_loss:g}. Nothing was written."
+                )
+            exported = open_file(place, to, threads)
+            agreements = compare(reference, exported, _batches(pictures, card, size, fixed, BATCHES))
+        timed = []
+        if speed:
+            say("measuring both in turn")
+            timed = speeds(reference, exported, _batches(pictures, card, size, True, TIMED_BATCHES))
+        parts = list(place.parent.iterdir())
+        megabytes = sum(part.stat().st_size for part in parts) / 2**20
+        operators = _operators(place) if to == "onnx" else None
+        for part in parts:
+            os.replace(part, path.parent / part.name)
+    return Written(path, megabytes, card, operators, fixed, agreements, timed, threads, scores, remarks)
+
+
+def _open(source: str) -> Classifier | Segmenter:
+    if source.startswith("hf-hub:") or Path(source).is_dir():
+        return open_segmenter(source) if task_of(source) == "segmentation" else open_classifier(source)
+    if not timm.is_model(source):
+        raise unknown("model", source, timm.list_models())
+    size = (timm.get_pretrained_cfg(source).input_size or (3, 224, 224))[-1]  # type: ignore[union-attr]
+    model: Any = open_model(source, size)
+    names = [str(i) for i in range(model.num_classes)]
+    return Classifier(model, names, resolve_model_data_config(model), source)
+
+
+def _card(model: Classifier | Segmenter, preprocessing: bool) -> Card:
+    name = model.name.replace("/", "_").removeprefix("hf-hub:")
+    if isinstance(model, Segmenter):
+        config = model.config
+        made_for = model.model.made_for
+        if preprocessing and config.resize is not None:
+            raise UserError(
+                f"{name} brings photos to {config.resize} px first, which cannot go into a segmenter's graph: leave "
+                "--preprocessing out."
+            )
+        return Card(
+            name=name,
+            task="segmentation",
+            architecture=f"{config.backbone}+{config.head}",
+            class_names=list(config.class_names),
+            mean=list(config.mean),
+            std=list(config.std),
+            image_size=None if made_for is None else list(made_for),
+            resize=config.resize,
+            window=config.window,
+            palette=list(config.palette),
+            reduce_zero_label=config.reduce_zero_label,
+            ignore_index=list(config.ignore_index),
+            preprocessing=preprocessing,
+            version=__version__,
+        )
+    config, network = model.data_config, model.model
+    height, width = config["input_size"][-2:]
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise UserError(f"{name} crops photos by '{mode}' to {height} x {width} px, which exported files do not know.")
+    return Card(
+        name=name,
+        task="classification",
+        architecture=str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__)),
+        class_names=list(model.class_names),
+        mean=list(config["mean"]),
+        std=list(config["std"]),
+        image_size=[height, width],
+        crop_pct=config["crop_pct"],
+        crop_mode=mode,
+        interpolation=config["interpolation"],
+        preprocessing=preprocessing,
+        version=__version__,
+    )
+
+
+def _preprocessing(card: Card) -> Preprocessing:
+    size = card.image_size if card.task == "classification" else None
+    return Preprocessing(size, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
+
+
+def _place(out: str | None, to: Format, name: str) -> Path:
+    path, suffix = Path(out or "."), SUFFIXES[to]
+    if path.is_dir():
+        path = path / f"{name}{'.aoti' if to == 'aoti' else ''}{suffix}"
+    if path.suffix != suffix:
+        raise UserError(f"--out {out}: --to {to} writes a {suffix} file.")
+    return path
+
+
+def own_photos(source: str) -> list[str] | None:
+    """Photos of the data that a run's recipe names, where they are still there."""
+    if source.startswith("hf-hub:") or not Path(source).is_dir():
+        return None
+    for recipe in (find_config(source).parent / "recipe.yaml", find_config(source).parent.parent / "recipe.yaml"):
+        if recipe.is_file():
+            data = Path(read_recipe(recipe).data)
+            if data.is_dir():
+                return [f for f in list_photos([str(data)]) if "annotations" not in Path(f).parts]
+    return None
+
+
+def _pictures(files: list[str] | None, most: int = CHECKED_PHOTOS) -> list[Image.Image]:
+    """Some of the photos, spread over the list; noise where there are none."""
+    if files is None:
+        noise = np.random.default_rng(0).integers(0, 256, (CHECKED_PHOTOS, 12, 16, 3), dtype=np.uint8)
+        return [Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC) for small in noise]
+    found = []
+    for file in spread(files, most):
+        try:
+            found.append(decode(file))
+        except BrokenImageError:
+            continue
+    if not found:
+        raise UserError(f"none of the {len(files)} photos to compare on can be read, {files[0]} for one.")
+    return found
+
+
+def spread(files: Sequence[str], most: int) -> list[str]:
+    """At most so many of a list, evenly."""
+    return [files[i * len(files) // min(most, len(files))] for i in range(min(most, len(files)))]
+
+
+def _traced_size(card: Card, fixed: bool) -> tuple[int, int]:
+    """Height and width of the example: of a model with free sizes at least 64, for a map of 1 x 1 would be taken for a
+    constant."""
+    if card.preprocessing and card.task == "classification":
+        return (240, 320)
+    height, width = card.image_size or (card.resize or 256, card.resize or 256)
+    return (height, width) if fixed else (max(height, 64), max(width, 64))
+
+
+def _batches(
+    pictures: Sequence[Image.Image], card: Card, size: tuple[int, int], fixed: bool, batches: Sequence[int]
+) -> list[np.ndarray]:
+    """Batches of the pictures at three sizes, one of them the model's own and two of other proportions; at its own only
+    where it is fixed."""
+    height, width = size
+    step = card.resize or 0
+    sizes = [(height, width)]
+    if not fixed:
+        sizes += [(max(round(0.75 * height), 32) + step % 2, width), (height, round(1.25 * width) + 1)]
+    made = []
+    for rows, columns in sizes:
+        images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
+        ready = [np.asarray(image) if card.preprocessing else normalised(image, card) for image in images]
+        made += [np.stack([ready[i % len(ready)] for i in range(batch)]) for batch in batches]
+    return made
+
+
+def _write(
+    network: Any, workshop: Path, place: Path, to: Format, size: tuple[int, int], dynamic_size: bool, card: Card
+) -> None:
+    """Write one file; what it is made from stays in `workshop`."""
+    metadata = card.to_metadata()
+    try:
+        if to in ("onnx", "openvino"):
+            graph = export_onnx(network, workshop / GRAPH, size, dynamic_size=dynamic_size, metadata=metadata)
+            _from_graph(graph, place, to, metadata)
+        else:
+            program = export_program(network, size, dynamic_size)
+            (export_pt2 if to == "pt2" else export_aoti)(program, place, metadata)
+    except RuntimeError as error:
+        raise UserError(f"{card.architecture} cannot be exported to {to}: {error}") from error
+
+
+def _from_graph(graph: Path, place: Path, to: Format, metadata: dict[str, str]) -> None:
+    if to == "openvino":
+        export_openvino(graph, place, metadata)
+    else:
+        shutil.copyfile(graph, place)
+
+
+def _quantise(
+    workshop: Path,
+    place: Path,
+    to: Format,
+    card: Card,
+    photos: str,
+    data: str,
+    threads: int,
+    say: Callable[[str], None],
+) -> tuple[float, float]:
+    """Put an int8 file in the place of the float one; returns the scores of both."""
+    before: Any = open_exported(str(workshop / GRAPH), threads)
+    say(f"calibrating int8 on photos of {photos}")
+    pictures = _pictures(list_photos([photos]), CALIBRATED_PHOTOS)
+    metadata = card.to_metadata()
+    small = quantise(workshop / GRAPH, workshop / "int8.onnx", (before.calibration(p) for p in pictures), metadata)
+    for part in place.parent.iterdir():
+        part.unlink()
+    _from_graph(small, place, to, metadata)
+    after, found = open_exported(str(place), threads), []
+    for exported, what in ((before, "float32"), (after, "int8")):
+        say(f"scoring {what} on {data}")
+        found.append(_score(exported, data))
+    return found[0], found[1]
+
+
+def _score(exported: ExportedClassifier | ExportedSegmenter, data: str) -> float:
+    """Top-1 or mIoU on labelled images."""
+    scored = as_scored(exported)
+    if isinstance(scored, Segmenter):
+        return evaluate_masks(scored, data).miou.value
+    return evaluate(scored, data, 1 if exported.card.preprocessing else 16).top1.value
+
+
+def _operators(file: Path) -> int:
+    import onnx
+
+    return len(onnx.load(file, load_external_data=False).graph.node)

@@ -1,0 +1,96 @@
+"""A trained model that answers for photos, whatever runs it: PyTorch, ONNX Runtime or OpenVINO."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from .config_file import task_of
+from .export.exported import SUFFIXES, open_exported
+
+
+class ClassPredictor(Protocol):
+    """A classifier of K classes.
+
+    Attributes:
+        task: "classification".
+        name: The run's, or the file's.
+        form: What runs it, in words.
+        class_names: K names.
+        at_least: Shorter side in pixels that a photo needs to have, for `decode`.
+    """
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def class_names(self) -> Sequence[str]: ...
+    @property
+    def at_least(self) -> int: ...
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo of any size -> what goes into a batch."""
+        ...
+
+    def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        """B prepared photos -> (B, K)."""
+        ...
+
+
+class MaskPredictor(Protocol):
+    """A segmenter of K classes.
+
+    Attributes:
+        task: "segmentation".
+        name, form, class_names: As of a classifier.
+        palette: K colours (red, green, blue; 0 to 255).
+    """
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def class_names(self) -> Sequence[str]: ...
+    @property
+    def palette(self) -> Sequence[tuple[int, int, int]]: ...
+
+    def segment(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """The likeliest class of every pixel of a photo: (H, W), uint8."""
+        ...
+
+
+def is_exported(source: str) -> bool:
+    """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
+    return Path(source).suffix.lower() in SUFFIXES
+
+
+def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor:
+    """A trained model, ready to answer.
+
+    Args:
+        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or an exported .onnx or .xml file, which
+            is opened without PyTorch.
+        threads: Of the runtime of an exported file; as many as there are cores.
+
+    Raises:
+        UserError: None of these, or one that cannot be read.
+    """
+    if is_exported(source):
+        return open_exported(source, threads)
+    if task_of(source) == "segmentation":
+        from .segmenter import open_segmenter
+
+        return open_segmenter(source).for_inference()
+    from .classifier import open_classifier
+
+    return open_classifier(source).for_inference()
