@@ -1,14 +1,14 @@
 """A trained model that answers for photos, whatever runs it: PyTorch, ONNX Runtime or OpenVINO."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from .config_file import task_of
-from .export.exported import SUFFIXES, open_exported
+from .export.card import is_exported
+from .export.exported import open_exported
 
 
 class ClassPredictor(Protocol):
@@ -67,11 +67,6 @@ class MaskPredictor(Protocol):
     ) -> np.ndarray:
         """The likeliest class of every pixel of a photo: (H, W), uint8."""
         ...
-
-
-def is_exported(source: str) -> bool:
-    """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
-    return Path(source).suffix.lower() in SUFFIXES
 
 
 def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor:

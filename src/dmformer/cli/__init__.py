@@ -1,4 +1,4 @@
-"""The `dmformer` command: train, eval, predict, convert, bench, models.
+"""The `dmformer` command: train, eval, predict, explain, analyse, export, serve, convert, bench, models.
 
 Arguments are read and checked before torch is imported; each command imports what it needs.
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..catalogue import model_names
 from ..errors import UserError, unknown
-from ..export.exported import SUFFIXES
+from ..export.card import is_exported
 from ..kernels import chosen_mode
 from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 
@@ -97,9 +97,9 @@ def check_source(source: str, exported: bool = False) -> None:
     if source.startswith("hf-hub:"):
         return
     check_path(source)
-    if exported and Path(source).is_file() and Path(source).suffix.lower() in SUFFIXES:
+    if exported and Path(source).is_file() and is_exported(source):
         return
-    if Path(source).suffix.lower() in (*SUFFIXES, ".pt2"):
+    if is_exported(source) or source.endswith(".pt2"):
         raise UserError(f"{source} is an exported file: here, give a run's best/ folder.")
     if Path(source).is_file():
         raise UserError(

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import UserError, unknown
+from .analyse import analyse
 from .bench import bench
 from .checks import check_environment
 from .convert import convert
 from .evaluate import evaluate
+from .explain import explain
 from .export import export
 from .models import models
 from .predict import predict
+from .serve import serve
 from .train import train
 
 HELP = """usage: dmformer COMMAND [OPTIONS]
@@ -22,7 +25,10 @@ commands:
   train     train a classifier or a segmenter on photos; writes a run folder with a report
   eval      score a trained model on a set of photos
   predict   classify photos, or segment them
+  explain   show where a model finds its classes on photos
+  analyse   measure how models see: receptive fields, attention, gates, modulators, likeness
   export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, checked
+  serve     a web page and a JSON API for a trained model, on this machine
   convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
@@ -34,7 +40,10 @@ examples:
   dmformer train camvid --data camvid/               semantic segmentation
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
+  dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
+  dmformer analyse gates runs/elpv-dmformer_n-1/best --data photos/
   dmformer export runs/elpv-dmformer_n-1/best --to onnx
+  dmformer serve runs/elpv-dmformer_n-1/best
   dmformer convert van_b0.pth van_b0/
   dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
   dmformer models 'van_*'
@@ -46,7 +55,10 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "explain": explain,
+    "analyse": analyse,
     "export": export,
+    "serve": serve,
     "convert": convert,
     "bench": bench,
     "models": models,

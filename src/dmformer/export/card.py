@@ -3,9 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+"""Files that are used without PyTorch, by suffix, and what runs them."""
 
 Colour = tuple[int, int, int]
 
@@ -73,6 +77,11 @@ class Card:
         except (KeyError, TypeError, ValueError):
             pass
         raise UserError(f"{file} was not written by `dmformer export`, or is damaged: its metadata do not describe it.")
+
+
+def is_exported(source: str) -> bool:
+    """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
+    return Path(source).suffix.lower() in RUNTIMES
 
 
 def _checked(name: str, value: Any) -> Any:

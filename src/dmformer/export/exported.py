@@ -11,11 +11,8 @@ from PIL import Image
 from ..errors import UserError, first_line
 from ..extras import needs
 from ..machine import available_cores
-from .card import Card
+from .card import RUNTIMES, Card
 from .runtimes import Session, to_onnxruntime, to_openvino
-
-SUFFIXES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
-"""Files that are used without PyTorch, and what runs them."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def open_exported(path: str, threads: int | None = None) -> ExportedClassifier |
     file, threads = Path(path), threads or available_cores()
     if not file.is_file():
         raise UserError(f"{path} does not exist.")
-    form = SUFFIXES[file.suffix.lower()]
+    form = RUNTIMES[file.suffix.lower()]
     with needs("export", form):
         try:
             session = (to_onnxruntime if form == "ONNX Runtime" else to_openvino)(file, threads)

@@ -1,0 +1,304 @@
+"""What each measure gives of several models on their photos: rows of a CSV, a short table, a caption and figures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from . import plots
+from .attention_distance import attention_distances
+from .gates import QUANTILES, between_classes, class_channels, read_gates, variances
+from .hooks import blocks
+from .modulators import CUT, chosen_blocks, read_modulators
+from .receptive_field import receptive_fields, relative_receptive_fields
+from .similarity import cka
+from .subject import Subject
+
+BATCH, BATCH_WITH_GRADIENT, BATCH_OF_PAIRS = 16, 4, 32
+"""Images at a time."""
+ENERGY_SHARES, CONTRIBUTION_SHARES = (0.5, 0.95, 0.99), (0.2, 0.3, 0.5, 0.99)
+BINS = 20
+"""Of the histogram of gates."""
+
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its images.
+
+    Attributes:
+        name: Of the model, unlike those of the others.
+        subject: The model.
+        images: (n, 3, H, W), as it receives them.
+        labels: Class of each image by its folder, (n,); None where the photos are in none.
+        class_names: Of the labels.
+        wanted: Names or labels of the blocks that were asked for, if any.
+        progress: Wraps batches, to show how far it is.
+    """
+
+    name: str
+    subject: Subject
+    images: Tensor
+    labels: Tensor | None
+    class_names: list[str]
+    wanted: Sequence[str]
+    progress: Progress
+
+    def batches(self, most: int = BATCH) -> Iterable[Tensor]:
+        """The images, as even a number at a time as possible."""
+        return self.progress(self.images.tensor_split(-(-len(self.images) // most)), f"measuring {self.name}")
+
+    @property
+    def facts(self) -> list[Any]:
+        """The first cells of every row: see `FACTS`."""
+        return [self.name, "trained" if self.subject.trained else "random", len(self.images), *self.images.shape[2:]]
+
+
+FACTS = ["model", "weights", "images", "height", "width"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measure gives; see `Analysis`. `maps` is a picture beside the plot."""
+
+    header: list[str]
+    rows: list[list[Any]]
+    short_header: list[str]
+    short: list[list[str]]
+    caption: str
+    plot: Figure
+    maps: Figure | None = None
+    maps_caption: str = ""
+
+
+def attention_distance_of(cases: Sequence[Case]) -> Found:
+    models = [(case.name, attention_distances(case.subject, case.batches())) for case in cases]
+    rows, short = [], []
+    for case, (name, layers) in zip(cases, models, strict=True):
+        for layer in layers:
+            heads = layer.pixels.mean(0)
+            spread = layer.pixels.std(0, correction=0)
+            rows += [
+                [*case.facts, layer.name, layer.stage, layer.stride, layer.kind, head, *figures, layer.uniform]
+                for head, figures in enumerate(zip(heads.tolist(), spread.tolist(), strict=True), 1)
+            ]
+            cells = (heads.mean().item(), heads.min().item(), heads.max().item(), layer.uniform)
+            short.append([name, layer.name, layer.kind, str(len(heads)), *(f"{v:.1f}" for v in cells)])
+    height, width = cases[0].images.shape[2:]
+    caption = (
+        "Mean distance between a position and what it attends to. A point is a head, the line their mean in each "
+        "layer; high looks far, low looks near. Black dashes: equal weights on everything within reach; a head on the "
+        "dash does not choose by distance. Hollow points: attention inside windows, whose reach is the window."
+    )
+    header = [
+        *FACTS,
+        "layer",
+        "stage",
+        "stride",
+        "kind",
+        "head",
+        "distance_px",
+        "deviation_over_images",
+        "equal_weights",
+    ]
+    short_header = ["model", "layer", "kind", "heads", "mean (px)", "nearest head", "farthest head", "equal weights"]
+    return Found(header, rows, short_header, short, caption, plots.attention_distance(models, height, width))
+
+
+def receptive_field_of(cases: Sequence[Case]) -> Found:
+    models = [(case.name, receptive_fields(case.subject, case.batches(BATCH_WITH_GRADIENT))) for case in cases]
+    rows, short = [], []
+    for case, (name, fields) in zip(cases, models, strict=True):
+        for stage, found in enumerate(fields, 1):
+            place = [*case.facts, found.name, stage, found.stride]
+            pixels = [found.area(share) for share in ENERGY_SHARES]
+            rows += [
+                [*place, "energy, smallest area", share, n**0.5, n / found.energy.numel()]
+                for share, n in zip(ENERGY_SHARES, pixels, strict=True)
+            ]
+            for log, what in ((False, "contribution, square"), (True, "log10(1 + contribution), square")):
+                rows += [[*place, what, share, *found.square(share, log)] for share in CONTRIBUTION_SHARES]
+            square = found.square(CONTRIBUTION_SHARES[-1])
+            sides = [f"{n**0.5:.1f}" for n in pixels]
+            short.append([name, found.name, str(found.stride), *sides, f"{square[0]:.0f}", f"{square[1]:.1%}"])
+    height, width = cases[0].images.shape[2:]
+    caption = (
+        "How large a part of the image the unit in the middle of each stage's map depends on: the side of a square as "
+        "large as the smallest set of pixels that holds this share of the energy, the squared gradient of the unit by "
+        "the image. Higher draws on more of the image; a line that runs flat gains nothing by further stages."
+    )
+    maps_caption = (
+        "The energy behind the sides: how much the unit in the middle of a stage's map depends on each pixel. Every "
+        "step of one is a factor of ten; black is a millionth of the largest, or less."
+    )
+    return Found(
+        [*FACTS, "layer", "stage", "stride", "quantity", "share", "side_px", "share_of_image"],
+        rows,
+        ["model", "stage", "stride", "50 % (px)", "95 % (px)", "99 % (px)", "square of 99 % (px)", "of the image"],
+        short,
+        caption,
+        plots.receptive_field(models, height, width),
+        plots.receptive_field_maps(models),
+        maps_caption,
+    )
+
+
+def relative_receptive_field_of(cases: Sequence[Case]) -> Found:
+    models = [(case.name, relative_receptive_fields(case.subject, case.batches(BATCH_WITH_GRADIENT))) for case in cases]
+    rows, short = [], []
+    for case, (name, fields) in zip(cases, models, strict=True):
+        for found in fields:
+            block, sides = found.block, {}
+            for what, added in (("block", False), ("what it adds", True)):
+                sides[what] = [found.relative_side(share, added) for share in ENERGY_SHARES]
+                rows += [
+                    [*case.facts, block.name, block.label, block.kind, *found.energy.shape, what, *pair]
+                    for pair in zip(ENERGY_SHARES, sides[what], strict=True)
+                ]
+            cells = [f"{side:.1%}" for what in sides for side in sides[what][:2]]
+            short.append([name, block.label, block.kind, *cells])
+    caption = (
+        "How much of its own input each block of the deepest stage draws on for the unit in the middle of its output: "
+        "the side of the smallest area that holds 95 % of the energy, by the map's side. High blocks mix over the "
+        "whole map, low ones nearby. Left the block whole, where a strong skip leaves the middle alone; right what the "
+        "block adds to its input."
+    )
+    return Found(
+        [*FACTS, "layer", "block", "kind", "map_height", "map_width", "of", "share", "relative_side"],
+        rows,
+        ["model", "block", "kind", "50 %", "95 %", "what it adds: 50 %", "95 %"],
+        short,
+        caption,
+        plots.relative_receptive_field(models),
+    )
+
+
+def gates_of(cases: Sequence[Case]) -> Found:
+    rows, short, shown, by_prediction = [], [], [], []
+    for case in cases:
+        readings, predicted = read_gates(case.subject, case.batches())
+        labels, names = case.labels, case.class_names
+        if labels is None:
+            labels, names = predicted, case.subject.class_names
+            by_prediction.append(case.name)
+        several = len(labels.unique()) > 1
+        shown.append((case.name, readings, labels if several else None))
+        for block in readings:
+            place = [*case.facts, block.name, block.label]
+            quantiles = torch.quantile(block.gates.double().flatten(), torch.tensor(QUANTILES).double()).tolist()
+            rows += [[*place, "quantile", q, "", v] for q, v in zip(QUANTILES, quantiles, strict=True)]
+            counts = torch.histc(block.gates, BINS, 0, 1) / block.gates.numel()
+            rows += [
+                [*place, "histogram", f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}", "", v]
+                for i, v in enumerate(counts.tolist())
+            ]
+            parts = variances(block.gates)
+            rows += [
+                [*place, "variance across images", "", "", parts.across_images],
+                [*place, "variance across channels", "", "", parts.across_channels],
+                [*place, "share between images", "", "", parts.input_share],
+            ]
+            for level, share, rms in zip(block.levels, block.shares.tolist(), block.rms.tolist(), strict=True):
+                rows += [[*place, "branch share", level, "", share], [*place, "branch rms", level, "", rms]]
+            classes = ""
+            if several:
+                channels, overall, by_chance = between_classes(block.gates, labels)
+                rows.append([*place, "share between classes", "", "", overall])
+                rows.append([*place, "share between classes, by chance", "", "", by_chance])
+                rows += [[*place, "share between classes", "", c, v] for c, v in enumerate(channels.tolist())]
+                for label, found in class_channels(block.gates, labels).items():
+                    rows += [[*place, "difference of the class", names[label], c, v] for c, v in found]
+                classes = f"{overall:.1%} ({by_chance:.1%})"
+            shares = ", ".join(f"{n} {v:.0%}" for n, v in zip(block.levels, block.shares.tolist(), strict=True))
+            span = f"{quantiles[2]:.2f} ({quantiles[0]:.2f} to {quantiles[-1]:.2f})"
+            short.append([case.name, block.label, span, f"{parts.input_share:.1%}", classes, shares])
+    caption = (
+        "Top: the channel gates over images and channels; near 0 a channel is shut. Middle: how much of the gates' "
+        "variance lies between images (at 0 the gates are constants, each channel with its own), and how much of that "
+        "lies between classes; at or below the dotted line it is what unrelated classes would give. Bottom: each "
+        "depth-wise branch's share of the variance of their sum before the norm; below 0 it works against the others."
+    )
+    if by_prediction:
+        caption += f" The classes are those that the model predicts: {', '.join(by_prediction)}."
+    return Found(
+        [*FACTS, "layer", "block", "quantity", "of", "channel", "value"],
+        rows,
+        ["model", "block", "gate: median (5 to 95 %)", "between images", "classes (by chance)", "branches"],
+        short,
+        caption,
+        plots.gates(shown),
+    )
+
+
+def modulators_of(cases: Sequence[Case]) -> Found:
+    rows, short, models, pictures = [], [], [], []
+    for case in cases:
+        places = chosen_blocks(case.subject, case.wanted)
+        found = read_modulators(case.subject, case.batches(), places)
+        models.append((case.name, places, found))
+        subject = case.subject
+        mean, std = (torch.tensor(values)[:, None, None] for values in (subject.mean, subject.std))
+        photo = (case.images[0] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+        pictures.append((case.name, photo, places, found))
+        for place, parts in zip(places, found, strict=True):
+            for part in parts:
+                rows.append([*case.facts, place.name, place.label, part.name, part.energy, part.high])
+                short.append([case.name, place.label, part.name, f"{part.energy:.3g}", f"{part.high:.1%}"])
+    caption = (
+        f"The share of high frequencies (above {CUT} periods a position) in the variance of the maps inside each "
+        "block: each head before and after its convolution, the modulator that the aggregation makes of the heads, the "
+        "value that it multiplies, and the block's output. Lower is smoother; white noise has 80 %."
+    )
+    maps_caption = (
+        "The mean absolute value over channels, for the first photo: bright is large, every picture on its own scale. "
+        "The energy is the mean square over all photos. Heads are shown after their convolutions; the modulator, made "
+        "of them, multiplies the value."
+    )
+    return Found(
+        [*FACTS, "layer", "block", "part", "energy", "high_frequency_share"],
+        rows,
+        ["model", "block", "part", "energy", "high frequencies"],
+        short,
+        caption,
+        plots.modulators(models),
+        plots.modulator_maps(pictures),
+        maps_caption,
+    )
+
+
+def cka_of(cases: Sequence[Case]) -> Found:
+    first, second = cases[0], cases[-1]
+    count = -(-len(first.images) // BATCH_OF_PAIRS)
+    pairs = list(zip(first.images.tensor_split(count), second.images.tensor_split(count), strict=True))
+    values = cka(first.subject, second.subject, first.progress(pairs, f"comparing {first.name} and {second.name}"))
+    down, across = blocks(first.subject), blocks(second.subject)
+    alone = len(cases) == 1
+    others = values - 2 * torch.eye(len(down)) if alone else values  # no block is to be found most like itself
+    rows, short = [], []
+    for i, block in enumerate(down):
+        rows += [
+            [*first.facts, block.name, block.label, second.name, other.name, other.label, values[i, j].item()]
+            for j, other in enumerate(across)
+        ]
+        best = int(others[i].argmax())
+        short.append([block.label, block.kind, across[best].label, across[best].kind, f"{values[i, best].item():.3f}"])
+    caption = (
+        "How alike the blocks' outputs are over the photos: 1, the same up to rotation and scale; 0, unrelated. Bright "
+        "squares on the diagonal are groups of blocks that say much the same."
+        if alone
+        else "How alike the blocks' outputs are over the photos: 1, the same up to rotation and scale; 0, unrelated. A "
+        "bright band from corner to corner: both say much the same at the same depth; off the diagonal: one reaches at "
+        "another depth what the other has."
+    )
+    return Found(
+        [*FACTS, "layer", "block", "other_model", "other_layer", "other_block", "cka"],
+        rows,
+        [f"{first.name}: block", "kind", f"most like {second.name}: block", "kind", "CKA"],
+        short,
+        caption,
+        plots.cka(first.name, second.name, down, across, values),
+    )

@@ -1,0 +1,109 @@
+"""dmformer explain: where on photos trained models find what speaks for a class."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..catalogue import model_names
+from ..errors import UserError
+from .checks import check_path, check_source
+from .parsing import parse
+from .printing import print_rows
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Show where on photos a trained model finds what speaks for a class: dmformer explain SOURCE PHOTOS... [OPTIONS]
+
+    Class activation: bright places are those whose features raise the class's score the most, at one layer of the
+    model. Writes OUT/index.html, a page with all pictures and how to read them, and STEM.MODEL.CLASS.png for each.
+
+    Every map is compared with that of the same model with weights drawn anew, which knows nothing. A map that stays the
+    same shows the photo and not what was learnt; the page says so.
+
+    It needs an extra: pip install 'dmformer[explain]'.
+
+    examples:
+      dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
+      dmformer explain runs/photos-1/best folder/ --classes cat --out cats/
+      dmformer explain runs/photos-1/best photo.jpg --beside runs/photos-2/best    two models side by side
+      dmformer explain runs/photos-1/best photo.jpg --layer 3 --method layer-cam   finer: the third stage
+      dmformer explain runs/camvid-1/best street.jpg --classes car pedestrian
+    """
+
+    source: str
+    """A run's best/ folder, or hf-hub:owner/name; of a classifier or a segmenter."""
+    photos: tuple[str, ...]
+    """Image files, folders (searched to the bottom), or - for an image on standard input."""
+    beside: tuple[str, ...] = ()
+    """Further models, to see side by side."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes to explain, which every model must have; by default the likeliest of each photo."""
+    top: int = 3
+    """How many of the likeliest classes of a photo; of segmenters, of the largest."""
+    method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam"] = "grad-cam"
+    """layer-cam suits early layers; eigen-cam shows the layer's strongest pattern, whatever the class."""
+    layer: str | None = None
+    """A stage's number from 1, or a module's name; the last stage. Earlier ones are finer and know less of classes."""
+    out: str = "explanation"
+    """Folder to write."""
+    check: bool = True
+    """Compare with weights drawn anew; takes about as long again, and some seconds."""
+    overwrite: bool = False
+    """Replace files that are there."""
+    format: Literal["table", "json"] = "table"
+    """How to print the result."""
+
+
+def explain(arguments: list[str]) -> None:
+    options = parse(ExplainOptions, arguments, "explain")
+    if options.top < 1:
+        raise UserError("--top must be 1 or more.")
+    if not options.photos:
+        raise UserError("name the photos: image files, folders, or - for standard input.")
+    sources = (options.source, *options.beside)
+    for source in sources:
+        if not Path(source).exists() and source in (*model_names(), *model_names("timm")):
+            raise UserError(
+                f"{source} is the name of a model, whose weights would be random: there is nothing to explain in them. "
+                "Give a run's best/ folder."
+            )
+        check_source(source)
+    for photo in options.photos:
+        if photo != "-":
+            check_path(photo)
+    if (page := Path(options.out, "index.html")).exists() and not options.overwrite:
+        raise UserError(f"{page} exists already: give another --out, or --overwrite.")
+
+    from ..display import track
+    from ..explain import explain, verdict
+
+    found = explain(
+        sources,
+        options.photos,
+        options.out,
+        options.classes or None,
+        options.top,
+        options.method,
+        options.layer,
+        options.check,
+        options.overwrite,
+        lambda names: track(names, "explaining"),
+    )
+    names = dict.fromkeys(e.model for e in found if e.error is None)
+    verdicts = {name: verdict(found, name) for name in names} if options.check else {}
+    if options.format == "json":
+        told = {"page": str(page), "verdicts": verdicts, "explanations": [asdict(e) for e in found]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        [e.photo, e.model, e.label, e.score, "" if e.correlation is None else f"{e.correlation:+.2f}", e.note]
+        if e.error is None
+        else [e.photo, "", "", "", "", e.error]
+        for e in found
+    ]
+    print_rows(["photo", "model", "class", "score", "control", "remark"], rows, "table", whole=True)
+    for name, told in verdicts.items():
+        print(f"{name}: {told}")
+    print(f"page: {page}")

@@ -1,0 +1,45 @@
+"""Where in a photo a classifier finds a class: its class activation, for the overlay."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..extras import needs
+
+
+class Activation:
+    """A classifier, opened once more with what its class activation needs.
+
+    Args:
+        source: A classifier: a run's best/ folder, or hf-hub:owner/name.
+
+    Raises:
+        UserError: The extra "explain" is missing.
+    """
+
+    def __init__(self, source: str) -> None:
+        with needs("explain", "showing where the model looks"):
+            import pytorch_grad_cam as _  # noqa: F401  # seconds, not to be spent in a request
+
+        from ..analysis.cam import class_activation
+        from ..analysis.subject import open_subject
+
+        self._activation = class_activation
+        self._subject = open_subject(source)
+
+    def prepare(self, image: Image.Image) -> Any:
+        """A photo -> a tensor (3, H, W), what the model sees of it."""
+        return self._subject.prepare(image)
+
+    def seen(self, prepared: Any) -> np.ndarray:
+        """A prepared photo -> (H, W, 3), 0 to 1."""
+        mean, std = np.array(self._subject.mean), np.array(self._subject.std)
+        return (prepared.numpy().transpose(1, 2, 0) * std + mean).clip(0, 1)
+
+    def __call__(self, items: list[tuple[Any, int]]) -> list[np.ndarray]:
+        """Prepared photos with a class each -> an activation (H, W), 0 to 1, each."""
+        import torch
+
+        found = self._activation(self._subject, torch.stack([x for x, _ in items]), [c for _, c in items])
+        return list(np.asarray(found))

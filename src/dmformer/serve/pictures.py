@@ -1,0 +1,75 @@
+"""Pictures in answers: where a classifier looks, a segmenter's classes over the photo; PNG as data URIs."""
+
+from base64 import b64encode
+from functools import cache
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from ..drawing import IGNORED, Palette, overlay
+
+LARGEST = 1280
+"""Longer side in pixels of the photo under a mask: for looking at, it need not be larger."""
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as PNG in a data URI."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def heat(photo: np.ndarray, activation: np.ndarray, opacity: float = 0.6) -> Image.Image:
+    """A photo with colours over it, from dark violet for 0 to yellow for 1.
+
+    Args:
+        photo: (H, W, 3), 0 to 1.
+        activation: (H, W), 0 to 1.
+        opacity: Of the colours, from 0 to 1.
+    """
+    places = (activation.clip(0, 1) * 255).round().astype(np.uint8)
+    mixed = (1 - opacity) * photo.clip(0, 1) + opacity * _heat_colours()[places]
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+@cache
+def _heat_colours() -> np.ndarray:
+    """(256, 3), 0 to 1: matplotlib's inferno, whose lightness rises evenly."""
+    from matplotlib import colormaps
+
+    return colormaps["inferno"](np.arange(256))[:, :3]
+
+
+def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | None = None) -> Image.Image:
+    """A photo with its mask's colours over it, with `LARGEST` as its longer side at most.
+
+    Args:
+        photo: W x H.
+        ids: (H, W), uint8.
+        palette: A colour for each class.
+        only: The class to show; None shows all.
+    """
+    size = scaled(photo.size, LARGEST / max(photo.size))
+    ids = resized_ids(ids, size)
+    if only is not None:
+        ids = np.where(ids == only, ids, np.uint8(IGNORED))
+    return overlay(photo.resize(size), ids, palette)
+
+
+def reduced(photo: Image.Image, pixels: int) -> Image.Image:
+    """A photo, made smaller if it has more pixels than that."""
+    size = scaled(photo.size, (pixels / (photo.width * photo.height)) ** 0.5)
+    return photo if size == photo.size else photo.resize(size, reducing_gap=3.0)
+
+
+def resized_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) in another size (width, height), each pixel from the nearest."""
+    rows, columns = (np.arange(n) * old // n for n, old in zip(size[::-1], ids.shape, strict=True))
+    return ids[rows[:, None], columns]
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Width and height made smaller, and never larger."""
+    scale = min(1.0, scale)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

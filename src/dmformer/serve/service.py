@@ -1,0 +1,292 @@
+"""One model at the service of many requests: an image in, an answer out, in common batches and within the limits."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError, unknown
+from ..machine import available_cores
+from ..predictor import ClassPredictor, MaskPredictor
+from .activation import Activation
+from .answers import ClassShare, Result
+from .batcher import Batcher, BatchError
+from .limits import RETRY, Limits, Refused
+from .metrics import Metrics
+from .pictures import data_uri, heat, masked, reduced, resized_ids
+from .uploads import Upload, open_image
+
+T = TypeVar("T")
+
+TOP = 5
+"""Classes of an answer, unless more are asked for."""
+
+DECODERS = 4
+"""Threads that decode and prepare images, if there are as many cores."""
+
+
+GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
+"""A small image, in the plainest format there is."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request asks for: so many classes, an overlay (of one class), the mask itself."""
+
+    top: int = TOP
+    overlay: bool = False
+    overlay_class: str | None = None
+    mask: bool = False
+
+
+@dataclass
+class Times:
+    """Seconds that an image took, by what they went into; waiting is what remains of the total."""
+
+    prepare: float = 0.0
+    model: float = 0.0
+    overlay: float = 0.0
+    total: float = 0.0
+    begin: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def spent_on(self, what: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        setattr(self, what, getattr(self, what) + time.perf_counter() - begin)
+
+    @property
+    def queue(self) -> float:
+        return max(0.0, self.total - self.prepare - self.model - self.overlay)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Of one image; the status is that of HTTP if it was the only one."""
+
+    result: Result
+    times: Times
+    status: int = 200
+
+
+class Service(ABC):
+    """A model, its queue, and a few threads that prepare images for it.
+
+    Args:
+        predictor: The model.
+        limits: What is allowed.
+        metrics: Counts what is done.
+        overlay_refusal: Why no overlay is drawn, in a sentence; None draws it.
+        ahead: Images that are decoded at once, those in the model included; the others wait as they were sent.
+    """
+
+    def __init__(
+        self,
+        predictor: ClassPredictor | MaskPredictor,
+        limits: Limits,
+        metrics: Metrics,
+        overlay_refusal: str | None,
+        ahead: int,
+    ) -> None:
+        self.predictor = predictor
+        self.limits = limits
+        self.metrics = metrics
+        self.overlay_refusal = overlay_refusal
+        self.class_ids: dict[str, int] = {}
+        for i, name in enumerate(predictor.class_names):
+            self.class_ids.setdefault(name, i)
+        self._batchers: list[Batcher] = []
+        self._ahead = asyncio.Semaphore(ahead)
+        self._pool = ThreadPoolExecutor(min(DECODERS, available_cores()), "prepare")
+        self._in_hand = 0
+
+    def check(self, wishes: Wishes) -> None:
+        """Refuse a wish that no image could fulfil: an overlay that is not offered, a class that there is not."""
+        if (wishes.overlay or wishes.overlay_class is not None) and self.overlay_refusal is not None:
+            raise Refused(400, "no_overlay", self.overlay_refusal)
+        if wishes.overlay_class is not None and wishes.overlay_class not in self.class_ids:
+            told = str(unknown("class", wishes.overlay_class[:200], self.class_ids))
+            raise Refused(422, "unknown_class", told[0].upper() + told[1:])
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A request's place among those in hand; refused if all are taken."""
+        if self._in_hand >= self.limits.requests:
+            raise Refused(503, "busy", "The server has more to do than it can: try again in a moment.", RETRY)
+        self._in_hand += 1
+        self.metrics.in_hand.set(self._in_hand)
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self.metrics.in_hand.set(self._in_hand)
+
+    async def answer(self, upload: Upload, wishes: Wishes) -> Answered:
+        """What the model finds in one image, or why it finds nothing."""
+        times = Times()
+        try:
+            result = await self._answer(upload, wishes, times)
+        except Refused as refused:
+            self.metrics.rejected.labels(refused.reason).inc()
+            trouble = Result(name=upload.name, error=refused.sentence, reason=refused.reason)
+            return Answered(trouble, times, refused.status)
+        times.total = time.perf_counter() - times.begin
+        self.metrics.images.inc()
+        return Answered(result, times)
+
+    @abstractmethod
+    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result: ...
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Answer for a grey image, so that the first request need not wait for what is made once."""
+
+    @property
+    def is_alive(self) -> bool:
+        return all(batcher.is_alive for batcher in self._batchers)
+
+    def close(self) -> None:
+        """Finish what was begun, and end all threads."""
+        for batcher in self._batchers:
+            batcher.close()
+        self._pool.shutdown()
+
+    def _batcher(self, work: Callable[[list[Any]], Any], size: int, wait: float, what: str) -> Batcher[Any, Any]:
+        batcher = Batcher(work, size, wait, lambda n, seconds: self.metrics.batch(what, n, seconds), what)
+        self.metrics.queue.labels(what).set_function(lambda: batcher.waiting)
+        self._batchers.append(batcher)
+        return batcher
+
+    async def _in_pool(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    async def _in_batch(self, batcher: Batcher[Any, Any], item: Any, times: Times, what: str) -> Any:
+        try:
+            done = await asyncio.wrap_future(batcher.submit(item))
+        except UserError as error:  # the model tells what it cannot take
+            raise Refused(422, "unfit_image", str(error)) from None
+        except BatchError as error:
+            raise Refused(500, "model_failed", str(error)) from None
+        setattr(times, what, getattr(times, what) + done.worked)
+        return done.value
+
+
+class ClassService(Service):
+    """A classifier's service.
+
+    Args:
+        predictor, limits, metrics, overlay_refusal: As of `Service`.
+        activation: Draws the overlay, unless that is refused.
+        batch: Most images of a batch.
+        wait: Seconds that a batch waits for more of them.
+    """
+
+    def __init__(
+        self,
+        predictor: ClassPredictor,
+        limits: Limits,
+        metrics: Metrics,
+        overlay_refusal: str | None,
+        activation: Activation | None,
+        batch: int = 8,
+        wait: float = 0.005,
+    ) -> None:
+        super().__init__(predictor, limits, metrics, overlay_refusal, ahead=2 * batch)
+        self.model = predictor
+        self.activation = activation
+        self._classes = self._batcher(predictor.probabilities, batch, wait, "classes")
+        self._overlays = None if activation is None else self._batcher(activation, batch, wait, "overlays")
+
+    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+        async with self._ahead:
+            prepared, looked_at = await self._in_pool(self._prepare, upload, wishes, times)
+            row = await self._in_batch(self._classes, prepared, times, "model")
+        order = [int(i) for i in np.argsort(-row, kind="stable")]
+        names = self.predictor.class_names
+        classes = [ClassShare(name=names[i], probability=float(row[i])) for i in order[: wishes.top]]
+        result = Result(name=upload.name, classes=classes)
+        if self._overlays is None or looked_at is None:
+            return result
+        chosen = order[0] if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+        activation = await self._in_batch(self._overlays, (looked_at, chosen), times, "overlay")
+        picture = await self._in_pool(self._draw, looked_at, activation, times)
+        return result.model_copy(update={"overlay": picture, "overlay_class": names[chosen]})
+
+    def _prepare(self, upload: Upload, wishes: Wishes, times: Times) -> tuple[np.ndarray, Any]:
+        with times.spent_on("prepare"):
+            image = open_image(upload, self.limits, self.model.at_least)
+            wanted = self.activation is not None and (wishes.overlay or wishes.overlay_class is not None)
+            return self.model.prepare(image), self.activation.prepare(image) if wanted and self.activation else None
+
+    def _draw(self, looked_at: Any, activation: np.ndarray, times: Times) -> str:
+        assert self.activation is not None
+        with times.spent_on("overlay"):
+            return data_uri(heat(self.activation.seen(looked_at), activation))
+
+    def warm_up(self) -> None:
+        image, looked_at = self._prepare(GREY, Wishes(overlay=True), Times())
+        self.model.probabilities([image])
+        if self.activation is not None:
+            self._draw(looked_at, self.activation([(looked_at, 0)])[0], Times())
+
+
+class MaskService(Service):
+    """A segmenter's service, one image at a time.
+
+    Args:
+        predictor, limits, metrics, overlay_refusal: As of `Service`.
+    """
+
+    def __init__(
+        self, predictor: MaskPredictor, limits: Limits, metrics: Metrics, overlay_refusal: str | None = None
+    ) -> None:
+        super().__init__(predictor, limits, metrics, overlay_refusal, ahead=2)
+        self.model = predictor
+        self._masks = self._batcher(lambda images: [predictor.segment(image) for image in images], 1, 0.0, "masks")
+
+    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+        async with self._ahead:
+            image, size = await self._in_pool(self._open, upload, times)
+            ids = await self._in_batch(self._masks, image, times, "model")
+            return await self._in_pool(self._describe, upload.name, image, ids, size, wishes, times)
+
+    def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
+        """The image as the model is to have it, and the size (width, height) that it came in."""
+        with times.spent_on("prepare"):
+            image = open_image(upload, self.limits)
+            return reduced(image, self.limits.work_pixels), image.size
+
+    def _describe(
+        self, name: str, image: Image.Image, ids: np.ndarray, size: tuple[int, int], wishes: Wishes, times: Times
+    ) -> Result:
+        with times.spent_on("overlay"):
+            names, palette = self.model.class_names, self.model.palette
+            counts = np.bincount(ids.ravel(), minlength=len(names))
+            order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+            shares = [
+                ClassShare(name=names[i], share=float(counts[i] / ids.size), colour=as_hex(palette[i])) for i in order
+            ]
+            result = Result(name=name, shares=shares, overlay_class=wishes.overlay_class)
+            if image.size != size:
+                result.reduced_to = image.size
+            if wishes.mask:
+                result.mask = data_uri(Image.fromarray(resized_ids(ids, size)))
+            if wishes.overlay or wishes.overlay_class is not None:
+                only = None if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+                result.overlay = data_uri(masked(image, ids, palette, only))
+            return result
+
+    def warm_up(self) -> None:
+        self.model.segment(self._open(GREY, Times())[0])
+
+
+def as_hex(colour: tuple[int, int, int]) -> str:
+    """Red, green and blue as a web page writes them."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
