@@ -23,8 +23,8 @@ from record import record
 
 import dmformer
 from dmformer.export.formats import export_onnx
-from dmformer.forms import open_model
 from dmformer.export.runtimes import to_onnxruntime
+from dmformer.forms import open_model
 
 BATCH, SIZE, ROUNDS, PHOTOS = 8, 224, 7, 32
 

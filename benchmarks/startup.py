@@ -1,6 +1,6 @@
 """How long the command takes to answer: help, a mistake, one photo; each a fresh process, in turn, several rounds.
 
-python benchmarks/startup.py RUN/best PHOTO
+python benchmarks/startup.py RUN/best PHOTO MODEL.onnx
 """
 
 import shutil
@@ -15,14 +15,15 @@ ROUNDS = 3
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 4:
         raise SystemExit(__doc__)
     dmformer = shutil.which("dmformer") or "dmformer"
     commands = {
         "dmformer --help": [dmformer, "--help"],
         "dmformer train --lrr 1": [dmformer, "train", "--lrr", "1"],
         "import timm": [sys.executable, "-c", "import timm"],
-        "dmformer predict": [dmformer, "predict", *sys.argv[1:]],
+        "dmformer predict": [dmformer, "predict", *sys.argv[1:3]],
+        "dmformer predict model.onnx": [dmformer, "predict", sys.argv[3], sys.argv[2]],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     for i in range(ROUNDS + 1):  # the first warms the disk's cache

@@ -21,8 +21,8 @@ from dmformer.bench import PEERS, PEERS_TOP1, Row, as_csv, bench, interleave, pu
 from dmformer.catalogue import model_names
 from dmformer.errors import UserError
 from dmformer.export.formats import export_onnx
-from dmformer.forms import open_model, set_threads
 from dmformer.export.runtimes import to_onnxruntime, to_openvino
+from dmformer.forms import open_model, set_threads
 from dmformer.speedplot import plot
 
 QUICK = dict(image_size=64, batch_sizes=(2, 1), threads=1, rounds=2, seconds=0.01, device="cpu")

@@ -33,7 +33,9 @@ def trained(recipe):
     return train(replace(recipe, epochs=8, mixup=0.0))
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["analyse"], ["export"], ["serve"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["analyse"], ["export"], ["serve"], ["models"]]
+)
 def test_help_teaches_by_example(capsys, command):
     code, out, _ = run(capsys, *command, "--help")
     assert code == 0

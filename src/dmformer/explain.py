@@ -17,13 +17,14 @@ from .analysis.randomisation import ALIKE, cascade, randomised, rank_correlation
 from .analysis.subject import Subject, open_subject
 from .data.decode import BrokenImageError, decode
 from .errors import UserError, unknown
-from .predict import _content, _places, _save
+from .predict import content_of, places_in, save_png
 from .report.explanation import (
     ExplanationReport,
     ModelFacts,
     Panel,
     View,
     enlarged,
+    for_page,
     heat,
     side_by_side,
     whereabouts,
@@ -134,7 +135,7 @@ def explain(
         UserError: A path that does not exist, a folder without images, no photo that can be read, no trained model, a
             class, layer or method that does not exist, a file in the way.
     """
-    places, page = dict(_places(photos, Path(out))), Path(out) / "index.html"
+    places, page = dict(places_in(Path(out), photos)), Path(out) / "index.html"
     if page.exists() and not overwrite:
         raise UserError(f"{page} exists already: give another --out, or --overwrite.")
     read = _first_images(list(places))
@@ -239,7 +240,7 @@ def _first_images(names: list[str]) -> dict[str, Image.Image | str]:
 def _image(name: str) -> Image.Image | str:
     """A photo, or why it cannot be read."""
     try:
-        return decode(_content(name))
+        return decode(content_of(name))
     except BrokenImageError as error:
         return str(error)
 
@@ -314,18 +315,18 @@ def _tell(
         called = found.masks is not None and found.called[i]
         over = _over(seen, values, found.masks[i] if found.masks is not None and called else None)
         file = _file(place, subject.name, label, taken)
-        _save(side_by_side(seen, over, method), file)
+        save_png(side_by_side(seen, over, method), file)
         note = ""
         if found.masks is not None and not called:
             note = "no pixel is called so: the map is that of all pixels"
         if not values.any():
             note = "nothing here speaks for it at this layer"
         correlation = None if controls is None else rank_correlation(values, controls[i])
-        panels.append(Panel(label, found.scores[i], over, whereabouts(values.numpy()), note, correlation))
+        panels.append(Panel(label, found.scores[i], for_page(over), whereabouts(values.numpy()), note, correlation))
         rows.append(Explanation(name, subject.name, label, found.scores[i], str(file), correlation, note))
         if controls is not None and i == 0:
-            control = _over(seen, controls[i])
-    return View(subject.name, subject.task, seen, panels, control), rows
+            control = for_page(_over(seen, controls[i]))
+    return View(subject.name, subject.task, for_page(seen), panels, control), rows
 
 
 def _over(seen: Image.Image, values: Tensor, mask: Tensor | None = None) -> Image.Image:

@@ -52,7 +52,7 @@ def predict(
     group: list[tuple[str, np.ndarray | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:
-            group.append((name, classifier.prepare(decode(_content(name), classifier.at_least))))
+            group.append((name, classifier.prepare(decode(content_of(name), classifier.at_least))))
         except BrokenImageError as error:
             group.append((name, str(error)))
         if len(group) == batch_size or i == len(names):
@@ -98,7 +98,7 @@ def predict_masks(
     Raises:
         UserError: A path that does not exist, a folder without images, no segmenter, a file in the way.
     """
-    places = dict(_places(photos, Path(out)))
+    places = dict(places_in(Path(out), photos))
     legend_file = Path(out) / "legend.png"
     taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]
     if legend_file.exists() and not any(Path(out).rglob("*.overlay.png")):
@@ -111,18 +111,18 @@ def predict_masks(
     names, palette = segmenter.class_names, segmenter.palette
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        _save(legend(names, palette), legend_file)
+        save_png(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
-                image = decode(_content(name))
+                image = decode(content_of(name))
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue
             ids = segmenter.segment(image, window, scales, flip)
             overlay_file, mask_file = _mask_files(places[name])
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
-            _save(overlay(image, ids, palette), overlay_file)
-            _save(Image.fromarray(ids), mask_file)
+            save_png(overlay(image, ids, palette), overlay_file)
+            save_png(Image.fromarray(ids), mask_file)
             counts = np.bincount(ids.ravel(), minlength=len(names))
             order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
             shares = tuple((names[i], int(counts[i]) / ids.size) for i in order)
@@ -131,7 +131,7 @@ def predict_masks(
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
 
 
-def _places(photos: Sequence[str], out: Path) -> Iterator[tuple[str, Path]]:
+def places_in(out: Path, photos: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """Each photo, and the path in `out` that its pictures' names begin with."""
     taken = set()
     for photo in photos:
@@ -151,12 +151,14 @@ def _mask_files(place: Path) -> tuple[Path, Path]:
     return place.with_name(f"{place.name}.overlay.png"), place.with_name(f"{place.name}.mask.png")
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all."""
     with whole_file(path) as part:
         image.save(part, format="PNG")
 
 
-def _content(name: str) -> io.BytesIO | str:
+def content_of(name: str) -> io.BytesIO | str:
+    """What `decode` takes for a file, or for "-"."""
     return io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Stage
@@ -189,12 +188,7 @@ def _target(k: int, mask: Tensor | None, size: tuple[int, int], task: str) -> Ca
 
 def _padded(model: nn.Module, images: Tensor) -> Tensor:
     """As a segmenter pads them itself: the maps of its layers cover the padding too."""
-    if not isinstance(model, SegmentationModel):
-        return images
-    height, width = images.shape[-2:]
-    right = max(-width % model.multiple, model.at_least[1] - width)
-    below = max(-height % model.multiple, model.at_least[0] - height)
-    return F.pad(images, (0, right, 0, below))
+    return model.padded(images) if isinstance(model, SegmentationModel) else images
 
 
 @contextmanager

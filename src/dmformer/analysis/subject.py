@@ -77,7 +77,7 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
     if task_of(source) == "segmentation":
         segmenter = open_segmenter(source)
         config, model = segmenter.config, segmenter.model
-        info = model.backbone.feature_info
+        info: Any = model.backbone.feature_info
         modules, strides = _stages(info.module_name()[-4:], model.backbone, "backbone."), info.reduction()[-4:]
         names, transform = list(config.class_names), segmenter.transform()
         prepare: Any = transform

@@ -30,7 +30,7 @@ MIDDLE_GREY = 128
 SMALL = 192
 """Pictures whose shorter side is below so many pixels are enlarged, by a whole number."""
 WIDTH, HEIGHT = 320, 420
-"""Most of a picture on the page."""
+"""Most of a picture on the page, in pixels."""
 LISTED = 200
 """Most rows of the table of the check."""
 
@@ -160,6 +160,13 @@ def enlarged(image: Image.Image, resample: Image.Resampling = Image.Resampling.N
     return image if factor == 1 else image.resize((factor * image.width, factor * image.height), resample)
 
 
+def for_page(image: Image.Image) -> Image.Image:
+    """A picture in the size that the page has it."""
+    image = image.copy()
+    image.thumbnail((WIDTH, HEIGHT))
+    return image
+
+
 def whereabouts(values: np.ndarray) -> str:
     """Where a map (H, W) is highest, in words; "" if it is 0 everywhere."""
     if not values.any():
@@ -228,7 +235,10 @@ def _reading(report: ExplanationReport) -> str:
         html += "line surrounds; the percentage is their share.</li>"
     if any(view.control for _, views in report.photos for view in views):
         html += "<li>The last picture of a row is the control: the same map of the model with weights drawn anew, "
-        html += "which knows nothing. A map that looks like its control shows the photo, not what was learnt.</li>"
+        html += (
+            "which knows nothing. A map that looks like its control shows the photo, not what was learnt. How alike "
+        )
+        html += "they are is the figure after 'control': 1 alike, 0 nothing in common, below 0 opposite.</li>"
     return html + "</ul>"
 
 
@@ -265,18 +275,16 @@ def _score(score: float, task: str) -> str:
 
 
 def _figure(picture: Image.Image, alt: str, caption: str) -> str:
-    shown = picture.copy()
-    shown.thumbnail((WIDTH, HEIGHT))
-    return f"<figure>{jpeg(shown, alt)}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{jpeg(picture, alt)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _check(report: ExplanationReport) -> str:
-    html = (
-        "<p>All weights of the model are drawn anew, and the same maps are made of what knows nothing then. The rank "
+    html = "<p>All weights of the model are drawn anew, and the same maps are made of the model, which knows nothing "
+    html += "now. The rank correlation of two maps is 1 where they order the places of the photo alike, 0 where they "
+    html += (
+        "have nothing to do with each other, below 0 where they are opposites. A map that changes passes; that does "
     )
-    html += "correlation of two maps is 1 where they order the places of the photo alike, 0 where they have nothing to "
-    html += "do with each other, below 0 where they are opposites. A map that changes passes; that does not prove that "
-    html += "it is right. (Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.)</p>"
+    html += "not prove it right. (Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.)</p>"
     drawn = ""
     for model in report.models:
         points = [(part, value) for part, value in model.cascade if value is not None]

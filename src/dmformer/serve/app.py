@@ -123,16 +123,14 @@ def make_app(
                 raise Refused(504, "timeout", told, RETRY) from None
         if all(answered.status != 200 for answered in found):
             return _trouble(found)
-        longest = {
-            what: max(getattr(f.times, what) for f in found) for what in ("prepare", "queue", "model", "overlay")
-        }
+        longest = {part: max(getattr(answered.times, part) for answered in found) for part in PARTS}
         spent = {"read": read, **longest, "total": time.perf_counter() - begin}
         return Answer(
             model=predictor.name,
             form=predictor.form,
             task=predictor.task,
             results=[answered.result for answered in found],
-            seconds=Seconds(**{what: round(seconds, 6) for what, seconds in spent.items()}),
+            seconds=Seconds(**{part: round(seconds, 6) for part, seconds in spent.items()}),
         )
 
     @app.get("/info", response_model_exclude_none=True)

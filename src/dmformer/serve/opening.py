@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from PIL import Image
+
 from ..errors import UserError
 from ..predictor import ClassPredictor, MaskPredictor, is_exported
 from .activation import Activation
@@ -43,8 +45,9 @@ def open_service(
         if refusal is None:
             try:
                 activation = Activation(source)
+                activation([(activation.prepare(Image.new("RGB", (64, 64))), 0)])  # not every model has maps to show
             except UserError as error:
-                refusal = str(error)
+                activation, refusal = None, str(error)
         service = ClassService(model, limits, metrics, refusal, activation, batch, wait)
     service.warm_up()
     return service

@@ -31,7 +31,6 @@ TOP = 5
 DECODERS = 4
 """Threads that decode and prepare images, if there are as many cores."""
 
-
 GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
 """A small image, in the plainest format there is."""
 
@@ -44,6 +43,10 @@ class Wishes:
     overlay: bool = False
     overlay_class: str | None = None
     mask: bool = False
+
+    @property
+    def any_overlay(self) -> bool:
+        return self.overlay or self.overlay_class is not None
 
 
 @dataclass
@@ -108,8 +111,12 @@ class Service(ABC):
         self._in_hand = 0
 
     def check(self, wishes: Wishes) -> None:
-        """Refuse a wish that no image could fulfil: an overlay that is not offered, a class that there is not."""
-        if (wishes.overlay or wishes.overlay_class is not None) and self.overlay_refusal is not None:
+        """Refuse a wish that no image could fulfil: a mask of a classifier, an overlay that is not offered, a class
+        that there is not.
+        """
+        if wishes.mask and self.predictor.task != "segmentation":
+            raise Refused(400, "no_mask", f"{self.predictor.name} is a classifier, which makes no masks.")
+        if wishes.any_overlay and self.overlay_refusal is not None:
             raise Refused(400, "no_overlay", self.overlay_refusal)
         if wishes.overlay_class is not None and wishes.overlay_class not in self.class_ids:
             told = str(unknown("class", wishes.overlay_class[:200], self.class_ids))
@@ -222,8 +229,9 @@ class ClassService(Service):
     def _prepare(self, upload: Upload, wishes: Wishes, times: Times) -> tuple[np.ndarray, Any]:
         with times.spent_on("prepare"):
             image = open_image(upload, self.limits, self.model.at_least)
-            wanted = self.activation is not None and (wishes.overlay or wishes.overlay_class is not None)
-            return self.model.prepare(image), self.activation.prepare(image) if wanted and self.activation else None
+            if self.activation is None or not wishes.any_overlay:
+                return self.model.prepare(image), None
+            return self.model.prepare(image), self.activation.prepare(image)
 
     def _draw(self, looked_at: Any, activation: np.ndarray, times: Times) -> str:
         assert self.activation is not None
@@ -278,7 +286,7 @@ class MaskService(Service):
                 result.reduced_to = image.size
             if wishes.mask:
                 result.mask = data_uri(Image.fromarray(resized_ids(ids, size)))
-            if wishes.overlay or wishes.overlay_class is not None:
+            if wishes.any_overlay:
                 only = None if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
                 result.overlay = data_uri(masked(image, ids, palette, only))
             return result

@@ -56,10 +56,7 @@ class SegmentationModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
-        right = torch.sym_max(-width % self.multiple, self.at_least[1] - width)
-        below = torch.sym_max(-height % self.multiple, self.at_least[0] - height)
-        if torch.compiler.is_exporting() or right or below:  # a graph must not depend on the example's size
-            x = F.pad(x, (0, right, 0, below))
+        x = self.padded(x)
         maps = self.backbone(x)[-4:]
         if self.channels_last_maps:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
@@ -68,6 +65,15 @@ class SegmentationModel(nn.Module):
         if self.training and self.auxiliary is not None:
             return logits, resized(self.auxiliary(maps), padded)[..., :height, :width]
         return logits
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Images with the zeros that the backbone and the head need, (B, 3, H', W')."""
+        height, width = x.shape[-2:]
+        right = torch.sym_max(-width % self.multiple, self.at_least[1] - width)
+        below = torch.sym_max(-height % self.multiple, self.at_least[0] - height)
+        if torch.compiler.is_exporting() or right or below:  # a graph must not depend on the example's size
+            return F.pad(x, (0, right, 0, below))  # type: ignore[arg-type]
+        return x
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm spares in a backbone, under their names here."""
