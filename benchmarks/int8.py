@@ -16,28 +16,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from record import record
 
 import dmformer
 from dmformer.export.formats import export_onnx
+from dmformer.export.quantise import quantise
 from dmformer.export.runtimes import to_onnxruntime
 from dmformer.forms import open_model
 
 BATCH, SIZE, ROUNDS, PHOTOS = 8, 224, 7, 32
-
-
-class Photos(CalibrationDataReader):
-    """Batches of 1 of the images given."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = iter(images)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self.images, None)
-        return None if image is None else {"images": image[None]}
 
 
 def photos(folder: Path) -> np.ndarray:
@@ -51,19 +39,9 @@ def main() -> None:
     held_out, rows = np.ascontiguousarray(images[-BATCH:]), []
     for name in sys.argv[2:] or ["dmformer_s", "van_b0"]:
         with tempfile.TemporaryDirectory() as folder:
-            plain, ready, small = (Path(folder) / f"{what}.onnx" for what in ("plain", "ready", "int8"))
+            plain, small = (Path(folder) / f"{what}.onnx" for what in ("plain", "int8"))
             export_onnx(dmformer.fuse(open_model(name, SIZE)), plain, SIZE, dynamic_size=False)
-            quant_pre_process(plain, ready, skip_symbolic_shape=True)
-            quantize_static(
-                ready,
-                small,
-                Photos(images[:PHOTOS]),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            )
+            quantise(plain, small, (image[None] for image in images[:PHOTOS]), {})
             sessions = {
                 kind: to_onnxruntime(p, torch.get_num_threads()) for kind, p in (("float32", plain), ("int8", small))
             }

@@ -9,7 +9,7 @@ maps moved half a cell up and to the left, where the middle of what a cell sees 
 Times are of the processor, on one thread: what else the machine does hardly counts.
 
 python benchmarks/planted_object.py [MODEL...]
-python benchmarks/planted_object.py page     # puts the results into docs/explain.md, draws docs/planted_object.png
+python benchmarks/planted_object.py page     # puts the results into docs/explain.md, draws docs/planted_object.jpg
 """
 
 import statistics
@@ -30,7 +30,7 @@ from torch import Tensor
 from dmformer.analysis.cam import METHODS, class_activation, layer_name
 from dmformer.analysis.randomisation import randomised
 from dmformer.analysis.subject import Subject
-from dmformer.report.explanation import heat
+from dmformer.drawing import heat
 from dmformer.tasks.classification import _wilson
 
 KINDS = ("stripes across", "stripes down", "chequers", "dots")
@@ -294,7 +294,7 @@ def draw(path: Path) -> None:
         box[top:bottom, left:right] = True
         for row, picture in enumerate([photo, *(heat(photo, maps[i].numpy(), box) for maps in columns)]):
             grid.paste(picture, (i * (SIZE + 8), row * (SIZE + 8)))
-    grid.save(path)
+    grid.save(path, quality=88)
 
 
 def main() -> None:
@@ -302,7 +302,7 @@ def main() -> None:
     if sys.argv[1:] == ["page"]:
         docs = Path(__file__).parents[1] / "docs"
         replace_tables(docs / "explain.md", {"stages": stages_table(), "norms": norms_table()})
-        draw(docs / "planted_object.png")
+        draw(docs / "planted_object.jpg")
         return
     for name in sys.argv[1:] or MODELS:
         record("planted_object", measure(name))

@@ -26,9 +26,10 @@ from dmformer.classifier import save_classifier
 from dmformer.cli.explain import ExplainOptions
 from dmformer.cli.explain import explain as command
 from dmformer.data.decode import decode
+from dmformer.drawing import heat
 from dmformer.errors import UserError
 from dmformer.explain import LARGEST, Explanation, _file, _seen, explain, verdict
-from dmformer.report.explanation import ENDS, heat, whereabouts
+from dmformer.report.explanation import ENDS, whereabouts
 from dmformer.segmenter import SegmenterConfig, save_segmenter
 from dmformer.tasks.segmentation import segmentation_model, semantic_fpn, upernet
 
@@ -471,7 +472,8 @@ def test_verdict_says_whether_maps_depend_on_what_was_learnt():
         "of what was learnt."
     )
     assert told(0.4) == (
-        "The maps change with weights drawn anew (mean rank correlation 0.40, 1 map): they depend on what was learnt."
+        "The maps change with weights drawn anew (mean rank correlation 0.40, 1 map): they depend on the weights, not "
+        "on the photo alone."
     )
     assert told() == "No map has anything on it that could be checked."
     assert "No map" in verdict([Explanation("p", "other", "c", correlation=0.1)], "m")

@@ -1,4 +1,4 @@
-"""Pictures of masks: classes as colours, alone or laid over the photo."""
+"""Pictures over photos: classes as colours, and what a map from 0 to 1 says of each place."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -13,6 +13,8 @@ IGNORED = 255
 IGNORED_COLOUR = (0, 0, 0)
 BORDER = 0.45
 """Of its brightness, what a pixel on a border keeps."""
+LEAST, MOST = 0.15, 0.75
+"""Opacity of a map's colours at 0 and at 1; the photo below them is grey, so that every colour is the map's."""
 LEGEND_ROWS, ROW, SWATCH = 30, 24, 16
 """Classes below each other in a legend; sizes in pixels."""
 
@@ -60,6 +62,38 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
     mixed[_borders(ids)] *= BORDER
     mixed[ids == IGNORED] = photo[ids == IGNORED]
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = None) -> Image.Image:
+    """A map over the photo, which becomes grey below it.
+
+    Args:
+        photo: As the model sees it, W x H.
+        values: (H, W), from 0 to 1.
+        outline: (H, W), bool: an area to draw a white line around.
+    """
+    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
+    mixed = heat_over(grey, values)
+    if outline is not None:
+        edge = _edge(outline)
+        for _ in range(min(photo.size) // 300):
+            edge = _grown(edge)
+        mixed[_grown(edge)] = 0
+        mixed[edge] = 255
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def heat_over(below: np.ndarray | int, values: np.ndarray) -> np.ndarray:
+    """Colours of 0 to 255 of values (H, W), from 0 to 1, over what is below: (H, W, 3)."""
+    opacity = (LEAST + (MOST - LEAST) * values)[..., None]
+    return (1 - opacity) * below + opacity * 255 * heat_colours(values)
+
+
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """matplotlib's inferno, whose lightness rises evenly, for the colour-blind too: (H, W) -> (H, W, 3), 0 to 1."""
+    from matplotlib import colormaps  # takes its time
+
+    return colormaps["inferno"](values)[..., :3]
 
 
 def legend(names: Sequence[str], palette: Palette) -> Image.Image:
@@ -122,6 +156,21 @@ def _borders(ids: np.ndarray) -> np.ndarray:
     borders[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     borders[1:] |= ids[1:] != ids[:-1]
     return borders
+
+
+def _edge(area: np.ndarray) -> np.ndarray:
+    """The pixels of an area that have one outside it as neighbour."""
+    return area & _grown(~area)
+
+
+def _grown(area: np.ndarray) -> np.ndarray:
+    """An area with the neighbours of its pixels."""
+    grown = area.copy()
+    grown[1:] |= area[:-1]
+    grown[:-1] |= area[1:]
+    grown[:, 1:] |= area[:, :-1]
+    grown[:, :-1] |= area[:, 1:]
+    return grown
 
 
 def _lab(colours: np.ndarray) -> np.ndarray:

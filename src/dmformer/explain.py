@@ -16,6 +16,7 @@ from .analysis.cam import cell_size, class_activation, layer_name, predicted_mas
 from .analysis.randomisation import ALIKE, cascade, randomised, rank_correlation
 from .analysis.subject import Subject, open_subject
 from .data.decode import BrokenImageError, decode
+from .drawing import heat
 from .errors import UserError, unknown
 from .predict import content_of, places_in, save_png
 from .report.explanation import (
@@ -25,7 +26,6 @@ from .report.explanation import (
     View,
     enlarged,
     for_page,
-    heat,
     side_by_side,
     whereabouts,
     write_explanation,
@@ -188,7 +188,7 @@ def verdict(found: Sequence[Explanation], model: str) -> str:
     figure = f"mean rank correlation {mean:.2f}, {len(values)} map{'s' if len(values) > 1 else ''}"
     if mean >= ALIKE:
         return f"The maps stay much as they are with weights drawn anew ({figure}): they say little of what was learnt."
-    return f"The maps change with weights drawn anew ({figure}): they depend on what was learnt."
+    return f"The maps change with weights drawn anew ({figure}): they depend on the weights, not on the photo alone."
 
 
 def _open(sources: Sequence[str]) -> list[Subject]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
 
+from ..drawing import heat_over
 from .page import (
     Theme,
     broken_files,
@@ -21,10 +21,6 @@ from .page import (
     write_page,
 )
 
-COLOURS = matplotlib.colormaps["inferno"]
-"""Its lightness rises evenly from black to yellow, for the colour-blind too."""
-LEAST, MOST = 0.15, 0.75
-"""Opacity of the colours at 0 and at 1; the photo below them is grey, so that every colour is the map's."""
 MIDDLE_GREY = 128
 """What lies below the colours where they are explained."""
 SMALL = 192
@@ -114,25 +110,6 @@ def write_explanation(path: Path, report: ExplanationReport) -> None:
     write_page(path, f"Where {_listed([model.name for model in report.models])} {looks}", sections, _STYLE)
 
 
-def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = None) -> Image.Image:
-    """A map over the photo, which becomes grey below it.
-
-    Args:
-        photo: As the model sees it, W x H.
-        values: (H, W), from 0 to 1.
-        outline: (H, W), bool: an area to draw a white line around.
-    """
-    grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
-    mixed = _mixed(grey, values)
-    if outline is not None:
-        edge = _edge(outline)
-        for _ in range(min(photo.size) // 300):
-            edge = _grown(edge)
-        mixed[_grown(edge)] = 0
-        mixed[edge] = 255
-    return Image.fromarray(mixed.round().astype(np.uint8))
-
-
 def side_by_side(seen: Image.Image, over: Image.Image, method: str) -> Image.Image:
     """The photo, the photo under its map, and below them what the colours mean, on white."""
     gap, bar = 8, 34
@@ -142,7 +119,7 @@ def side_by_side(seen: Image.Image, over: Image.Image, method: str) -> Image.Ima
     image.paste(over, (seen.width + gap, 0))
     top = seen.height + gap
     ramp = np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (12, width))
-    image.paste(Image.fromarray(_mixed(MIDDLE_GREY, ramp).round().astype(np.uint8)), (0, top))
+    image.paste(Image.fromarray(heat_over(MIDDLE_GREY, ramp).round().astype(np.uint8)), (0, top))
     draw, (least, most) = ImageDraw.Draw(image), ENDS[method]
     font = ImageFont.load_default(12)
     for size in range(12, 5, -1):
@@ -176,27 +153,6 @@ def whereabouts(values: np.ndarray) -> str:
     vertical = ("top", "", "bottom")[min(int(3 * row / height), 2)]
     horizontal = ("left", "", "right")[min(int(3 * column / width), 2)]
     return " ".join(word for word in (vertical, horizontal) if word) or "middle"
-
-
-def _mixed(below: np.ndarray | int, values: np.ndarray) -> np.ndarray:
-    """Colours of 0 to 255 of values over what is below, (H, W, 3)."""
-    opacity = (LEAST + (MOST - LEAST) * values)[..., None]
-    return (1 - opacity) * below + opacity * 255 * COLOURS(values)[..., :3]
-
-
-def _edge(area: np.ndarray) -> np.ndarray:
-    """The pixels of an area that have one outside it as neighbour."""
-    return area & _grown(~area)
-
-
-def _grown(area: np.ndarray) -> np.ndarray:
-    """An area with the neighbours of its pixels."""
-    grown = area.copy()
-    grown[1:] |= area[:-1]
-    grown[:-1] |= area[1:]
-    grown[:, 1:] |= area[:, :-1]
-    grown[:, :-1] |= area[:, 1:]
-    return grown
 
 
 def _listed(names: list[str]) -> str:
@@ -318,7 +274,7 @@ def _cascade(points: list[tuple[str, float]]) -> str:
 
 
 _RAMP = ", ".join(
-    "rgb({:.0f} {:.0f} {:.0f})".format(*colour) for colour in _mixed(MIDDLE_GREY, np.linspace(0, 1, 11)[None])[0]
+    "rgb({:.0f} {:.0f} {:.0f})".format(*colour) for colour in heat_over(MIDDLE_GREY, np.linspace(0, 1, 11)[None])[0]
 )
 
 _STYLE = f"""

@@ -32,10 +32,11 @@ class Activation:
         """A photo -> a tensor (3, H, W), what the model sees of it."""
         return self._subject.prepare(image)
 
-    def seen(self, prepared: Any) -> np.ndarray:
-        """A prepared photo -> (H, W, 3), 0 to 1."""
+    def seen(self, prepared: Any) -> Image.Image:
+        """A prepared photo as it was before it was normalised."""
         mean, std = np.array(self._subject.mean), np.array(self._subject.std)
-        return (prepared.numpy().transpose(1, 2, 0) * std + mean).clip(0, 1)
+        values = (prepared.numpy().transpose(1, 2, 0) * std + mean).clip(0, 1)
+        return Image.fromarray((values * 255).round().astype(np.uint8))
 
     def __call__(self, items: list[tuple[Any, int]]) -> list[np.ndarray]:
         """Prepared photos with a class each -> an activation (H, W), 0 to 1, each."""

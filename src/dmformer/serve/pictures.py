@@ -1,7 +1,6 @@
-"""Pictures in answers: where a classifier looks, a segmenter's classes over the photo; PNG as data URIs."""
+"""Pictures in answers: a segmenter's classes over the photo; PNG as data URIs."""
 
 from base64 import b64encode
-from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -18,27 +17,6 @@ def data_uri(image: Image.Image) -> str:
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
-
-
-def heat(photo: np.ndarray, activation: np.ndarray, opacity: float = 0.6) -> Image.Image:
-    """A photo with colours over it, from dark violet for 0 to yellow for 1.
-
-    Args:
-        photo: (H, W, 3), 0 to 1.
-        activation: (H, W), 0 to 1.
-        opacity: Of the colours, from 0 to 1.
-    """
-    places = (activation.clip(0, 1) * 255).round().astype(np.uint8)
-    mixed = (1 - opacity) * photo.clip(0, 1) + opacity * _heat_colours()[places]
-    return Image.fromarray((mixed * 255).round().astype(np.uint8))
-
-
-@cache
-def _heat_colours() -> np.ndarray:
-    """(256, 3), 0 to 1: matplotlib's inferno, whose lightness rises evenly."""
-    from matplotlib import colormaps
-
-    return colormaps["inferno"](np.arange(256))[:, :3]
 
 
 def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | None = None) -> Image.Image:

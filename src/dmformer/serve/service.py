@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from ..drawing import heat
 from ..errors import UserError, unknown
 from ..machine import available_cores
 from ..predictor import ClassPredictor, MaskPredictor
@@ -20,7 +21,7 @@ from .answers import ClassShare, Result
 from .batcher import Batcher, BatchError
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .pictures import data_uri, heat, masked, reduced, resized_ids
+from .pictures import data_uri, masked, reduced, resized_ids
 from .uploads import Upload, open_image
 
 T = TypeVar("T")
