@@ -31,7 +31,7 @@ from dmformer.analysis.cam import METHODS, class_activation, layer_name
 from dmformer.analysis.randomisation import randomised
 from dmformer.analysis.subject import Subject
 from dmformer.drawing import heat
-from dmformer.tasks.classification import _wilson
+from dmformer.tasks.classification import wilson
 
 KINDS = ("stripes across", "stripes down", "chequers", "dots")
 SIZE, BATCH, TESTED = 128, 16, 200
@@ -205,8 +205,8 @@ def measure(name: str) -> list[dict[str, object]]:
                         "method": method,
                         "images": TESTED,
                         "chance": f"{chance(boxes):.3f}",
-                        **_figures("hits", _wilson(sum(hits(maps, boxes)), TESTED)),
-                        **_figures("random_hits", _wilson(sum(hits(others, boxes)), TESTED)),
+                        **_figures("hits", wilson(sum(hits(maps, boxes)), TESTED)),
+                        **_figures("random_hits", wilson(sum(hits(others, boxes)), TESTED)),
                         "moved_hits": f"{sum(hits(moved, boxes)) / TESTED:.3f}",
                         "down_px": f"{down:.1f}",
                         "right_px": f"{right:.1f}",

@@ -1,12 +1,14 @@
 """What a recipe makes of names and numbers: the model, its frozen parts, its normalisation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import timm
+import torch
 from timm.models import PretrainedCfg
 from timm.optim import list_optimizers
-from torch import nn
+from torch import Tensor, nn
 
 from .config_file import find_config, read_config
 from .errors import UserError, first_line, unknown
@@ -58,6 +60,29 @@ def size_argument(name: str, image_size: int) -> dict[str, int]:
     """What a model that is made for one size of images has to be told of it."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
     return {"img_size": image_size} if cfg.fixed_input_size else {}
+
+
+def own_size(name: str) -> int:
+    """Side in pixels of the images that a model of timm or ours is made for."""
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+    return int((cfg.input_size or (3, 224, 224))[-1])
+
+
+@torch.no_grad()
+def settle_norms(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], batches: Sequence[Tensor]) -> None:
+    """Bring the statistics of some of a model's BatchNorms to those of batches of images (B, 3, H, W), in place."""
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over the batches
+        norm.train()
+    for batch in batches:
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .build import size_argument
+from .build import settle_norms, size_argument
 from .catalogue import count_gmacs
 from .classifier import open_classifier
 from .config_file import task_of
@@ -190,16 +190,7 @@ def open_model(source: str, image_size: int) -> nn.Module:
             model = timm.create_model(name, **sized)  # type: ignore[arg-type]
         model.eval()
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = None  # the statistics become the batch's
-            norm.train()
-        if norms:
-            with torch.no_grad():
-                model(torch.randn(2, 3, image_size, image_size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+        settle_norms(model, norms, [torch.randn(2, 3, image_size, image_size)])
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import HierarchicalBackbone, init_weights
+from ..build import settle_norms
 from .subject import Subject
 
 SEED = 1810_03292
@@ -97,22 +98,11 @@ def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 
-@torch.no_grad()
 def _settle(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], images: Sequence[Tensor]) -> None:
     """Bring BatchNorms' statistics to those of the images; one alone has its mirror image beside it, for two values."""
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over the batches
-        norm.train()
     same = len({image.shape for image in images}) == 1
-    for batch in [torch.stack(list(images))] if same else [image[None] for image in images]:
-        model(batch if len(batch) > 1 else torch.cat([batch, batch.flip(-1)]))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    batches = [torch.stack(list(images))] if same else [image[None] for image in images]
+    settle_norms(model, norms, [b if len(b) > 1 else torch.cat([b, b.flip(-1)]) for b in batches])
 
 
 def _parts(subject: Subject) -> list[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 
 from .. import __version__
+from ..build import own_size
 from ..classifier import Classifier, open_classifier
 from ..config_file import find_config, task_of
 from ..data.decode import BrokenImageError, decode
@@ -177,8 +178,7 @@ def _open(source: str) -> Classifier | Segmenter:
         return open_segmenter(source) if task_of(source) == "segmentation" else open_classifier(source)
     if not timm.is_model(source):
         raise unknown("model", source, timm.list_models())
-    size = (timm.get_pretrained_cfg(source).input_size or (3, 224, 224))[-1]  # type: ignore[union-attr]
-    model: Any = open_model(source, size)
+    model: Any = open_model(source, own_size(source))
     names = [str(i) for i in range(model.num_classes)]
     return Classifier(model, names, resolve_model_data_config(model), source)
 

@@ -78,8 +78,8 @@ def score(probabilities: Tensor, targets: Tensor, class_names: list[str], resamp
     present = bool((support > 0).all())
     return Scores(
         count=len(targets),
-        top1=_wilson(top1, len(targets)),
-        top5=None if top5 is None else _wilson(top5, len(targets)),
+        top1=wilson(top1, len(targets)),
+        top5=None if top5 is None else wilson(top5, len(targets)),
         balanced_accuracy=Score(_mean_over_present(recall, support), *balanced),
         macro_f1=Score(_mean_over_present(f1, support), *macro_f1),
         auroc=float(multiclass_auroc(probabilities, targets, num_classes=K)) if present else None,
@@ -123,7 +123,7 @@ def _bootstrap(predictions: Tensor, targets: Tensor, K: int, resamples: int) -> 
     return list(zip(low, high, strict=True))
 
 
-def _wilson(right: int, n: int) -> Score:
+def wilson(right: int, n: int) -> Score:
     """Wilson's 95 % interval of a share."""
     z, p = 1.959964, right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
