@@ -1,13 +1,23 @@
-"""What one sees on the terminal while a command works; on a pipe, a line an epoch."""
+"""What one sees on the terminal while a command works; on a pipe, a line an epoch.
 
+rich is imported where something is shown: a command that has nothing to show answers sooner.
+"""
+
+import sys
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
-console = Console(stderr=True)
-"""Progress and remarks; results go to standard output."""
+
+@cache
+def console() -> "Console":
+    """Where progress and remarks go: standard error; results go to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class Display:
@@ -18,6 +28,8 @@ class Display:
     """
 
     def __init__(self, enabled: bool = True) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.enabled = enabled
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -25,8 +37,8 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not enabled or not console.is_terminal,
+            console=console(),
+            disable=not enabled or not console().is_terminal,
             transient=True,
         )
 
@@ -49,7 +61,12 @@ class Display:
 
 
 def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
-    """Iterate with a progress bar on a terminal, silently elsewhere and where it is not enabled."""
+    """Iterate with a progress bar on a terminal; silently elsewhere, if not enabled, and over a single item."""
     total = len(items) if isinstance(items, Sized) else None
-    with Progress(console=console, disable=not enabled or not console.is_terminal, transient=True) as bar:
+    if not enabled or total == 1 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console(), transient=True) as bar:
         yield from bar.track(items, total=total, description=description)

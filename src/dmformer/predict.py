@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from .data.decode import SUFFIXES, BrokenImageError, decode
-from .drawing import legend, overlay
 from .errors import UserError
 from .files import whole_file
 from .predictor import ClassPredictor, MaskPredictor, open_predictor
@@ -98,6 +97,8 @@ def predict_masks(
     Raises:
         UserError: A path that does not exist, a folder without images, no segmenter, a file in the way.
     """
+    from .drawing import legend, overlay  # here, for classifiers answer sooner without
+
     places = dict(places_in(Path(out), photos))
     legend_file = Path(out) / "legend.png"
     taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]

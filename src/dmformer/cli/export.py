@@ -84,7 +84,7 @@ def export(arguments: list[str]) -> None:
     from ..display import console
     from ..export.write import export as write
 
-    with console.status("") as status:
+    with console().status("") as status:
         written = write(
             options.source,
             options.to,

@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import UserError
 from . import classification, imagenet, segmentation
 from .classification import ClassificationRecipe
@@ -31,6 +29,8 @@ KINDS: dict[str, type[Recipe]] = {kind.task: kind for kind in (ClassificationRec
 
 def read_recipe(path: Path) -> Recipe:
     """Read what `Recipe.to_yaml` wrote; UserError for anything else."""
+    import yaml  # here, for not every command needs it
+
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind = KINDS[values.get("task", ClassificationRecipe.task)]

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from ..errors import UserError
 
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
@@ -131,6 +129,8 @@ class Recipe:
 
     def parsed_model_args(self) -> dict[str, Any]:
         """`model_args` with their values read as YAML: ("gate=False",) -> {"gate": False}."""
+        import yaml  # here, for not every command needs it
+
         parsed = {}
         for item in self.model_args:
             name, sep, value = item.partition("=")
@@ -144,6 +144,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as YAML, its task first, then one field a line."""
+        import yaml
+
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return yaml.safe_dump({"task": self.task, **values}, sort_keys=False, allow_unicode=True)
 
