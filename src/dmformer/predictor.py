@@ -11,15 +11,14 @@ from .export.card import is_exported
 from .export.exported import open_exported
 
 
-class ClassPredictor(Protocol):
-    """A classifier of K classes.
+class Predictor(Protocol):
+    """A trained model of K classes.
 
     Attributes:
-        task: "classification".
+        task: "classification" or "segmentation".
         name: The run's, or the file's.
         form: What runs it, in words.
         class_names: K names.
-        at_least: Shorter side in pixels that a photo needs to have, for `decode`.
     """
 
     @property
@@ -30,6 +29,15 @@ class ClassPredictor(Protocol):
     def form(self) -> str: ...
     @property
     def class_names(self) -> Sequence[str]: ...
+
+
+class ClassPredictor(Predictor, Protocol):
+    """A classifier.
+
+    Attributes:
+        at_least: Shorter side in pixels that a photo needs to have, for `decode`.
+    """
+
     @property
     def at_least(self) -> int: ...
 
@@ -42,23 +50,13 @@ class ClassPredictor(Protocol):
         ...
 
 
-class MaskPredictor(Protocol):
-    """A segmenter of K classes.
+class MaskPredictor(Predictor, Protocol):
+    """A segmenter.
 
     Attributes:
-        task: "segmentation".
-        name, form, class_names: As of a classifier.
         palette: K colours (red, green, blue; 0 to 255).
     """
 
-    @property
-    def task(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def form(self) -> str: ...
-    @property
-    def class_names(self) -> Sequence[str]: ...
     @property
     def palette(self) -> Sequence[tuple[int, int, int]]: ...
 
@@ -75,13 +73,17 @@ def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | 
     Args:
         source: A run's best/ folder or the run's folder, hf-hub:owner/name, or an exported .onnx or .xml file, which
             is opened without PyTorch.
-        threads: Of the runtime of an exported file; as many as there are cores.
+        threads: That it computes with, of PyTorch for the whole process; by default as many as there are cores.
 
     Raises:
         UserError: None of these, or one that cannot be read.
     """
     if is_exported(source):
         return open_exported(source, threads)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if task_of(source) == "segmentation":
         from .segmenter import open_segmenter
 

@@ -77,7 +77,7 @@ def serve(arguments: list[str]) -> None:
             f"dmformer: everyone who reaches {options.host} can use this server: it has no users and no encryption.",
             file=sys.stderr,
         )
-    from ..predictor import is_exported, open_predictor
+    from ..predictor import open_predictor
 
     with needs("serve", "dmformer serve"):
         from ..serve.app import make_app
@@ -86,10 +86,6 @@ def serve(arguments: list[str]) -> None:
         from ..serve.opening import open_service
         from ..serve.server import run
 
-    if options.threads is not None and not is_exported(options.source):
-        import torch
-
-        torch.set_num_threads(options.threads)
     predictor = open_predictor(options.source, options.threads)
     limits = Limits(
         max_bytes=round(options.max_mb * 1e6),
