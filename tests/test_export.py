@@ -21,14 +21,16 @@ from timm.data import create_transform
 import dmformer.export.write
 from dmformer.classifier import save_classifier
 from dmformer.cli import main
+from dmformer.data.decode import list_photos
 from dmformer.drawing import default_palette
 from dmformer.errors import UserError
+from dmformer.evaluate import evaluate_masks
 from dmformer.export.card import Card
 from dmformer.export.check import as_scored, compare
 from dmformer.export.exported import bilinear, normalised, open_exported, resize_and_crop
 from dmformer.export.preprocessing import Preprocessing
 from dmformer.export.write import export, own_photos
-from dmformer.predict import list_photos, predict, predict_masks
+from dmformer.predict import predict, predict_masks
 from dmformer.segmenter import Segmenter, SegmenterConfig, open_segmenter, save_segmenter
 from dmformer.tasks.segmentation import AdaptivePool
 
@@ -158,6 +160,13 @@ def test_card_comes_back():
         {"mean": '"abc"'},
         {"crop_pct": "0"},
         {"crop_pct": "NaN"},
+        {"crop_pct": "1e-4"},
+        {"crop_pct": "5e-324"},
+        {"mean": "[NaN, 0, 0]"},
+        {"std": "[Infinity, 1, 1]"},
+        {"mean": "[1" + 400 * "0" + ", 0, 0]"},
+        {"name": 100_000 * "["},
+        {"class_names": '["' + 2000 * "a" + '"]'},
         {"palette": "[[0, 0, 256]]"},
         {"task": '"segmentation"', "palette": "[[0, 0, 0]]"},
         {"crop_mode": '"border"'},
@@ -262,6 +271,42 @@ def test_photos_of_the_runs_own_data_are_compared_on(photos, recipe, tmp_path):
     assert own_photos("dmformer_n") is None
 
 
+def test_a_fault_in_folding_or_resizing_is_seen(best, tmp_path, monkeypatch):
+    """What is compared with is the model as it was trained, and photos as the run prepares them."""
+    real = dmformer.export.write.fuse
+
+    def faulty(model):
+        fused = real(model)
+        fused.head.fc.weight.neg_()
+        return fused
+
+    monkeypatch.setattr(dmformer.export.write, "fuse", faulty)
+    with pytest.raises(UserError, match="does not answer as PyTorch does"):
+        export(best, out=str(tmp_path), speed=False, dynamic_size=False)
+    monkeypatch.setattr(dmformer.export.write, "fuse", real)
+    forward = Preprocessing.forward
+    monkeypatch.setattr(Preprocessing, "forward", lambda self, photos: forward(self, photos.flip(-1)))
+    with pytest.raises(UserError, match="the preprocessing in the graph is not the run's"):
+        export(best, out=str(tmp_path), preprocessing=True, speed=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_segmenter_of_one_size_takes_all_photos(segmenter, scenes, tmp_path):
+    save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
+    written = export(str(tmp_path / "s"), out=str(tmp_path), speed=False, dynamic_size=False)
+    assert written.card.image_size == [256, 256]
+    file = open_exported(str(written.path), 1)
+    for width, height in ((64, 48), (300, 40), (256, 256)):
+        found = file.segment(photo(width, height, seed=3))
+        assert found.shape == (height, width)
+    assert (found != segmenter.segment(photo(256, 256, seed=3))).mean() < 2e-3
+    filled = np.pad(normalised(photo(64, 48, seed=3), file.card), ((0, 0), (0, 208), (0, 192)))[None]
+    with torch.no_grad():
+        expected = segmenter.model(torch.from_numpy(filled))[0, :, :48, :64].argmax(0).numpy()
+    assert (file.segment(photo(64, 48, seed=3)) != expected).mean() < 2e-3
+    assert evaluate_masks(scored(written), str(scenes), workers=0).miou.value > 0
+
+
 @pytest.fixture
 def no_tracing(runs, monkeypatch):
     """The file that was exported once, in the place of a new one."""
@@ -323,11 +368,15 @@ def test_int8_is_scored_before_it_is_kept(best, photos, tmp_path):
     assert not quantised.intersection(name for n in resizing[:2] for name in n.input)
 
 
-def test_int8_that_loses_too_much_is_not_kept(segmenter, scenes, tmp_path):
-    options = {"int8": str(scenes / "images"), "data": str(scenes), "speed": False}
+def test_int8_that_loses_too_much_is_not_kept(segmenter, scenes, tmp_path, monkeypatch):
+    options = {"int8": str(scenes / "images"), "data": str(scenes), "speed": False, "dynamic_size": False}
+    real = dmformer.export.write._score
+    monkeypatch.setattr(
+        dmformer.export.write, "_score", lambda file, data: real(file, data) + 0.03 * (file.card.precision == "float32")
+    )
     save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
-    with pytest.raises(UserError, match=r"int8 loses .* points.* --max-loss allows -200. Nothing was written"):
-        export(str(tmp_path / "s"), "openvino", str(tmp_path / "m.xml"), **options, max_loss=-2.0)
+    with pytest.raises(UserError, match=r"int8 loses .* points.* --max-loss allows 0. Nothing was written"):
+        export(str(tmp_path / "s"), "openvino", str(tmp_path / "m.xml"), **options, max_loss=0.0)
     assert not list(tmp_path.glob("*.xml"))
 
 
@@ -373,6 +422,8 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     onnx_file.write_bytes(b"not a model")
     assert "is not a model that ONNX Runtime can read" in bad(["predict", onnx_file, picture], capsys)
     (tmp_path / "m.xml").write_text("<net>")
+    (tmp_path / "m.bin").write_bytes(b"")
+    alone = shutil.copyfile(runs / "masks.xml", tmp_path / "alone.xml")
     assert "is not a model that OpenVINO can read" in bad(["predict", "m.xml", picture], capsys)
     dmformer.export.formats.export_onnx(small_model(), onnx_file, 32)
     assert "was not written by `dmformer export`" in bad(["predict", onnx_file, picture], capsys)
@@ -385,6 +436,13 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     assert "no file can be written there" in bad(["export", best, "--out", tmp_path / "no" / "m.onnx"], capsys)
     assert "does not exist" in bad(["export", tmp_path / "nothing"], capsys)
     assert "does not exist" in bad(["export", "dmformr_n"], capsys)
+    assert "--max-loss is 5" in bad(
+        ["export", best, "--out", "n.onnx", "--int8", photos, "--data", photos, "--max-loss", "5"], capsys
+    )
+    (tmp_path / "mine.bin").write_text("mine")
+    assert "mine.bin exists already" in bad(["export", best, "--to", "openvino", "--out", "mine.xml"], capsys)
+    assert "has no alone.bin beside it" in bad(["predict", alone, picture], capsys)
+    assert "leave --no-dynamic-size out" in bad(["export", best, "--preprocessing", "--no-dynamic-size"], capsys)
     assert "--int8 needs --data" in bad(["export", best, "--int8", photos], capsys)
     assert "--int8 is for onnx and openvino" in bad(["export", best, "--to", "pt2", "--int8", photos], capsys)
     assert "--data is for --int8" in bad(["export", best, "--data", photos], capsys)

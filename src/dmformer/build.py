@@ -15,6 +15,9 @@ from .errors import UserError, first_line, unknown
 from .recipes import ClassificationRecipe, Recipe
 from .weights import load_weights
 
+SEED = 0
+"""Of random weights."""
+
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
@@ -66,6 +69,30 @@ def own_size(name: str) -> int:
     """Side in pixels of the images that a model of timm or ours is made for."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
     return int((cfg.input_size or (3, 224, 224))[-1])
+
+
+def random_model(name: str, image_size: int) -> nn.Module:
+    """A model of timm or ours in evaluation mode, with random weights that are always the same.
+
+    The statistics of its BatchNorms are those of noise, so that folding them has something to fold.
+
+    Args:
+        name: Its name.
+        image_size: Of a model that is made for one size, and of the noise.
+    """
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model: nn.Module = timm.create_model(name, **size_argument(name, image_size))  # type: ignore[arg-type]
+        return settled_on_noise(model, image_size)
+
+
+def settled_on_noise(model: nn.Module, image_size: int) -> nn.Module:
+    """A model in evaluation mode, the statistics of its BatchNorms those of noise."""
+    norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    settle_norms(model, norms, [torch.randn(2, 3, image_size, image_size)] if norms else [])
+    return model
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .build import settle_norms, size_argument
+from .build import SEED, random_model, settled_on_noise, size_argument
 from .catalogue import count_gmacs
 from .classifier import open_classifier
 from .config_file import task_of
@@ -27,7 +27,6 @@ from .kernels.depthwise import plain_kernels
 from .segmenter import open_segmenter
 from .tasks.segmentation import HEADS, SegmentationModel, segmentation_loss, segmentation_model
 
-SEED = 0
 ADE20K_CLASSES = 150
 
 
@@ -177,21 +176,17 @@ def open_model(source: str, image_size: int) -> nn.Module:
     if source.startswith("hf-hub:") or Path(source).is_dir():
         return open_segmenter(source).model if task_of(source) == "segmentation" else open_classifier(source).model
     name, plus, head = source.partition("+")
+    if not plus:
+        return random_model(name, image_size)
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
-    if plus and head not in HEADS:
+    if head not in HEADS:
         raise unknown("head", head, HEADS)
-    sized = size_argument(name, image_size)
+    arguments: dict[str, Any] = dict(size_argument(name, image_size))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        if head:
-            model: nn.Module = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=dict(sized))
-        else:
-            model = timm.create_model(name, **sized)  # type: ignore[arg-type]
-        model.eval()
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        settle_norms(model, norms, [torch.randn(2, 3, image_size, image_size)])
-    return model
+        model = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=arguments)
+        return settled_on_noise(model, image_size)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .data.decode import SUFFIXES, BrokenImageError, decode
+from .data.decode import BrokenImageError, decode, list_photos
 from .errors import UserError
 from .files import whole_file
 from .predictor import ClassPredictor, MaskPredictor, open_predictor
@@ -161,27 +161,6 @@ def save_png(image: Image.Image, path: Path) -> None:
 def content_of(name: str) -> io.BytesIO | str:
     """What `decode` takes for a file, or for "-"."""
     return io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name
-
-
-def list_photos(photos: Sequence[str]) -> list[str]:
-    """Files and the images in folders, sorted within each folder; "-" stays.
-
-    Raises:
-        UserError: A path that does not exist, or a folder without images.
-    """
-    names = []
-    for photo in photos:
-        path = Path(photo)
-        if photo != "-" and not path.exists():
-            raise UserError(f"{photo} does not exist: give image files, folders, or - for standard input.")
-        if photo != "-" and path.is_dir():
-            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise UserError(f"{photo} holds no images ({', '.join(sorted(SUFFIXES))}).")
-            names += found
-        else:
-            names.append(photo)
-    return names
 
 
 def _classify(

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
-from ..build import own_size
+from ..build import own_size, random_model
 from ..classifier import open_classifier
 from ..config_file import find_config, run_name, task_of
 from ..errors import unknown
-from ..forms import open_model
 from ..segmenter import open_segmenter
 
 
@@ -91,9 +89,7 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
 
 
 def _random(name: str, image_size: int | None) -> Subject:
-    if not timm.is_model(name):
-        raise unknown("model", name, timm.list_models())
-    model: Any = open_model(name, image_size or own_size(name))
+    model: Any = random_model(name, image_size or own_size(name))
     data_config = resolve_model_data_config(model)
     if image_size is not None:
         data_config = {**data_config, "input_size": (3, image_size, image_size), "crop_pct": 1.0}

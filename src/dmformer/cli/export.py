@@ -66,7 +66,7 @@ class ExportOptions:
 
 def export(arguments: list[str]) -> None:
     options = parse(ExportOptions, arguments, "export")
-    if Path(options.source).exists() or options.source not in (*model_names(), *model_names("timm")):
+    if Path(options.source).exists() or options.source.partition(".")[0] not in (*model_names(), *model_names("timm")):
         check_source(options.source)
     for place in (*options.photos, *((options.int8,) if options.int8 else ())):
         check_path(place)
@@ -81,25 +81,30 @@ def export(arguments: list[str]) -> None:
     if options.data is not None:
         check_data(options.data)
 
+    from rich.markup import escape
+
     from ..display import console
     from ..export.write import export as write
 
-    with console().status("") as status:
-        written = write(
-            options.source,
-            options.to,
-            options.out,
-            options.preprocessing,
-            options.fused,
-            options.dynamic_size,
-            options.photos,
-            options.int8,
-            options.data,
-            options.max_loss,
-            options.speed,
-            options.overwrite,
-            status.update,
-        )
+    try:
+        with console().status("") as status:
+            written = write(
+                options.source,
+                options.to,
+                options.out,
+                options.preprocessing,
+                options.fused,
+                options.dynamic_size,
+                options.photos,
+                options.int8,
+                options.data,
+                options.max_loss,
+                options.speed,
+                options.overwrite,
+                lambda line: status.update(escape(line)),
+            )
+    except OSError as error:
+        raise UserError(f"the file cannot be written: {error.strerror or error}.") from None
     if options.format == "json":
         print(json.dumps({**asdict(written), "path": str(written.path)}, indent=2, ensure_ascii=False))
         return

@@ -1,9 +1,13 @@
-"""Any image file as the RGB picture that a person would see."""
+"""Any image file as the RGB picture that a person would see; and which files there are."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from ..errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 """Files that are taken for images in folders and tars."""
@@ -54,3 +58,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def list_photos(photos: Sequence[str]) -> list[str]:
+    """Files and the images in folders, sorted within each folder; "-" stays.
+
+    Raises:
+        UserError: A path that does not exist, or a folder without images.
+    """
+    names = []
+    for photo in photos:
+        path = Path(photo)
+        if photo != "-" and not path.exists():
+            raise UserError(f"{photo} does not exist: give image files, folders, or - for standard input.")
+        if photo != "-" and path.is_dir():
+            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found:
+                raise UserError(f"{photo} holds no images ({', '.join(sorted(SUFFIXES))}).")
+            names += found
+        else:
+            names.append(photo)
+    return names

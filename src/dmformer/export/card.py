@@ -15,6 +15,8 @@ Colour = tuple[int, int, int]
 
 LARGEST_SIDE = 16384
 """In pixels, that a file may ask images to be brought to."""
+LONGEST_NAME, MOST_MASKED = 1000, 255
+"""Letters of a class's name; classes of a segmenter, whose masks have 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,18 @@ class Card:
         try:
             values = {field.name: json.loads(metadata[field.name]) for field in fields(cls)}
             card = cls(**{name: _checked(name, value) for name, value in values.items()})
-            if card.task == "classification" and card.image_size is not None:
+            if card.task == "classification" and max(card.image_size or (LARGEST_SIDE,)) / card.crop_pct < LARGEST_SIDE:
                 return card
-            if card.task == "segmentation" and len(card.palette or ()) == len(card.class_names):
+            if card.task == "segmentation" and len(card.palette or ()) == len(card.class_names) <= MOST_MASKED:
                 return card
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             pass
         raise UserError(f"{file} was not written by `dmformer export`, or is damaged: its metadata do not describe it.")
 
 
 def is_exported(source: str) -> bool:
     """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
-    return Path(source).suffix.lower() in RUNTIMES
+    return not source.startswith("hf-hub:") and Path(source).suffix.lower() in RUNTIMES
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -89,9 +91,11 @@ def _checked(name: str, value: Any) -> Any:
     if value is None:
         good = name in ("image_size", "resize", "window", "palette", "ignore_index")
     elif name in ("mean", "std"):
-        good = len(value) == 3 and all(type(v) in (int, float) and (v > 0 or name == "mean") for v in value)
+        good = len(value) == 3 and all(
+            type(v) in (int, float) and -10 <= v <= 10 and (v > 0 or name == "mean") for v in value
+        )
     elif name == "class_names":
-        good = type(value) is list and value and all(type(v) is str for v in value)
+        good = type(value) is list and value and all(type(v) is str and len(v) <= LONGEST_NAME for v in value)
     elif name == "image_size":
         good = len(value) == 2 and all(_is_side(v) for v in value)
     elif name in ("resize", "window"):

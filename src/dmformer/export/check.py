@@ -71,7 +71,8 @@ def compare(reference: Run, exported: Run, batches: Sequence[np.ndarray]) -> lis
         expected, answer = reference(images), exported(images)
         apart = float("inf")
         if answer.shape == expected.shape and np.isfinite(answer).all():
-            apart = float(np.abs(answer - expected).max() / np.abs(expected).max())
+            largest = float(np.abs(answer - expected).max())
+            apart = largest / float(np.abs(expected).max()) if largest else 0.0
         found.append(Agreement(height, width, len(images), apart))
     return found
 
@@ -114,7 +115,7 @@ class SessionModel(nn.Module):
         x = images.cpu()
         if self.turned_back:
             x = ((x * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        logits = self.exported.session.run(np.ascontiguousarray(x.numpy()))
+        logits = self.exported.logits(np.ascontiguousarray(x.numpy()))
         return torch.from_numpy(np.array(logits)).to(images.device)
 
 

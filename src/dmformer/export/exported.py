@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import UserError, first_line
 from ..extras import needs
 from ..machine import available_cores
-from .card import RUNTIMES, Card
+from .card import LARGEST_SIDE, RUNTIMES, Card
 from .runtimes import Session, to_onnxruntime, to_openvino
 
 
@@ -35,12 +35,28 @@ class Exported:
     def class_names(self) -> list[str]:
         return self.card.class_names
 
-    def _logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """What the file answers to a batch, as it takes it: (B, K), or (B, K, H, W) of a segmenter.
+
+        Raises:
+            UserError: Images that it does not take, or an answer of another shape.
+        """
+        size = " x ".join(map(str, images.shape))
         try:
-            return self.session.run(images)
+            found = self.session.run(images)
         except Exception as error:  # each runtime has its own
-            size = " x ".join(map(str, images.shape))
-            raise UserError(f"{self.name} in {self.form} does not take images of {size}: {first_line(error)}") from None
+            told = told_by(error, self.form)
+            raise UserError(f"{self.name} in {self.form} does not take images of {size}: {told}") from None
+        sides = self._sides(images) if self.task == "segmentation" else ()
+        if found.shape != (len(images), len(self.class_names), *sides):
+            raise UserError(
+                f"{self.name} answers to images of {size} with {' x '.join(map(str, found.shape))} numbers."
+            )
+        return found
+
+    def _sides(self, images: np.ndarray) -> tuple[int, int]:
+        height, width = images.shape[1:3] if self.card.preprocessing else images.shape[2:4]
+        return height, width
 
 
 class ExportedClassifier(Exported):
@@ -70,7 +86,7 @@ class ExportedClassifier(Exported):
         found = np.empty((len(batch), len(self.class_names)), np.float32)
         for shape in dict.fromkeys(image.shape for image in batch):
             places = [i for i, image in enumerate(batch) if image.shape == shape]
-            found[places] = softmax(self._logits(np.stack([batch[i] for i in places])))
+            found[places] = softmax(self.logits(np.stack([batch[i] for i in places])))
         return found
 
 
@@ -78,10 +94,11 @@ class ExportedSegmenter(Exported):
     """A `MaskPredictor`."""
 
     def calibration(self, image: Image.Image) -> np.ndarray:
-        """A photo as a batch of 1, as the file takes it; a window of it, if it is made for one size."""
-        if self.card.image_size is not None:
-            image = image.crop((0, 0, self.card.image_size[1], self.card.image_size[0]))
-        return self._prepared(image)
+        """The photo, or the first window of it, as a batch of 1, as the file takes it."""
+        x, window = self._prepared(image), self._window(None)
+        if window is not None:
+            x = x[:, :window, :window] if self.card.preprocessing else x[:, :, :window, :window]
+        return self._filled(x)
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
@@ -98,31 +115,58 @@ class ExportedSegmenter(Exported):
         if tuple(scales) != (1.0,) or flip:
             raise UserError("--scales and --flip need the run's best/ folder: an exported file predicts once.")
         size = (image.height, image.width)
-        logits = self._windows(self._prepared(image), window or self.card.window)
+        logits = self._windows(self._prepared(image), window)
         if logits.shape[-2:] == size:
             return logits[0].argmax(0).astype(np.uint8)
-        return bilinear(softmax(logits)[0], size).argmax(0).astype(np.uint8)
+        ids, best = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+        for k, share in enumerate(softmax(logits)[0]):  # one at a time: together they may be gigabytes
+            share = bilinear(share[None], size)[0]
+            ids[share > best] = k
+            np.maximum(best, share, out=best)
+        return ids
 
     def _prepared(self, image: Image.Image) -> np.ndarray:
         if self.card.resize is not None:
             image = shorter_side(image, self.card.resize, "bilinear")
         return np.asarray(image)[None] if self.card.preprocessing else normalised(image, self.card)[None]
 
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """As of any file; images smaller than the only size that it takes are filled up, and the answer is cut."""
+        height, width = self._sides(images)
+        if self.card.image_size is None:
+            return super().logits(images)
+        return np.ascontiguousarray(super().logits(self._filled(images))[:, :, :height, :width])
+
+    def _filled(self, x: np.ndarray) -> np.ndarray:
+        """With what becomes 0 when it is normalised, at the right and the bottom."""
+        if self.card.image_size is None:
+            return np.ascontiguousarray(x)
+        height, width = self._sides(x)
+        below, right = max(self.card.image_size[0] - height, 0), max(self.card.image_size[1] - width, 0)
+        if not self.card.preprocessing:
+            return np.pad(x, ((0, 0), (0, 0), (0, below), (0, right)))
+        filled = np.empty((len(x), height + below, width + right, 3), np.uint8)
+        filled[:] = [round(255 * value) for value in self.card.mean]
+        filled[:, :height, :width] = x
+        return filled
+
+    def _window(self, window: int | None) -> int | None:
+        window = window or self.card.window
+        return window if self.card.image_size is None else min(window or LARGEST_SIDE, *self.card.image_size)
+
     def _windows(self, x: np.ndarray, window: int | None) -> np.ndarray:
         """Logits (1, K, H, W) of an image by windows that overlap by a third, as `predict_probabilities` has them."""
-        rows, columns = (1, 2) if self.card.preprocessing else (2, 3)
-        height, width = x.shape[rows], x.shape[columns]
-        if self.card.image_size is not None:
-            window = min(window or self.card.image_size[0], *self.card.image_size)
+        height, width = self._sides(x)
+        window = self._window(window)
         if window is None or (height <= window and width <= window):
-            return self._logits(x)
+            return self.logits(x)
         total = np.zeros((1, len(self.class_names), height, width), np.float32)
         count = np.zeros((height, width), np.float32)
         for top in _starts(height, window):
             for left in _starts(width, window):
                 place = (slice(top, top + window), slice(left, left + window))
                 part = x[:, *place] if self.card.preprocessing else x[:, :, *place]
-                total[:, :, *place] += self._logits(np.ascontiguousarray(part))
+                total[:, :, *place] += self.logits(np.ascontiguousarray(part))
                 count[place] += 1
         return total / count
 
@@ -141,18 +185,26 @@ def open_exported(path: str, threads: int | None = None) -> ExportedClassifier |
     if not file.is_file():
         raise UserError(f"{path} does not exist.")
     form = RUNTIMES[file.suffix.lower()]
+    if form == "OpenVINO" and not file.with_suffix(".bin").is_file():
+        raise UserError(f"{path} has no {file.stem}.bin beside it, which holds its weights.")
     with needs("export", form):
         try:
             session = (to_onnxruntime if form == "ONNX Runtime" else to_openvino)(file, threads)
         except ImportError:
             raise
         except Exception as error:  # each runtime has its own
-            raise UserError(f"{path} is not a model that {form} can read: {first_line(error)}") from None
+            raise UserError(f"{path} is not a model that {form} can read: {told_by(error, form)}") from None
     card = Card.from_metadata(session.metadata, path)
     if session.classes is not None and session.classes != len(card.class_names):
         raise UserError(f"{path} names {len(card.class_names)} classes for a model of {session.classes}.")
     kind = ExportedSegmenter if card.task == "segmentation" else ExportedClassifier
     return kind(session, card, form)
+
+
+def told_by(error: Exception, form: str) -> str:
+    """The line of a runtime's error that says something: OpenVINO begins with places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines and form == "OpenVINO" else first_line(error)
 
 
 def resize_and_crop(

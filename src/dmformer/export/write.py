@@ -1,34 +1,34 @@
 """`dmformer export`: a trained model written for a runtime, checked against PyTorch, and kept only if it agrees."""
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 
 from .. import __version__
-from ..build import own_size
+from ..build import own_size, random_model
 from ..classifier import Classifier, open_classifier
 from ..config_file import find_config, task_of
-from ..data.decode import BrokenImageError, decode
-from ..errors import UserError, unknown
+from ..data.decode import BrokenImageError, decode, list_photos
+from ..data.pairs import MASK_FOLDERS
+from ..errors import UserError, first_line
 from ..evaluate import evaluate, evaluate_masks
 from ..extras import needs
-from ..forms import open_model, set_threads
 from ..fuse import fuse
-from ..predict import list_photos
 from ..recipes import read_recipe
 from ..segmenter import Segmenter, open_segmenter
 from .card import Card
-from .check import LIMIT, Agreement, Speed, as_scored, compare, in_numpy, open_file, speeds
+from .check import LIMIT, Agreement, Run, Speed, as_scored, compare, in_numpy, open_file, speeds
 from .exported import ExportedClassifier, ExportedSegmenter, normalised, open_exported
 from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
 from .preprocessing import Preprocessing
@@ -40,11 +40,23 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2
 
 CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
 """Most photos that a file is compared on, and that an int8 file is calibrated on."""
+PACKAGES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "pt2": (),
+    "aoti": (),
+}
+"""What each format needs of the extra."""
+
 GRAPH = "float32.onnx"
 """The file that the others are made from."""
 BATCHES = (1, 3)
 """Sizes of the batches that a file is compared on."""
 TIMED_BATCHES = (1, 8)
+MASKS = {*MASK_FOLDERS, "annotations", "gtFine", "SegmentationClass"}
+"""Folders whose pictures are no photos."""
+PREPROCESSING_LIMIT = 0.05
+"""Likewise, of a graph that resizes by itself, against the resizing of the run."""
 
 
 @dataclass(frozen=True)
@@ -113,35 +125,48 @@ def export(
     """
     model = _open(source)
     card = _card(model, preprocessing)
+    try:
+        Card.from_metadata(card.to_metadata(), card.name)
+    except UserError:
+        told = "its classes, crop or normalisation are of no known kind"
+        raise UserError(f"{card.name} cannot be exported: {told}.") from None
+    if preprocessing and not dynamic_size and card.task == "classification":
+        raise UserError("--preprocessing takes photos of any size: leave --no-dynamic-size out.")
     path = _place(out, to, card.name)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already: give another --out, or --overwrite.")
+    for target in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
+        if target.exists() and (target.is_dir() or not overwrite):
+            raise UserError(f"{target} exists already: give another --out, or --overwrite.")
+    if not 0 <= max_loss <= 1:
+        raise UserError(f"--max-loss is {max_loss:g}: it is a share from 0 to 1, e.g. 0.01 for one point.")
     remarks = []
     if (files := list_photos(photos) if photos else own_photos(source)) is None:
         remarks.append("no photos were given or found in the run's recipe: compared on noise")
-    with needs("export", "export"):
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+    for package in PACKAGES[to]:
+        with needs("export", f"--to {to}"):
+            import_module(package)
     pictures = _pictures(files)
 
-    network: Any = fuse(model.model) if fused else model.model.eval()
+    trained: Any = model.model.eval()
+    network: Any = fuse(trained) if fused else trained
     if preprocessing:
-        network = Graph(_preprocessing(card), network).eval()
+        trained, network = (Graph(_preprocessing(card), part).eval() for part in (trained, network))
     fixed = not dynamic_size or takes_one_size(network)
     if fixed and dynamic_size:
         remarks.append(f"{card.architecture} takes images of one size, and so does the file; the batch is free")
     size = _traced_size(card, fixed)
+    if fixed and card.task == "segmentation":
+        card = replace(card, image_size=list(size))
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--out {path}: no file can be written there.")
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder, set_threads(threads):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         workshop, place = Path(folder), Path(folder) / "done" / path.name
         place.parent.mkdir()
         say(f"tracing {card.name} and writing {path.name}")
         _write(network, workshop, place, to, size, not fixed, card)
-        reference, exported = in_numpy(network), open_file(place, to, threads)
         say("comparing with PyTorch")
-        agreements = compare(reference, exported, _batches(pictures, card, size, fixed, BATCHES))
+        reference, batches = in_numpy(trained), _batches(pictures, card, size, fixed, BATCHES)
+        exported, agreements = _compared(reference, place, to, threads, batches)
         worst = max(agreements, key=lambda a: a.difference)
         if not worst.difference <= LIMIT:
             raise UserError(
@@ -149,23 +174,24 @@ def export(
                 f"{worst.height} x {worst.width} px, batch {worst.batch}; at most {LIMIT:g} is accepted. "
                 "Nothing was written."
             )
+        if preprocessing and isinstance(model, Classifier):
+            _check_preprocessing(model, exported, pictures)
         scores = None
         if int8 is not None:
             assert data is not None
             card = replace(card, precision="int8")
             scores = _quantise(workshop, place, to, card, int8, data, threads, say)
-            if scores[0] - scores[1] > max_loss:
+            if not scores[0] - scores[1] <= max_loss:
                 raise UserError(
                     f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
                     f"--max-loss allows {100 * max_loss:g}. Nothing was written."
                 )
-            exported = open_file(place, to, threads)
-            agreements = compare(reference, exported, _batches(pictures, card, size, fixed, BATCHES))
+            exported, agreements = _compared(reference, place, to, threads, batches)
         timed = []
         if speed:
             say("measuring both in turn")
-            timed = speeds(reference, exported, _batches(pictures, card, size, True, TIMED_BATCHES))
-        parts = list(place.parent.iterdir())
+            timed = speeds(in_numpy(network), exported, _batches(pictures, card, size, True, TIMED_BATCHES))
+        parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
         megabytes = sum(part.stat().st_size for part in parts) / 2**20
         operators = _operators(place) if to == "onnx" else None
         for part in parts:
@@ -173,12 +199,37 @@ def export(
     return Written(path, megabytes, card, operators, fixed, agreements, timed, threads, scores, remarks)
 
 
+def _compared(
+    reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray]
+) -> tuple[Run, list[Agreement]]:
+    """A file in its runtime, and how far it is from PyTorch on each batch."""
+    try:
+        exported = open_file(place, to, threads)
+        return exported, compare(reference, exported, batches)
+    except Exception as error:  # each runtime, and each model, has its own
+        raise UserError(
+            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written; --no-dynamic-size "
+            "writes it for one size."
+        ) from error
+
+
+def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
+    """The graph's own resizing against the run's; single steps of 8 bits are not seen, another crop or order is."""
+    for picture in pictures:
+        expected = in_numpy(model.model)(model.prepare(picture)[None])
+        apart = float(np.abs(exported(np.asarray(picture)[None]) - expected).max() / np.abs(expected).max())
+        if not apart <= PREPROCESSING_LIMIT:
+            raise UserError(
+                f"the preprocessing in the graph is not the run's: {apart:.1e} of the largest logit on a photo of "
+                f"{picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. Nothing was "
+                "written."
+            )
+
+
 def _open(source: str) -> Classifier | Segmenter:
     if source.startswith("hf-hub:") or Path(source).is_dir():
         return open_segmenter(source) if task_of(source) == "segmentation" else open_classifier(source)
-    if not timm.is_model(source):
-        raise unknown("model", source, timm.list_models())
-    model: Any = open_model(source, own_size(source))
+    model: Any = random_model(source, own_size(source))
     names = [str(i) for i in range(model.num_classes)]
     return Classifier(model, names, resolve_model_data_config(model), source)
 
@@ -248,28 +299,32 @@ def own_photos(source: str) -> list[str] | None:
     """Photos of the data that a run's recipe names, where they are still there."""
     if source.startswith("hf-hub:") or not Path(source).is_dir():
         return None
-    for recipe in (find_config(source).parent / "recipe.yaml", find_config(source).parent.parent / "recipe.yaml"):
-        if recipe.is_file():
+    best = find_config(source).parent
+    for recipe in (best / "recipe.yaml", best.parent / "recipe.yaml"):
+        with contextlib.suppress(UserError, OSError, TypeError, ValueError, RecursionError):  # none is no misfortune
             data = Path(read_recipe(recipe).data)
-            if data.is_dir():
-                return [f for f in list_photos([str(data)]) if "annotations" not in Path(f).parts]
+            found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]
+            if found:
+                return found
     return None
 
 
-def _pictures(files: list[str] | None, most: int = CHECKED_PHOTOS) -> list[Image.Image]:
+def _pictures(files: list[str] | None) -> list[Image.Image]:
     """Some of the photos, spread over the list; noise where there are none."""
     if files is None:
         noise = np.random.default_rng(0).integers(0, 256, (CHECKED_PHOTOS, 12, 16, 3), dtype=np.uint8)
         return [Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC) for small in noise]
-    found = []
-    for file in spread(files, most):
-        try:
-            found.append(decode(file))
-        except BrokenImageError:
-            continue
+    found = list(_read(spread(files, CHECKED_PHOTOS)))
     if not found:
         raise UserError(f"none of the {len(files)} photos to compare on can be read, {files[0]} for one.")
     return found
+
+
+def _read(files: Sequence[str]) -> Iterator[Image.Image]:
+    """Those of the photos that can be read."""
+    for file in files:
+        with contextlib.suppress(BrokenImageError):
+            yield decode(file)
 
 
 def spread(files: Sequence[str], most: int) -> list[str]:
@@ -292,10 +347,9 @@ def _batches(
     """Batches of the pictures at three sizes, one of them the model's own and two of other proportions; at its own only
     where it is fixed."""
     height, width = size
-    step = card.resize or 0
     sizes = [(height, width)]
     if not fixed:
-        sizes += [(max(round(0.75 * height), 32) + step % 2, width), (height, round(1.25 * width) + 1)]
+        sizes += [(max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
     made = []
     for rows, columns in sizes:
         images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
@@ -312,6 +366,8 @@ def _write(
     try:
         if to in ("onnx", "openvino"):
             graph = export_onnx(network, workshop / GRAPH, size, dynamic_size=dynamic_size, metadata=metadata)
+            if to == "onnx" and any(workshop.glob("*.data")):
+                raise RuntimeError("its weights are above 1.5 GB, which one .onnx file does not hold; openvino does")
             _from_graph(graph, place, to, metadata)
         else:
             program = export_program(network, size, dynamic_size)
@@ -340,9 +396,10 @@ def _quantise(
     """Put an int8 file in the place of the float one; returns the scores of both."""
     before: Any = open_exported(str(workshop / GRAPH), threads)
     say(f"calibrating int8 on photos of {photos}")
-    pictures = _pictures(list_photos([photos]), CALIBRATED_PHOTOS)
+    files = spread(list_photos([photos]), CALIBRATED_PHOTOS)
     metadata = card.to_metadata()
-    small = quantise(workshop / GRAPH, workshop / "int8.onnx", (before.calibration(p) for p in pictures), metadata)
+    batches = (before.calibration(picture) for picture in _read(files))
+    small = quantise(workshop / GRAPH, workshop / "int8.onnx", batches, metadata)
     for part in place.parent.iterdir():
         part.unlink()
     _from_graph(small, place, to, metadata)
