@@ -20,7 +20,7 @@ class PredictOptions:
     Video goes in as a folder of frames.
 
     The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file that `dmformer
-    export` wrote needs neither, and answers within a second.
+    export` wrote needs neither, and answers in about a second.
 
     examples:
       dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
