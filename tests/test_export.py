@@ -436,6 +436,11 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     assert "no file can be written there" in bad(["export", best, "--out", tmp_path / "no" / "m.onnx"], capsys)
     assert "does not exist" in bad(["export", tmp_path / "nothing"], capsys)
     assert "does not exist" in bad(["export", "dmformr_n"], capsys)
+    damaged = shutil.copytree(best, tmp_path / "damaged")
+    config = json.loads((damaged / "config.json").read_text())
+    for names in ("abc", 5):
+        (damaged / "config.json").write_text(json.dumps({**config, "label_names": names}))
+        assert "label_names are no list of names" in bad(["predict", damaged, picture], capsys)
     assert "--max-loss is 5" in bad(
         ["export", best, "--out", "n.onnx", "--int8", photos, "--data", photos, "--max-loss", "5"], capsys
     )

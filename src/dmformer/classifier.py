@@ -122,4 +122,6 @@ def open_classifier(source: str) -> Classifier:
 
 def _label_names(cfg: Any, num_classes: int) -> list[str]:
     names = cfg.get("label_names")
+    if names is not None and not isinstance(names, list | tuple):
+        raise UserError("the model's configuration is damaged: its label_names are no list of names.")
     return [str(n) for n in names] if names else [str(i) for i in range(num_classes)]
