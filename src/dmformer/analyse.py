@@ -19,7 +19,7 @@ from .analysis.names import check_files, files
 from .analysis.results import Case, Found, Progress
 from .analysis.similarity import LEAST
 from .analysis.subject import Subject, open_subject
-from .data.decode import SUFFIXES, BrokenImageError, decode
+from .data.decode import BrokenImageError, decode, list_photos
 from .data.readers import SPLITS
 from .errors import UserError, unknown
 from .files import write_whole
@@ -151,9 +151,7 @@ def find_photos(folder: Path, count: int) -> list[tuple[Path, str]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one of photos.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
+    found = sorted(map(Path, list_photos([str(folder)])))
     splits = {name for names in SPLITS.values() for name in names}
     by_class: dict[str, list[Path]] = {}
     for path in found:

@@ -16,6 +16,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} '{name}': {hint}")
 
 
+def untrained(name: str) -> UserError:
+    """An error for the name of a model where a trained one is needed."""
+    return UserError(
+        f"{name} is the name of a model, whose weights would be random: there is nothing to explain in them. "
+        "Give a run's best/ folder."
+    )
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from .analysis.randomisation import ALIKE, cascade, randomised, rank_correlation
 from .analysis.subject import Subject, open_subject
 from .data.decode import BrokenImageError, decode
 from .drawing import heat
-from .errors import UserError, unknown
+from .errors import UserError, unknown, untrained
 from .predict import content_of, places_in, save_png
 from .report.explanation import (
     ExplanationReport,
@@ -197,10 +197,7 @@ def _open(sources: Sequence[str]) -> list[Subject]:
     for source in sources:
         subject = open_subject(source)
         if not subject.trained:
-            raise UserError(
-                f"{source} is the name of a model, whose weights would be random: there is nothing to explain in them. "
-                "Give a run's best/ folder."
-            )
+            raise untrained(source)
         names, number = {s.name for s in subjects}, 2
         name = subject.name
         while name in names:
@@ -305,9 +302,7 @@ def _tell(
     taken: set[str],
 ) -> tuple[View, list[Explanation]]:
     """Write the pictures of a photo; what the page and the caller are told of them."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (subject.mean, subject.std))
-    pixels = (255 * (found.x * std + mean)).round().clamp(0, 255).byte()
-    seen = enlarged(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    seen = enlarged(subject.picture(found.x))
     panels, rows, control = [], [], None
     place.parent.mkdir(parents=True, exist_ok=True)
     for i, k in enumerate(found.classes):

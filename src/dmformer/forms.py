@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from .build import SEED, random_model, settled_on_noise, size_argument
 from .catalogue import count_gmacs
-from .classifier import open_classifier
-from .config_file import task_of
 from .errors import unknown
 from .export.formats import export_onnx
 from .export.runtimes import to_onnxruntime, to_openvino
 from .fuse import fuse
 from .kernels.depthwise import plain_kernels
-from .segmenter import open_segmenter
 from .tasks.segmentation import HEADS, SegmentationModel, segmentation_loss, segmentation_model
+from .trained import open_trained
 
 ADE20K_CLASSES = 150
 
@@ -174,7 +172,7 @@ def open_model(source: str, image_size: int) -> nn.Module:
     The statistics of random weights' BatchNorms are those of noise, so that folding them has something to fold.
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
-        return open_segmenter(source).model if task_of(source) == "segmentation" else open_classifier(source).model
+        return open_trained(source).model
     name, plus, head = source.partition("+")
     if not plus:
         return random_model(name, image_size)

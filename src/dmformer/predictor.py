@@ -6,7 +6,6 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from .config_file import task_of
 from .export.card import is_exported
 from .export.exported import open_exported
 
@@ -84,10 +83,6 @@ def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | 
         import torch
 
         torch.set_num_threads(threads)
-    if task_of(source) == "segmentation":
-        from .segmenter import open_segmenter
+    from .trained import open_trained
 
-        return open_segmenter(source).for_inference()
-    from .classifier import open_classifier
-
-    return open_classifier(source).for_inference()
+    return open_trained(source).for_inference()

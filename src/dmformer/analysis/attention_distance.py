@@ -12,7 +12,7 @@ from ..cells import to_tokens
 from ..mixers.attention import Attention, ValueConvAttention
 from ..mixers.performer import Performer
 from ..mixers.window import WindowAttention
-from .hooks import backbone, recording
+from .hooks import recording
 from .subject import Subject
 
 AT_ONCE = 2**24
@@ -96,7 +96,7 @@ def attention_distances(subject: Subject, batches: Iterable[Tensor]) -> list[Lay
     uniform: dict[str, float] = {}
     for images in batches:
         with recording(subject, found) as calls:
-            backbone(subject)(images)
+            subject.backbone(images)
         for name, module, _, _ in layers:
             weights = weights_of(module, calls[name].args)
             found[name].append(mean_distances(weights))

@@ -60,11 +60,6 @@ def recording(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Call
             handle.remove()
 
 
-def backbone(subject: Subject) -> nn.Module:
-    """What gives the maps: a segmenter without its head, a classifier whole."""
-    return subject.model.backbone if subject.task == "segmentation" else subject.model  # type: ignore[return-value]
-
-
 def blocks(subject: Subject) -> list[Block]:
     """The blocks of every stage in order; a stage that is not made of blocks counts as one."""
     found = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .hooks import Block, as_map, backbone, deepest_blocks, grid_of, recording
+from .hooks import Block, as_map, deepest_blocks, grid_of, recording
 from .subject import Subject
 
 
@@ -95,7 +95,7 @@ def receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> list[Field]
     for images in batches:
         images = images.clone().requires_grad_()
         with torch.enable_grad(), recording(subject, subject.stages) as calls:
-            backbone(subject)(images)
+            subject.backbone(images)
             maps = [
                 as_map(calls[s].output, grid_of(calls[s], images.shape[-2:], d), subject.channels_last_maps)
                 for s, d in stages
@@ -127,7 +127,7 @@ def relative_receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> li
     energy, added, count = [torch.zeros(())] * len(places), [torch.zeros(())] * len(places), 0
     for images in batches:
         with torch.no_grad(), recording(subject, [place.name for place in places]) as calls:
-            backbone(subject)(images)
+            subject.backbone(images)
         for i, place in enumerate(places):
             call = calls[place.name]
             x = call.args[0].detach().requires_grad_()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -241,8 +242,7 @@ def modulators_of(cases: Sequence[Case]) -> Found:
         found = read_modulators(case.subject, case.batches(), places)
         models.append((case.name, places, found))
         subject = case.subject
-        mean, std = (torch.tensor(values)[:, None, None] for values in (subject.mean, subject.std))
-        photo = (case.images[0] * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+        photo = np.asarray(subject.picture(case.images[0]))
         pictures.append((case.name, photo, places, found))
         for place, parts in zip(places, found, strict=True):
             for part in parts:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .hooks import backbone, blocks, recording
+from .hooks import blocks, recording
 from .subject import Subject
 
 LEAST = 4
@@ -77,5 +77,5 @@ def centred_gram(features: Tensor) -> Tensor:
 def _grams(subject: Subject, images: Tensor) -> list[Tensor]:
     places = blocks(subject)
     with recording(subject, [place.name for place in places]) as calls:
-        backbone(subject)(images)
+        subject.backbone(images)
     return [centred_gram(calls[place.name].output) for place in places]

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
 from ..build import own_size, random_model
-from ..classifier import open_classifier
-from ..config_file import find_config, run_name, task_of
+from ..config_file import find_config, run_name
 from ..errors import unknown
-from ..segmenter import open_segmenter
+from ..segmenter import Segmenter
+from ..trained import open_trained
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,20 @@ class Subject:
         return parts[name]
 
     @property
+    def backbone(self) -> Any:
+        """What gives the maps: a segmenter without its head, a classifier whole."""
+        return self.model.backbone if self.task == "segmentation" else self.model
+
+    @property
     def channels_last_maps(self) -> bool:
         """Whether the stages give (B, H, W, C), as Swin's do."""
-        backbone = self.model.backbone if self.task == "segmentation" else self.model
-        return getattr(backbone, "output_fmt", None) == Format.NHWC
+        return getattr(self.backbone, "output_fmt", None) == Format.NHWC
+
+    def picture(self, prepared: Tensor) -> Image.Image:
+        """A prepared photo (3, H, W) as it was before it was normalised: what the model sees."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = (255 * (prepared * std + mean)).round().clamp(0, 255).byte()
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def open_subject(source: str, image_size: int | None = None) -> Subject:
@@ -74,18 +85,17 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
     if not source.startswith("hf-hub:") and not Path(source).is_dir():
         return _random(source, image_size)
     name = source if source.startswith("hf-hub:") else run_name(find_config(source).parent)
-    if task_of(source) == "segmentation":
-        segmenter = open_segmenter(source)
-        config, model = segmenter.config, segmenter.model
+    trained = open_trained(source)
+    if isinstance(trained, Segmenter):
+        config, model = trained.config, trained.model
         info: Any = model.backbone.feature_info
         modules, strides = _stages(info.module_name()[-4:], model.backbone, "backbone."), info.reduction()[-4:]
-        names, transform = list(config.class_names), segmenter.transform()
-        prepare: Any = transform
+        names = list(config.class_names)
+        prepare: Any = trained.transform()
         return Subject(
             name, "segmentation", model, modules, strides, names, config.mean, config.std, model.made_for, prepare
         )
-    classifier = open_classifier(source)
-    return _classifier(name, classifier.model, classifier.class_names, classifier.data_config)
+    return _classifier(name, trained.model, trained.class_names, trained.data_config)
 
 
 def _random(name: str, image_size: int | None) -> Subject:

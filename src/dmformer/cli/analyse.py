@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..analysis.names import MEASURES, check_files
 from ..errors import UserError, unknown
-from .checks import check_model, check_path, check_source
+from .checks import check_path, check_source_or_name
 from .parsing import parse
 from .printing import print_rows
 
@@ -111,8 +111,5 @@ def _check(options: AnalyseOptions) -> None:
     if options.blocks and options.measure != "modulators":
         raise UserError("--blocks is for modulators.")
     for source in options.sources:
-        if Path(source).exists() or ("/" in source and ":" not in source):
-            check_source(source)
-        else:
-            check_model(source)
+        check_source_or_name(source)
     check_files(options.measure, Path(options.out), options.overwrite)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from .checks import check_model, check_source, check_writable
+from .checks import check_source_or_name, check_writable
 from .parsing import parse
 from .printing import print_speeds, write
 
@@ -81,10 +81,7 @@ def bench(arguments: list[str]) -> None:
         arguments = ["--models", *arguments]
     options = parse(BenchOptions, arguments, "bench")
     for model in options.models:
-        if Path(model).exists() or ("/" in model and ":" not in model):
-            check_source(model)
-        else:
-            check_model(model.partition("+")[0])
+        check_source_or_name(model, heads=True)
     if options.image_size < 32:
         raise UserError(f"--image-size is {options.image_size}: the models need 32 pixels or more.")
     for option, place in (("--csv", options.csv), ("--plot", options.plot)):

@@ -92,6 +92,23 @@ def check_model(name: str) -> None:
         raise unknown("model", name, [*ours, *theirs])
 
 
+def check_source_or_name(source: str, heads: bool = False) -> None:
+    """A run's folder, a hub id, or the name of a model, ours or timm's, perhaps with +HEAD behind it."""
+    if Path(source).exists() or ("/" in source and ":" not in source):
+        check_source(source)
+    else:
+        check_model(source.partition("+")[0] if heads else source)
+
+
+def opened_if_exported(source: str) -> Any:
+    """An exported file in its runtime; None for any other source."""
+    if not is_exported(source):
+        return None
+    from ..export.exported import open_exported
+
+    return open_exported(source)
+
+
 def check_source(source: str, exported: bool = False) -> None:
     """A run's folder or a hub id, or perhaps an exported file."""
     if source.startswith("hf-hub:"):

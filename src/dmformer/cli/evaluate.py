@@ -6,9 +6,16 @@ from typing import Any
 
 from ..config_file import task_of
 from ..errors import UserError
-from ..export.card import is_exported
 from ..recipes import ClassificationRecipe
-from .checks import MASK_OPTIONS, check_data, check_path, check_source, check_testing, refuse_options
+from .checks import (
+    MASK_OPTIONS,
+    check_data,
+    check_path,
+    check_source,
+    check_testing,
+    opened_if_exported,
+    refuse_options,
+)
 from .parsing import parse
 from .printing import give_scores
 
@@ -62,11 +69,7 @@ class EvalOptions:
 def evaluate(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
     check_source(options.source, exported=True)
-    model: Any = None
-    if is_exported(options.source):
-        from ..export.exported import open_exported
-
-        model = open_exported(options.source)
+    model = opened_if_exported(options.source)
     if (model.task if model else task_of(options.source)) == "segmentation":
         _eval_masks(options, model)
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..catalogue import model_names
-from ..errors import UserError
+from ..errors import UserError, untrained
 from .checks import check_path, check_source
 from .parsing import parse
 from .printing import print_rows
@@ -65,10 +65,7 @@ def explain(arguments: list[str]) -> None:
     sources = (options.source, *options.beside)
     for source in sources:
         if not Path(source).exists() and source in (*model_names(), *model_names("timm")):
-            raise UserError(
-                f"{source} is the name of a model, whose weights would be random: there is nothing to explain in them. "
-                "Give a run's best/ folder."
-            )
+            raise untrained(source)
         check_source(source)
     for photo in options.photos:
         if photo != "-":

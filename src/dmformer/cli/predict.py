@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from ..config_file import task_of
 from ..errors import UserError
-from ..export.card import is_exported
-from .checks import MASK_OPTIONS, check_path, check_source, check_testing, refuse_options
+from .checks import MASK_OPTIONS, check_path, check_source, check_testing, opened_if_exported, refuse_options
 from .parsing import parse
 from .printing import print_rows
 
@@ -62,11 +61,7 @@ def predict(arguments: list[str]) -> None:
     for photo in options.photos:
         if photo != "-":
             check_path(photo)
-    model: Any = None
-    if is_exported(options.source):
-        from ..export.exported import open_exported
-
-        model = open_exported(options.source)
+    model = opened_if_exported(options.source)
     if (model.task if model else task_of(options.source)) == "segmentation":
         _predict_masks(options, model or options.source)
         return

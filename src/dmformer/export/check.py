@@ -68,13 +68,16 @@ def compare(reference: Run, exported: Run, batches: Sequence[np.ndarray]) -> lis
     found = []
     for images in batches:
         height, width = images.shape[1:3] if images.shape[-1] == 3 else images.shape[2:4]
-        expected, answer = reference(images), exported(images)
-        apart = float("inf")
-        if answer.shape == expected.shape and np.isfinite(answer).all():
-            largest = float(np.abs(answer - expected).max())
-            apart = largest / float(np.abs(expected).max()) if largest else 0.0
-        found.append(Agreement(height, width, len(images), apart))
+        found.append(Agreement(height, width, len(images), difference(reference(images), exported(images))))
     return found
+
+
+def difference(expected: np.ndarray, answer: np.ndarray) -> float:
+    """The largest of two answers' differences, by the largest that is expected; of what is no answer, infinity."""
+    if answer.shape != expected.shape or not np.isfinite(answer).all():
+        return float("inf")
+    largest = float(np.abs(answer - expected).max())
+    return largest / float(np.abs(expected).max()) if largest else 0.0
 
 
 def speeds(
@@ -83,12 +86,11 @@ def speeds(
     batches: Sequence[np.ndarray],
     rounds: int = 5,
     seconds: float = 0.3,
-    progress: Callable[[int, int, int], None] = lambda i, done, total: None,
 ) -> list[Speed]:
     """Both in turn on each batch, so that what else the machine does falls on both."""
     pairs = [(run, images) for images in batches for run in (reference, exported)]
     turns = [lambda run=run, images=images: turn(lambda: run(images), seconds) for run, images in pairs]
-    times, found = interleave(turns, rounds, progress), []
+    times, found = interleave(turns, rounds, lambda *_: None), []
     for i, images in enumerate(batches):
         theirs, ours = times[2 * i], times[2 * i + 1]
         row = summarise(len(images), ours, theirs)

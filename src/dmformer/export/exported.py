@@ -1,7 +1,7 @@
 """An exported model with what its file says of itself, used without PyTorch: photos in, classes or masks out."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from ..errors import UserError, first_line
 from ..extras import needs
 from ..machine import available_cores
+from ..windows import default_step, starts
 from .card import LARGEST_SIDE, RUNTIMES, Card
 from .runtimes import Session, to_onnxruntime, to_openvino
 
@@ -162,8 +163,8 @@ class ExportedSegmenter(Exported):
             return self.logits(x)
         total = np.zeros((1, len(self.class_names), height, width), np.float32)
         count = np.zeros((height, width), np.float32)
-        for top in _starts(height, window):
-            for left in _starts(width, window):
+        for top in starts(height, window, default_step(window)):
+            for left in starts(width, window, default_step(window)):
                 place = (slice(top, top + window), slice(left, left + window))
                 part = x[:, *place] if self.card.preprocessing else x[:, :, *place]
                 total[:, :, *place] += self.logits(np.ascontiguousarray(part))
@@ -260,12 +261,6 @@ def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         after = maps.take(np.minimum(first + 1, old - 1), axis)
         maps = maps.take(first, axis) * (1 - weight) + after * weight
     return maps
-
-
-def _starts(length: int, window: int) -> Iterator[int]:
-    if length > window:
-        yield from range(0, length - window, max(window * 2 // 3, 1))
-    yield max(length - window, 0)
 
 
 def _filter(name: str) -> Image.Resampling:

@@ -17,8 +17,8 @@ from timm.data import resolve_model_data_config
 
 from .. import __version__
 from ..build import own_size, random_model
-from ..classifier import Classifier, open_classifier
-from ..config_file import find_config, task_of
+from ..classifier import Classifier
+from ..config_file import find_config
 from ..data.decode import BrokenImageError, decode, list_photos
 from ..data.pairs import MASK_FOLDERS
 from ..errors import UserError, first_line
@@ -26,9 +26,10 @@ from ..evaluate import evaluate, evaluate_masks
 from ..extras import needs
 from ..fuse import fuse
 from ..recipes import read_recipe
-from ..segmenter import Segmenter, open_segmenter
+from ..segmenter import Segmenter
+from ..trained import open_trained
 from .card import Card
-from .check import LIMIT, Agreement, Run, Speed, as_scored, compare, in_numpy, open_file, speeds
+from .check import LIMIT, Agreement, Run, Speed, as_scored, compare, difference, in_numpy, open_file, speeds
 from .exported import ExportedClassifier, ExportedSegmenter, normalised, open_exported
 from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
 from .preprocessing import Preprocessing
@@ -53,10 +54,10 @@ GRAPH = "float32.onnx"
 BATCHES = (1, 3)
 """Sizes of the batches that a file is compared on."""
 TIMED_BATCHES = (1, 8)
-MASKS = {*MASK_FOLDERS, "annotations", "gtFine", "SegmentationClass"}
+MASKS = {*MASK_FOLDERS, "gtFine", "SegmentationClass"}
 """Folders whose pictures are no photos."""
 PREPROCESSING_LIMIT = 0.05
-"""Likewise, of a graph that resizes by itself, against the resizing of the run."""
+"""As `LIMIT`, of a graph that resizes by itself, against the resizing of the run."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Im
     """The graph's own resizing against the run's; single steps of 8 bits are not seen, another crop or order is."""
     for picture in pictures:
         expected = in_numpy(model.model)(model.prepare(picture)[None])
-        apart = float(np.abs(exported(np.asarray(picture)[None]) - expected).max() / np.abs(expected).max())
+        apart = difference(expected, exported(np.asarray(picture)[None]))
         if not apart <= PREPROCESSING_LIMIT:
             raise UserError(
                 f"the preprocessing in the graph is not the run's: {apart:.1e} of the largest logit on a photo of "
@@ -228,7 +229,7 @@ def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Im
 
 def _open(source: str) -> Classifier | Segmenter:
     if source.startswith("hf-hub:") or Path(source).is_dir():
-        return open_segmenter(source) if task_of(source) == "segmentation" else open_classifier(source)
+        return open_trained(source)
     model: Any = random_model(source, own_size(source))
     names = [str(i) for i in range(model.num_classes)]
     return Classifier(model, names, resolve_model_data_config(model), source)

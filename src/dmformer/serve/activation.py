@@ -34,9 +34,7 @@ class Activation:
 
     def seen(self, prepared: Any) -> Image.Image:
         """A prepared photo as it was before it was normalised."""
-        mean, std = np.array(self._subject.mean), np.array(self._subject.std)
-        values = (prepared.numpy().transpose(1, 2, 0) * std + mean).clip(0, 1)
-        return Image.fromarray((values * 255).round().astype(np.uint8))
+        return self._subject.picture(prepared)
 
     def __call__(self, items: list[tuple[Any, int]]) -> list[np.ndarray]:
         """Prepared photos with a class each -> an activation (H, W), 0 to 1, each."""

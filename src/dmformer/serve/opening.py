@@ -5,7 +5,8 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
-from ..predictor import ClassPredictor, MaskPredictor, is_exported
+from ..export.card import is_exported
+from ..predictor import ClassPredictor, MaskPredictor
 from .activation import Activation
 from .limits import Limits
 from .metrics import Metrics

@@ -17,6 +17,7 @@ from .. import models as models  # registers them with timm
 from ..data.masks import IGNORE
 from ..errors import UserError, first_line
 from ..extras import needs
+from ..windows import default_step, starts
 
 STRIDES = [4, 8, 16, 32]
 
@@ -298,12 +299,12 @@ def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | Non
     height, width = image.shape[-2:]
     if window is None or (height <= window and width <= window):
         return model(image)
-    step = stride or max(window * 2 // 3, 1)
+    step = stride or default_step(window)
     if step > window:
         raise ValueError(f"windows of {window} px, {step} px apart, leave gaps")
     total = count = torch.zeros(())
-    for top in _starts(height, window, step):
-        for left in _starts(width, window, step):
+    for top in starts(height, window, step):
+        for left in starts(width, window, step):
             place = (..., slice(top, top + window), slice(left, left + window))
             logits = model(image[place])
             if total.dim() == 0:
@@ -312,12 +313,6 @@ def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | Non
             total[place] += logits
             count[place] += 1
     return total.div_(count)
-
-
-def _starts(length: int, window: int, step: int) -> list[int]:
-    if length <= window:
-        return [0]
-    return [*range(0, length - window, step), length - window]
 
 
 def _pair(size: Any) -> tuple[int, int]:
