@@ -1,10 +1,13 @@
 """config.json, which says what the model beside it is: found, checked and read without importing torch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 LARGEST_CONFIG = 16 * 2**20
 """Bytes; a larger config.json is refused."""
@@ -38,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def task_of(source: str) -> str:
-    """What a trained model is for: "classification", as timm's folders and hub ids are, or "segmentation"."""
+    """What a trained model is for: "classification", as of timm's folders and hubs, "segmentation" or "detection"."""
     if source.startswith("hf-hub:"):
         return "classification"
     return str(read_config(find_config(source)).get("task", "classification"))
@@ -48,3 +51,14 @@ def run_name(folder: Path) -> str:
     """What a run is called: its folder's name."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "best" else folder.name
+
+
+def three(kind: Callable[[Any], Number], values: Any) -> tuple[Number, Number, Number]:
+    """Three numbers of a configuration, as for red, green and blue; TypeError or ValueError for anything else."""
+    first, second, third = values
+    return kind(first), kind(second), kind(third)
+
+
+def perhaps(value: Any) -> int | None:
+    """A whole number of a configuration, or none."""
+    return None if value is None else int(value)

@@ -1,10 +1,10 @@
 """A trained segmenter with what is needed to use it, written to and read from a folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import timm
@@ -13,16 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from . import models as models  # registers them with timm
-from .config_file import find_config, read_config, run_name, task_of
+from .config_file import find_config, perhaps, read_config, run_name, task_of, three
 from .data.mask_transforms import PairTransform, eval_transform
 from .data.masks import IGNORE
 from .errors import UserError
 from .files import write_whole
 from .fuse import fuse
 from .tasks.segmentation import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
-from .weights import compare, read_state_dict, sentence, to_best_device, write_state_dict
-
-Number = TypeVar("Number", int, float)
+from .weights import load_strictly, read_state_dict, to_best_device, write_state_dict
 
 TASK = "segmentation"
 """What config.json says of such a folder."""
@@ -156,16 +154,8 @@ def open_segmenter(source: str) -> Segmenter:
     config = segmenter_config(path)
     model = config.build()
     state = read_state_dict(path.parent / "model.safetensors")
-    load_segmenter_state(model, state, str(path.parent))
+    load_strictly(model, state, str(path.parent))
     return Segmenter(model.eval(), config, run_name(path.parent))
-
-
-def load_segmenter_state(model: SegmentationModel, state: dict[str, Tensor], where: str) -> None:
-    """Load weights that `save_segmenter` wrote, strictly; UserError for weights of another model."""
-    differences = compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state)
-    if differences:
-        raise UserError(f"{where} is of another model: it {sentence(differences)}.")
-    model.load_state_dict(state)
 
 
 def segmenter_config(path: Path) -> SegmenterConfig:
@@ -178,14 +168,14 @@ def segmenter_config(path: Path) -> SegmenterConfig:
             backbone=stated["architecture"],
             backbone_args=dict(stated["model_args"]),
             head=stated["head"],
-            width=_perhaps(stated["width"]),
+            width=perhaps(stated["width"]),
             dropout=float(stated["dropout"]),
             class_names=tuple(str(name) for name in stated["label_names"]),
-            palette=tuple(_three(int, colour) for colour in stated["palette"]),
-            mean=_three(float, stated["pretrained_cfg"]["mean"]),
-            std=_three(float, stated["pretrained_cfg"]["std"]),
-            resize=_perhaps(stated["resize"]),
-            window=_perhaps(stated["window"]),
+            palette=tuple(three(int, colour) for colour in stated["palette"]),
+            mean=three(float, stated["pretrained_cfg"]["mean"]),
+            std=three(float, stated["pretrained_cfg"]["std"]),
+            resize=perhaps(stated["resize"]),
+            window=perhaps(stated["window"]),
             reduce_zero_label=bool(stated["reduce_zero_label"]),
             ignore_index=tuple(int(i) for i in stated["ignore_index"]),
         )
@@ -194,12 +184,3 @@ def segmenter_config(path: Path) -> SegmenterConfig:
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is not a segmenter's configuration.") from None
     return config
-
-
-def _three(kind: Callable[[Any], Number], values: Any) -> tuple[Number, Number, Number]:
-    first, second, third = values
-    return kind(first), kind(second), kind(third)
-
-
-def _perhaps(value: Any) -> int | None:
-    return None if value is None else int(value)

@@ -187,6 +187,14 @@ def compare(own: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> 
     return [*wrong, *missing, *surplus]
 
 
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights that this package wrote for such a model; UserError for weights of another one."""
+    differences = compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state)
+    if differences:
+        raise UserError(f"{where} is of another model: it {sentence(differences)}.")
+    model.load_state_dict(dict(state))
+
+
 def identify(state: Mapping[str, Tensor]) -> Match | None:
     """The variant that a state dict with our names is of, or the nearest; None where none has half of its names."""
     best = None
@@ -243,6 +251,7 @@ __all__ = [
     "Match",
     "head_names",
     "identify",
+    "load_strictly",
     "load_weights",
     "our_names",
     "read_state_dict",

@@ -23,6 +23,7 @@ from ..display import track
 from ..errors import UserError
 from ..evaluate import count_pixels
 from ..extras import needs
+from ..features import freeze_maps
 from ..files import write_whole
 from ..progress import Progress, run_facts
 from ..recipes import SegmentationRecipe
@@ -30,14 +31,13 @@ from ..report import SegmentationReport, write_segmentation_report
 from ..segmenter import (
     TASK,
     SegmenterConfig,
-    load_segmenter_state,
     open_segmenter,
     save_segmenter,
     segmenter_config,
 )
 from ..tasks.segmentation import SegmentationModel, segmentation_loss
 from ..tasks.segmentation_scores import SegmentationScores, class_counts, image_ious, score_masks
-from ..weights import load_weights, read_state_dict
+from ..weights import load_strictly, load_weights, read_state_dict
 
 HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 
@@ -46,6 +46,7 @@ class SegmentationJob:
     """See `Job`."""
 
     headline, unit = "val_miou", "round"
+    param_groups = None
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         check_names(recipe)
@@ -113,7 +114,7 @@ class SegmentationJob:
             model = config.build()
         if recipe.grad_checkpointing:
             model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-        return model, _freeze(model, recipe.freeze) if recipe.freeze else []
+        return model, freeze_maps(model.backbone, recipe.freeze) if recipe.freeze else []
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         recipe, config = self.recipe, self.config()
@@ -243,18 +244,5 @@ def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
             if name in own and tensor.shape == (old, *tensor.shape[1:]) and own[name].shape == (new, *tensor.shape[1:])
         ]
         state = {**state, **{name: own[name] for name in last}}
-    load_segmenter_state(model, state, source)
+    load_strictly(model, state, source)
     return model
-
-
-def _freeze(model: SegmentationModel, stages: int) -> list[nn.Module]:
-    """Keep the backbone's first stages as they are; returns the frozen parts."""
-    children = dict(model.backbone.named_children())
-    ends = [name.replace(".", "_") for name in model.backbone.feature_info.module_name()][-4:]  # type: ignore[operator, union-attr]
-    if not set(ends) <= set(children):
-        raise UserError(f"--freeze works on backbones made of stages, which {type(model.backbone).__name__} is not.")
-    last = list(children).index(ends[min(stages, 4) - 1])
-    parts = list(children.values())[: last + 1]
-    for part in parts:
-        part.requires_grad_(False)
-    return parts

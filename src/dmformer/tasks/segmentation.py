@@ -7,19 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Format
 from torch import Tensor, nn
 
-from .. import models as models  # registers them with timm
 from ..data.masks import IGNORE
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..extras import needs
+from ..features import last_maps, open_backbone
 from ..windows import default_step, starts
-
-STRIDES = [4, 8, 16, 32]
 
 UNDECAYED = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token")
 
@@ -53,14 +49,11 @@ class SegmentationModel(nn.Module):
         super().__init__()
         self.backbone, self.head, self.auxiliary = backbone, head, auxiliary
         self.multiple, self.at_least, self.made_for = multiple, at_least, made_for
-        self.channels_last_maps = getattr(backbone, "output_fmt", None) == Format.NHWC
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         x = self.padded(x)
-        maps = self.backbone(x)[-4:]
-        if self.channels_last_maps:
-            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        maps = last_maps(self.backbone, x)
         padded = x.shape[-2:]
         logits = resized(self.head(maps), padded)[..., :height, :width]
         if self.training and self.auxiliary is not None:
@@ -185,19 +178,8 @@ def segmentation_model(
     Raises:
         UserError: A backbone without maps at strides 4, 8, 16 and 32, or without these arguments.
     """
-    start: dict[str, Any] = {}
-    if weights is not None:
-        start = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
-    try:
-        backbone: Any = timm.create_model(name, features_only=True, **start, **(backbone_args or {}))
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
-        raise UserError(f"{name} cannot be a backbone of a segmenter: {first_line(error)}") from None
-    strides = list(backbone.feature_info.reduction())
-    if strides[-4:] != STRIDES:
-        raise UserError(
-            f"{name} gives maps at strides {', '.join(map(str, strides))}; a segmenter needs 4, 8, 16 and 32."
-        )
-    channels, sizes = list(backbone.feature_info.channels())[-4:], {} if width is None else {"width": width}
+    backbone, channels = open_backbone(name, "a segmenter", weights, backbone_args)
+    sizes = {} if width is None else {"width": width}
     model = head(backbone, channels, num_classes, dropout=dropout, **sizes)
     if (made_for := (backbone_args or {}).get("img_size")) is not None:
         model.at_least = model.made_for = _pair(made_for)
