@@ -58,7 +58,7 @@ class Pairs:
 
     def name(self, i: int) -> str:
         """Name of image i, for people: its path below the data folder."""
-        return _relative(self.images[i], self.root)
+        return relative_name(self.images[i], self.root)
 
     def subset(self, indices: Iterable[int]) -> "Pairs":
         """Some of the pairs, in the order given, and nothing unpaired."""
@@ -165,7 +165,7 @@ def check_pairs(
     checked, faults, looks, hints = _check(parts, max_broken, progress)
     for part, name in zip(checked, ("training", "validation"), strict=False):
         if not len(part):
-            raise UserError(f"no {name} pair is left: {_listed(faults, 5)}")
+            raise UserError(f"no {name} pair is left: {first_faults(faults, 5)}")
     for part, seen, name in zip(checked, looks, ("training", "validation"), strict=False):
         if not _labelled(part, seen):
             raise UserError(f"no {name} mask has a labelled pixel: all ids are ignored.")
@@ -190,7 +190,7 @@ def check_evaluation_pairs(
     """
     (checked,), faults, (seen,), hints = _check([pairs], max_broken, progress)
     if not len(checked):
-        raise UserError(f"no pair is left to be scored: {_listed(faults, 5)}")
+        raise UserError(f"no pair is left to be scored: {first_faults(faults, 5)}")
     if not _labelled(checked, seen):
         raise UserError("no mask has a labelled pixel to be scored: all ids are ignored.")
     return checked, faults, hints
@@ -228,16 +228,16 @@ class _Found:
 
 
 def _find(data: str, masks: str | None) -> _Found:
-    root = _folder(data, "a folder of images and masks")
+    root = existing_folder(data, "a folder of images and masks")
     if masks is not None:
         images = root / "images" if (root / "images").is_dir() else root
-        folder = _folder(masks, "the folder of masks")
+        folder = existing_folder(masks, "the folder of masks")
         if images.samefile(folder):
             raise UserError(f"{folder} is named for images and for masks: put the masks in a folder of their own.")
         found = _open_folders(root, images, folder)
     elif (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir():
         found = _open_cityscapes(root)
-    elif voc := _voc_root(root):
+    elif voc := voc_root(root, "SegmentationClass"):
         found = _open_voc(voc)
     elif (root / "images").is_dir():
         folders = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
@@ -252,11 +252,16 @@ def _find(data: str, masks: str | None) -> _Found:
     for split, part in found.parts.items():
         if not part.pairs:
             where = f"{root} has no {split or 'image'}{' image' if split else ''} with a mask"
-            raise UserError(f"{where}: {_listed(part.unpaired, 3) or 'there are no images.'}")
+            raise UserError(f"{where}: {first_faults(part.unpaired, 3) or 'there are no images.'}")
     return found
 
 
-def _folder(path: str, what: str) -> Path:
+def existing_folder(path: str, what: str) -> Path:
+    """A folder that the user named, `what` in words.
+
+    Raises:
+        UserError: It does not exist, is a file, or cannot be read.
+    """
     folder = Path(path)
     if not folder.exists():
         raise UserError(f"{folder} does not exist: give {what}.")
@@ -269,23 +274,24 @@ def _folder(path: str, what: str) -> Path:
 
 def _open_folders(root: Path, images: Path, masks: Path) -> _Found:
     found = _Found(root, {}, kind="folders")
-    folders = {split: folder for split in SPLITS if (folder := _split_folder(images, split))}
+    folders = {split: folder for split in SPLITS if (folder := split_folder(images, split))}
     if not folders:
         found.parts[""] = _match(found, images, masks)
     for split, folder in folders.items():
-        partner = _split_folder(masks, split)
+        partner = split_folder(masks, split)
         if partner is not None and any(_walk(partner)):
             found.parts[split] = _match(found, folder, partner)
         elif split == "train":
             raise UserError(f"{folder} has no masks: put them in {masks / folder.name}.")
         else:
-            found.notes.append(f"{_relative(folder, root)} has no masks in {_relative(masks, root)}: left out")
+            found.notes.append(f"{relative_name(folder, root)} has no masks in {relative_name(masks, root)}: left out")
     if not found.parts:
         raise UserError(f"{masks} holds no masks for {' or '.join(map(str, folders.values()))}.")
     return found
 
 
-def _split_folder(folder: Path, split: str) -> Path | None:
+def split_folder(folder: Path, split: str) -> Path | None:
+    """The folder of a split in a folder, under any of its names."""
     return next((folder / name for name in SPLITS[split] if (folder / name).is_dir()), None)
 
 
@@ -305,17 +311,16 @@ def _open_cityscapes(root: Path) -> _Found:
     return found
 
 
-def _voc_root(root: Path) -> Path | None:
-    """The folder of Pascal VOC in or below a folder: of several years the last."""
+def voc_root(root: Path, labels: str) -> Path | None:
+    """The folder of Pascal VOC with such a folder of labels, in or below a folder: of several years the last."""
     below = sorted([*root.glob("VOC20??"), *root.glob("VOCdevkit/VOC20??")], key=lambda path: path.name, reverse=True)
-    is_voc = (
-        path for path in (root, *below) if (path / "JPEGImages").is_dir() and (path / "SegmentationClass").is_dir()
-    )
+    is_voc = (path for path in (root, *below) if (path / "JPEGImages").is_dir() and (path / labels).is_dir())
     return next(is_voc, None)
 
 
-def _open_voc(root: Path) -> _Found:
-    lists = {path.stem: path for path in (root / "ImageSets" / "Segmentation").glob("*.txt")}
+def voc_lists(folder: Path) -> dict[str, list[str]]:
+    """Names of images by split from VOC's train.txt, val.txt, trainval.txt and test.txt, "" for trainval alone."""
+    lists = {path.stem: path for path in folder.glob("*.txt")}
     names = {
         name: lists[name].read_text("utf-8").split() for name in ("train", "val", "trainval", "test") if name in lists
     }
@@ -324,7 +329,12 @@ def _open_voc(root: Path) -> _Found:
         rest = [name for name in names.pop("trainval") if name not in held]
         names["val" if "train" in names else "train" if "val" in names else ""] = rest
     names.pop("trainval", None)
-    images, masks = _files(root / "JPEGImages"), _files(root / "SegmentationClass")
+    return names
+
+
+def _open_voc(root: Path) -> _Found:
+    names = voc_lists(root / "ImageSets" / "Segmentation")
+    images, masks = image_files(root / "JPEGImages"), image_files(root / "SegmentationClass")
     found = _Found(root, {}, kind="Pascal VOC", known=VOC)
     if "test" in names and not any(name in masks for name in names["test"]):
         del names["test"]
@@ -339,11 +349,11 @@ def _open_voc(root: Path) -> _Found:
 def _match(found: _Found, images: Path, masks: Path, image_ending: str = "", mask_ending: str = "") -> _Part:
     """Pair the files of two folders by name, without the endings of their stems; add a note on masks left over."""
     inner = images / os.path.relpath(masks, images)  # masks may lie below the images
-    of_images = {key: path for key, path in _files(images, image_ending).items() if not path.is_relative_to(inner)}
-    of_masks = _files(masks, mask_ending)
-    alone = [_relative(of_masks[key], masks) for key in of_masks if key not in of_images]
+    of_images = {key: path for key, path in image_files(images, image_ending).items() if not path.is_relative_to(inner)}
+    of_masks = image_files(masks, mask_ending)
+    alone = [relative_name(of_masks[key], masks) for key in of_masks if key not in of_images]
     if alone:
-        found.notes.append(f"masks without an image in {images}, left out ({len(alone)}): {_first(alone, 5)}")
+        found.notes.append(f"masks without an image in {images}, left out ({len(alone)}): {first_few(alone, 5)}")
     return _pair(list(of_images), of_images, of_masks, found.root, images, masks)
 
 
@@ -358,22 +368,23 @@ def _pair(
     part = _Part([], [])
     for key in keys:
         if key not in images:
-            part.unpaired.append((key, f"there is no such image in {_relative(image_folder, root)}"))
+            part.unpaired.append((key, f"there is no such image in {relative_name(image_folder, root)}"))
         elif key not in masks:
-            part.unpaired.append((_relative(images[key], root), f"has no mask in {_relative(mask_folder, root)}"))
+            name = relative_name(images[key], root)
+            part.unpaired.append((name, f"has no mask in {relative_name(mask_folder, root)}"))
         else:
             part.pairs.append((images[key], masks[key]))
     return part
 
 
-def _files(folder: Path, ending: str = "") -> dict[str, Path]:
+def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
     """Image files below a folder, whose stems end so, by their path in it without that ending, in order."""
     files: dict[str, Path] = {}
     for path in sorted(_walk(folder)):
         if path.stem.endswith(ending):
             key = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
             if key in files:
-                names = f"{_relative(files[key], folder)} and {_relative(path, folder)}"
+                names = f"{relative_name(files[key], folder)} and {relative_name(path, folder)}"
                 raise UserError(f"{folder}: {names} differ in their suffix alone: rename one, or take it away.")
             files[key] = path
     return files
@@ -395,16 +406,24 @@ def _as_pairs(found: _Found, split: str, labels: Labels) -> Pairs:
 def _split_off(
     pairs: Pairs, data: str, val_share: float, test_share: float, seed: int
 ) -> tuple[Pairs, Pairs, Pairs | None]:
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    test_size, val_size = (round(share * len(pairs)) for share in (test_share, val_share))
-    if not val_size or len(pairs) <= test_size + val_size:
+    train, val, test = share_out(f"{data}: {len(pairs)} images with masks", len(pairs), val_share, test_share, seed)
+    rest = replace(pairs.subset(train), unpaired=pairs.unpaired)
+    return rest, pairs.subset(val), pairs.subset(test) if len(test) else None
+
+
+def share_out(
+    what: str, count: int, val_share: float, test_share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share `count` images, called `what` in the error, out at random: those to train on, to validate and to test."""
+    order = np.random.default_rng(seed).permutation(count)
+    test_size, val_size = (round(share * count) for share in (test_share, val_share))
+    if not val_size or count <= test_size + val_size:
         raise UserError(
-            f"{data}: {len(pairs)} images with masks are too few to split off validation images: "
+            f"{what} are too few to split off validation images: "
             "add some, give a larger --val-share, or make folders training and validation."
         )
     test, val, train = (np.sort(part) for part in np.split(order, [test_size, test_size + val_size]))
-    rest = replace(pairs.subset(train), unpaired=pairs.unpaired)
-    return rest, pairs.subset(val), pairs.subset(test) if test_size else None
+    return train, val, test
 
 
 # ---- classes
@@ -417,7 +436,7 @@ def _labels(
         raise UserError(f"{data}: {found.kind}'s classes begin at id 0: leave out --reduce-zero-label.")
     info = found.root / NAMES_FILE
     if classes:
-        names = _given_names(classes)
+        names = given_names(classes)
     elif found.known is not None:
         names = found.known.class_names
     elif info.is_file():
@@ -435,7 +454,8 @@ def _labels(
     return Labels(names, _palette(names, found.kind), reduce_zero_label, tuple(ignore_index), found.table)
 
 
-def _given_names(classes: Sequence[str]) -> tuple[str, ...]:
+def given_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as the user gave them: themselves, or one path of a text file with a name a line."""
     if len(classes) == 1 and Path(classes[0]).is_file():
         return _names_in(Path(classes[0]))
     if len(classes) == 1 and classes[0].lower().endswith(".txt"):
@@ -501,7 +521,7 @@ def _check(
     hints = _hints([look for seen in looks for look in seen], parts[0].labels)
     if len(faults) > max_broken * total:
         what = f"{len(faults)} of {total} images with their masks cannot be used, more than --max-broken {max_broken:g}"
-        raise UserError(". ".join([f"{what}: {_listed(faults, 10)}", *hints]))
+        raise UserError(". ".join([f"{what}: {first_faults(faults, 10)}", *hints]))
     return checked, faults, looks, hints
 
 
@@ -567,7 +587,7 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
     small = [f"{name} ({width}x{height})" for name, width, height in sizes if min(width, height) < crop]
     notes = []
     if small:
-        listed = _first(small, 5)
+        listed = first_few(small, 5)
         what = f"images smaller than the crop of {crop} px, padded with ignored pixels"
         notes.append(f"{what} ({len(small)}): {listed}")
     stored = sorted({i for _, look in used for i in look.stored})
@@ -577,7 +597,7 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
     if absent:
         too_long = absent == list(pairs.labels.class_names[-len(absent) :]) and not binary
         hint = f": the class list has {len(pairs.labels.class_names)} names, is it too long?" if too_long else ""
-        notes.append(f"no training mask holds {_first(absent, 10)}{hint}")
+        notes.append(f"no training mask holds {first_few(absent, 10)}{hint}")
     if binary:
         notes.append("the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1")
     return notes
@@ -586,13 +606,16 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
 # ---- words
 
 
-def _listed(faults: Sequence[Fault], most: int) -> str:
+def first_faults(faults: Sequence[Fault], most: int) -> str:
+    """The first faults in one line."""
     return "; ".join(f"{name}: {reason}" for name, reason in faults[:most]) + ("; …" if len(faults) > most else "")
 
 
-def _first(names: Sequence[str], most: int) -> str:
+def first_few(names: Sequence[str], most: int) -> str:
+    """The first names in one line."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _relative(path: Path, root: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
+    """A path below the root as people see it, any other one whole."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,0 +1,1066 @@
+"""Annotations of objects: layouts, faults that are told, boxes that stay on their objects, batches by orientation."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from dmformer.data.box_coco import read_coco
+from dmformer.data.box_transforms import (
+    BoxDataset,
+    GroupedSampler,
+    eval_boxes_loader,
+    eval_transform,
+    fitted_size,
+    train_boxes_loader,
+    train_transform,
+)
+from dmformer.data.boxes import (
+    VOC_NAMES,
+    Annotations,
+    BoxSet,
+    BoxSplits,
+    check_boxes,
+    check_evaluation_boxes,
+    open_boxes,
+    open_evaluation_boxes,
+)
+from dmformer.data.decode import BrokenImageError
+from dmformer.data.loaders import StepSampler
+from dmformer.errors import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+RED = (220, 30, 30)
+CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "ball"}]
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+
+
+def save_photo(path: Path, size: tuple[int, int] = (64, 48), box: Sequence[int] = (), exif: int | None = None) -> Path:
+    """A grey photo, with a red rectangle (left, upper, right, lower) if asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo = Image.new("RGB", size, (90, 90, 90))
+    if box:
+        photo.paste(RED, tuple(box))  # type: ignore[arg-type]
+    header = Image.Exif()
+    if exif is not None:
+        header[0x0112] = exif
+    photo.save(path, exif=header)
+    return path
+
+
+def coco(
+    images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]], categories: Sequence[Any] = CATEGORIES
+) -> str:
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
+
+
+def image(number: int, name: str | None = None, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
+    return {"id": number, "file_name": name or f"{number}.png", "width": size[0], "height": size[1]}
+
+
+def thing(number: int, of: int, box: Any = (8, 6, 20, 10), category: Any = 3, **more: Any) -> dict[str, Any]:
+    bbox = list(box) if isinstance(box, tuple) else box
+    return {"id": number, "image_id": of, "category_id": category, "bbox": bbox, "iscrowd": 0, **more}
+
+
+@pytest.fixture
+def cocos(tmp_path: Path) -> Path:
+    """COCO's layout with four photos to train on and three to validate, one object each."""
+    root = tmp_path / "set"
+    (root / "annotations").mkdir(parents=True)
+    for split, first, count in (("train", 1, 4), ("val", 11, 3)):
+        numbers = range(first, first + count)
+        for i in numbers:
+            save_photo(root / f"{split}2017" / f"{i}.png")
+        text = coco([image(i) for i in numbers], [thing(100 + i, i) for i in numbers])
+        (root / "annotations" / f"instances_{split}2017.json").write_text(text)
+    return root
+
+
+def with_training(root: Path, annotations: Sequence[Any], images: Sequence[Any] | None = None) -> Path:
+    """Put other annotations into the training file of `cocos`."""
+    photos = [image(i) for i in range(1, 5)] if images is None else images
+    (root / "annotations" / "instances_train2017.json").write_text(coco(photos, annotations))
+    return root
+
+
+def one_set(
+    folder: Path, sizes: Sequence[tuple[int, int]], boxes: Sequence[Sequence[int]], masks: bool = False
+) -> BoxSet:
+    """Photos with one red object each; with `masks` their outlines are polygons."""
+    annotations = []
+    for i, box in enumerate(boxes):
+        x1, y1, x2, y2 = box
+        outlines = ([np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float64)],) if masks else None
+        array = np.array([box], np.float32)
+        area = np.array([float((x2 - x1) * (y2 - y1))])
+        annotations.append(Annotations(array, np.array([1]), np.array([False]), area, np.array([i]), outlines))
+    paths = tuple(
+        save_photo(folder / f"{i}.png", size, box) for i, (size, box) in enumerate(zip(sizes, boxes, strict=True))
+    )
+    stated = np.array([(height, width) for width, height in sizes])
+    return BoxSet(paths, stated, tuple(annotations), ("a", "b"), (1, 2), tuple(range(len(paths))), folder)
+
+
+def red_region(picture: Tensor) -> list[int]:
+    """Left, upper, right and lower edge of what is red in a normalised tensor."""
+    colours = picture * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    rows, columns = torch.nonzero((colours[0] > 0.6) & (colours[1] < 0.25), as_tuple=True)
+    return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+
+
+# ---- COCO
+
+
+def test_coco_is_read(cocos: Path) -> None:
+    with_training(cocos, [thing(5, 2, category=7, area=33.5), thing(7, 4), thing(6, 2, (1, 2, 3, 4), iscrowd=1)])
+    splits = open_boxes(str(cocos))
+    train = splits.train
+    assert (splits.class_names, splits.category_ids) == (("box", "ball"), (3, 7))
+    assert [train.name(i) for i in range(4)] == [f"train2017/{i}.png" for i in range(1, 5)]
+    assert train.image_ids == (1, 2, 3, 4)
+    assert train.sizes.tolist() == [[48, 64]] * 4
+    assert [len(each) for each in train.annotations] == [0, 2, 0, 1]
+    objects = train.annotations[1]
+    assert objects.boxes.tolist() == [[8, 6, 28, 16], [1, 2, 4, 6]]
+    assert objects.labels.tolist() == [1, 0]
+    assert objects.crowd.tolist() == [False, True]
+    assert objects.areas.tolist() == [33.5, 12.0]  # the file's, and that of the box where it gives none
+    assert objects.ids.tolist() == [5, 6]
+    assert objects.single().ids.tolist() == [5]
+    kinds = [a.dtype.name for a in (objects.boxes, objects.labels, objects.crowd, objects.areas, objects.ids)]
+    assert kinds == ["float32", "int64", "bool", "float64", "int64"]
+    assert (len(splits.val), splits.test, splits.faults) == (3, None, [])
+    assert splits.notes == ["the category ids 3 to 7 are not 1 to 2: classes are numbered in their order"]
+    assert [each.ids.tolist() for each in train.subset([3, 1]).annotations] == [[7], [5, 6]]
+    assert train.subset([3, 1]).image_ids == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "photos"),
+    [
+        ("annotations/instances_train2014.json", "images/train2014"),
+        ("annotations/instances_train.json", "train"),
+        ("instances_train.json", "train"),
+        ("instances_train.json", "images"),
+        ("train/_annotations.coco.json", "train"),
+        ("annotations/train.json", "images/train"),
+    ],
+)
+def test_layouts_of_coco(tmp_path: Path, file: str, photos: str) -> None:
+    for split in ("train", "val"):
+        save_photo(tmp_path / photos.replace("train", split) / f"{split}.png")
+        path = tmp_path / file.replace("train", split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(coco([image(1, f"{split}.png")], [thing(1, 1)]))
+    (tmp_path / "captions_train2014.json").write_text("[]")
+    splits = check_boxes(open_boxes(str(tmp_path)), 0.0)
+    assert [part.images[0].name for part in (splits.train, splits.val)] == ["train.png", "val.png"]
+
+
+@pytest.mark.parametrize("place", ["photos", "."])
+def test_one_coco_file_is_split_at_random(tmp_path: Path, place: str) -> None:
+    for i in range(20):
+        save_photo(tmp_path / place / f"{i}.png")
+    file = tmp_path / "all.json"
+    file.write_text(coco([image(i) for i in range(20)], [thing(i, i) for i in range(20)]))
+    splits = open_boxes(str(file), val_share=0.2, test_share=0.1)
+    again = open_boxes(str(tmp_path), str(tmp_path / place), val_share=0.2, test_share=0.1)
+    assert splits.test is not None
+    parts = (splits.train, splits.val, splits.test)
+    assert [len(part) for part in parts] == [14, 4, 2]
+    assert sorted(i for part in parts for i in part.image_ids) == list(range(20))
+    assert [again.train.image_ids, again.val.image_ids] == [splits.train.image_ids, splits.val.image_ids]
+    for part in parts:
+        assert [each.ids.tolist() for each in part.annotations] == [[i] for i in part.image_ids]
+    assert open_boxes(str(file), seed=1).val.image_ids != open_boxes(str(file)).val.image_ids
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    (thing(9, 99), "instances_train2017.json, object 9: belongs to no photo: image_id 99"),
+    (thing(101, 1), "train2017/1.png, object 101: has an id that is taken"),
+    (thing(9, 1, category=4), "train2017/1.png, object 9: has an unknown category: 4"),
+    (thing(9, 1, category=None), "train2017/1.png, object 9: has an unknown category: None"),
+    (thing(9, 1, (5, 5, 0, 8)), "train2017/1.png, object 9: has a box without area: edges 5 5 5 13"),
+    (thing(9, 1, (5, 5, 8, -2)), "train2017/1.png, object 9: has a box without area: edges 5 5 13 3"),
+    (thing(9, 1, (64, 5, 9, 9)), "train2017/1.png, object 9: has a box outside its photo: edges 64 5 73 14"),
+    (thing(9, 1, (-9, 5, 8, 9)), "train2017/1.png, object 9: has a box outside its photo: edges -9 5 -1 14"),
+    (thing(9, 1, (5, float("nan"), 8, 9)), "has a box with a number that is not finite: edges 5 nan 13 nan"),
+    (thing(9, 1, (5, 5, float("inf"), 9)), "has a box with a number that is not finite: edges 5 5 inf 14"),
+    (thing(9, 1, (5, 5, 8)), "train2017/1.png, object 9: has no box of four numbers: [5, 5, 8]"),
+    (thing(9, 1, (5, 5, 8, 8, 8)), "has no box of four numbers: [5, 5, 8, 8, 8]"),
+    (thing(9, 1, None), "has no box of four numbers: None"),
+    (thing(9, 1, (5, 5, 8, "x")), "has something that is no number in its box: [5, 5, 8, 'x']"),
+    (thing(9, 1, (5, 5, 8, 10**400)), "has something that is no number in its box"),
+    (thing(9, 1, (100, 5, 1e300, 8)), "has a box outside its photo: edges 100 5 1e+300 13"),
+    (thing(2**70, 1), "has no whole number as id"),
+    ({**thing(9, 1), "id": None}, "train2017/1.png, object None: has no whole number as id"),
+    (thing(9, 1, segmentation=[[1, 1, 5, 5]]), "has a polygon of 4 numbers: it takes two a point and three points"),
+    (thing(9, 1, segmentation=[[1, 1, 5, 5, 7, 7, 8]]), "has a polygon of 7 numbers"),
+    (thing(9, 1, segmentation=[[1, 1, 5, 5, 7, float("nan")]]), "has a polygon with a number that is not finite"),
+    (thing(9, 1, segmentation=[[1, 1, 5, 5, 7, "x"]]), "has a polygon with something that is no number"),
+    (thing(9, 1, segmentation=[[1, 1, 5, 5, 7, 1e9]]), "has a polygon far outside its photo"),
+    (thing(9, 1, segmentation=[5, 6]), "has an outline that is no list of polygons"),
+    (
+        thing(9, 1, segmentation={"size": [64, 48], "counts": [3072]}),
+        "has run lengths of another size than its photo, 64x48: [64, 48] (H, W)",
+    ),
+    (
+        thing(9, 1, segmentation={"size": [48, 64], "counts": [3000, 5]}),
+        "has run lengths of 3005 pixels, its photo has 3072",
+    ),
+    (thing(9, 1, segmentation={"size": [48, 64], "counts": [4000, -928]}), "has run lengths of 3072 pixels"),
+    (thing(9, 1, segmentation={"size": [48, 64], "counts": "é"}), "has run lengths that cannot be read"),
+    (thing(9, 1, segmentation={"size": [48, 64], "counts": "PPP"}), "has run lengths that cannot be read"),
+    (thing(9, 1, segmentation={"size": [48, 64], "counts": "11"}), "has run lengths of 2 pixels"),
+    (thing(9, 1, segmentation={"size": [48, 64]}), "has run lengths of 0 pixels"),
+]
+
+
+@pytest.mark.parametrize(("entry", "told"), FAULTS)
+def test_faulty_objects_are_left_out_and_told(cocos: Path, entry: dict[str, Any], told: str) -> None:
+    with_training(cocos, [thing(101, 1), entry, thing(102, 2)])
+    splits = open_boxes(str(cocos))
+    assert [each.ids.tolist() for each in splits.train.annotations] == [[101], [102], [], []]
+    ((name, why),) = splits.faults
+    assert told in f"{name}: {why}"
+    checked = check_boxes(splits, 0.1)
+    phrase = why.partition(":")[0]
+    assert checked.notes[1] == f"left out of 13 objects and photos: 1 x '{phrase}'"  # 2 + 3 objects, 7 photos, it
+    with pytest.raises(UserError, match=r"1 of 13 objects and photos cannot be used \(7\.7%\), more than --max-broken"):
+        check_boxes(splits, 0.07)
+
+
+@pytest.mark.parametrize("entry", ["text", None, 5, []])
+def test_an_annotation_that_is_none(cocos: Path, entry: Any) -> None:
+    with_training(cocos, [thing(101, 1), entry])
+    splits = open_boxes(str(cocos))
+    assert splits.faults == [("instances_train2017.json, object None", "belongs to no photo: image_id None")]
+
+
+def test_faulty_photos_are_left_out_with_their_objects(cocos: Path) -> None:
+    (cocos / "train2017" / "2.png").unlink()
+    (cocos / "train2017" / "3.png").write_bytes(b"no photo")
+    save_photo(cocos / "train2017" / "5.jpg", (64, 48), exif=6)
+    names = {5: "5.jpg", 6: "1.png"}
+    photos = [image(i, names.get(i), (48, 60) if i == 6 else (64, 48)) for i in (1, 2, 3, 4, 4, 5, 6)]
+    with_training(cocos, [thing(100 + i, i) for i in range(1, 7)], [*photos, {"id": 8}, "text"])
+    splits = check_boxes(open_boxes(str(cocos)), 0.5)
+    assert splits.faults == [
+        ("4.png", "has an id that is taken: 4"),
+        ("instances_train2017.json, image 8", "has no whole number as id, or no file_name"),
+        ("instances_train2017.json, image None", "has no whole number as id, or no file_name"),
+        ("train2017/2.png", "cannot be read: No such file or directory"),
+        ("train2017/3.png", "cannot be read: it is no image of a known kind"),
+        ("train2017/5.jpg", "has another size than its annotations say: 48x64, not 64x48 (the file turns it by EXIF)"),
+        ("train2017/1.png", "has another size than its annotations say: 64x48, not 48x60"),
+    ]
+    assert [splits.train.name(i) for i in range(len(splits.train))] == ["train2017/1.png", "train2017/4.png"]
+    assert [each.ids.tolist() for each in splits.train.annotations] == [[101], [104]]
+    assert splits.notes[1].startswith("left out of 21 objects and photos: 2 x 'has no whole number")
+
+
+def test_sizes_that_the_file_lacks_are_those_of_the_photos(cocos: Path) -> None:
+    save_photo(cocos / "train2017" / "5.jpg", (64, 40), exif=6)
+    save_photo(cocos / "train2017" / "6.tif", (64, 40), exif=8)
+    save_photo(cocos / "train2017" / "7.png", (64, 40), exif=5)
+    photos = [{"id": 5, "file_name": "5.jpg"}, {"id": 6, "file_name": "6.tif", "width": 0, "height": 0}]
+    photos += [{"id": 7, "file_name": "7.png"}, image(1), {"id": 8, "file_name": "none.jpg"}]
+    with_training(cocos, [thing(1, 5, (30, 60, 90, 90)), thing(2, 8)], photos)
+    splits = open_boxes(str(cocos))
+    assert splits.train.sizes.tolist() == [[64, 40], [64, 40], [64, 40], [48, 64]]
+    assert splits.train.annotations[0].boxes.tolist() == [[30, 60, 40, 64]]
+    assert splits.faults == [("train2017/none.jpg", "cannot be read: No such file or directory")]
+    assert len(check_boxes(splits, 0.2).train) == 4
+    dataset = BoxDataset(splits.train, eval_transform(32, 64, MEAN, STD), training=False)
+    assert [dataset.picture(i).size for i in range(4)] == [(40, 64)] * 3 + [(64, 48)]
+
+
+def test_boxes_are_clipped_and_counted(cocos: Path) -> None:
+    boxes = [(-5, 40, 30, 30), (60.5, 1, 3.6, 2), (0, 0, 64, 48)]
+    with_training(cocos, [thing(i, 1, box) for i, box in enumerate(boxes)])
+    splits = open_boxes(str(cocos))
+    assert splits.train.annotations[0].boxes.tolist() == [[0, 40, 25, 48], [60.5, 1, 64, 3], [0, 0, 64, 48]]
+    assert splits.train.annotations[0].areas.tolist() == [25 * 8, 3.5 * 2, 64 * 48]
+    file = cocos / "annotations" / "instances_train2017.json"
+    assert splits.notes[0] == f"boxes in {file} that reach over the edge of their photo, clipped: 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is no JSON: Expecting property name"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "is a list, as results are"),
+        ("{}", "it has no list of images and annotations and categories"),
+        ('{"images": [], "annotations": 5, "categories": []}', "it has no list of annotations"),
+        (coco([image(1)], []), "no training photo has an object"),
+        (coco([], []), "lists no photos"),
+        (coco([image(1)], [], []), "has no categories"),
+        (coco([image(1)], [], [{"id": 1}]), "has no whole number as id, or no name"),
+        (coco([image(1)], [], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "two categories have the id 1"),
+        (coco([image(1)], [], [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories are called a"),
+        (coco([image(1, "far.png")], []), "none of its photos, such as far.png, lies in"),
+        (coco([image(1)], [thing(1, 1, (0.2, 0.3, 0.5, 0.5)), thing(2, 1, (0, 0, 1, 1))]), "look like shares"),
+    ],
+)
+def test_coco_files_that_cannot_be_used(cocos: Path, text: str, told: str) -> None:
+    (cocos / "annotations" / "instances_train2017.json").write_text(text)
+    with pytest.raises(UserError) as raised:
+        check_boxes(open_boxes(str(cocos)), 0.0)
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_val_with_other_categories(cocos: Path) -> None:
+    file = cocos / "annotations" / "instances_val2017.json"
+    stranger = {"id": 1, "name": "tree"}
+    file.write_text(coco([image(11)], [thing(1, 11)], [*CATEGORIES, stranger]))
+    with pytest.raises(UserError, match=r"has categories that the training photos' file lacks: tree\."):
+        open_boxes(str(cocos))
+    # Fewer, under other numbers, are taken by their names.
+    file.write_text(coco([image(11)], [thing(1, 11, category=1)], [{"id": 1, "name": "ball"}]))
+    splits = open_boxes(str(cocos))
+    assert splits.val.annotations[0].labels.tolist() == [1]
+    assert (splits.val.class_names, splits.val.category_ids) == (("box", "ball"), (-1, 1))
+
+
+def test_the_training_file_tells_the_classes(cocos: Path) -> None:
+    for i in (21, 22):
+        save_photo(cocos / "test2017" / f"{i}.png")
+    few = coco([image(21), image(22)], [thing(1, 21, category=2)], [{"id": 2, "name": "ball"}])
+    (cocos / "annotations" / "instances_test2017.json").write_text(few)
+    splits = open_boxes(str(cocos))
+    assert splits.test is not None
+    assert (splits.class_names, splits.test.class_names) == (("box", "ball"), ("box", "ball"))
+    assert splits.test.annotations[0].labels.tolist() == [1]
+
+
+def test_a_split_of_which_no_photo_is_left(yolo: Path) -> None:
+    for name in "ab":
+        (yolo / "images" / "train" / f"{name}.png").write_bytes(b"no photo")
+    with pytest.raises(UserError, match=r"no training photo has an object: images/train/a\.png: cannot be read"):
+        check_boxes(open_boxes(str(yolo)), 1.0)
+
+
+def test_some_classes_alone(cocos: Path) -> None:
+    with_training(cocos, [thing(1, 1, category=7), thing(2, 1), thing(3, 2)])
+    splits = open_boxes(str(cocos), classes=["ball"])
+    assert (splits.class_names, splits.category_ids) == (("ball",), (7,))
+    assert [each.ids.tolist() for each in splits.train.annotations] == [[1], [], [], []]
+    assert "left out: 2" in splits.notes[0]
+    assert splits.faults == []
+    with pytest.raises(UserError, match="no file knows the class tree: there are ball, box"):
+        open_boxes(str(cocos), classes=["ball", "tree"])
+    with pytest.raises(UserError, match="named twice"):
+        open_boxes(str(cocos), classes=["ball", "ball"])
+
+
+# ---- masks
+
+
+def coded(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) as COCO's compressed run lengths, by pycocotools."""
+    from pycocotools import mask as rle
+
+    stored: Any = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in stored["size"]], "counts": stored["counts"].decode()}
+
+
+def test_masks_are_those_of_pycocotools(cocos: Path) -> None:
+    from pycocotools.coco import COCO
+
+    generator = np.random.default_rng(0)
+    noise = generator.random((5, 48, 64)) < np.array([0.02, 0.5, 0.98, 0.0, 1.0])[:, None, None]
+    drawn: list[Any] = [coded(mask) for mask in noise]
+    drawn += [(generator.random((n, 24)) * 90 - 13).tolist() for n in (1, 3)]  # also over the edge
+    drawn += [SQUARE, {"size": [48, 64], "counts": [100, 60, 2912]}, {"size": [48, 64], "counts": [0, 3072]}]
+    with_training(cocos, [thing(i, 1, segmentation=outline) for i, outline in enumerate(drawn)])
+    splits = open_boxes(str(cocos))
+    assert splits.faults == []
+    assert splits.train.has_masks
+    assert not splits.val.has_masks
+    reference = COCO(cocos / "annotations" / "instances_train2017.json")
+    masks = splits.train.annotations[0].masks(48, 64)
+    assert (masks.dtype, masks.shape) == (np.uint8, (10, 48, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools has not followed numpy 2
+        expected = np.stack([reference.annToMask(reference.anns[i]) for i in range(10)])
+    assert np.array_equal(masks, expected)
+    assert np.array_equal(masks[:5], noise)
+    assert masks[7].sum() == 400
+    assert splits.train.annotations[1].masks(48, 64).shape == (0, 48, 64)
+    with pytest.raises(ValueError, match="no outlines"):
+        splits.val.annotations[0].masks(48, 64)
+
+
+def test_an_object_without_an_outline_keeps_masks_from_being_learnt(cocos: Path) -> None:
+    with_training(
+        cocos, [thing(1, 1, segmentation=SQUARE), thing(2, 1, segmentation=[]), thing(3, 2, segmentation=SQUARE)]
+    )
+    splits = open_boxes(str(cocos))
+    assert not splits.train.has_masks
+    assert [each.outlines is None for each in splits.train.annotations] == [True, False, False, False]
+    assert splits.notes[0].endswith("without an outline, so that masks cannot be learnt: 1")
+
+
+# ---- Pascal VOC
+
+
+def voc_object(name: str, box: Sequence[Any], difficult: int = 0) -> str:
+    edges = "".join(f"<{e}>{v}</{e}>" for e, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{edges}</bndbox>{part}</object>"
+
+
+def voc_xml(*objects: str, size: tuple[int, int] = (64, 48)) -> str:
+    stated = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+    return f"<annotation><filename>any.jpg</filename>{stated}{''.join(objects)}</annotation>"
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """VOC's layout with two photos in each of train, val and test."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in (("train", "ab"), ("val", "cd"), ("test", "ef")):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            save_photo(root / "JPEGImages" / f"{name}.jpg")
+            (root / "Annotations" / f"{name}.xml").write_text(voc_xml(voc_object("dog", (9, 7, 28, 16))))
+    (root / "ImageSets" / "Main" / "dog_train.txt").write_text("a 1\nb -1\n")
+    return tmp_path
+
+
+def test_voc_is_read(voc: Path) -> None:
+    annotations = voc / "VOCdevkit" / "VOC2012" / "Annotations"
+    objects = (voc_object("cat", (1, 1, 64, 48), 1), voc_object("tvmonitor", (9.5, 7, 28, 16)))
+    (annotations / "a.xml").write_text(voc_xml(*objects))
+    (annotations / "b.xml").write_text(voc_xml())
+    splits = check_boxes(open_boxes(str(voc)), 0.0)
+    assert splits.class_names == VOC_NAMES
+    assert (len(VOC_NAMES), splits.category_ids) == (20, tuple(range(1, 21)))
+    assert splits.test is not None
+    assert [part.name(0) for part in (splits.train, splits.val, splits.test)] == [f"JPEGImages/{n}.jpg" for n in "ace"]
+    first, second = splits.train.annotations
+    # Pixels count from 1 and the last is included: 1 to 64 is the whole width, 0 to 64.
+    assert first.boxes.tolist() == [[0, 0, 64, 48], [8.5, 6, 28, 16]]
+    assert first.crowd.tolist() == [True, False]
+    assert [VOC_NAMES[label] for label in first.labels] == ["cat", "tvmonitor"]
+    assert first.areas.tolist() == [64 * 48, 19.5 * 10]
+    assert (len(second), first.outlines) == (0, None)
+
+
+def test_voc_with_names_of_its_own(voc: Path) -> None:
+    annotations = voc / "VOCdevkit" / "VOC2012" / "Annotations"
+    (annotations / "c.xml").write_text(voc_xml(voc_object("zebra", (9, 7, 28, 16))))
+    splits = check_boxes(open_boxes(str(voc)), 0.0)
+    assert splits.class_names == ("dog", "zebra")
+    assert splits.val.annotations[0].labels.tolist() == [1]
+    assert "no training photo has an object of zebra" in splits.notes
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_xml_beside_the_photos(tmp_path: Path, split: bool) -> None:
+    for name in ("train/a", "train/b", "valid/c", "valid/d") if split else "abcdefgh":
+        save_photo(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.xml").write_text(voc_xml(voc_object("zebra", (9, 7, 28, 16))))
+    splits = check_boxes(open_boxes(str(tmp_path), test_share=0.25, val_share=0.25), 0.0)
+    parts = [splits.train, splits.val, *([splits.test] if splits.test else [])]
+    assert [len(part) for part in parts] == ([2, 2] if split else [4, 2, 2])
+
+
+def test_voc_without_lists_is_split_at_random(voc: Path) -> None:
+    root = voc / "VOCdevkit" / "VOC2012"
+    for file in (root / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    splits = open_boxes(str(root), val_share=0.3, test_share=0.0)
+    assert [len(splits.train), len(splits.val), splits.test] == [4, 2, None]
+
+
+def bomb(encoding: str) -> bytes:
+    text = '<!DOCTYPE a [<!ENTITY b "xxxxxxxxxx"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
+    return f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<annotation>", "has an .xml that cannot be read: no element found"),
+        (b"\xff\xfe\x00", "has an .xml that cannot be read"),
+        (b'<?xml version="1.0" encoding="nonsense"?><a/>', "has an .xml that cannot be read"),
+        (bomb("utf-8"), "has an .xml with a DOCTYPE"),
+        (bomb("utf-16"), "has an .xml with a DOCTYPE"),
+        (b" " * 10_000_001, "has an .xml of more than 10 MB"),
+        (voc_xml(size=(48, 64)).encode(), "another size than its annotations say: 64x48, not 48x64"),
+        (voc_xml(voc_object("dog", (9, 7, 8, 16))).encode(), "object 1: has a box without area"),
+        (voc_xml(voc_object("dog", (9, 7, "x", 16))).encode(), "object 1: has something that is no number in its box"),
+        (voc_xml(voc_object(" ", (9, 7, 28, 16))).encode(), "object 1: has no name"),
+        (voc_xml("<object><name>dog</name></object>").encode(), "object 1: has no box of four numbers"),
+        (None, "has no a.xml"),
+    ],
+)
+def test_faulty_xml(voc: Path, content: bytes | None, told: str) -> None:
+    file = voc / "VOCdevkit" / "VOC2012" / "Annotations" / "a.xml"
+    file.unlink() if content is None else file.write_bytes(content)
+    splits = open_boxes(str(voc))
+    ((name, why),) = splits.faults
+    assert name.startswith("JPEGImages/a.jpg")
+    assert told in f"{name}: {why}"
+    assert len(check_boxes(splits, 0.2).val) == 2
+
+
+def test_voc_of_shares(voc: Path) -> None:
+    for file in (voc / "VOCdevkit" / "VOC2012" / "Annotations").glob("*.xml"):
+        file.write_text(voc_xml(voc_object("dog", (0.1, 0.2, 0.5, 0.9))))
+    with pytest.raises(UserError, match="look like shares of the photo: pixels are expected"):
+        open_boxes(str(voc))
+
+
+def test_voc_lists_photos_that_are_not_there(voc: Path) -> None:
+    root = voc / "VOCdevkit" / "VOC2012"
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nx\n")
+    for name in "ef":
+        (root / "Annotations" / f"{name}.xml").unlink()
+    splits = open_boxes(str(voc))
+    assert splits.faults == [("x", "is listed and not in JPEGImages")]
+    assert splits.test is None
+    assert splits.notes == ["Annotations holds no .xml of the photos listed in test.txt: left out"]
+
+
+# ---- YOLO
+
+
+def yolo_pair(photo: Path, lines: str | None) -> None:
+    """A photo below images/ and its text file below labels/."""
+    save_photo(photo)
+    if lines is not None:
+        parts = ["labels" if part == "images" else part for part in photo.with_suffix(".txt").parts]
+        Path(*parts).parent.mkdir(parents=True, exist_ok=True)
+        Path(*parts).write_text(lines)
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    root = tmp_path / "yolo"
+    for split in ("train", "val", "test"):
+        yolo_pair(root / "images" / split / "a.png", "0 0.5 0.5 0.25 0.5\n")
+        yolo_pair(root / "images" / split / "b.png", None)
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/test\nnames: [box, ball]\n")
+    return root
+
+
+def test_yolo_is_read(yolo: Path) -> None:
+    yolo_pair(
+        yolo / "images" / "train" / "a.png", "0 0.5 0.5 0.25 0.5\n\n1 0.25 0.25 0.75 0.25 0.5 0.75\n1 1 1 0.5 0.5\n"
+    )
+    splits = check_boxes(open_boxes(str(yolo)), 0.0)
+    assert (splits.class_names, splits.category_ids) == (("box", "ball"), (0, 1))
+    first, second = splits.train.annotations
+    assert first.boxes.tolist() == [[24, 12, 40, 36], [16, 12, 48, 36], [48, 36, 64, 48]]
+    assert first.labels.tolist() == [0, 1, 1]
+    assert (len(second), splits.train.name(1)) == (0, "images/train/b.png")
+    assert first.outlines is None
+    assert [splits.train.name(0), splits.val.name(0)] == ["images/train/a.png", "images/val/a.png"]
+    yolo_pair(yolo / "images" / "train" / "a.png", "1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n")
+    train = open_boxes(str(yolo)).train
+    assert train.has_masks
+    mask = train.annotations[0].masks(48, 64)[0]
+    assert mask.sum() == 32 * 24
+    assert mask[12:36, 16:48].all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: .\ntrain: images/train\nval: images/val\nnames: {0: box, 1: ball}",
+        "path: /elsewhere/yolo\ntrain: ../images/train\nval: ../images/val\nnames: [box, ball]\nnc: 2",
+        "train: [images/train]\nval: val.txt\nnames: [box, ball]\ntest:",
+        "train: images/train\nval: images/val\ntest: images/none\nnames: [box, ball]",
+    ],
+)
+def test_forms_of_data_yaml(yolo: Path, text: str) -> None:
+    (yolo / "data.yaml").write_text(text)
+    (yolo / "val.txt").write_text("./images/val/a.png\nimages/val/b.png\n\n")
+    for source in (yolo, yolo / "data.yaml"):
+        splits = open_boxes(str(source))
+        assert [len(splits.train), len(splits.val), splits.test] == [2, 2, None]
+        assert [len(each) for each in splits.val.annotations] == [1, 0]
+    assert len(splits.notes) == ("none" in text)
+
+
+def test_yolo_without_data_yaml(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "data.yaml").unlink()
+    with pytest.raises(UserError, match="name them in their order with --classes"):
+        open_boxes(str(yolo))
+    splits = open_boxes(str(yolo), classes=["box", "ball"])
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [2, 2, 2]
+    for i in range(10):
+        yolo_pair(tmp_path / "flat" / "images" / f"{i}.png", "1 0.5 0.5 0.5 0.5")
+    flat = open_boxes(str(tmp_path / "flat"), classes=["box", "ball"], val_share=0.2, test_share=0.1)
+    assert (len(flat.train), len(flat.val), flat.train.annotations[0].labels.tolist()) == (7, 2, [1])
+    for split in ("train", "valid"):
+        yolo_pair(tmp_path / "robo" / split / "images" / "x.png", "1 0.5 0.5 0.5 0.5")
+    assert open_boxes(str(tmp_path / "robo"), classes=["box", "ball"]).val.name(0) == "valid/images/x.png"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "has an unknown class: 2, of 2"),
+        ("0.5 0.5 0.5 0.1 0.1", "has an unknown class: 0.5, of 2"),
+        ("-1 0.5 0.5 0.1 0.1", "has an unknown class: -1, of 2"),
+        ("0 0.5 0.5 0.1", "has 3 numbers after the class"),
+        ("0 0.5 0.5 0.1 0.1 0.2", "has 5 numbers after the class"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "has 7 numbers after the class"),
+        ("0 0.5 0.5 x 0.1", "has something that is no number in its line"),
+        ("0 0.5 nan 0.1 0.1", "has a number that is not finite"),
+        ("0 32 24 16 24", "has numbers above 1, or below 0: 0 32 24 16 24"),
+        ("0 0.5 0.5 0 0.1", "has a box without area: edges 32 21.6 32 26.4"),
+        ("0 1.4 0.5 0.2 0.2", "has a box outside its photo"),
+    ],
+)
+def test_faulty_lines(yolo: Path, line: str, told: str) -> None:
+    yolo_pair(yolo / "images" / "train" / "a.png", f"0 0.5 0.5 0.25 0.5\n{line}\n1 0.5 0.5 0.25 0.5")
+    splits = open_boxes(str(yolo))
+    ((name, why),) = splits.faults
+    assert name in ("labels/train/a.txt, line 2", "images/train/a.png, object 2")
+    assert told in why
+    assert splits.train.annotations[0].labels.tolist() == [0, 1]
+
+
+def test_yolo_in_pixels_and_without_labels(yolo: Path) -> None:
+    yolo_pair(yolo / "images" / "train" / "a.png", "0 32 24 16 24\n0 32 24 16 20\n0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UserError, match="2 of 3 lines have numbers above 1: YOLO's are shares"):
+        open_boxes(str(yolo))
+    (yolo / "labels" / "train" / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"no photo has a text file of labels, such as .*labels/train/a\.txt"):
+        open_boxes(str(yolo))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("names: [a", "cannot be read as YAML"),
+        ("words about names: 3", "names no classes"),
+        ("- names", "is no data.yaml"),
+        ("train: images/train", "names no classes"),
+        ("train: images/train\nnames: {0: a, 2: b}", "names no classes"),
+        ("train: images/train\nnames: [a, a]", "two classes are called a"),
+        ("train: images/no\nnames: [a, b]", "images/no does not exist: mend the path there"),
+        ("val: images/val\nnames: [a, b]", "has val but no train"),
+        ("train: images/train\nnames: [a, b]\nkpt_shape: [17, 3]", "is about key points"),
+    ],
+)
+def test_data_yaml_that_cannot_be_used(yolo: Path, text: str, told: str) -> None:
+    (yolo / "data.yaml").write_text(text)
+    with pytest.raises(UserError) as raised:
+        open_boxes(str(yolo))
+    assert told in str(raised.value)
+
+
+def test_unknown_layouts(tmp_path: Path, cocos: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no layout that is known"):
+        open_boxes(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="does not exist"):
+        open_boxes(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"is no \.json"):
+        open_boxes(str(save_photo(tmp_path / "photo.png")))
+    with pytest.raises(UserError, match="does not exist: give the folder of the photos"):
+        open_boxes(str(cocos), images=str(tmp_path / "none"))
+    (cocos / "annotations" / "instances_train2017.json").unlink()
+    with pytest.raises(UserError, match="has val but no train"):
+        open_boxes(str(cocos))
+
+
+# ---- evaluation and checks
+
+
+def test_evaluation_orders_classes_as_the_model_has_them(cocos: Path) -> None:
+    file = cocos / "annotations" / "instances_val2017.json"
+    categories = [*CATEGORIES, {"id": 1, "name": "tree"}]
+    objects = [thing(1, 11), thing(2, 11, category=7), thing(3, 12, category=1)]
+    file.write_text(coco([image(i) for i in (11, 12, 13)], objects, categories))
+    (cocos / "annotations" / "instances_train2017.json").write_text("not looked at")
+    boxes, faults, notes = open_evaluation_boxes(str(cocos), ["rock", "ball", "box"])
+    assert [each.labels.tolist() for each in boxes.annotations] == [[2, 1], [], []]
+    assert (boxes.class_names, boxes.category_ids) == (("rock", "ball", "box"), (-1, 7, 3))
+    assert (faults, notes) == ([("val2017/12.png, object 3", "has an unknown class: tree")], [])
+    checked, all_faults, told = check_evaluation_boxes(boxes, faults, 0.2)
+    assert (len(checked), all_faults) == (3, faults)
+    assert told == ["left out of 6 objects and photos: 1 x 'has an unknown class'"]
+    with pytest.raises(UserError, match="1 of 6 objects and photos cannot be used"):
+        check_evaluation_boxes(boxes, faults, 0.1)
+    with pytest.raises(UserError, match="has the classes tree, box, ball; the model knows rock"):
+        open_evaluation_boxes(str(cocos), ["rock"])
+
+
+def test_the_test_split_is_scored_first(yolo: Path) -> None:
+    assert open_evaluation_boxes(str(yolo), ["box", "ball"])[0].name(0) == "images/test/a.png"
+    (yolo / "data.yaml").write_text("train: images/train\nnames: [box, ball]")
+    assert open_evaluation_boxes(str(yolo), ["box", "ball"])[0].name(0) == "images/train/a.png"
+
+
+def test_checks_look_at_every_photo_and_tell_what_they_saw(cocos: Path) -> None:
+    with_training(cocos, [thing(1, 1, (5, 5, 3, 20)), thing(2, 2, iscrowd=1, category=7)])
+    seen: list[int] = []
+
+    def progress(items: Any) -> Any:
+        seen.append(len(items))
+        return items
+
+    splits = check_boxes(open_boxes(str(cocos)), 0.0, progress)
+    assert seen == [7]
+    assert splits.notes[1:] == [
+        "training photos without objects: 2",
+        "no training photo has an object of ball",
+        "training objects less than 4 pixels wide or high: 1 of 2",
+    ]
+
+
+def test_nothing_left_to_validate(cocos: Path) -> None:
+    for i in (11, 12, 13):
+        (cocos / "val2017" / f"{i}.png").write_bytes(b"no photo")
+    with pytest.raises(UserError, match=r"no validation photo has an object: val2017/11\.png: cannot be read"):
+        check_boxes(open_boxes(str(cocos)), 1.0)
+
+
+# ---- transforms
+
+
+def plain(jitter: Any = "multiscale", hflip: float = 0.0, sides: Sequence[int] = (96,), max_side: int = 160) -> Any:
+    return train_transform(sides, max_side, hflip, jitter, False, MEAN, STD)
+
+
+@pytest.mark.parametrize("hflip", [0.0, 1.0])
+@pytest.mark.parametrize("size", [(64, 48), (40, 200), (300, 90)])
+def test_boxes_stay_on_their_objects(tmp_path: Path, size: tuple[int, int], hflip: float) -> None:
+    boxes = one_set(tmp_path, [size], [(8, 10, 30, 40)], masks=True)
+    dataset = BoxDataset(boxes, plain(hflip=hflip), training=True, masks=True)
+    for epoch in range(3):
+        picture, target, position = dataset[epoch, 0]
+        assert position == 0
+        assert max(picture.shape) <= 160
+        assert min(picture.shape[1:]) == 96 or max(picture.shape) == 160
+        assert target["labels"].tolist() == [1]
+        found = torch.tensor([red_region(picture)])
+        assert (target["boxes"] - found).abs().max() <= 1
+        scale = picture.shape[2] / size[0]
+        left = size[0] - 30 if hflip else 8
+        assert target["boxes"][0, 0].item() == pytest.approx(left * scale, abs=1e-3)
+        mask = target["masks"][0]
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        edges = torch.tensor([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]])
+        assert (edges - found).abs().max() <= 2
+        assert int(mask.sum()) == pytest.approx(float(torch.prod(edges[0, 2:] - edges[0, :2])))
+
+
+def test_what_comes_out(tmp_path: Path) -> None:
+    boxes = one_set(tmp_path, [(64, 48)], [(8, 10, 30, 40)], masks=True)
+    transform = train_transform((96,), 160, 0.0, "multiscale", True, MEAN, STD)
+    picture, target, _ = BoxDataset(boxes, transform, training=True, masks=True)[0, 0]
+    assert (tuple(picture.shape), picture.dtype) == ((3, 96, 128), torch.float32)
+    kinds = {name: (tuple(each.shape), each.dtype) for name, each in target.items()}
+    assert kinds == {
+        "boxes": ((1, 4), torch.float32),
+        "labels": ((1,), torch.int64),
+        "masks": ((1, 96, 128), torch.uint8),
+    }
+    assert all(type(each) is Tensor for each in (picture, *target.values()))
+    picture, target, _ = BoxDataset(boxes, plain(), training=True)[0, 0]
+    assert sorted(target) == ["boxes", "labels"]
+    corner = picture[:, 0, 0] * torch.tensor(STD) + torch.tensor(MEAN)
+    assert (corner * 255).tolist() == pytest.approx([90, 90, 90], abs=0.01)
+
+
+def test_a_box_of_the_whole_photo_survives_rounding(tmp_path: Path) -> None:
+    for i, width in enumerate((61, 63, 67, 71, 97)):
+        boxes = one_set(tmp_path / str(i), [(width, 47)], [(0, 0, width, 47)])
+        for side in (48, 50, 53, 59, 64, 101):
+            picture, target, _ = BoxDataset(boxes, plain(sides=(side,), max_side=131), training=True)[0, 0]
+            assert target["boxes"].flatten().tolist() == pytest.approx([0, 0, picture.shape[2], picture.shape[1]])
+
+
+@pytest.mark.parametrize("jitter", ["multiscale", "large"])
+def test_photos_of_few_pixels_and_without_objects(tmp_path: Path, jitter: str) -> None:
+    none = Annotations(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64), ()
+    )
+    for size in ((1, 1), (500, 1), (1, 900)):
+        path = save_photo(tmp_path / f"{size}.png", size)
+        boxes = BoxSet((path,), np.array([size[::-1]]), (none,), ("a",), (1,), (1,), tmp_path)
+        for epoch in range(5):
+            picture, target, _ = BoxDataset(boxes, plain(jitter), training=True, masks=True)[epoch, 0]
+            assert min(picture.shape) >= 1
+            assert (tuple(target["boxes"].shape), len(target["labels"])) == ((0, 4), 0)
+            assert tuple(target["masks"].shape) == (0, *picture.shape[1:])
+        x = eval_transform(96, 160, MEAN, STD)(Image.open(path).convert("RGB"))
+        assert min(x.shape) >= 1
+
+
+def test_large_jitter(tmp_path: Path) -> None:
+    boxes = one_set(tmp_path, [(120, 80)], [(30, 20, 70, 60)], masks=True)
+    dataset = BoxDataset(boxes, plain("large", sides=(64, 128)), training=True, masks=True)
+    without = BoxDataset(boxes, plain("large", sides=(64, 128)), training=True)
+    widths, cut = [], 0
+    for epoch in range(60):
+        picture, target, _ = dataset[epoch, 0]
+        widths.append(picture.shape[2])
+        assert max(picture.shape) <= 128
+        assert torch.equal(without[epoch, 0][0], picture)
+        if not len(target["boxes"]):
+            cut += 1
+            continue
+        if picture.shape[2] >= 64:  # in smaller ones the colours run
+            assert (target["boxes"] - torch.tensor([red_region(picture)])).abs().max() <= 1
+        assert target["masks"].flatten(1).any(1).all()
+    assert min(widths) < 30
+    assert widths.count(128) > 20  # half of the factors are above 1
+    assert cut < 20
+
+
+def test_a_box_is_drawn_anew_around_what_a_crop_left_of_the_mask() -> None:
+    transform = plain("large", sides=(64,))
+    masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    masks[0, :20, :60], masks[0, :60, :8] = 1, 1  # a hook, whose box is mostly empty
+    masks[1, 30:50, 30:50] = 1
+    stated = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
+        [[0.0, 0, 60, 60], [30, 30, 50, 50]], format="XYXY", canvas_size=(64, 64)
+    )
+    for seed in range(40):
+        torch.manual_seed(seed)
+        target = {"boxes": stated, "labels": torch.tensor([4, 5]), "masks": tv_tensors.Mask(masks)}
+        _, found = transform(Image.new("RGB", (64, 64)), target)
+        for box, label, mask in zip(found["boxes"], found["labels"], found["masks"], strict=True):
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert box.tolist() == [float(edge) for edge in edges]
+            assert label in (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 640), (800, 1067)), ((640, 480), (1067, 800)), ((400, 1000), (533, 1333)), ((800, 800), (800, 800)),
+     ((10, 5000), (3, 1333)), ((1, 5000), (1, 1333))],
+)  # fmt: skip
+def test_size_in_evaluation(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert fitted_size(*size, 800, 1333) == expected
+
+
+def test_eval_transform_of_a_photo(tmp_path: Path) -> None:
+    boxes = one_set(tmp_path, [(60, 40)], [(12, 10, 30, 30)])
+    transform = eval_transform(80, 200, MEAN, STD)
+    dataset = BoxDataset(boxes, transform, training=False)
+    x, position = dataset[0, 0]
+    assert (tuple(x.shape), x.dtype, type(x), position) == ((3, 80, 120), torch.float32, Tensor, 0)
+    assert torch.equal(x, transform(dataset.picture(0)))
+    assert red_region(x) == [24, 20, 60, 60]
+
+
+def test_crowds_are_not_trained_on(tmp_path: Path) -> None:
+    boxes = one_set(tmp_path, [(64, 48)], [(8, 10, 30, 40)], masks=True)
+    whole = boxes.annotations[0]
+    outlines = (*(whole.outlines or ()), {"size": [48, 64], "counts": [0, 3072]})
+    both = Annotations(
+        np.concatenate([whole.boxes, [[0, 0, 64, 48]]]).astype(np.float32),
+        np.array([1, 0]),
+        np.array([False, True]),
+        np.array([660.0, 3072]),
+        np.array([0, 1]),
+        outlines,
+    )
+    crowded = BoxSet(boxes.images, boxes.sizes, (both,), ("a", "b"), (1, 2), (0,), tmp_path)
+    _, target, _ = BoxDataset(crowded, plain(), training=True, masks=True)[0, 0]
+    assert (target["labels"].tolist(), len(target["boxes"]), len(target["masks"])) == ([1], 1, 1)
+    assert both.masks(48, 64).sum((1, 2)).tolist() == [22 * 30, 3072]
+
+
+def test_photos_that_break_later(tmp_path: Path) -> None:
+    boxes = one_set(tmp_path, [(64, 48)] * 4, [(8, 10, 30, 40), (9, 10, 30, 40), (2, 10, 30, 40), (4, 4, 8, 8)])
+    boxes.images[1].write_bytes(b"no photo")
+    save_photo(boxes.images[2], (48, 64))  # turned since
+    dataset = BoxDataset(boxes, plain(), training=True)
+    picture, target, position = dataset[0, 1]
+    assert position == ~1
+    assert (target["boxes"] - torch.tensor([red_region(picture)])).abs().max() <= 1
+    assert target["boxes"][0].tolist() == [8, 8, 16, 16]
+    evaluated = BoxDataset(boxes, eval_transform(48, 64, MEAN, STD), training=False)
+    with pytest.raises(BrokenImageError, match=r"^1\.png: cannot identify"):
+        evaluated[0, 1]
+    with pytest.raises(BrokenImageError, match=r"^2\.png: is 48x64, its boxes are of 64x48"):
+        evaluated[0, 2]
+    for path in boxes.images:
+        path.unlink(missing_ok=True)
+    with pytest.raises(BrokenImageError, match="no photo of the set can be read"):
+        dataset[0, 0]
+
+
+# ---- sampler and loaders
+
+
+def mixed_sizes(wide: int, high: int) -> np.ndarray:
+    sizes = np.array([(40, 60)] * wide + [(60, 40)] * high)
+    return sizes[np.random.default_rng(5).permutation(len(sizes))]
+
+
+def test_batches_of_one_orientation() -> None:
+    sizes = mixed_sizes(23, 14)
+    sampler = GroupedSampler(sizes, 4, seed=3)
+    assert isinstance(sampler, StepSampler)
+    batches = [[position for _, position in batch] for batch in sampler]
+    assert len(batches) == len(sampler) == 37 // 4
+    wide = [{bool(sizes[i][1] >= sizes[i][0]) for i in batch} for batch in batches]
+    assert [len(each) for each in wide] == [1] * 8 + [2]  # 5 of 23, 3 of 14; 3 and 2 are left over: one batch of 4
+    assert 0 < [each == {True} for each in wide[:5]].count(True) < 5  # in no order of orientation
+    seen = [i for batch in batches for i in batch]
+    assert len(set(seen)) == len(seen) == 36
+    assert list(sampler) == list(GroupedSampler(sizes, 4, seed=3))
+    assert list(sampler) != list(GroupedSampler(sizes, 4, seed=4))
+    missed = set()
+    for sampler.epoch in range(30):
+        missed |= {i for batch in sampler for _, i in batch} ^ set(range(37))
+    assert {bool(sizes[i][1] >= sizes[i][0]) for i in missed} == {True, False}
+
+
+def test_every_photo_once_an_epoch() -> None:
+    sampler = GroupedSampler(mixed_sizes(13, 7), 4, seed=0)
+    orders = []
+    for sampler.epoch in range(3):
+        orders.append([i for batch in sampler for epoch, i in batch if epoch == sampler.epoch])
+        assert sorted(orders[-1]) == list(range(20))
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_batches_do_not_depend_on_the_number_of_processes(world: int) -> None:
+    sizes = mixed_sizes(23, 14)
+    alone = list(GroupedSampler(sizes, 8, seed=1, passes=2))
+    shares = [list(GroupedSampler(sizes, 8 // world, rank, world, seed=1, passes=2)) for rank in range(world)]
+    together = [[key for share in step for key in share] for step in zip(*shares, strict=True)]
+    assert together == alone
+
+
+def test_resuming_in_the_middle() -> None:
+    sampler = GroupedSampler(mixed_sizes(13, 8), 4, seed=1, passes=3)
+    sampler.epoch = 2
+    whole = list(sampler)
+    assert len(whole) == len(sampler) == 15
+    assert [{epoch for epoch, _ in batch} for batch in whole] == [{6}] * 5 + [{7}] * 5 + [{8}] * 5
+    for start in (0, 1, 4, 5, 7, 14):
+        sampler.start = start
+        assert list(sampler) == whole[start:]
+        assert list(sampler) == whole
+
+
+def test_fewer_photos_than_a_batch() -> None:
+    sampler = GroupedSampler(mixed_sizes(2, 1), 8)
+    assert [len(batch) for batch in sampler] == [3]
+    assert len(GroupedSampler(mixed_sizes(3, 2), 8, 0, 2)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders(tmp_path: Path, workers: int) -> None:
+    sizes = [(64, 48), (48, 64), (64, 40), (40, 64)]
+    boxes = one_set(tmp_path, sizes, [(8, 10, 30, 40)] * 4, masks=True)
+    sampler = GroupedSampler(boxes.sizes, 2, seed=0)
+    loader = train_boxes_loader(boxes, plain(hflip=0.5), sampler, workers, seed=3, masks=True)
+    dataset = BoxDataset(boxes, plain(hflip=0.5), training=True, seed=3, masks=True)
+    seen = []
+    for images, targets, positions in loader:
+        assert isinstance(positions, Tensor)
+        assert len(images) == len(targets) == len(positions) == 2
+        for picture, target, i in zip(images, targets, positions.tolist(), strict=True):
+            expected, other, _ = dataset[0, i]
+            assert torch.equal(picture, expected)
+            assert all(torch.equal(target[name], other[name]) for name in ("boxes", "labels", "masks"))
+        seen += positions.tolist()
+    assert sorted(seen) == [0, 1, 2, 3]
+    transform = eval_transform(48, 64, MEAN, STD)
+    shares = [list(eval_boxes_loader(boxes, transform, workers, rank, 3)) for rank in range(3)]
+    assert [[positions.tolist() for _, positions in share] for share in shares] == [[[0], [3]], [[1]], [[2]]]
+    ((picture,), _) = shares[1][0]
+    assert torch.equal(picture, transform(BoxDataset(boxes, transform, training=False).picture(1)))
+
+
+# ---- many, and real ones
+
+
+def test_many_objects_are_read_in_linear_time(tmp_path: Path) -> None:
+    save_photo(tmp_path / "photos" / "0.png")
+    file, times = tmp_path / "all.json", []
+    from time import process_time
+
+    for count in (5_000, 40_000):
+        photos = [image(i, "0.png") for i in range(count // 5)]
+        objects = [thing(i, i % len(photos), (5, 5, 9, 9), segmentation=SQUARE) for i in range(count)]
+        file.write_text(coco(photos, objects))
+        start = process_time()
+        splits = open_boxes(str(file))
+        times.append((process_time() - start) / count)
+        assert splits.train.objects + splits.val.objects + (splits.test.objects if splits.test else 0) == count
+        base = splits.train.annotations[0].boxes.base
+        assert base is not None
+        assert len(base) == count  # views of one array
+    assert times[1] < 4 * times[0]
+
+
+def test_part_of_coco_alone(cocos: Path) -> None:
+    part = read_coco(cocos / "annotations" / "instances_train2017.json", [cocos, cocos / "train2017"], cocos)
+    assert part.images[0] == cocos / "train2017" / "1.png"
+    assert [row.id for row in part.rows] == [101, 102, 103, 104]
+
+
+def opened(folder: Path) -> BoxSplits:
+    return check_boxes(open_boxes(str(folder)), 0.01)
+
+
+def test_blood_cells(shared_data: Path) -> None:
+    splits = opened(shared_data / "bccd")
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [205, 87, 72]
+    assert splits.class_names == ("RBC", "WBC", "Platelets")
+    assert splits.train.objects == 2804
+    assert not splits.train.has_masks
+    assert splits.faults == [
+        ("train/BloodImage_00343.jpg, object 2288", "has a box without area: edges 181 329 181 329"),
+        ("val/BloodImage_00338.jpg, object 887", "has a box without area: edges 504 337 504 337"),
+    ]
+
+
+def test_tiny_coco(shared_data: Path) -> None:
+    splits = opened(shared_data / "coco_tiny")
+    assert [len(splits.train), len(splits.val), splits.test] == [80, 80, None]
+    assert (len(splits.class_names), splits.category_ids[-1]) == (80, 90)
+    assert (splits.train.objects, splits.val.objects, splits.faults) == (705, 815, [])
+    assert [sum(int(each.crowd.sum()) for each in part.annotations) for part in (splits.train, splits.val)] == [6, 11]
+    assert splits.train.has_masks
+    assert splits.val.has_masks
+    for i in range(10):
+        objects, (height, width) = splits.val.annotations[i], splits.val.sizes[i]
+        masks = objects.masks(height, width)
+        single = ~objects.crowd
+        assert masks[single].sum((1, 2)) == pytest.approx(objects.areas[single], rel=0.2, abs=60)
+
+
+def test_a_photo_that_is_cut_off_is_found_before_it_would_stop_a_validation(cocos: Path) -> None:
+    """To train on it may stay: there it is replaced by the next one."""
+    val, train = cocos / "val2017" / "11.png", cocos / "train2017" / "1.png"
+    for photo in (val, train):
+        photo.write_bytes(photo.read_bytes()[:-40])
+    splits = check_boxes(open_boxes(str(cocos)), max_broken=0.5)
+    (fault,) = splits.faults
+    assert fault[0].endswith(val.name)
+    assert "cannot be read" in fault[1]
+    assert len(splits.val) == 2
+    assert len(splits.train) == 4
