@@ -1,0 +1,91 @@
+"""Object detection and instance segmentation: frameworks over any backbone with maps at strides 4, 8, 16 and 32."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from ..detection.atss import atss
+from ..detection.cascade_rcnn import cascade_rcnn
+from ..detection.dino import dino
+from ..detection.mask_rcnn import mask_rcnn
+from ..detection.model import DetectionModel, Found
+from ..detection.retinanet import retinanet
+from ..detection.sparse_rcnn import sparse_rcnn
+from ..detections import Detections
+from ..errors import UserError
+from ..features import open_backbone
+
+FRAMEWORKS: dict[str, Callable[..., DetectionModel]] = {
+    "mask_rcnn": mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
+    "retinanet": retinanet,
+    "atss": atss,
+    "sparse_rcnn": sparse_rcnn,
+    "dino": dino,
+}
+WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
+"""Frameworks that predict masks where the data have them."""
+QUERIES = {"mask_rcnn": "proposals", "cascade_rcnn": "proposals", "sparse_rcnn": "proposals", "dino": "queries"}
+"""What a framework that looks at a number of regions of an image calls that number."""
+
+
+def detection_model(
+    name: str,
+    num_classes: int,
+    framework: Callable[..., DetectionModel] = retinanet,
+    weights: dict[str, Tensor] | None = None,
+    backbone_args: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> DetectionModel:
+    """A backbone of ours or timm's with a framework over it.
+
+    Args:
+        name: timm's name of the backbone.
+        num_classes: K.
+        framework: One of `FRAMEWORKS`.
+        weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
+        backbone_args: For `timm.create_model`.
+        arguments: The framework's own, such as `masks` of Mask R-CNN or `queries` of DINO.
+
+    Raises:
+        UserError: A backbone without maps at strides 4, 8, 16 and 32, made for one size, or without these arguments.
+    """
+    if (backbone_args or {}).get("img_size") is not None:
+        raise UserError(f"{name} is made for images of one size: a detector's have all sizes.")
+    backbone, channels = open_backbone(name, "a detector", weights, backbone_args)
+    return framework(backbone, channels, num_classes, **arguments)
+
+
+@torch.inference_mode()
+def detect(model: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    """What a model in evaluation mode finds in images (3, H', W'), in the pixels of the photos that they were made of.
+
+    Args:
+        model: A detection model.
+        images: Normalised and resized.
+        sizes: Height and width of the photos.
+    """
+    found: list[Found] = model(images)
+    return [
+        in_photo(each, (image.shape[-2], image.shape[-1]), size)
+        for each, image, size in zip(found, images, sizes, strict=True)
+    ]
+
+
+def in_photo(found: Found, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
+    """What was found in an image of the size `seen` (height, width), in the pixels of the photo of `size`."""
+    height, width = size
+    y, x = height / seen[0], width / seen[1]
+    boxes = found["boxes"].float() * found["boxes"].new_tensor([x, y, x, y], dtype=torch.float32)
+    masks = None
+    if "masks" in found:
+        # one at a time: a hundred of 12 megapixels in floats would take 5 GB
+        masks = np.zeros((len(boxes), height, width), bool)
+        for pasted, mask, box in zip(masks, found["masks"].float(), boxes, strict=True):
+            pasted[:] = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0].cpu().numpy() >= 0.5
+    scores, labels = found["scores"].float(), found["labels"]
+    return Detections(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), masks)
