@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
-from dmformer.drawing import colour, default_palette, legend, overlay
+from dmformer.detections import Detections
+from dmformer.drawing import colour, default_palette, draw_detections, draw_frames, draw_objects, legend, overlay
 
 PALETTE = [(255, 0, 0), (0, 200, 100)]
 
@@ -62,6 +63,153 @@ def test_legend(labels):
     shown = {tuple(rgb) for rgb in picture.reshape(-1, 3).tolist()}
     assert set(labels.palette) <= shown
     assert (picture < 40).all(-1).sum() > 20 * len(labels.palette)
+
+
+NAMES = ["car", "traffic light"]
+
+
+def drawn(photo, boxes, labels, scores=None, names=NAMES, palette=PALETTE, masks=None):
+    """With scores as detections, else as objects."""
+    boxes, labels = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
+    if scores is None:
+        return np.asarray(draw_objects(photo, boxes, labels, names, palette, masks))
+    found = Detections(boxes, np.array(scores, np.float32), labels, masks)
+    return np.asarray(draw_detections(photo, found, names, palette))
+
+
+def test_frames():
+    """A box from 40.0 to 120.0 begins with column 40 and ends with 119; its line is two pixels wide."""
+    photo = Image.new("RGB", (320, 240), (90, 90, 90))
+    picture = drawn(photo, [[40, 60.4, 120, 149.6]], [0], [0.87])
+    assert (picture[61:149, [40, 41, 118, 119]] == PALETTE[0]).all()
+    assert (picture[[60, 61, 148, 149], 40:120] == PALETTE[0]).all()
+    assert (picture[62:148, 42:118] == 90).all()  # without a mask the inside is the photo
+    assert (picture[61:150, [39, 120]] == 0).all()  # a black line about a bright frame
+    assert (picture[:40] == 90).all()
+    assert (picture[152:] == 90).all()
+    assert np.asarray(photo).max() == 90  # the photo itself stays
+
+
+def test_line_about_a_dark_frame():
+    picture = drawn(Image.new("RGB", (320, 240), (90, 90, 90)), [[40, 60, 120, 150]], [0], palette=[(0, 0, 90)])
+    assert (picture[61:150, [39, 120]] == 255).all()
+
+
+@pytest.mark.parametrize(("size", "width"), [((320, 240), 2), ((1000, 1000), 4), ((4000, 3000), 14)])
+def test_lines_and_tags_grow_with_the_photo(size, width):
+    photo = Image.new("RGB", size, (90, 90, 90))
+    box = [size[0] * 0.25, size[1] * 0.5, size[0] * 0.75, size[1] * 0.75]
+    picture = drawn(photo, [box], [0], [0.5])
+    row = (picture[round(size[1] * 0.6)] == PALETTE[0]).all(-1)
+    assert row.sum() == 2 * width
+    tag = (picture == PALETTE[0]).all(-1)[: round(box[1])]  # above the box
+    height, length = tag.any(1).sum(), tag.any(0).sum()
+    assert 0.025 < height / (size[0] * size[1]) ** 0.5 < 0.07
+    assert 2 * height < length < 5 * height  # "car 50 %"
+    assert np.flatnonzero(tag.any(0))[0] == round(box[0])
+
+
+def test_tags_tell_names_and_scores():
+    """The tag is longer with the score; letters on bright colours are black, on dark ones white."""
+    photo = Image.new("RGB", (320, 240), (90, 90, 90))
+    box = [[40, 60, 280, 150]]
+    lengths = []
+    for scores in (None, [0.87]):
+        picture = drawn(photo, box, [0], scores, palette=[(240, 228, 66)])
+        tag = (picture[44:59] == (240, 228, 66)).all(-1)
+        lengths.append(tag.any(0).sum())
+        assert (picture[44:59, 40:60] < 60).all(-1).sum() > 10
+    assert lengths[0] + 20 < lengths[1]
+    dark = drawn(photo, box, [0], palette=[(0, 0, 90)])
+    assert (dark[44:59, 40:60] > 180).all(-1).sum() > 10
+
+
+@pytest.mark.parametrize(
+    ("box", "right", "lower"),
+    [
+        ([-20, -20, 30, 30], False, None),
+        ([290, 0, 340, 30], True, None),
+        ([290, 220, 320, 240], True, 220),
+        ([0, 5, 320, 240], False, None),
+        ([100, 239, 300, 260], None, 239),
+    ],
+)
+def test_tags_stay_within_the_photo(box, right, lower):
+    """Above the box, or where there is no room at its top; moved to the left where there is none to the right."""
+    photo = Image.new("RGB", (320, 240), (90, 90, 90))
+    there = drawn(photo, [[100, 100, 250, 200]], [0], [0.5])
+    tag = (there == PALETTE[0]).all(-1)[:100]
+    height, width = int(tag.any(1).sum()), int(tag.any(0).sum())
+    left = 100 if right is None else 320 - width if right else 0
+    upper = lower - height if lower else max(box[1], 0)
+    picture = drawn(photo, [box], [0], [0.5])
+    expected = there[100 - height : 100, 100 : 100 + width]
+    assert np.array_equal(picture[upper : upper + height, left : left + width], expected)
+
+
+def test_long_names_are_cut():
+    """The tag is as wide as the photo at most, and the score is still told."""
+    photo, name = Image.new("RGB", (320, 240), (90, 90, 90)), "a name that is much longer than the photo is wide " * 3
+    one, other = (drawn(photo, [[200, 100, 280, 200]], [0], [score], [name])[:99] for score in (0.5, 0.6))
+    assert 300 < (one == PALETTE[0]).all(-1).any(0).sum() <= 320
+    assert (one[50:99, -1] == PALETTE[0]).all(-1).any()
+    different = np.flatnonzero((one != other).any((0, 2)))
+    assert 280 < different[0] < different[-1] < 320
+
+
+def test_masks():
+    """They are mixed with the photo, 45 % of their colour; the surer object's lies over the other's."""
+    photo = Image.new("RGB", (300, 200), (100, 100, 100))
+    masks = np.zeros((2, 200, 300), dtype=bool)
+    masks[0, 50:150, 50:150] = masks[1, 50:150, 100:200] = True
+    picture = drawn(photo, [[50, 50, 150, 150], [100, 50, 200, 150]], [0, 1], [0.9, 0.8], masks=masks)
+    assert picture[100, 75].tolist() == [170, 55, 55]
+    assert picture[100, 175].tolist() == [55, 145, 100]
+    assert picture[100, 125].tolist() == [145, 80, 55]  # green first, then red: 55 * 0.55 + 255 * 0.45
+    assert picture[180, 75].tolist() == [100, 100, 100]
+    again = drawn(photo, [[50, 50, 150, 150], [100, 50, 200, 150]], [0, 1], masks=masks.astype(np.uint8))
+    assert np.array_equal(again[100], picture[100])
+
+
+def test_the_surest_frame_is_on_top():
+    picture = drawn(Image.new("RGB", (320, 240)), [[40, 60, 120, 150], [40, 60, 120, 150]], [0, 1], [0.9, 0.8])
+    assert (picture[70:140, 40] == PALETTE[0]).all()
+
+
+@pytest.mark.parametrize("name", ["خلية سليمة", "有裂纹", "two\nlines\t", "\udcff", "\x00", "", "🐈", "x" * 5000])
+def test_any_name(name):
+    picture = drawn(Image.new("RGB", (60, 40)), [[10, 10, 50, 30]], [0], [0.5], [name])
+    assert (picture == PALETTE[0]).all(-1).sum() > 50
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 5], [-9, -9, -5, -5], [400, 400, 500, 500], [3, 3, 3.5, 9]])
+@pytest.mark.parametrize("size", [(20, 20), (1, 1)])
+def test_odd_boxes_and_photos(box, size):
+    assert drawn(Image.new("L", size), [box], [0], [0.5]).shape == (*size, 3)
+
+
+def test_nothing_to_draw():
+    photo = Image.effect_noise((20, 10), 50).convert("RGB")
+    assert np.array_equal(drawn(photo, [], [], []), photo)
+    assert np.array_equal(drawn(photo, [], [], masks=np.zeros((0, 10, 20))), photo)
+    assert np.array_equal(draw_frames(photo, np.zeros((0, 4), np.float32)), photo)
+
+
+def test_thin_frames():
+    """White between two lines of black."""
+    picture = np.asarray(draw_frames(Image.new("RGB", (100, 80), (90, 90, 90)), np.array([[20.0, 10.0, 60.0, 50.0]])))
+    assert picture[30, 18:23, 0].tolist() == [90, 0, 255, 0, 90]
+    assert picture[30, 57:62, 0].tolist() == [90, 0, 255, 0, 90]
+    assert picture[8:13, 40, 0].tolist() == [90, 0, 255, 0, 90]
+
+
+def test_eighty_classes():
+    palette = default_palette(80)
+    for label in range(80):
+        picture = drawn(
+            Image.new("RGB", (100, 80), (90, 90, 90)), [[20, 20, 80, 70]], [label], [0.5], ["x"] * 80, palette
+        )
+        assert (picture[30:60, 20] == palette[label]).all()
 
 
 def test_default_palette():
