@@ -1,5 +1,6 @@
 """Small sets of made photos, and a small recipe to train on them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmformer.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
+from dmformer.recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 
 COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
 
@@ -109,6 +110,66 @@ def mask_recipe(scenes: Path, tmp_path: Path) -> SegmentationRecipe:
         lr=3e-3,
         lr_batch=4,
         warmup_iterations=2,
+        ema=0.9,
+        workers=0,
+        out=str(tmp_path / "runs"),
+        name="run",
+        tracker="none",
+    )
+
+
+SHAPES = {"red box": (210, 40, 40), "blue box": (50, 60, 210)}
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Photos of grey noise with up to three coloured boxes, one without any, in COCO's format with masks."""
+    root = tmp_path / "shapes"
+    random = np.random.default_rng(0)
+    for split, first, n in (("train", 1, 8), ("val", 101, 4), ("test", 201, 4)):
+        (root / split).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(n):
+            width, height = (96, 64) if i % 2 else (64, 80)
+            pixels = random.normal(128, 12, (height, width, 3))
+            for k in range(i % 4):
+                left, upper = 4 + 22 * k, int(random.integers(2, 30))
+                label = int(random.integers(2))
+                sides = random.integers(14, 21, 2)
+                right, lower = min(left + int(sides[0]), width), min(upper + int(sides[1]), height)
+                pixels[upper:lower, left:right] = list(SHAPES.values())[label]
+                box = [left, upper, right - left, lower - upper]
+                outline = [left, upper, right, upper, right, lower, left, lower]
+                number = len(annotations) + 1
+                annotations.append(
+                    {"id": number, "image_id": first + i, "category_id": (3, 8)[label], "bbox": box, "iscrowd": 0}
+                    | {"area": box[2] * box[3], "segmentation": [outline]}
+                )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / f"{first + i}.png")
+            images.append({"id": first + i, "file_name": f"{first + i}.png", "width": width, "height": height})
+        categories = [{"id": number, "name": name} for number, name in zip((3, 8), SHAPES, strict=True)]
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        (root / f"instances_{split}.json").write_text(text)
+    return root
+
+
+@pytest.fixture
+def box_recipe(shapes: Path, tmp_path: Path) -> DetectionRecipe:
+    """Two epochs of a very small DMFormer with RetinaNet on `shapes`."""
+    return DetectionRecipe(
+        model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
+        framework="retinanet",
+        width=32,
+        data=str(shapes),
+        image_size=64,
+        max_side=128,
+        sides=(48, 64),
+        epochs=2,
+        schedule="cosine",
+        warmup_iterations=1,
+        batch_size=2,
+        lr=3e-3,
+        lr_batch=2,
         ema=0.9,
         workers=0,
         out=str(tmp_path / "runs"),

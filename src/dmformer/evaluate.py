@@ -10,15 +10,21 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from .classifier import Classifier, open_classifier
+from .data.box_transforms import eval_boxes_loader
+from .data.boxes import BoxSet, check_evaluation_boxes, open_evaluation_boxes
 from .data.loaders import Batch, ImageSet, eval_loader
 from .data.mask_transforms import eval_pairs_loader
 from .data.masks import IGNORE
 from .data.pairs import check_evaluation_pairs, open_evaluation_pairs
 from .data.readers import Split, open_evaluation
+from .detections import Detections
+from .detector import Detector, open_detector
 from .errors import UserError
 from .recipes import ClassificationRecipe
 from .segmenter import Segmenter, open_segmenter
 from .tasks.classification import Scores, score
+from .tasks.detection import detect
+from .tasks.detection_scores import DetectionMeter, DetectionScores
 from .tasks.segmentation import likeliest, predict_probabilities
 from .tasks.segmentation_scores import SegmentationScores, class_counts, score_masks
 
@@ -157,6 +163,76 @@ def count_pixels(
     model.train(training)
     stacked = torch.stack(images) if images else torch.zeros(0, 3, num_classes, dtype=torch.int64)
     return PixelCounts(total, stacked, positions, loss)
+
+
+@torch.inference_mode()
+def find_objects(
+    model: nn.Module,
+    loader: Iterable[tuple[list[Tensor], Tensor]],
+    boxes: BoxSet,
+    device: torch.device,
+    masks: bool,
+) -> tuple[DetectionMeter, dict[int, Detections]]:
+    """Look for the objects on the photos of a loader of `eval_boxes_loader`, and hold them against the true ones.
+
+    Args:
+        model: A detection model; it is put in evaluation mode meanwhile.
+        loader: Of `boxes`, or of a process's share of it.
+        boxes: What is on the photos.
+        device: Of the model.
+        masks: Whether masks are measured too.
+
+    Returns:
+        What was measured, and what was found on each photo, by its position, without masks.
+    """
+    training = model.training
+    model.eval()
+    meter = DetectionMeter(boxes.class_names, masks)
+    found: dict[int, Detections] = {}
+    for images, positions in loader:
+        sizes = [(int(height), int(width)) for height, width in boxes.sizes[positions.numpy()]]
+        batch = detect(model, [image.to(device, non_blocking=True) for image in images], sizes)
+        for position, size, each in zip(positions.tolist(), sizes, batch, strict=True):
+            meter.add(position, each, boxes.annotations[position], size)
+            found[position] = replace(each, masks=None)
+    model.train(training)
+    return meter, found
+
+
+def evaluate_boxes(
+    source: str | Detector,
+    data: str,
+    images: str | None = None,
+    workers: int | None = None,
+    max_broken: float = 0.02,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
+    say: Callable[[str], None] = lambda remark: None,
+) -> DetectionScores:
+    """Score a trained detector.
+
+    Args:
+        source: A run's best/ folder, or a detector that is open.
+        data, images: As in training; of a folder with splits the test split counts, else the validation split.
+        workers: Processes that read images.
+        max_broken: Share of faulty objects and photos, which are left out, above which the figures are refused.
+        progress: Wraps what is iterated over, to show how far it is with what.
+        say: Takes a line on each fault, and notes.
+
+    Raises:
+        UserError: Nothing to read, other classes, too many faults.
+    """
+    detector = open_detector(source) if isinstance(source, str) else source
+    names = detector.class_names
+    boxes, faults, notes = open_evaluation_boxes(data, names, images)
+    boxes, faults, more = check_evaluation_boxes(
+        boxes, faults, max_broken, lambda items: progress(items, "checking the photos")
+    )
+    for line in (*(f"left out: {what} {why}" for what, why in faults), *notes, *more):
+        say(line)
+    device = detector.on_best_device()
+    loader: Any = progress(eval_boxes_loader(boxes, detector.transform(), workers), "scoring")
+    meter, _ = find_objects(detector.model, loader, boxes, device, detector.config.masks and boxes.has_masks)
+    return meter.scores()
 
 
 def evaluate_masks(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from .build import SEED, random_model, settled_on_noise, size_argument
 from .catalogue import count_gmacs
-from .errors import unknown
+from .detector import Detector
+from .errors import UserError, unknown
 from .export.formats import export_onnx
 from .export.runtimes import to_onnxruntime, to_openvino
 from .fuse import fuse
@@ -172,7 +173,10 @@ def open_model(source: str, image_size: int) -> nn.Module:
     The statistics of random weights' BatchNorms are those of noise, so that folding them has something to fold.
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
-        return open_trained(source).model
+        trained = open_trained(source)
+        if isinstance(trained, Detector):
+            raise UserError(f"{source} is a detector: `dmformer bench` measures classifiers and segmenters.")
+        return trained.model
     name, plus, head = source.partition("+")
     if not plus:
         return random_model(name, image_size)

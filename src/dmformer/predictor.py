@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from .detections import Detections
 from .export.card import is_exported
 from .export.exported import open_exported
 
@@ -14,7 +15,7 @@ class Predictor(Protocol):
     """A trained model of K classes.
 
     Attributes:
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "detection".
         name: The run's, or the file's.
         form: What runs it, in words.
         class_names: K names.
@@ -66,7 +67,25 @@ class MaskPredictor(Predictor, Protocol):
         ...
 
 
-def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor:
+class BoxPredictor(Predictor, Protocol):
+    """A detector.
+
+    Attributes:
+        palette: K colours (red, green, blue; 0 to 255).
+        category_ids: What annotations call the classes.
+    """
+
+    @property
+    def palette(self) -> Sequence[tuple[int, int, int]]: ...
+    @property
+    def category_ids(self) -> Sequence[int]: ...
+
+    def detect(self, image: Image.Image) -> Detections:
+        """The objects on a photo, in its pixels, the surest first."""
+        ...
+
+
+def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor | BoxPredictor:
     """A trained model, ready to answer.
 
     Args:

@@ -105,7 +105,9 @@ class Trainer:
         if recipe.sync_batchnorm and self.world > 1:
             if not on_gpu:
                 raise UserError("--sync-batchnorm works on GPUs only: give --no-sync-batchnorm here.")
+            frozen = [name for name, part in self.bare.named_modules() if part in self.frozen]
             self.bare = convert_sync_batchnorm(self.bare)  # timm's own norms keep their activations
+            self.frozen = [self.bare.get_submodule(name) for name in frozen]  # norms are others now
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.layout = layout
         self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
@@ -117,6 +119,7 @@ class Trainer:
             lr=recipe.lr * self.lr_scale,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
+            param_group_fn=job.param_groups,
             **fused,
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare

@@ -1,4 +1,4 @@
-"""A model to look into, of either task, with the names of its parts and what brings a photo to it."""
+"""A model to look into, of a classifier or a segmenter, with the names of its parts and what brings a photo to it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..build import own_size, random_model
 from ..config_file import find_config, run_name
-from ..errors import unknown
+from ..detector import Detector
+from ..errors import UserError, unknown
 from ..segmenter import Segmenter
 from ..trained import open_trained
 
@@ -86,6 +87,10 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
         return _random(source, image_size)
     name = source if source.startswith("hf-hub:") else run_name(find_config(source).parent)
     trained = open_trained(source)
+    if isinstance(trained, Detector):
+        raise UserError(
+            f"{name} is a detector: give a classifier or a segmenter, whose answer is of one class a place."
+        )
     if isinstance(trained, Segmenter):
         config, model = trained.config, trained.model
         info: Any = model.backbone.feature_info

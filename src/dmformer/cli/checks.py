@@ -12,13 +12,15 @@ from ..catalogue import model_names
 from ..errors import UserError, unknown
 from ..export.card import is_exported
 from ..kernels import chosen_mode
-from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
+from ..recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
 
-MASK_OPTIONS = ("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "overwrite")
+MASK_OPTIONS = ("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip")
 """Options that only segmenters have."""
+BOX_OPTIONS = ("images", "threshold")
+"""Options that only detectors have."""
 
 
 def check_environment() -> None:
@@ -52,6 +54,8 @@ def check_places(recipe: Recipe) -> None:
         places = [recipe.val_data, recipe.test_data]
     elif isinstance(recipe, SegmentationRecipe):
         places = [recipe.data, recipe.masks]
+    elif isinstance(recipe, DetectionRecipe):
+        places = [recipe.data, recipe.images]
     for place in places:
         if place is not None:
             check_path(place)

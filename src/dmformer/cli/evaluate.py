@@ -8,6 +8,7 @@ from ..config_file import task_of
 from ..errors import UserError
 from ..recipes import ClassificationRecipe
 from .checks import (
+    BOX_OPTIONS,
     MASK_OPTIONS,
     check_data,
     check_path,
@@ -19,25 +20,29 @@ from .checks import (
 from .parsing import parse
 from .printing import give_scores
 
+CLASS_OPTIONS = ("split", "data_root", "batch_size")
+"""Options that only classifiers have."""
+
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Score a trained model.
 
     A classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter: mIoU, mean and pixel accuracy, and
-    each class. With 95 % intervals.
+    each class; a detector: AP of boxes and masks as COCO has them, and each class. With 95 % intervals.
 
     examples:
       dmformer eval runs/elpv-dmformer_n-1/best
       dmformer eval runs/photos-1/best --data photos/test --json scores.json
       dmformer eval runs/camvid-1/best --data camvid/ --scales 0.75 1 1.25 --flip
+      dmformer eval runs/bccd-1/best --data bccd/
     """
 
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     data: str | None = None
     """elpv (its held-out quarter, what a classifier is scored on by default), a folder or .tar of class folders, or a
-    set that timm knows, e.g. torch/cifar10. For a segmenter a folder as in training.
+    set that timm knows, e.g. torch/cifar10. For a segmenter or a detector a folder as in training.
     Of a folder or .tar with splits the test split counts, else the val split."""
     data_root: str | None = None
     """Where a named set lies or is cached."""
@@ -62,6 +67,8 @@ class EvalOptions:
     """Segmenters: factors on the images' size whose predictions are averaged."""
     flip: bool = False
     """Segmenters: average with the images mirrored."""
+    images: str | None = None
+    """Detectors: folder of the photos, where --data is a COCO JSON; by default the file's own."""
     json: str | None = None
     """Also write the scores to this file as JSON; - prints them instead of the table."""
 
@@ -70,10 +77,15 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
     check_source(options.source, exported=True)
     model = opened_if_exported(options.source)
-    if (model.task if model else task_of(options.source)) == "segmentation":
+    task = model.task if model else task_of(options.source)
+    if task == "segmentation":
         _eval_masks(options, model)
         return
+    if task == "detection":
+        _eval_boxes(options, model)
+        return
     refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a classifier")
+    refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a classifier")
     check_data(options.data or "elpv")
 
     from ..display import track
@@ -95,7 +107,8 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def _eval_masks(options: EvalOptions, model: Any) -> None:
-    refuse_options(options, EvalOptions, ("split", "data_root", "batch_size"), "classifiers; this is a segmenter")
+    refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a segmenter")
+    refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a segmenter")
     if options.data is None:
         raise UserError("name the images to score on: --data FOLDER.")
     for place in (options.data, options.masks):
@@ -122,6 +135,35 @@ def _eval_masks(options: EvalOptions, model: Any) -> None:
         options.window,
         options.scales,
         options.flip,
+        track,
+        lambda line: print(line, file=sys.stderr),
+    )
+    give_scores(scores, options.data, options.json)
+
+
+def _eval_boxes(options: EvalOptions, model: Any) -> None:
+    refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a detector")
+    refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a detector")
+    if options.data is None:
+        raise UserError("name the photos to score on: --data FOLDER.")
+    for place in (options.data, options.images):
+        if place is not None:
+            check_path(place)
+
+    from ..display import track
+    from ..evaluate import evaluate_boxes
+
+    source: Any = options.source
+    if model is not None:
+        from ..export.check import as_scored
+
+        source = as_scored(model)
+    scores = evaluate_boxes(
+        source,
+        options.data,
+        options.images,
+        options.workers,
+        options.max_broken,
         track,
         lambda line: print(line, file=sys.stderr),
     )

@@ -22,9 +22,9 @@ HELP = """usage: dmformer COMMAND [OPTIONS]
 Convolutional-attention vision backbones: trained, reported and reused by one command.
 
 commands:
-  train     train a classifier or a segmenter on photos; writes a run folder with a report
+  train     train a classifier, a segmenter or a detector on photos; writes a run folder with a report
   eval      score a trained model on a set of photos
-  predict   classify photos, or segment them
+  predict   classify photos, segment them, or find objects on them
   explain   show where a model finds its classes on photos
   analyse   measure how models see: receptive fields, attention, gates, modulators, likeness
   export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, checked
@@ -38,6 +38,7 @@ examples:
   dmformer train scratch --data photos/              your photos, one folder a class
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
   dmformer train camvid --data camvid/               semantic segmentation
+  dmformer train bccd --data bccd/                   object detection
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer explain runs/elpv-dmformer_n-1/best photo.jpg

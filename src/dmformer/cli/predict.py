@@ -1,4 +1,4 @@
-"""dmformer predict: classify photos, or segment them."""
+"""dmformer predict: classify photos, segment them, or find objects on them."""
 
 import json
 from dataclasses import dataclass
@@ -6,17 +6,26 @@ from typing import Any, Literal
 
 from ..config_file import task_of
 from ..errors import UserError
-from .checks import MASK_OPTIONS, check_path, check_source, check_testing, opened_if_exported, refuse_options
+from .checks import (
+    BOX_OPTIONS,
+    MASK_OPTIONS,
+    check_path,
+    check_source,
+    check_testing,
+    opened_if_exported,
+    refuse_options,
+)
 from .parsing import parse
 from .printing import print_rows
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Classify photos with a trained classifier, or segment them with a trained segmenter.
+    """Classify photos with a trained classifier, segment them with a segmenter, or find objects with a detector.
 
     A segmenter writes STEM.overlay.png and STEM.mask.png (ids of the classes, from 0) for each photo, and legend.png.
-    Video goes in as a folder of frames.
+    A detector writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. Video goes
+    in as a folder of frames.
 
     The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file that `dmformer
     export` wrote needs neither, and answers in about a second.
@@ -26,6 +35,7 @@ class PredictOptions:
       dmformer predict runs/elpv-dmformer_n-1/best folder/ --format csv > classes.csv
       curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
       dmformer predict runs/camvid-1/best frames/ --out segmented/
+      dmformer predict runs/bccd-1/best folder/ --threshold 0.5
       dmformer predict model.onnx photo.jpg
     """
 
@@ -34,13 +44,13 @@ class PredictOptions:
     photos: tuple[str, ...]
     """Image files, folders (searched to the bottom), or - for an image on standard input."""
     top: int = 3
-    """Classes to show."""
+    """Classes to show; of detectors the surest objects, in the table."""
     format: Literal["table", "csv", "json"] = "table"
     """How to print the result."""
     batch_size: int = 16
     """Classifiers: photos at a time."""
     out: str | None = None
-    """Segmenters: folder of the pictures; by default predictions/."""
+    """Segmenters, detectors: folder of the pictures; by default predictions/."""
     window: int | None = None
     """Segmenters: side in pixels of the sliding window; by default as it was trained."""
     scales: tuple[float, ...] = (1.0,)
@@ -48,7 +58,9 @@ class PredictOptions:
     flip: bool = False
     """Segmenters: average with the photos mirrored."""
     overwrite: bool = False
-    """Segmenters: replace pictures that are there."""
+    """Segmenters, detectors: replace pictures that are there."""
+    threshold: float = 0.3
+    """Detectors: least score of an object, from 0 to 1."""
 
 
 def predict(arguments: list[str]) -> None:
@@ -62,10 +74,16 @@ def predict(arguments: list[str]) -> None:
         if photo != "-":
             check_path(photo)
     model = opened_if_exported(options.source)
-    if (model.task if model else task_of(options.source)) == "segmentation":
+    task = model.task if model else task_of(options.source)
+    if task == "segmentation":
         _predict_masks(options, model or options.source)
         return
-    refuse_options(options, PredictOptions, (*MASK_OPTIONS, "out"), "segmenters; this is a classifier")
+    if task == "detection":
+        _predict_boxes(options, model or options.source)
+        return
+    refuse_options(options, PredictOptions, MASK_OPTIONS, "segmenters; this is a classifier")
+    refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a classifier")
+    refuse_options(options, PredictOptions, ("out", "overwrite"), "segmenters and detectors; this is a classifier")
 
     from ..display import track
     from ..predict import predict
@@ -97,6 +115,7 @@ def predict(arguments: list[str]) -> None:
 def _predict_masks(options: PredictOptions, model: Any) -> None:
     check_testing(options.window, options.scales)
     refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
+    refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a segmenter")
 
     from ..display import track
     from ..predict import predict_masks
@@ -125,3 +144,36 @@ def _predict_masks(options: PredictOptions, model: Any) -> None:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in p.shares[: options.top])
         rows.append([p.name, shares or p.error, p.overlay])
     print_rows(["photo", "largest classes", "overlay"], rows, options.format, whole=True)
+
+
+def _predict_boxes(options: PredictOptions, model: Any) -> None:
+    refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a detector")
+    refuse_options(options, PredictOptions, MASK_OPTIONS, "segmenters; this is a detector")
+    if not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold is {options.threshold:g}: it is a score from 0 to 1.")
+
+    from ..display import track
+    from ..predict import predict_boxes
+
+    found = predict_boxes(
+        model,
+        options.photos,
+        options.out or "predictions",
+        options.threshold,
+        options.overwrite,
+        lambda names: track(names, "looking for objects"),
+    )
+    if options.format == "json":
+        rows = [
+            {"name": p.name, "error": p.error}
+            if p.error
+            else {"name": p.name, "picture": p.picture, "objects": p.objects}
+            for p in found
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    cells: list[list[Any]] = []
+    for p in found:
+        surest = ", ".join(f"{each['class']} {each['score']:.1%}" for each in p.objects[: options.top])
+        cells.append([p.name, p.error or len(p.objects), surest, p.picture])
+    print_rows(["photo", "objects", "the surest", "picture"], cells, options.format, whole=True)

@@ -25,6 +25,9 @@ def print_scores(scores: Any, split: str) -> None:
     if hasattr(scores, "miou"):
         print_mask_scores(scores, split)
         return
+    if hasattr(scores, "boxes"):
+        print_box_scores(scores, split)
+        return
     lines = [("top-1", scores.top1), ("top-5", scores.top5)]
     lines += [("balanced accuracy", scores.balanced_accuracy), ("macro F1", scores.macro_f1)]
     print(f"{scores.count} images ({split})")
@@ -45,6 +48,25 @@ def print_mask_scores(scores: Any, split: str) -> None:
         for c in sorted(scores.classes, key=lambda c: -1 if c.iou is None else c.iou)
     ]
     print_rows(["class", "IoU", "accuracy", "of the pixels"], rows, "table")
+
+
+def print_box_scores(scores: Any, split: str) -> None:
+    print(f"{scores.images} images ({split}), {scores.objects:,} objects")
+    interval = scores.ap50_interval
+    for kind, ap in (("boxes", scores.boxes), ("masks", scores.masks)):
+        if ap is None:
+            continue
+        among = f"   95 % interval {interval.low:.1%} to {interval.high:.1%}" if kind == "boxes" else ""
+        print(f"  {f'AP of {kind}':18}{ap.ap or 0:7.1%}\n  {'AP50':18}{ap.ap50 or 0:7.1%}{among}")
+        sized = (("AP75", ap.ap75), ("small", ap.small), ("medium", ap.medium), ("large", ap.large), ("AR", ap.ar100))
+        print("  " + ", ".join(f"{name} {value:.1%}" for name, value in sized if value is not None))
+    rows = [
+        [c.name, *("" if v is None else v for v in (c.ap, c.ap50, c.ar100)), c.objects]
+        for c in sorted(scores.classes, key=lambda c: 2.0 if c.ap is None else c.ap)
+    ]
+    print_rows(
+        ["class", "AP", "AP50", "AR", "objects"], [[str(v) if type(v) is int else v for v in r] for r in rows], "table"
+    )
 
 
 def print_speeds(rows: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from .checks import check_model, check_path, check_places
 from .parsing import parse, value_of
 from .printing import print_scores
 
-TRAIN_HELP = """Train a classifier or a segmenter, into a run folder with a report.
+TRAIN_HELP = """Train a classifier, a segmenter or a detector, into a run folder with a report.
 
 recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
 {recipes}
@@ -22,6 +22,7 @@ examples:
   dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
   dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
   dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
+  dmformer train detect --data coco_like/ --weights van_b2/ --model van_b2 --framework mask_rcnn
   dmformer train --model-args gate=False --name without-gate
   dmformer train --resume                          go on with the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/

@@ -1,6 +1,6 @@
 """Jobs: what each kind of training brings to the loop: data, model, loss, validation, best weights, report."""
 
-from ..recipes import ClassificationRecipe, Recipe, SegmentationRecipe
+from ..recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 from .job import Job
 
 
@@ -18,6 +18,10 @@ def open_job(recipe: Recipe) -> Job:
         from .segmentation import SegmentationJob
 
         return SegmentationJob(recipe)
+    if isinstance(recipe, DetectionRecipe):
+        from .detection import DetectionJob
+
+        return DetectionJob(recipe)
     raise TypeError(f"no job is known for {type(recipe).__name__}")
 
 

@@ -30,6 +30,7 @@ class ClassificationJob:
     """See `Job`."""
 
     headline, unit = "val_top1", "epoch"
+    param_groups = None
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe

@@ -32,6 +32,11 @@ class Job(Protocol):
     unit: str
     headline: str
 
+    @property
+    def param_groups(self) -> Callable[[nn.Module], list[dict[str, Any]]] | None:
+        """From a model to the groups of its parameters for the optimiser; None for timm's own."""
+        ...
+
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         """The model with its starting weights, and its frozen parts, to be kept in evaluation mode."""
         ...

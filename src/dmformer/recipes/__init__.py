@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import classification, imagenet, segmentation
+from . import classification, coco, detection, imagenet, segmentation
 from .classification import ClassificationRecipe
+from .detection import DetectionRecipe
 from .recipe import Recipe
 from .segmentation import SegmentationRecipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name: recipe
-    for module in (classification, imagenet, segmentation)
+    for module in (classification, imagenet, segmentation, detection, coco)
     for name, recipe in vars(module).items()
     if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_")
 }
 """Every public function of the modules, in their order."""
 
-KINDS: dict[str, type[Recipe]] = {kind.task: kind for kind in (ClassificationRecipe, SegmentationRecipe)}
+KINDS: dict[str, type[Recipe]] = {
+    kind.task: kind for kind in (ClassificationRecipe, SegmentationRecipe, DetectionRecipe)
+}
 """What can be trained."""
 
 
@@ -41,4 +44,4 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path} is not a recipe that this command wrote.") from None
 
 
-__all__ = ["KINDS", "RECIPES", "ClassificationRecipe", "Recipe", "SegmentationRecipe", "read_recipe"]
+__all__ = ["KINDS", "RECIPES", "ClassificationRecipe", "DetectionRecipe", "Recipe", "SegmentationRecipe", "read_recipe"]

@@ -1,0 +1,111 @@
+"""Whether every framework learns 8 photos by heart: blood cells in boxes, and photos of COCO in boxes and masks.
+
+python benchmarks/detection_overfit.py DATA RUNS [NAME ...]     # bccd/ and coco_tiny/, a folder for the runs; an hour
+
+A run that is finished in RUNS is not repeated. AP is measured on the photos that were trained on.
+"""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS, record, rows
+
+PHOTOS = 8
+COMMON = (
+    "bccd --hflip 0 --no-photometric --tracker none --workers 0 --precision bf16 --ema none --schedule cosine "
+    "--warmup-iterations 50"
+)
+SMALL = "--image-size 256 --sides 256 --max-side 512"
+RUNS = {  # which photos, and the options of the recipe
+    "bccd-retinanet": f"{SMALL} --framework retinanet --width 96 --epochs 240 --validate-every 60",
+    "bccd-atss": f"{SMALL} --framework atss --width 96 --epochs 240 --validate-every 60",
+    "bccd-mask_rcnn": f"{SMALL} --framework mask_rcnn --width none --queries 200 --samples 128 --epochs 160 "
+    "--validate-every 40 --batch-size 2",
+    "bccd-cascade_rcnn": f"{SMALL} --framework cascade_rcnn --width none --queries 200 --samples 128 --epochs 160 "
+    "--validate-every 40 --batch-size 2",
+    "bccd-sparse_rcnn": f"{SMALL} --framework sparse_rcnn --width none --queries 50 --epochs 300 --validate-every 60 "
+    "--lr 2e-4 --clip-grad 1",
+    "bccd-dino": f"{SMALL} --framework dino --width none --queries 100 --epochs 300 --validate-every 60 "
+    "--lr 2e-4 --clip-grad 0.1",
+    "coco-mask_rcnn": f"{SMALL} --framework mask_rcnn --width none --queries 100 --samples 64 --epochs 160 "
+    "--validate-every 40 --batch-size 2",
+    "coco-cascade_rcnn": f"{SMALL} --framework cascade_rcnn --width none --queries 100 --samples 64 --epochs 160 "
+    "--validate-every 40 --batch-size 2",
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 3 or not Path(sys.argv[1], "bccd").is_dir():
+        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS [NAME ...], the folder that holds bccd/ and coco_tiny/")
+    data, runs = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    chosen = sys.argv[3:] or list(RUNS)
+    sources = {
+        "bccd": (data / "bccd" / "instances_train.json", data / "bccd" / "train"),
+        "coco": (data / "coco_tiny" / "annotations" / "instances_train2017.json", data / "coco_tiny" / "train2017"),
+    }
+    for name in chosen:
+        kind = name.partition("-")[0]
+        photos = runs / f"{kind}8"
+        if not photos.exists():
+            subset(*sources[kind], photos)
+        options = [*COMMON.split(), *RUNS[name].split()]
+        if not (runs / name / "scores.json").exists():
+            place = ["--data", str(photos), "--out", str(runs), "--name", name, "--overwrite"]
+            subprocess.run([sys.executable, "-m", "dmformer", "train", *options, *place], check=True)
+        note(figures(runs / name, name, shlex.join(["dmformer", "train", *options, "--data", f"{kind}8/"])))
+
+
+def subset(file: Path, folder: Path, place: Path) -> None:
+    """The first photos with objects, as a set to train on and, the same, to validate on."""
+    content = json.loads(file.read_text())
+    with_objects = {a["image_id"] for a in content["annotations"]}
+    images = [image for image in content["images"] if image["id"] in with_objects][:PHOTOS]
+    ids = {image["id"] for image in images}
+    annotations = [a for a in content["annotations"] if a["image_id"] in ids and min(a["bbox"][2:]) > 0]
+    for split in ("train", "val"):
+        (place / split).mkdir(parents=True)
+        for image in images:
+            (place / split / image["file_name"]).symlink_to(folder / image["file_name"])
+        text = json.dumps({**content, "images": images, "annotations": annotations})
+        (place / f"instances_{split}.json").write_text(text)
+
+
+def figures(folder: Path, name: str, command: str) -> dict[str, object]:
+    """What a finished run came to."""
+    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
+    with (folder / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    masks = scores["masks"] or {}
+    return {
+        "run": name,
+        "photos": scores["images"],
+        "objects": scores["objects"],
+        "ap50": f"{scores['boxes']['ap50']:.4f}",
+        "ap": f"{scores['boxes']['ap']:.4f}",
+        "mask_ap50": f"{masks['ap50']:.4f}" if masks else "",
+        "mask_ap": f"{masks['ap']:.4f}" if masks else "",
+        "steps": round(float(last["iteration"])),
+        "loss": f"{float(last['train_loss']):.3f}",
+        "minutes": f"{float(last['seconds']) / 60:.1f}",
+        "command": command,
+    }
+
+
+def note(row: dict[str, object]) -> None:
+    """Put a row into the results, in the place of an older one of its run."""
+    path = RESULTS / "detection_overfit.csv"
+    kept = [r for r in rows("detection_overfit") if r["run"] != row["run"]] if path.exists() else []
+    path.unlink(missing_ok=True)
+    record("detection_overfit", [row])
+    if kept:
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, fieldnames=list(kept[0]), lineterminator="\n").writerows(kept)
+
+
+if __name__ == "__main__":
+    main()
