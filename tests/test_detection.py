@@ -12,10 +12,11 @@ from dmformer.detection.anchors import Anchors
 from dmformer.detection.model import batched, mean_over_processes
 from dmformer.detection.pyramid import Pyramid
 from dmformer.detection.retinanet import OCTAVES, RATIOS, STRIDES, RetinaNet, retinanet
+from dmformer.detections import select
 from dmformer.errors import UserError
 from dmformer.features import open_backbone
 from dmformer.fuse import fuse
-from dmformer.selection import Selection, select
+from dmformer.selection import Selection
 from dmformer.tasks.detection import detection_model, in_photo
 
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}

@@ -19,7 +19,6 @@ from dmformer.data.box_transforms import (
     GroupedSampler,
     eval_boxes_loader,
     eval_transform,
-    fitted_size,
     train_boxes_loader,
     train_transform,
 )
@@ -33,7 +32,7 @@ from dmformer.data.boxes import (
     open_boxes,
     open_evaluation_boxes,
 )
-from dmformer.data.decode import BrokenImageError
+from dmformer.data.decode import BrokenImageError, fitted_size
 from dmformer.data.loaders import StepSampler
 from dmformer.errors import UserError
 

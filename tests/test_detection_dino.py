@@ -163,7 +163,6 @@ def test_sines():
     torch.testing.assert_close(found, torch.tensor([expected]), rtol=0, atol=1e-5)
 
 
-
 def test_noisy_queries():
     labels = [torch.tensor([5, 700, 3]), torch.tensor([9]), torch.zeros(0, dtype=torch.int64)]
     boxes = [torch.rand(len(each), 4) * 0.1 + torch.tensor([0.4, 0.4, 0.3, 0.3]) for each in labels]

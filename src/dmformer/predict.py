@@ -179,7 +179,7 @@ def predict_boxes(
     detector: Any = open_predictor(source) if isinstance(source, str) else source
     if detector.task != "detection":
         raise UserError(f"{detector.name} is a model for {detector.task}, not a detector.")
-    names, ids = list(detector.class_names), list(detector.category_ids)
+    names, ids, palette = list(detector.class_names), list(detector.category_ids), detector.palette
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     try:
@@ -191,7 +191,7 @@ def predict_boxes(
                 continue
             found = detector.detect(image).above(threshold)
             places[name].parent.mkdir(parents=True, exist_ok=True)
-            save_png(draw_detections(image, found, names, detector.palette), places[name])
+            save_png(draw_detections(image, found, names, palette), places[name])
             images.append({"id": len(images) + 1, "file_name": name, "width": image.width, "height": image.height})
             rows = coco_results(found, len(images), ids)
             numbered = enumerate(rows, len(objects) + 1)

@@ -20,7 +20,8 @@ class ExportOptions:
     The fused form is written, in float32, with free batch, height and width, and with everything that is needed to use
     it: class names, normalisation, crop. Then the file is opened in its runtime and compared with PyTorch on photos at
     three sizes and two batch sizes; a difference above 0.001 of the largest logit writes nothing. Both speeds are
-    measured in turn.
+    measured in turn. Detectors: RetinaNet, ATSS and DINO, what every place answers; choosing among it is left to
+    whoever runs the file, as `dmformer predict` does.
 
     onnx: ONNX, opset 20, for ONNX Runtime and most others; openvino: .xml and .bin, for Intel's CPUs and GPUs; pt2: for
     PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more, for
@@ -121,7 +122,8 @@ def _print(written: Any) -> None:
     inside = ", preprocessing inside" if written.card.preprocessing else ""
     print(f"{written.path}: {written.megabytes:.1f} MB, {written.card.precision}{graph}, {free}{inside}\n")
     apart = "to PyTorch in float32" if written.card.precision == "int8" else "to PyTorch"
-    print(f"largest difference {apart}, by the largest logit")
+    of = "of edges as shares of the image, and scores" if written.card.task == "detection" else "by the largest logit"
+    print(f"largest difference {apart}, {of}")
     rows = [[f"{a.height} x {a.width}", a.batch, f"{a.difference:.1e}"] for a in written.agreements]
     print_rows(["px", "batch", "difference"], rows, "table")
     if written.scores is not None:

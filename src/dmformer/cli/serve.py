@@ -16,8 +16,9 @@ PILLOW_MEGAPIXELS = 178.0
 class ServeOptions:
     """Serve a trained model on this machine: a web page for people, a JSON API for programs.
 
-    The page takes a photo, dropped, chosen or pasted, and shows its classes with where the model looks, or its
-    segmentation. It needs pip install 'dmformer[serve]', and to show where a classifier looks 'dmformer[explain]'.
+    The page takes a photo, dropped, chosen or pasted, and shows its classes with where the model looks, its
+    segmentation, or the objects on it. It needs pip install 'dmformer[serve]', and to show where a classifier looks
+    'dmformer[explain]'.
 
     Only this machine can reach it, unless --host says otherwise. It has no users and no encryption: before it is
     reached from elsewhere, put it behind a proxy that has. Ctrl-C or SIGTERM ends it once the requests in hand are
@@ -56,12 +57,12 @@ class ServeOptions:
     queue: int = 64
     """Requests in hand; further ones are asked to come again. With --max-mb this bounds the memory for them."""
     reduce_to: float = 2.1
-    """Segmenters: megapixels that larger photos are reduced to before the model, which takes time and memory for each;
-    the mask is enlarged again."""
+    """Segmenters, detectors: megapixels that larger photos are reduced to before the model, which takes time and memory
+    for each; masks and boxes are enlarged again."""
     threads: int | None = None
     """Of the model; as many as there are cores."""
     overlay: bool = True
-    """Offer overlays: where a classifier looks, which takes the model a second time, or a segmenter's colours."""
+    """Offer overlays: where a classifier looks, which takes the model a second time; a segmenter's colours; boxes."""
 
 
 def serve(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import get_size
 
 from .boxes import BoxSet
-from .decode import BrokenImageError, decode
+from .decode import BrokenImageError, decode, fitted_size
 from .loaders import StepSampler, loader_options, seeded
 from .mask_transforms import ShareSampler
 
@@ -138,12 +138,6 @@ def eval_transform(side: int, max_side: int, mean: Sequence[float], std: Sequenc
         return to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)).as_subclass(Tensor)
 
     return transform
-
-
-def fitted_size(height: int, width: int, side: int, max_side: int) -> tuple[int, int]:
-    """(height, width) whose shorter side is `side`, or less where the longer would exceed `max_side`."""
-    scale = min(side / min(height, width), max_side / max(height, width))
-    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 class BoxDataset(Dataset):

@@ -1,4 +1,4 @@
-"""Any image file as the RGB picture that a person would see; and which files there are."""
+"""Any image file as the RGB picture that a person would see, its size for a detector; and which files there are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +58,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def fitted_size(height: int, width: int, side: int, max_side: int) -> tuple[int, int]:
+    """(height, width) in pixels whose shorter side is `side`, or less where the longer would exceed `max_side`."""
+    scale = min(side / min(height, width), max_side / max(height, width))
+    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def list_photos(photos: Sequence[str]) -> list[str]:

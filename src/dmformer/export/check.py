@@ -12,20 +12,30 @@ from torch import Tensor, nn
 
 from ..bench import interleave, summarise, turn
 from ..classifier import Classifier
+from ..config_file import three
+from ..detection.model import Found
+from ..detector import Detector, DetectorConfig
 from ..segmenter import Segmenter, SegmenterConfig
-from .exported import Exported, ExportedClassifier, ExportedSegmenter
+from .card import Card
+from .exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
 from .runtimes import to_onnxruntime, to_openvino
 
 LIMIT = 1e-3
-"""Largest difference of the logits that is accepted, by the largest of PyTorch's."""
+"""Largest difference of the logits that is accepted, by the largest of PyTorch's; of boxes, see `box_difference`."""
+
+SWAPPED = 0.05
+"""Share of the candidates of a model with queries that may differ by more (a reconstruction); see `box_difference`."""
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""A batch of images -> logits."""
+"""A batch of images -> logits, or candidates."""
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""What is expected, and an answer -> how far they are apart."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest difference of the logits of one batch, by the largest of PyTorch's; sides in pixels."""
+    """The largest difference of the logits of one batch, by the largest of PyTorch's, or of boxes; sides in pixels."""
 
     height: int
     width: int
@@ -63,12 +73,23 @@ def in_numpy(model: Callable[[Tensor], Tensor]) -> Run:
     return run
 
 
-def compare(reference: Run, exported: Run, batches: Sequence[np.ndarray]) -> list[Agreement]:
+def measure_of(card: Card) -> Measure:
+    """How far a file's answers are from those of PyTorch."""
+    if card.boxes is None:
+        return difference
+    queries = card.boxes.queries is not None
+    return lambda expected, answer: box_difference(expected, answer, queries)
+
+
+def compare(
+    reference: Run, exported: Run, batches: Sequence[np.ndarray], measure: Measure | None = None
+) -> list[Agreement]:
     """How far two answers to each batch are apart; images (B, 3, H, W) or photos (B, H, W, 3)."""
     found = []
     for images in batches:
         height, width = images.shape[1:3] if images.shape[-1] == 3 else images.shape[2:4]
-        found.append(Agreement(height, width, len(images), difference(reference(images), exported(images))))
+        apart = (measure or difference)(reference(images), exported(images))
+        found.append(Agreement(height, width, len(images), apart))
     return found
 
 
@@ -78,6 +99,19 @@ def difference(expected: np.ndarray, answer: np.ndarray) -> float:
         return float("inf")
     largest = float(np.abs(answer - expected).max())
     return largest / float(np.abs(expected).max()) if largest else 0.0
+
+
+def box_difference(expected: np.ndarray, answer: np.ndarray, queries: bool) -> float:
+    """The largest difference of candidates (B, N, 4 + K): edges as shares of the image, to which they are cut, and
+    scores; of what is no answer, infinity.
+
+    A model with queries begins with its places in the order of their scores. Two that are as good as equal may change
+    places by an error of rounding, and then begin with each other's query: of those, a share may differ.
+    """
+    if answer.shape != expected.shape or not np.isfinite(answer).all():
+        return float("inf")
+    rows = np.abs(answer.clip(0, 1) - expected.clip(0, 1)).max(-1)
+    return float(np.quantile(rows, 1 - SWAPPED if queries else 1.0))
 
 
 def speeds(
@@ -129,8 +163,39 @@ class FileClassifier(Classifier):
         return lambda image: torch.from_numpy(np.array(model.exported.prepare(image)))
 
 
-def as_scored(exported: ExportedClassifier | ExportedSegmenter) -> FileClassifier | Segmenter:
-    """An exported file as what `evaluate` and `evaluate_masks` score."""
+class SessionDetector(nn.Module):
+    """An exported detector in the place of a detection model: images (3, H, W) -> what is found in each."""
+
+    def __init__(self, exported: ExportedDetector) -> None:
+        super().__init__()
+        self.exported = exported
+
+    def forward(self, images: Sequence[Tensor]) -> list[Found]:
+        found = [self.exported.find(image.cpu().numpy()) for image in images]
+        return [
+            {
+                "boxes": torch.from_numpy(each.boxes),
+                "scores": torch.from_numpy(each.scores),
+                "labels": torch.from_numpy(each.labels),
+            }
+            for each in found
+        ]
+
+
+class FileDetector(Detector):
+    """An `ExportedDetector` for `evaluate_boxes`."""
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        model: Any = self.model
+        return lambda image: torch.from_numpy(model.exported.prepare(image))
+
+
+def as_scored(
+    exported: ExportedClassifier | ExportedSegmenter | ExportedDetector,
+) -> FileClassifier | Segmenter | FileDetector:
+    """An exported file as what `evaluate`, `evaluate_masks` and `evaluate_boxes` score."""
+    if isinstance(exported, ExportedDetector):
+        return _scored_detector(exported)
     card, model = exported.card, SessionModel(exported)
     if isinstance(exported, ExportedClassifier):
         assert card.image_size is not None
@@ -145,8 +210,8 @@ def as_scored(exported: ExportedClassifier | ExportedSegmenter) -> FileClassifie
         dropout=0.0,
         class_names=tuple(card.class_names),
         palette=tuple(exported.palette),
-        mean=(card.mean[0], card.mean[1], card.mean[2]),
-        std=(card.std[0], card.std[1], card.std[2]),
+        mean=three(float, card.mean),
+        std=three(float, card.std),
         resize=card.resize,
         window=card.window,
         reduce_zero_label=card.reduce_zero_label,
@@ -154,3 +219,26 @@ def as_scored(exported: ExportedClassifier | ExportedSegmenter) -> FileClassifie
     )
     network: Any = model
     return Segmenter(network, config, card.name, exported.form)
+
+
+def _scored_detector(exported: ExportedDetector) -> FileDetector:
+    card, boxes = exported.card, exported.card.boxes
+    assert boxes is not None
+    backbone, _, framework = card.architecture.partition("+")
+    config = DetectorConfig(
+        backbone=backbone,
+        backbone_args={},
+        framework=framework,
+        masks=False,
+        width=None,
+        samples=None,
+        queries=boxes.queries,
+        class_names=tuple(card.class_names),
+        category_ids=tuple(boxes.category_ids),
+        mean=three(float, card.mean),
+        std=three(float, card.std),
+        image_size=boxes.side,
+        max_side=boxes.max_side,
+    )
+    network: Any = SessionDetector(exported)
+    return FileDetector(network, config, card.name, exported.form)

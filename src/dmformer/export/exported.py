@@ -1,19 +1,24 @@
-"""An exported model with what its file says of itself, used without PyTorch: photos in, classes or masks out."""
+"""An exported model with what its file says of itself, used without PyTorch: photos in, classes, masks or boxes out."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..data.decode import fitted_size
+from ..detections import Detections, select
 from ..errors import UserError, first_line
 from ..extras import needs
 from ..machine import available_cores
 from ..windows import default_step, starts
-from .card import LARGEST_SIDE, RUNTIMES, Card
+from .card import LARGEST_SIDE, RUNTIMES, Boxes, Card
 from .runtimes import Session, to_onnxruntime, to_openvino
+
+MULTIPLE = 32
+"""What a detector's images have sides of a multiple of."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Exported:
         return self.card.class_names
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """What the file answers to a batch, as it takes it: (B, K), or (B, K, H, W) of a segmenter.
+        """What the file answers to a batch, as it takes it: (B, K), (B, K, H, W) of a segmenter, (B, N, 4 + K) of a
+        detector.
 
         Raises:
             UserError: Images that it does not take, or an answer of another shape.
@@ -48,16 +54,15 @@ class Exported:
         except Exception as error:  # each runtime has its own
             told = told_by(error, self.form)
             raise UserError(f"{self.name} in {self.form} does not take images of {size}: {told}") from None
-        sides = self._sides(images) if self.task == "segmentation" else ()
-        if found.shape != (len(images), len(self.class_names), *sides):
+        if found.shape != (len(images), *self._answer_shape(images)):
             raise UserError(
                 f"{self.name} answers to images of {size} with {' x '.join(map(str, found.shape))} numbers."
             )
         return found
 
-    def _sides(self, images: np.ndarray) -> tuple[int, int]:
-        height, width = images.shape[1:3] if self.card.preprocessing else images.shape[2:4]
-        return height, width
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        """Of the answer to each image."""
+        return (len(self.class_names),)
 
 
 class ExportedClassifier(Exported):
@@ -138,6 +143,13 @@ class ExportedSegmenter(Exported):
             return super().logits(images)
         return np.ascontiguousarray(super().logits(self._filled(images))[:, :, :height, :width])
 
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        return (len(self.class_names), *self._sides(images))
+
+    def _sides(self, images: np.ndarray) -> tuple[int, int]:
+        height, width = images.shape[1:3] if self.card.preprocessing else images.shape[2:4]
+        return height, width
+
     def _filled(self, x: np.ndarray) -> np.ndarray:
         """With what becomes 0 when it is normalised, at the right and the bottom."""
         if self.card.image_size is None:
@@ -172,7 +184,52 @@ class ExportedSegmenter(Exported):
         return total / count
 
 
-def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter:
+class ExportedDetector(Exported):
+    """A `BoxPredictor`."""
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        return list(self.card.palette or [])
+
+    @property
+    def category_ids(self) -> list[int]:
+        return self._boxes.category_ids
+
+    def detect(self, image: Image.Image) -> Detections:
+        """The objects on a photo, in its pixels, the surest first."""
+        x = self.prepare(image)
+        found = self.find(x)
+        across, down = image.width / x.shape[2], image.height / x.shape[1]
+        return replace(found, boxes=found.boxes * np.array([across, down, across, down], np.float32))
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo -> (3, H', W'), float32, resized and normalised as `data.box_transforms.eval_transform` does."""
+        height, width = fitted_size(image.height, image.width, self._boxes.side, self._boxes.max_side)
+        if not self._boxes.filled:
+            height, width = (max(round(side / MULTIPLE), 1) * MULTIPLE for side in (height, width))
+        return normalised(image.resize((width, height), _filter("bilinear")), self.card)
+
+    def find(self, x: np.ndarray) -> Detections:
+        """The objects in a prepared image (3, H', W'), in its pixels."""
+        height, width = x.shape[1:]
+        filled = np.pad(x, ((0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)))
+        padded = (filled.shape[1], filled.shape[2])
+        candidates = np.asarray(self.logits(filled[None])[0])
+        return select(candidates, self._boxes.levels(*padded), (height, width), padded, self._boxes.selection)
+
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        return (sum(self._boxes.levels(images.shape[2], images.shape[3])), 4 + len(self.class_names))
+
+    @property
+    def _boxes(self) -> Boxes:
+        assert self.card.boxes is not None
+        return self.card.boxes
+
+
+KINDS = {"classification": ExportedClassifier, "segmentation": ExportedSegmenter, "detection": ExportedDetector}
+
+
+def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter | ExportedDetector:
     """An exported file in its runtime, checked.
 
     Args:
@@ -198,8 +255,7 @@ def open_exported(path: str, threads: int | None = None) -> ExportedClassifier |
     card = Card.from_metadata(session.metadata, path)
     if session.classes is not None and session.classes != len(card.class_names):
         raise UserError(f"{path} names {len(card.class_names)} classes for a model of {session.classes}.")
-    kind = ExportedSegmenter if card.task == "segmentation" else ExportedClassifier
-    return kind(session, card, form)
+    return KINDS[card.task](session, card, form)
 
 
 def told_by(error: Exception, form: str) -> str:

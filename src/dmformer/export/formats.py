@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ..detection.dense import DenseDetector
 from ..errors import first_line
 from .runtimes import METADATA, openvino_core
 
 OPSET = 20
 """Of ONNX: the first with GELU as one operator."""
 
-OUTPUT = "logits"
+OUTPUT, CANDIDATES = "logits", "candidates"
 
 
 class Graph(nn.Module):
@@ -30,6 +31,17 @@ class Graph(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         return self.model(self.preprocessing(photos))
+
+
+class Candidates(nn.Module):
+    """A detector without the selection of objects: images (B, 3, H, W), sides multiples of 32, -> (B, N, 4 + K)."""
+
+    def __init__(self, detector: DenseDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.detector.candidates(images)
 
 
 def example_of(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3) -> Tensor:
@@ -63,7 +75,8 @@ def export_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B.
+    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B; of `Candidates` to
+    "candidates".
 
     torch's exporter simplifies the graph: constants folded, what has no effect removed.
 
@@ -91,7 +104,7 @@ def export_onnx(
             verbose=False,
             opset_version=opset,
             input_names=["photos" if isinstance(model, Graph) else "images"],
-            output_names=[OUTPUT],
+            output_names=[CANDIDATES if isinstance(model, Candidates) else OUTPUT],
             dynamic_shapes=free_dimensions(model, dynamic_size and not takes_one_size(model)),
         )
     except torch.onnx.OnnxExporterError as error:

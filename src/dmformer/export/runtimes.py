@@ -14,7 +14,7 @@ METADATA = "dmformer"
 
 @dataclass(frozen=True)
 class Session:
-    """A model in a runtime: a batch of images -> logits (B, K) or (B, K, H, W).
+    """A model in a runtime: a batch of images -> logits (B, K) or (B, K, H, W), or candidates (B, N, 4 + K).
 
     Attributes:
         run: Answers for one batch; what it returns holds until the next call.
@@ -54,8 +54,8 @@ def to_onnxruntime(path: Path, threads: int) -> Session:
         if last:
             session.run([given.name], last, shrink)
 
-    classes = given.shape[1] if len(given.shape) > 1 and isinstance(given.shape[1], int) else None
-    return Session(run, release, session.get_modelmeta().custom_metadata_map, classes)
+    told = [size if isinstance(size, int) else None for size in given.shape]
+    return Session(run, release, session.get_modelmeta().custom_metadata_map, _classes(told))
 
 
 def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequence[int] | None = None) -> Session:
@@ -91,9 +91,15 @@ def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequenc
         return request.infer({0: images}, share_inputs=True, share_outputs=True)[0]
 
     metadata = model.get_rt_info(METADATA).value if model.has_rt_info(METADATA) else {}
-    channels = model.output(0).partial_shape
-    classes = channels[1].get_length() if len(channels) > 1 and channels[1].is_static else None
-    return Session(run, compiled.release_memory, metadata, classes)
+    told = [size.get_length() if size.is_static else None for size in model.output(0).partial_shape]
+    return Session(run, compiled.release_memory, metadata, _classes(told))
+
+
+def _classes(told: Sequence[int | None]) -> int | None:
+    """K of an answer's shape, where that tells: of candidates it is the last size without the four of a box."""
+    if len(told) == 3:
+        return None if told[2] is None else told[2] - 4
+    return told[1] if len(told) > 1 else None
 
 
 @functools.cache

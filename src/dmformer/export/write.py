@@ -19,19 +19,46 @@ from .. import __version__
 from ..build import own_size, random_model
 from ..classifier import Classifier
 from ..config_file import find_config
-from ..data.decode import BrokenImageError, decode, list_photos
+from ..data.decode import BrokenImageError, decode, fitted_size, list_photos
 from ..data.pairs import MASK_FOLDERS
+from ..detection import dino
+from ..detection.atss import ATSS
+from ..detection.dense import DenseDetector
+from ..detection.dino import Dino
+from ..detection.retinanet import RetinaNet
+from ..detector import Detector
 from ..errors import UserError, first_line
 from ..evaluate import evaluate, evaluate_masks
 from ..extras import needs
 from ..fuse import fuse
-from ..recipes import read_recipe
+from ..recipes import DetectionRecipe, read_recipe
 from ..segmenter import Segmenter
 from ..trained import open_trained
-from .card import Card
-from .check import LIMIT, Agreement, Run, Speed, as_scored, compare, difference, in_numpy, open_file, speeds
-from .exported import ExportedClassifier, ExportedSegmenter, normalised, open_exported
-from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
+from .card import Boxes, Card
+from .check import (
+    LIMIT,
+    Agreement,
+    Run,
+    Speed,
+    as_scored,
+    compare,
+    difference,
+    in_numpy,
+    measure_of,
+    open_file,
+    speeds,
+)
+from .exported import MULTIPLE, ExportedClassifier, ExportedSegmenter, normalised, open_exported
+from .formats import (
+    Candidates,
+    Graph,
+    export_aoti,
+    export_onnx,
+    export_openvino,
+    export_program,
+    export_pt2,
+    takes_one_size,
+)
 from .preprocessing import Preprocessing
 from .quantise import quantise
 
@@ -54,6 +81,8 @@ GRAPH = "float32.onnx"
 BATCHES = (1, 3)
 """Sizes of the batches that a file is compared on."""
 TIMED_BATCHES = (1, 8)
+BOX_SIZE = (256, 320)
+"""Height and width that a detector is traced with: the maps of its last level are larger than 1 x 1."""
 MASKS = {*MASK_FOLDERS, "gtFine", "SegmentationClass"}
 """Folders whose pictures are no photos."""
 PREPROCESSING_LIMIT = 0.05
@@ -125,6 +154,8 @@ def export(
         UserError: What cannot be exported, a file in the way, a difference above `LIMIT`, a loss above `max_loss`.
     """
     model = _open(source)
+    if isinstance(model, Detector):
+        _check_detector(model, preprocessing, dynamic_size, int8)
     card = _card(model, preprocessing)
     try:
         Card.from_metadata(card.to_metadata(), card.name)
@@ -149,6 +180,8 @@ def export(
 
     trained: Any = model.model.eval()
     network: Any = fuse(trained) if fused else trained
+    if isinstance(model, Detector):
+        trained, network = (Candidates(part).eval() for part in (trained, network))
     if preprocessing:
         trained, network = (Graph(_preprocessing(card), part).eval() for part in (trained, network))
     fixed = not dynamic_size or takes_one_size(network)
@@ -166,12 +199,15 @@ def export(
         say(f"tracing {card.name} and writing {path.name}")
         _write(network, workshop, place, to, size, not fixed, card)
         say("comparing with PyTorch")
-        reference, batches = in_numpy(trained), _batches(pictures, card, size, fixed, BATCHES)
-        exported, agreements = _compared(reference, place, to, threads, batches)
+        reference, batches = in_numpy(trained), _batches(pictures, card, _checked_sizes(card, size, fixed), BATCHES)
+        if card.boxes is not None:
+            batches += _batches(pictures, card, [_own_size(card.boxes)], [1])
+        exported, agreements = _compared(reference, place, to, threads, batches, card)
         worst = max(agreements, key=lambda a: a.difference)
         if not worst.difference <= LIMIT:
+            what = "the largest logit" if card.boxes is None else "an image's side or of a sure score"
             raise UserError(
-                f"{to} does not answer as PyTorch does: {worst.difference:.1e} of the largest logit at "
+                f"{to} does not answer as PyTorch does: {worst.difference:.1e} of {what} at "
                 f"{worst.height} x {worst.width} px, batch {worst.batch}; at most {LIMIT:g} is accepted. "
                 "Nothing was written."
             )
@@ -187,11 +223,13 @@ def export(
                     f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
                     f"--max-loss allows {100 * max_loss:g}. Nothing was written."
                 )
-            exported, agreements = _compared(reference, place, to, threads, batches)
+            exported, agreements = _compared(reference, place, to, threads, batches, card)
         timed = []
         if speed:
             say("measuring both in turn")
-            timed = speeds(in_numpy(network), exported, _batches(pictures, card, size, True, TIMED_BATCHES))
+            timed_batches = TIMED_BATCHES if card.boxes is None else (1,)  # larger ones take too much memory
+            timed_size = size if card.boxes is None else _own_size(card.boxes)
+            timed = speeds(in_numpy(network), exported, _batches(pictures, card, [timed_size], timed_batches))
         parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
         megabytes = sum(part.stat().st_size for part in parts) / 2**20
         operators = _operators(place) if to == "onnx" else None
@@ -201,16 +239,16 @@ def export(
 
 
 def _compared(
-    reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray]
+    reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray], card: Card
 ) -> tuple[Run, list[Agreement]]:
     """A file in its runtime, and how far it is from PyTorch on each batch."""
     try:
         exported = open_file(place, to, threads)
-        return exported, compare(reference, exported, batches)
+        return exported, compare(reference, exported, batches, measure_of(card))
     except Exception as error:  # each runtime, and each model, has its own
+        instead = "; --no-dynamic-size writes it for one size" if card.boxes is None else ""
         raise UserError(
-            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written; --no-dynamic-size "
-            "writes it for one size."
+            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{instead}."
         ) from error
 
 
@@ -227,7 +265,22 @@ def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Im
             )
 
 
-def _open(source: str) -> Classifier | Segmenter:
+def _check_detector(model: Detector, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+    """Refuse what a detector's file cannot be."""
+    if not isinstance(model.model, DenseDetector):
+        raise UserError(
+            f"{model.name} is a detector of the framework {model.config.framework}, which cannot be exported: "
+            "retinanet, atss and dino can."
+        )
+    if preprocessing:
+        raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
+    if int8 is not None:
+        raise UserError("--int8 is for classifiers and segmenters; this is a detector.")
+    if not dynamic_size:
+        raise UserError("a detector's images have all sizes: leave --no-dynamic-size out.")
+
+
+def _open(source: str) -> Classifier | Segmenter | Detector:
     if source.startswith("hf-hub:") or Path(source).is_dir():
         return open_trained(source)
     model: Any = random_model(source, own_size(source))
@@ -235,8 +288,10 @@ def _open(source: str) -> Classifier | Segmenter:
     return Classifier(model, names, resolve_model_data_config(model), source)
 
 
-def _card(model: Classifier | Segmenter, preprocessing: bool) -> Card:
+def _card(model: Classifier | Segmenter | Detector, preprocessing: bool) -> Card:
     name = model.name.replace("/", "_").removeprefix("hf-hub:")
+    if isinstance(model, Detector):
+        return _detector_card(model, name)
     if isinstance(model, Segmenter):
         config = model.config
         made_for = model.model.made_for
@@ -282,6 +337,37 @@ def _card(model: Classifier | Segmenter, preprocessing: bool) -> Card:
     )
 
 
+def _detector_card(detector: Detector, name: str) -> Card:
+    config, network = detector.config, detector.model
+    if isinstance(network, Dino):
+        strides, per_place, queries = dino.STRIDES, 1, network.queries
+    else:
+        assert isinstance(network, RetinaNet | ATSS)
+        strides, per_place, queries = network.anchors.strides, network.anchors.per_place, None
+    boxes = Boxes(
+        category_ids=list(config.category_ids),
+        side=config.image_size,
+        max_side=config.max_side,
+        filled=queries is None,
+        strides=list(strides),
+        per_place=per_place,
+        queries=queries,
+        selection=network.selection,
+    )
+    return Card(
+        name=name,
+        task="detection",
+        architecture=f"{config.backbone}+{config.framework}",
+        class_names=list(config.class_names),
+        mean=list(config.mean),
+        std=list(config.std),
+        image_size=None,
+        palette=list(detector.palette),
+        version=__version__,
+        boxes=boxes,
+    )
+
+
 def _preprocessing(card: Card) -> Preprocessing:
     size = card.image_size if card.task == "classification" else None
     return Preprocessing(size, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
@@ -303,7 +389,10 @@ def own_photos(source: str) -> list[str] | None:
     best = find_config(source).parent
     for recipe in (best / "recipe.yaml", best.parent / "recipe.yaml"):
         with contextlib.suppress(UserError, OSError, TypeError, ValueError, RecursionError):  # none is no misfortune
-            data = Path(read_recipe(recipe).data)
+            read = read_recipe(recipe)
+            data = Path((isinstance(read, DetectionRecipe) and read.images) or read.data)
+            if data.suffix == ".json":  # of COCO's annotations
+                data = data.parent
             found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]
             if found:
                 return found
@@ -336,21 +425,34 @@ def spread(files: Sequence[str], most: int) -> list[str]:
 def _traced_size(card: Card, fixed: bool) -> tuple[int, int]:
     """Height and width of the example: of a model with free sizes at least 64, for a map of 1 x 1 would be taken for a
     constant."""
+    if card.boxes is not None:
+        return BOX_SIZE
     if card.preprocessing and card.task == "classification":
         return (240, 320)
     height, width = card.image_size or (card.resize or 256, card.resize or 256)
     return (height, width) if fixed else (max(height, 64), max(width, 64))
 
 
-def _batches(
-    pictures: Sequence[Image.Image], card: Card, size: tuple[int, int], fixed: bool, batches: Sequence[int]
-) -> list[np.ndarray]:
-    """Batches of the pictures at three sizes, one of them the model's own and two of other proportions; at its own only
-    where it is fixed."""
+def _checked_sizes(card: Card, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
+    """Three sizes, one of them that of the example and two of other proportions; that one only where it is fixed."""
     height, width = size
-    sizes = [(height, width)]
-    if not fixed:
-        sizes += [(max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
+    if fixed:
+        return [(height, width)]
+    if card.boxes is not None:
+        return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
+    return [(height, width), (max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
+
+
+def _own_size(boxes: Boxes) -> tuple[int, int]:
+    """Height and width of a detector's image of a photo of 3 x 4, filled up."""
+    height, width = fitted_size(3, 4, boxes.side, boxes.max_side)
+    return height + -height % MULTIPLE, width + -width % MULTIPLE
+
+
+def _batches(
+    pictures: Sequence[Image.Image], card: Card, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
+) -> list[np.ndarray]:
+    """Batches of the pictures at each size."""
     made = []
     for rows, columns in sizes:
         images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
@@ -404,7 +506,8 @@ def _quantise(
     for part in place.parent.iterdir():
         part.unlink()
     _from_graph(small, place, to, metadata)
-    after, found = open_exported(str(place), threads), []
+    after: Any = open_exported(str(place), threads)
+    found = []
     for exported, what in ((before, "float32"), (after, "int8")):
         say(f"scoring {what} on {data}")
         found.append(_score(exported, data))
@@ -413,7 +516,7 @@ def _quantise(
 
 def _score(exported: ExportedClassifier | ExportedSegmenter, data: str) -> float:
     """Top-1 or mIoU on labelled images."""
-    scored = as_scored(exported)
+    scored: Any = as_scored(exported)
     if isinstance(scored, Segmenter):
         return evaluate_masks(scored, data).miou.value
     return evaluate(scored, data, 1 if exported.card.preprocessing else 16).top1.value

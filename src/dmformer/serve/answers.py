@@ -12,17 +12,27 @@ class ClassShare(BaseModel):
     colour: str | None = Field(default=None, examples=["#5ab4e6"])
 
 
+class Object(BaseModel):
+    """An object on a photo, with its box in pixels of the photo as it was sent: left, upper, right and lower edge."""
+
+    name: str = Field(serialization_alias="class")
+    score: float
+    box: tuple[float, float, float, float]
+    colour: str = Field(examples=["#5ab4e6"])
+
+
 class Result(BaseModel):
-    """Of one image: classes, likeliest first, or shares, largest first; or why there is none."""
+    """Of one image: classes, likeliest first, shares, largest first, or objects, surest first; or why there is none."""
 
     name: str
     classes: list[ClassShare] | None = None
     shares: list[ClassShare] | None = None
+    objects: list[Object] | None = None
     overlay: str | None = Field(default=None, description="A PNG as a data URI.")
     overlay_class: str | None = Field(default=None, description="The class that the overlay shows.")
     mask: str | None = Field(default=None, description="Ids of the classes, from 0: a grey PNG as a data URI.")
     reduced_to: tuple[int, int] | None = Field(
-        default=None, description="Width and height that a large photo was reduced to before the segmenter."
+        default=None, description="Width and height that a large photo was reduced to before a segmenter or a detector."
     )
     error: str | None = None
     reason: str | None = None

@@ -19,7 +19,7 @@ from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
 from .guard import Guard
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .service import TOP, Answered, Service, Wishes, as_hex
+from .service import THRESHOLD, TOP, Answered, Service, Wishes, as_hex
 from .uploads import FIELD, Upload, read_uploads, readable
 
 T = TypeVar("T")
@@ -101,14 +101,15 @@ def make_app(
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, le=MOST, description="Classes to return.")] = TOP,
-        overlay: Annotated[bool, Query(description="Draw where the classifier looks, or the mask.")] = False,
+        overlay: Annotated[bool, Query(description="Draw where the classifier looks, the mask, or the boxes.")] = False,
         class_: Annotated[
             str | None, Query(alias="class", description="The class that the overlay is to show; asks for one.")
         ] = None,
         mask: Annotated[bool, Query(description="Return the mask of a segmenter.")] = False,
+        threshold: Annotated[float, Query(ge=0, le=1, description="Least score of a detector's objects.")] = THRESHOLD,
     ) -> Any:
-        """Classes of images, or their masks."""
-        wishes = Wishes(top, overlay, class_, mask)
+        """Classes of images, their masks, or the objects on them."""
+        wishes = Wishes(top, overlay, class_, mask, threshold)
         service.check(wishes)
         with service.place():
             begin = time.perf_counter()

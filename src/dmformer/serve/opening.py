@@ -6,11 +6,11 @@ from PIL import Image
 
 from ..errors import UserError
 from ..export.card import is_exported
-from ..predictor import ClassPredictor, MaskPredictor
+from ..predictor import BoxPredictor, ClassPredictor, MaskPredictor
 from .activation import Activation
 from .limits import Limits
 from .metrics import Metrics
-from .service import ClassService, MaskService, Service
+from .service import BoxService, ClassService, MaskService, Service
 
 SWITCHED_OFF = "The server was started with --no-overlay."
 EXPORTED = "This is an exported file: to see where the model looks, serve the run's best/ folder."
@@ -18,7 +18,7 @@ EXPORTED = "This is an exported file: to see where the model looks, serve the ru
 
 def open_service(
     source: str,
-    predictor: ClassPredictor | MaskPredictor,
+    predictor: ClassPredictor | MaskPredictor | BoxPredictor,
     limits: Limits,
     metrics: Metrics,
     overlay: bool = True,
@@ -39,6 +39,8 @@ def open_service(
     refusal = None if overlay else SWITCHED_OFF
     if predictor.task == "segmentation":
         service: Service = MaskService(model, limits, metrics, refusal)
+    elif predictor.task == "detection":
+        service = BoxService(model, limits, metrics, refusal)
     else:
         if refusal is None and is_exported(source):
             refusal = EXPORTED

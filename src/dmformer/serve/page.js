@@ -104,14 +104,15 @@ function preview(file) {
 
 function show(answer) {
   const result = answer.results[0];
-  const rows = result.classes || result.shares;
-  const value = (row) => row.probability ?? row.share;
+  const rows = result.classes || result.shares || result.objects;
+  const value = (row) => row.probability ?? row.share ?? row.score;
+  const before = { classification: "", segmentation: "Largest: ", detection: "Surest: " }[answer.task];
   document.querySelector("main").classList.add("answered");
   at("said").classList.remove("busy");
   at("said").replaceChildren(
-    ...(result.shares ? ["Largest: "] : []), name(rows[0].class), `, ${percent(value(rows[0]))}`);
+    ...(rows.length ? [before, name(rows[0].class), `, ${percent(value(rows[0]))}`] : ["No object was found."]));
   at("bars").replaceChildren(...rows.map((row) => bar(row, value(row))));
-  choices(answer.task, rows.map((row) => row.class));
+  choices(answer.task, [...new Set(rows.map((row) => row.class))]);
   showOverlay(answer);
 }
 
@@ -137,7 +138,7 @@ function bar(row, share) {
 function choices(task, found) {
   const rest = task === "classification" ? info.classes.filter((one) => !found.includes(one)) : [];
   const options = [...found, ...rest].map((one) => new Option(one, one));
-  if (task === "segmentation") options.unshift(new Option("all classes", ""));
+  if (task !== "classification") options.unshift(new Option("all classes", ""));
   at("class").replaceChildren(...options);
 }
 
@@ -163,8 +164,12 @@ function describe(answer, shownClass) {
   } else {
     const size = answer.results[0].reduced_to;
     const told = size ? ` It was reduced to ${size[0]} x ${size[1]} pixels for the model.` : "";
-    at("caption").textContent = `The classes in their colours over the photo.${told}`;
-    at("overlay").alt = shownClass ? `The photo, ${shownClass} coloured` : "The photo, each class in its colour";
+    const boxes = answer.task === "detection";
+    const what = boxes ? "What was found on" : "The classes in their colours over";
+    at("caption").textContent = `${what} the photo.${told}`;
+    const each = boxes ? "a frame round each object" : "each class in its colour";
+    const one = boxes ? "framed" : "coloured";
+    at("overlay").alt = shownClass ? `The photo, ${shownClass} ${one}` : `The photo, ${each}`;
   }
 }
 
@@ -189,7 +194,7 @@ async function learn() {
     complain(error.message);
     return false;
   }
-  const kind = info.task === "classification" ? "classifier" : "segmenter";
+  const kind = { classification: "classifier", segmentation: "segmenter", detection: "detector" }[info.task];
   const most = `${info.limits.bytes / 1e6} MB and ${info.limits.pixels / 1e6} megapixels`;
   document.title = `${info.model} · dmformer`;
   at("model").textContent = info.model;

@@ -1,15 +1,17 @@
-"""Pictures in answers: a segmenter's classes over the photo; PNG as data URIs."""
+"""Pictures in answers: a segmenter's classes over the photo, a detector's boxes on it; PNG as data URIs."""
 
 from base64 import b64encode
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from ..drawing import IGNORED, Palette, overlay
+from ..detections import Detections
+from ..drawing import IGNORED, Palette, draw_detections, overlay
 
 LARGEST = 1280
-"""Longer side in pixels of the photo under a mask: for looking at, it need not be larger."""
+"""Longer side in pixels of the photo under a mask or boxes: for looking at, it need not be larger."""
 
 
 def data_uri(image: Image.Image) -> str:
@@ -35,6 +37,28 @@ def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | No
     return overlay(photo.resize(size), ids, palette)
 
 
+def boxed(
+    photo: Image.Image, found: Detections, class_names: Sequence[str], palette: Palette, only: int | None = None
+) -> Image.Image:
+    """A photo with boxes, masks and names of the objects on it, with `LARGEST` as its longer side at most.
+
+    Args:
+        photo: W x H.
+        found: In its pixels.
+        class_names: K names.
+        palette: A colour for each class.
+        only: The class to show; None shows all.
+    """
+    size = scaled(photo.size, LARGEST / max(photo.size))
+    kept = np.ones(len(found), bool) if only is None else found.labels == only
+    masks = None
+    if found.masks is not None:
+        masks = np.array([resized_ids(mask, size) for mask in found.masks[kept]], bool).reshape(-1, size[1], size[0])
+    boxes = resized_boxes(found.boxes[kept], photo.size, size)
+    shown = Detections(boxes, found.scores[kept], found.labels[kept], masks)
+    return draw_detections(photo.resize(size), shown, class_names, palette)
+
+
 def reduced(photo: Image.Image, pixels: int) -> Image.Image:
     """A photo, made smaller if it has more pixels than that."""
     size = scaled(photo.size, (pixels / (photo.width * photo.height)) ** 0.5)
@@ -45,6 +69,12 @@ def resized_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask (H, W) in another size (width, height), each pixel from the nearest."""
     rows, columns = (np.arange(n) * old // n for n, old in zip(size[::-1], ids.shape, strict=True))
     return ids[rows[:, None], columns]
+
+
+def resized_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4) of a picture in another size (width, height)."""
+    across, down = new[0] / old[0], new[1] / old[1]
+    return boxes * np.array([across, down, across, down], np.float32)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -12,22 +12,28 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from ..detections import Detections
 from ..drawing import heat
 from ..errors import UserError, unknown
 from ..machine import available_cores
-from ..predictor import ClassPredictor, MaskPredictor
+from ..predictor import BoxPredictor, ClassPredictor, MaskPredictor
 from .activation import Activation
-from .answers import ClassShare, Result
+from .answers import ClassShare, Object, Result
 from .batcher import Batcher, BatchError
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .pictures import data_uri, masked, reduced, resized_ids
+from .pictures import boxed, data_uri, masked, reduced, resized_boxes, resized_ids
 from .uploads import Upload, open_image
 
 T = TypeVar("T")
 
 TOP = 5
 """Classes of an answer, unless more are asked for."""
+THRESHOLD = 0.3
+"""Least score of an object, unless another is asked for."""
+
+KINDS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
+"""Models by task, in words."""
 
 DECODERS = 4
 """Threads that decode and prepare images, if there are as many cores."""
@@ -38,12 +44,13 @@ GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a request asks for: so many classes, an overlay (of one class), the mask itself."""
+    """What a request asks for: so many classes, an overlay (of one class), the mask itself, objects of such a score."""
 
     top: int = TOP
     overlay: bool = False
     overlay_class: str | None = None
     mask: bool = False
+    threshold: float = THRESHOLD
 
     @property
     def any_overlay(self) -> bool:
@@ -93,7 +100,7 @@ class Service(ABC):
 
     def __init__(
         self,
-        predictor: ClassPredictor | MaskPredictor,
+        predictor: ClassPredictor | MaskPredictor | BoxPredictor,
         limits: Limits,
         metrics: Metrics,
         overlay_refusal: str | None,
@@ -112,11 +119,12 @@ class Service(ABC):
         self._in_hand = 0
 
     def check(self, wishes: Wishes) -> None:
-        """Refuse a wish that no image could fulfil: a mask of a classifier, an overlay that is not offered, a class
-        that there is not.
+        """Refuse a wish that no image could fulfil: a mask of what is no segmenter, an overlay that is not offered, a
+        class that there is not.
         """
         if wishes.mask and self.predictor.task != "segmentation":
-            raise Refused(400, "no_mask", f"{self.predictor.name} is a classifier, which makes no masks.")
+            told = f"{self.predictor.name} is a {KINDS[self.predictor.task]}, which makes no masks."
+            raise Refused(400, "no_mask", told)
         if wishes.any_overlay and self.overlay_refusal is not None:
             raise Refused(400, "no_overlay", self.overlay_refusal)
         if wishes.overlay_class is not None and wishes.overlay_class not in self.class_ids:
@@ -171,6 +179,12 @@ class Service(ABC):
         self.metrics.queue.labels(what).set_function(lambda: batcher.waiting)
         self._batchers.append(batcher)
         return batcher
+
+    def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
+        """The image as a segmenter or a detector is to have it, and the size (width, height) that it came in."""
+        with times.spent_on("prepare"):
+            image = open_image(upload, self.limits)
+            return reduced(image, self.limits.work_pixels), image.size
 
     async def _in_pool(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
@@ -266,12 +280,6 @@ class MaskService(Service):
             ids = await self._in_batch(self._masks, image, times, "model")
             return await self._in_pool(self._describe, upload.name, image, ids, size, wishes, times)
 
-    def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
-        """The image as the model is to have it, and the size (width, height) that it came in."""
-        with times.spent_on("prepare"):
-            image = open_image(upload, self.limits)
-            return reduced(image, self.limits.work_pixels), image.size
-
     def _describe(
         self, name: str, image: Image.Image, ids: np.ndarray, size: tuple[int, int], wishes: Wishes, times: Times
     ) -> Result:
@@ -294,6 +302,50 @@ class MaskService(Service):
 
     def warm_up(self) -> None:
         self.model.segment(self._open(GREY, Times())[0])
+
+
+class BoxService(Service):
+    """A detector's service, one image at a time.
+
+    Args:
+        predictor, limits, metrics, overlay_refusal: As of `Service`.
+    """
+
+    def __init__(
+        self, predictor: BoxPredictor, limits: Limits, metrics: Metrics, overlay_refusal: str | None = None
+    ) -> None:
+        super().__init__(predictor, limits, metrics, overlay_refusal, ahead=2)
+        self.model = predictor
+        self.palette = list(predictor.palette)  # that of many classes takes its time
+        self._objects = self._batcher(lambda images: [predictor.detect(image) for image in images], 1, 0.0, "objects")
+
+    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+        async with self._ahead:
+            image, size = await self._in_pool(self._open, upload, times)
+            found = await self._in_batch(self._objects, image, times, "model")
+            return await self._in_pool(self._describe, upload.name, image, found, size, wishes, times)
+
+    def _describe(
+        self, name: str, image: Image.Image, found: Detections, size: tuple[int, int], wishes: Wishes, times: Times
+    ) -> Result:
+        with times.spent_on("overlay"):
+            names, found = self.model.class_names, found.above(wishes.threshold)
+            boxes = resized_boxes(found.boxes, image.size, size).astype(float).round(2).tolist()
+            labels: list[int] = found.labels.tolist()
+            objects = [
+                Object(name=names[label], score=score, box=box, colour=as_hex(self.palette[label]))
+                for label, score, box in zip(labels, found.scores.tolist(), boxes, strict=True)
+            ]
+            result = Result(name=name, objects=objects, overlay_class=wishes.overlay_class)
+            if image.size != size:
+                result.reduced_to = image.size
+            if wishes.any_overlay:
+                only = None if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+                result.overlay = data_uri(boxed(image, found, names, self.palette, only))
+            return result
+
+    def warm_up(self) -> None:
+        self.model.detect(self._open(GREY, Times())[0])
 
 
 def as_hex(colour: tuple[int, int, int]) -> str:
