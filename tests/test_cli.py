@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from dmformer.catalogue import catalogue, model_names
 from dmformer.classifier import open_classifier
 from dmformer.cli import main
+from dmformer.cli.parsing import parse
+from dmformer.recipes import ClassificationRecipe
 from dmformer.train import train
 
 
@@ -219,3 +221,10 @@ def test_the_command_keeps_memory_unless_the_environment_says_otherwise(monkeypa
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     dmformer_command.keep_memory()
     assert len(asked) == 2
+
+
+def test_none_is_written_as_people_write_it():
+    recipe = parse(ClassificationRecipe, ["--ema", "none", "--tracker", "none", "--clip-grad", "1"], "train")
+    assert recipe.ema is None
+    assert recipe.tracker == "none"
+    assert recipe.clip_grad == 1

@@ -5,7 +5,8 @@ import inspect
 import io
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from ..errors import UserError, unknown
 
@@ -30,7 +31,7 @@ def parse(
                 kind,
                 prog=f"dmformer {command}",
                 description=description or inspect.getdoc(kind),
-                args=list(arguments),
+                args=_with_none(kind, arguments),
                 **({} if default is None else {"default": default}),
                 return_unknown_args=True,
                 config=(tyro.conf.PositionalRequiredArgs,),
@@ -45,6 +46,17 @@ def parse(
     if rest:
         raise unknown("option", rest[0].partition("=")[0], known)
     return options
+
+
+def _with_none(kind: type, arguments: Sequence[str]) -> list[str]:
+    """Arguments whose "none" is written as tyro wants it, where an option may have no value."""
+    hints = get_type_hints(kind)
+    optional = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if NoneType in get_args(hint)}
+    before = ["", *arguments]
+    return [
+        "None" if argument == "none" and option in optional else argument
+        for option, argument in zip(before, arguments, strict=False)
+    ]
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
