@@ -19,13 +19,12 @@ from ..tasks.detection_scores import APART, RECALLS, ClassAP, DetectionScores, M
 from .page import (
     BROKEN,
     MATRIX_CLASSES,
-    Line,
     Theme,
     bar,
     column,
-    curves,
     escaped,
     finite,
+    history_plot,
     interval,
     jpeg,
     making,
@@ -38,6 +37,7 @@ from .page import (
     shown_name,
     table,
     tiles,
+    worst_to_best,
     write_page,
 )
 
@@ -251,12 +251,14 @@ def _training(history: list[dict[str, float]]) -> str:
         ("Validation", {"val_ap": "AP", "val_ap50": "AP50"}, True, 3.9),
         ("Learning rate", {"lr": ""}, False, 2.3),
     ]
-    drawn = "".join(_curves(history, title, labels, shares, (width, 2.8)) for title, labels, shares, width in plots)
+    drawn = "".join(
+        history_plot(history, "epoch", title, labels, shares, (width, 2.8)) for title, labels, shares, width in plots
+    )
     html = f'<p>{_told(history)}</p><div class="plots">{drawn}</div>'
     names = [name for name in history[-1] if name.startswith("train_") and name != "train_loss"]
-    titles = [name.removeprefix("train_").replace("_", " ") for name in names]
+    titles = {name: name.removeprefix("train_").replace("_", " ") for name in names}
     parts = "".join(
-        _curves(history, title, {name: ""}, False, (2.9, 2.2)) for name, title in zip(names, titles, strict=True)
+        history_plot(history, "epoch", title, {name: ""}, False, (2.9, 2.2)) for name, title in titles.items()
     )
     return html + (f'<h3>Parts of the loss</h3><div class="plots">{parts}</div>' if parts else "")
 
@@ -269,27 +271,6 @@ def _told(history: list[dict[str, float]]) -> str:
         best = column(history, "val_ap").index(max(aps))
         told += f" AP on the validation photos is highest at epoch {history[best]['epoch']:.0f}: {percent(max(aps))}."
     return told
-
-
-def _curves(
-    history: list[dict[str, float]], title: str, labels: dict[str, str], shares: bool, size: tuple[float, float]
-) -> str:
-    """A plot by epoch of columns with their labels; none where none of them was measured."""
-    lines = {label: line for key, label in labels.items() if (line := _line(history, key))[0]}
-    if not lines:
-        return ""
-    alt = f"{title} by epoch."
-    for label, (_, values) in lines.items():
-        first, last = (percent(v) if shares else f"{v:.3g}" for v in (values[0], values[-1]))
-        alt += f" {label or 'from'} {first} to {last};"
-    return plot(lambda a, t: curves(a, t, lines, title, "epoch", shares), alt.rstrip(";") + ".", size)
-
-
-def _line(history: list[dict[str, float]], key: str) -> Line:
-    """A column by epoch, without the rows in which it was not measured."""
-    points = zip(column(history, "epoch"), column(history, key), strict=True)
-    measured = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    return [x for x, _ in measured], [y for _, y in measured]
 
 
 def _sizes(report: DetectionReport) -> str:
@@ -494,7 +475,7 @@ def _moved(boxes: np.ndarray, window: tuple[int, int], scale: float) -> np.ndarr
 
 def _pictures(report: DetectionReport, judged: _Judged) -> str:
     f1 = _f1(report, judged)
-    groups = _groups(f1)
+    groups = worst_to_best(f1, PICTURES)
     if not groups:
         return "<p>No photo has an object, and nothing was found.</p>"
     html = f"<p>What is found with a score of {_score(judged.threshold)} or more, beside the truth. F1 of a photo: of "
@@ -515,19 +496,6 @@ def _f1(report: DetectionReport, judged: _Judged) -> list[float]:
         all_ = 2 * hits + wrong[i] + len(judged.missed[i])
         f1.append(2 * hits / all_ if all_ else math.nan)
     return f1
-
-
-def _groups(f1: list[float]) -> dict[str, list[int]]:
-    """Images to show by heading, each group from the worst; few images make one group."""
-    ranked = sorted((i for i, value in enumerate(f1) if math.isfinite(value)), key=lambda i: f1[i])
-    if len(ranked) <= 3 * PICTURES:
-        return {"All photos, the worst first": ranked} if ranked else {}
-    middle = (len(ranked) - PICTURES) // 2
-    return {
-        "Worst": ranked[:PICTURES],
-        "Middle": ranked[middle : middle + PICTURES],
-        "Best": ranked[-PICTURES:],
-    }
 
 
 def _legend(report: DetectionReport, indices: list[int]) -> str:

@@ -168,6 +168,42 @@ def curves(
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
+def history_plot(
+    history: list[dict[str, float]],
+    by: str,
+    title: str,
+    labels: dict[str, str],
+    shares: bool,
+    size: tuple[float, float],
+    margin: float = 0.5,
+) -> str:
+    """A plot of columns of metrics.csv with their labels, by another column; none where none of them was measured."""
+    lines = {label: line for key, label in labels.items() if (line := _line(history, by, key))[0]}
+    if not lines:
+        return ""
+    alt = f"{title} by {by}."
+    for label, (_, values) in lines.items():
+        first, last = (percent(v) if shares else f"{v:.3g}" for v in (values[0], values[-1]))
+        alt += f" {label or 'from'} {first} to {last};"
+    return plot(lambda a, t: curves(a, t, lines, title, by, shares, margin), alt.rstrip(";") + ".", size)
+
+
+def _line(history: list[dict[str, float]], by: str, key: str) -> Line:
+    """A column by another, without the rows in which it was not measured."""
+    points = zip(column(history, by), column(history, key), strict=True)
+    measured = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [x for x, _ in measured], [y for _, y in measured]
+
+
+def worst_to_best(values: list[float], each: int) -> dict[str, list[int]]:
+    """Photos to show by heading, so many of each from the worst on; few photos make one group, nan are left out."""
+    ranked = sorted((i for i, value in enumerate(values) if math.isfinite(value)), key=lambda i: values[i])
+    if len(ranked) <= 3 * each:
+        return {"All photos, the worst first": ranked} if ranked else {}
+    middle = (len(ranked) - each) // 2
+    return {"Worst": ranked[:each], "Middle": ranked[middle : middle + each], "Best": ranked[-each:]}
+
+
 def table(label: str, head: list[str], rows: list[str], kind: str = "") -> str:
     """A table that scrolls by itself on a narrow screen, by the keyboard too. `rows` are HTML."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)

@@ -13,13 +13,12 @@ from ..tasks.segmentation_scores import ClassIoU, SegmentationScores
 from .page import (
     COUNTED_CLASSES,
     MATRIX_CLASSES,
-    Line,
     broken_files,
     column,
     confusions_table,
-    curves,
     escaped,
     finite,
+    history_plot,
     interval,
     jpeg,
     making,
@@ -28,12 +27,12 @@ from .page import (
     model_name,
     percent,
     photos,
-    plot,
     shortened,
     shown_name,
     table,
     tiles,
     top_confusions,
+    worst_to_best,
     write_page,
 )
 
@@ -138,7 +137,10 @@ def _training(history: list[dict[str, float]]) -> str:
         ("Validation, mean of classes", {"val_miou": "IoU", "val_macc": "accuracy"}, True),
         ("Learning rate", {"lr": ""}, False),
     ]
-    drawn = "".join(_curves(history, title, labels, shares) for title, labels, shares in plots)
+    margin = max(0.02 * max(finite(history, "iteration"), default=0.0), 0.5)
+    drawn = "".join(
+        history_plot(history, "iteration", title, labels, shares, (5, 2.7), margin) for title, labels, shares in plots
+    )
     return f'<p>{told}</p><div class="plots">{drawn}</div>'
 
 
@@ -154,26 +156,6 @@ def _told(history: list[dict[str, float]]) -> str:
         best = column(history, "val_miou").index(max(mious))
         told.append(f" Mean IoU is highest at iteration {history[best]['iteration']:,.0f}: {percent(max(mious))}.")
     return "".join(told)
-
-
-def _curves(history: list[dict[str, float]], title: str, labels: dict[str, str], shares: bool) -> str:
-    """A plot by iteration of columns with their labels; none where none of them was measured."""
-    lines = {label: line for key, label in labels.items() if (line := _line(history, key))[0]}
-    if not lines:
-        return ""
-    alt = f"{title} by iteration."
-    for label, (_, values) in lines.items():
-        first, last = (percent(v) if shares else f"{v:.3g}" for v in (values[0], values[-1]))
-        alt += f" {label or 'from'} {first} to {last};"
-    margin = max(0.02 * max(finite(history, "iteration")), 0.5)
-    return plot(lambda a, t: curves(a, t, lines, title, "iteration", shares, margin), alt.rstrip(";") + ".", (5, 2.7))
-
-
-def _line(history: list[dict[str, float]], key: str) -> Line:
-    """A column by iteration, without the rows in which it was not measured."""
-    points = zip(column(history, "iteration"), column(history, key), strict=True)
-    measured = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    return [x for x, _ in measured], [y for _, y in measured]
 
 
 def _classes(classes: list[ClassIoU], palette: Palette) -> str:
@@ -225,7 +207,7 @@ class _Triptych:
 
 
 def _pictures(report: SegmentationReport) -> str:
-    groups = _groups(report.image_ious)
+    groups = worst_to_best(report.image_ious, PICTURES)
     if not groups:
         return "<p>No photo has labelled pixels.</p>"
     triptychs = {i: _triptych(report, i) for indices in groups.values() for i in indices}
@@ -236,19 +218,6 @@ def _pictures(report: SegmentationReport) -> str:
         cards = "".join(_card(report, i, triptychs[i]) for i in indices)
         html += f'<h3>{heading}</h3><ul class="triptychs">{cards}</ul>'
     return html
-
-
-def _groups(ious: list[float]) -> dict[str, list[int]]:
-    """Images to show by heading, each group from the worst; few images make one group."""
-    ranked = sorted((i for i, iou in enumerate(ious) if math.isfinite(iou)), key=lambda i: ious[i])
-    if len(ranked) <= 3 * PICTURES:
-        return {"All photos, the worst first": ranked} if ranked else {}
-    middle = (len(ranked) - PICTURES) // 2
-    return {
-        "Worst": ranked[:PICTURES],
-        "Middle": ranked[middle : middle + PICTURES],
-        "Best": ranked[-PICTURES:],
-    }
 
 
 def _triptych(report: SegmentationReport, i: int) -> _Triptych:
