@@ -40,7 +40,7 @@ def main() -> None:
     for name in BACKBONES:
         for framework, make in FRAMEWORKS.items():
             torch.manual_seed(0)
-            model = all_counted(detection_model(name, 80, make).eval())
+            model = all_counted(detection_model(name, 80, make).eval().requires_grad_(False))
             parts = {"backbone": model.backbone_module(), "all": model}
             millions = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parts.items()}
             total, products = gmacs(model)

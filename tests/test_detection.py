@@ -242,3 +242,13 @@ def test_numbers_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> No
     number = torch.tensor(3.0)
     assert mean_over_processes(number).item() == 3.5
     assert number.item() == 3  # its own value stays
+
+
+def test_what_is_found_in_padding_is_dropped() -> None:
+    """An image of 33 x 33 in 64 x 64: the second candidate lies beside it."""
+    candidates = np.array([[0.1, 0.1, 0.3, 0.3, 0.8], [0.8, 0.1, 0.95, 0.4, 0.9]], np.float32)
+    for selection in (Selection(), Selection(threshold=0.0, per_level=None, iou=None, most=50)):
+        ours = select(candidates, [2], (33, 33), (64, 64), selection)
+        theirs = dense.select(torch.from_numpy(candidates), [2], (33, 33), (64, 64), selection)
+        assert ours.scores.tolist() == pytest.approx([0.8])
+        assert theirs["scores"].tolist() == pytest.approx([0.8])

@@ -695,12 +695,15 @@ def test_evaluation_orders_classes_as_the_model_has_them(cocos: Path) -> None:
     boxes, faults, notes = open_evaluation_boxes(str(cocos), ["rock", "ball", "box"])
     assert [each.labels.tolist() for each in boxes.annotations] == [[2, 1], [], []]
     assert (boxes.class_names, boxes.category_ids) == (("rock", "ball", "box"), (-1, 7, 3))
-    assert (faults, notes) == ([("val2017/12.png, object 3", "has an unknown class: tree")], [])
-    checked, all_faults, told = check_evaluation_boxes(boxes, faults, 0.2)
-    assert (len(checked), all_faults) == (3, faults)
-    assert told == ["left out of 6 objects and photos: 1 x 'has an unknown class'"]
+    assert faults == []
+    (note,) = notes
+    assert "classes that the model does not know" in note
+    assert note.endswith("left out: 1 (tree)")
+    checked, all_faults, told = check_evaluation_boxes(boxes, [("val2017/12.png, object 3", "has a box too many")], 0.2)
+    assert (len(checked), len(all_faults)) == (3, 1)
+    assert told == ["left out of 6 objects and photos: 1 x 'has a box too many'"]
     with pytest.raises(UserError, match="1 of 6 objects and photos cannot be used"):
-        check_evaluation_boxes(boxes, faults, 0.1)
+        check_evaluation_boxes(boxes, all_faults, 0.1)
     with pytest.raises(UserError, match="has the classes tree, box, ball; the model knows rock"):
         open_evaluation_boxes(str(cocos), ["rock"])
 
@@ -1063,3 +1066,18 @@ def test_a_photo_that_is_cut_off_is_found_before_it_would_stop_a_validation(coco
     assert "cannot be read" in fault[1]
     assert len(splits.val) == 2
     assert len(splits.train) == 4
+
+
+def test_what_has_nothing_to_score_is_passed_over(cocos: Path) -> None:
+    """A test file without photos is no reason not to train; a split of crowds alone is not scored."""
+    (cocos / "annotations" / "instances_test2017.json").write_text(coco([image(21)], [thing(1, 21)]))
+    splits = check_boxes(open_boxes(str(cocos)), max_broken=0.0)
+    assert splits.test is None
+    assert any("there is no test split" in note for note in splits.notes)
+    save_photo(cocos / "test2017" / "21.png")
+    (cocos / "annotations" / "instances_test2017.json").write_text(coco([image(21)], [thing(1, 21, iscrowd=1)]))
+    splits = check_boxes(open_boxes(str(cocos)), max_broken=0.0)
+    assert splits.test is None
+    boxes, _, notes = open_evaluation_boxes(str(cocos), ["box", "ball"])
+    assert [path.parent.name for path in boxes.images] == ["val2017"] * 3
+    assert any("no object that can be scored" in note for note in notes)

@@ -103,6 +103,25 @@ def test_boxes_alone_make_it_faster_rcnn(box_recipe: DetectionRecipe, shapes: Pa
     assert not job.build_model()[0].predicts_masks
 
 
+def test_masks_are_not_validated_where_an_outline_is_missing(box_recipe: DetectionRecipe, shapes: Path) -> None:
+    for split in ("val", "test"):
+        file = shapes / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        del content["annotations"][0]["segmentation"]
+        file.write_text(json.dumps(content))
+    run = train(replace(box_recipe, framework="mask_rcnn", width=None, samples=8, queries=8, epochs=1))
+    assert open_detector(str(run.folder)).config.masks
+    assert "val_mask_ap" not in rows(run.folder)[0]
+    assert run.scores.masks is None
+
+
+def test_one_class_of_several_is_learned_and_scored(box_recipe: DetectionRecipe) -> None:
+    run = train(replace(box_recipe, classes=("blue box",), epochs=1))
+    scores = evaluate_boxes(str(run.folder), box_recipe.data)
+    assert [c.name for c in scores.classes] == ["blue box"]
+    assert scores.boxes == run.scores.boxes
+
+
 def test_a_resumed_run_is_the_run(box_recipe: DetectionRecipe) -> None:
     whole = train(replace(box_recipe, name="whole"))
     trainer = Trainer(replace(box_recipe, name="parted"))

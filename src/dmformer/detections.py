@@ -64,6 +64,8 @@ def select(
         labels.append(classes)
     box, score, label = np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
     box = np.clip(box, 0, np.array([width, height, width, height], np.float32))
+    seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+    box, score, label = box[seen], score[seen], label[seen]
     order = np.argsort(-score, kind="stable")
     if selection.iou is not None:
         order = order[_not_suppressed(box[order], label[order], selection.iou, selection.most)]

@@ -105,11 +105,11 @@ class Detector:
         config = self.config
         return eval_transform(config.image_size, config.max_side, config.mean, config.std)
 
-    def detect(self, image: Image.Image) -> Detections:
-        """The objects on a photo, in its own pixels, the surest first."""
+    def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
+        """The objects on a photo of at least a score, in its own pixels, the surest first."""
         device = next(self.model.parameters()).device
         x = self.transform()(image).to(device)
-        return detect(self.model, [x], [(image.height, image.width)])[0]
+        return detect(self.model, [x], [(image.height, image.width)], threshold)[0]
 
 
 def save_detector(folder: Path, config: DetectorConfig, state: dict[str, Tensor]) -> None:

@@ -189,7 +189,7 @@ def predict_boxes(
             except BrokenImageError as error:
                 yield BoxPrediction(name, error=str(error))
                 continue
-            found = detector.detect(image).above(threshold)
+            found = detector.detect(image, threshold)
             places[name].parent.mkdir(parents=True, exist_ok=True)
             save_png(draw_detections(image, found, names, palette), places[name])
             images.append({"id": len(images) + 1, "file_name": name, "width": image.width, "height": image.height})

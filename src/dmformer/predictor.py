@@ -80,8 +80,8 @@ class BoxPredictor(Predictor, Protocol):
     @property
     def category_ids(self) -> Sequence[int]: ...
 
-    def detect(self, image: Image.Image) -> Detections:
-        """The objects on a photo, in its pixels, the surest first."""
+    def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
+        """The objects on a photo of at least a score, in its pixels, the surest first."""
         ...
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from .jobs import Job, open_job
 from .progress import Progress
 from .recipes import Recipe
 from .runs import clear, csv_text, open_folder, writing_to
+
+PATIENCE = timedelta(hours=3)
+"""That processes wait for each other: the first alone scores the test photos and writes the report."""
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -84,7 +88,7 @@ class Trainer:
         recipe.check()
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         on_cpu = not torch.accelerator.is_available()
-        names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu).is_main_process else None]
+        names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu, timeout=PATIENCE).is_main_process else None]
         self.recipe = recipe = with_normalisation(broadcast_object_list(names)[0])
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
@@ -320,7 +324,7 @@ class Trainer:
         held_out = f", {test} held out for the report" if test else ""
         return (
             f"{recipe.model}, {parameters:.2f} M trained parameters, on {train} images of "
-            f"{len(job.class_names)} classes at {recipe.image_size} px ({val} to validate{held_out}); "
+            f"{len(job.class_names)} classes at {job.size} ({val} to validate{held_out}); "
             f"{job.epochs} {job.unit}s of {self.steps} steps on {self.accelerator.device.type}"
             f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
         )

@@ -56,7 +56,7 @@ def print_box_scores(scores: Any, split: str) -> None:
     for kind, ap in (("boxes", scores.boxes), ("masks", scores.masks)):
         if ap is None:
             continue
-        among = f"   95 % interval {interval.low:.1%} to {interval.high:.1%}" if kind == "boxes" else ""
+        among = f"   95 % interval {interval.low:.1%} to {interval.high:.1%}" if interval and kind == "boxes" else ""
         print(f"  {f'AP of {kind}':18}{ap.ap or 0:7.1%}\n  {'AP50':18}{ap.ap50 or 0:7.1%}{among}")
         sized = (("AP75", ap.ap75), ("small", ap.small), ("medium", ap.medium), ("large", ap.large), ("AR", ap.ar100))
         print("  " + ", ".join(f"{name} {value:.1%}" for name, value in sized if value is not None))

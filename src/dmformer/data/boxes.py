@@ -129,6 +129,11 @@ class BoxSet:
         return sum(map(len, self.annotations))
 
     @property
+    def single(self) -> int:
+        """How many there are without crowds, which can be learnt and found."""
+        return sum(int((~each.crowd).sum()) for each in self.annotations)
+
+    @property
     def has_masks(self) -> bool:
         """Whether there are objects, and all have outlines."""
         return self.objects > 0 and all(each.outlines is not None for each in self.annotations if len(each))
@@ -190,11 +195,18 @@ def open_boxes(
     found = find_boxes(data, images, wanted)
     if not {"train", ""} & set(found.readers):
         raise UserError(f"{data} has {' and '.join(found.readers)} but no train: put the photos to train on there.")
-    parts = {split: read() for split, read in found.readers.items()}
+    parts, absent = {}, []
+    for split, read in found.readers.items():
+        try:
+            parts[split] = read()
+        except UserError as error:
+            if split != "test":
+                raise
+            absent.append(f"there is no test split: {error}")  # COCO's is published without its truth
     whole = "train" if "train" in parts else ""
     class_names = wanted or _names(found.kind, parts[whole], list(parts.values()))
     _check_names(found.kind, parts, class_names, wanted)
-    sets, notes, faults = {}, list(found.notes), []
+    sets, notes, faults = {}, list(found.notes) + absent, []
     for split, part in parts.items():
         sets[split], strange, seen = _box_set(part, class_names, found.kind)
         faults += part.faults
@@ -219,19 +231,29 @@ def open_evaluation_boxes(
 
     Args:
         data, images: See `open_boxes`, as for the errors.
-        class_names: What the model knows, in the order of its labels; objects of other classes are faults.
+        class_names: What the model knows, in the order of its labels; objects of other classes are left out.
 
     Returns:
         The photos, what was left out, and notes.
     """
     found = find_boxes(data, images, class_names)
-    part = found.readers[next(split for split in ("test", "val", "train", "") if split in found.readers)]()
-    if not set(part.names) & set(class_names):
-        raise UserError(
-            f"{part.where} has the classes {first_few(part.names, 8)}; the model knows {first_few(class_names, 8)}."
+    notes = list(found.notes)
+    for split in [split for split in ("test", "val", "train", "") if split in found.readers]:
+        part = found.readers[split]()
+        if not set(part.names) & set(class_names):
+            raise UserError(
+                f"{part.where} has the classes {first_few(part.names, 8)}; the model knows {first_few(class_names, 8)}."
+            )
+        boxes, strange, seen = _box_set(part, tuple(class_names), found.kind)
+        if boxes.single:
+            break
+        notes.append(f"{part.where} has no object that can be scored")
+    if strange:
+        others = first_few(sorted({reason.partition(": ")[2] for _, reason in strange}), 8)
+        notes.append(
+            f"objects of classes that the model does not know in {part.where}, left out: {len(strange)} ({others})"
         )
-    boxes, strange, notes = _box_set(part, tuple(class_names), found.kind)
-    return boxes, [*part.faults, *strange], [*found.notes, *notes]
+    return boxes, part.faults, [*notes, *seen]
 
 
 def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter) -> BoxSplits:
@@ -252,9 +274,9 @@ def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter)
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     checked, faults, counts = _check(parts, splits.faults, max_broken, progress, splits.train)
     for part, name in zip(checked, ("training", "validation"), strict=False):
-        if not part.objects:
+        if not part.single:
             raise UserError(f"no {name} photo has an object: {first_faults(faults, 5) or 'all are empty.'}")
-    test = checked[2] if len(checked) > 2 and checked[2].objects else None
+    test = checked[2] if len(checked) > 2 and checked[2].single else None
     notes = [*splits.notes, *counts, *_notes(checked[0])]
     if splits.test is not None and test is None:
         notes.append("no test photo has an object: the report is about validation")
@@ -277,7 +299,7 @@ def check_evaluation_boxes(
         UserError: More than the share `max_broken` is faulty, or no object is left.
     """
     (checked,), faults, notes = _check([boxes], faults, max_broken, progress, None)
-    if not checked.objects:
+    if not checked.single:
         raise UserError(f"no photo has an object to be scored: {first_faults(faults, 5) or 'all are empty.'}")
     return checked, faults, notes
 

@@ -71,6 +71,8 @@ def select(
         labels.append(kept % (part.shape[1] - 4))
     box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
     box = torch.minimum(box.clamp(min=0), box.new_tensor([size[1], size[0], size[1], size[0]]))
+    seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+    box, score, label = box[seen], score[seen], label[seen]
     order = score.argsort(descending=True, stable=True)
     if selection.iou is not None:
         order = order[batched_nms(box[order], score[order], label[order], selection.iou)]

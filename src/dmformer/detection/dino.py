@@ -285,7 +285,7 @@ class Dino(DenseDetector):
         wanted_labels = torch.full_like(answer.logits[..., 0], self.num_classes, dtype=torch.int64)
         wanted_boxes = torch.zeros_like(answer.boxes)
         if any(map(len, labels)):  # the matcher wants one
-            outputs = {"logits": answer.logits.float(), "pred_boxes": answer.boxes}
+            outputs = {"logits": answer.logits.float(), "pred_boxes": answer.boxes.nan_to_num()}
             objects = [{"class_labels": i, "boxes": b} for i, b in zip(labels, boxes, strict=True)]
             for image, (queries, matched) in enumerate(self.matcher(outputs, objects)):
                 wanted_labels[image, queries] = labels[image][matched]

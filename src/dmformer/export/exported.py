@@ -195,10 +195,10 @@ class ExportedDetector(Exported):
     def category_ids(self) -> list[int]:
         return self._boxes.category_ids
 
-    def detect(self, image: Image.Image) -> Detections:
-        """The objects on a photo, in its pixels, the surest first."""
+    def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
+        """The objects on a photo of at least a score, in its pixels, the surest first."""
         x = self.prepare(image)
-        found = self.find(x)
+        found = self.find(x).above(threshold)
         across, down = image.width / x.shape[2], image.height / x.shape[1]
         return replace(found, boxes=found.boxes * np.array([across, down, across, down], np.float32))
 

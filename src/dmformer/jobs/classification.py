@@ -37,6 +37,7 @@ class ClassificationJob:
         self.splits = splits = open_splits(recipe)
         self.class_names, self.notes = splits.class_names, splits.notes
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.size = f"{recipe.image_size} px"
         self.epochs = recipe.epochs
         self.mixup: Mixup | None = None
         self.class_weights = class_weights(recipe, splits)

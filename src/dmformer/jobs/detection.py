@@ -80,7 +80,11 @@ class DetectionJob:
         self.framework = FRAMEWORK_NAMES[recipe.framework]
         if recipe.framework in WITH_MASKS and not self.masks:
             self.framework = BOX_NAMES[recipe.framework]
-            self.notes.append(f"the data have boxes and no masks: the framework is {self.framework}")
+            told = "not every training object has an outline, so that masks cannot be learnt"
+            self.notes.append(f"{told}: the framework is {self.framework}")
+        if self.masks and not splits.val.has_masks:
+            self.notes.append("not every validation object has an outline: masks are not validated")
+        self.size = f"sides of {min(recipe.sides)} to {max(recipe.sides)} px, and predicted at {recipe.image_size}"
         self.every = min(recipe.validate_every, recipe.epochs)
         self.epochs = recipe.epochs // self.every
         self.unit = "epoch" if self.every == 1 else "round"
@@ -179,7 +183,8 @@ class DetectionJob:
     def validate(
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
     ) -> dict[str, float]:
-        meter, _ = find_objects(model, loader, self.splits.val, device, self.masks)
+        masks = self.masks and self.splits.val.has_masks
+        meter, _ = find_objects(model, loader, self.splits.val, device, masks)
         scores = meter.gathered().scores(resamples=0)
         figures = {"val_ap": scores.boxes.ap, "val_ap50": scores.boxes.ap50, "val_ap75": scores.boxes.ap75}
         if scores.masks is not None:
@@ -217,7 +222,8 @@ class DetectionJob:
         device = detector.on_best_device()
         transform = detector.transform()
         loader: Any = track(eval_boxes_loader(boxes, transform, recipe.workers), f"scoring on {split}")
-        meter, found = find_objects(detector.model, loader, boxes, device, self.masks)
+        masks = self.masks and boxes.has_masks
+        meter, found = find_objects(detector.model, loader, boxes, device, masks)
         scores = meter.scores()
         shown = BoxDataset(boxes, transform, training=False, seed=0, masks=False)
         positions = sorted(found)
@@ -245,7 +251,7 @@ class DetectionJob:
                 found=[found[position] for position in positions],
                 truths=[boxes.annotations[position] for position in positions],
                 load=load,
-                masks=(lambda i: detector.detect(load(i))) if self.masks else None,
+                masks=(lambda i: detector.detect(load(i))) if masks else None,
                 faults=[*splits.faults, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
                 facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
@@ -260,6 +266,13 @@ def _continued(source: str, config: DetectorConfig) -> DetectionModel:
     stated = detector_config(path)
     if (stated.backbone, stated.framework) != (config.backbone, config.framework):
         raise UserError(f"{source} is {stated.backbone} with {stated.framework}: give --model and --framework to suit.")
+    if stated.masks != config.masks:
+        told = "predicts masks, and the data have none" if stated.masks else "predicts no masks, and the data have them"
+        raise UserError(f"{source} {told}: start from a classifier's weights instead.")
+    for option in ("width", "queries") if config.framework not in WITH_MASKS else ():
+        if getattr(stated, option) != getattr(config, option):
+            value = getattr(stated, option)
+            raise UserError(f"{source} has another --{option}: give --{option} {'none' if value is None else value}.")
     model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
     if len(stated.class_names) != len(config.class_names):
         own = model.state_dict()

@@ -19,6 +19,7 @@ class Job(Protocol):
     Attributes:
         class_names: Of the data.
         notes: What the user should know of the data before it is trained on.
+        size: Of the images, in words.
         images: To train on, to validate on, and to test on (0 for none).
         epochs: Passes of the loop, each ended by a validation.
         unit: What to call one: epoch or round.
@@ -28,6 +29,7 @@ class Job(Protocol):
     class_names: list[str]
     notes: list[str]
     images: tuple[int, int, int]
+    size: str
     epochs: int
     unit: str
     headline: str

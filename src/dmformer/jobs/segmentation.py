@@ -72,6 +72,7 @@ class SegmentationJob:
         self.splits, self.notes = splits, splits.notes
         self.class_names = list(splits.labels.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.size = f"{recipe.image_size} px"
         self.class_weights = None
         if recipe.class_weights == "balanced":
             counts = torch.from_numpy(class_pixels(splits.train)).float()

@@ -61,18 +61,22 @@ def detection_model(
 
 
 @torch.inference_mode()
-def detect(model: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+def detect(
+    model: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], threshold: float = 0.0
+) -> list[Detections]:
     """What a model in evaluation mode finds in images (3, H', W'), in the pixels of the photos that they were made of.
 
     Args:
         model: A detection model.
         images: Normalised and resized.
         sizes: Height and width of the photos.
+        threshold: Least score; what is below it costs no mask.
     """
     found: list[Found] = model(images)
+    kept = [{name: value[each["scores"] >= threshold] for name, value in each.items()} for each in found]
     return [
         in_photo(each, (image.shape[-2], image.shape[-1]), size)
-        for each, image, size in zip(found, images, sizes, strict=True)
+        for each, image, size in zip(kept, images, sizes, strict=True)
     ]
 
 

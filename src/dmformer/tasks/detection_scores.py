@@ -243,7 +243,7 @@ def _metric(masks: bool) -> "MeanAveragePrecision":
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.tensor(array) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _ap(result: dict[str, Tensor], prefix: str) -> AP:
