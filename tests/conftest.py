@@ -159,7 +159,7 @@ def box_recipe(shapes: Path, tmp_path: Path) -> DetectionRecipe:
     return DetectionRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         framework="retinanet",
-        width=32,
+        width=64,
         data=str(shapes),
         image_size=64,
         max_side=128,

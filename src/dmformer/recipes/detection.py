@@ -91,8 +91,8 @@ class DetectionRecipe(Recipe):
                 self._check_counts(name)
                 if self.framework not in frameworks:
                     raise UserError(f"--{name} is for {', '.join(frameworks)}; this is {self.framework}.")
-        if self.width is not None and self.width % 32:
-            raise UserError(f"--width is {self.width}: it must be a multiple of 32, for the norms' groups.")
+        if self.width is not None and (self.width % 32 or self.width < 64):
+            raise UserError(f"--width is {self.width}: it must be a multiple of 32 from 64 on, for the norms' groups.")
         if self.norm_statistics == "kept" and self.weights is None:
             raise UserError("--norm-statistics kept needs --weights, whose statistics are to be kept.")
         if self.layer_decay is not None:
