@@ -339,6 +339,14 @@ def test_wrong_options_are_told(
     assert told in capsys.readouterr().err
 
 
+def test_models_of_one_size_are_refused_unless_they_are_told(box_recipe: DetectionRecipe) -> None:
+    recipe = replace(box_recipe, model="swin_tiny_patch4_window7_224", model_args=())
+    with pytest.raises(UserError, match="made for images of one size"):
+        train(recipe)
+    assert not (Path(recipe.out) / "run").exists()
+    DetectionJob(with_normalisation(replace(recipe, model_args=("strict_img_size=False",))))
+
+
 def test_faults_stop_training_before_it_begins(box_recipe: DetectionRecipe, shapes: Path) -> None:
     file = shapes / "instances_train.json"
     content = json.loads(file.read_text())

@@ -49,6 +49,8 @@ FRAMEWORK_NAMES = {
 }
 BOX_NAMES = {"mask_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
 """What those with masks are called without."""
+FREE_SIZES = {"strict_img_size", "dynamic_img_size"}
+"""Arguments by which models of timm that are made for one size take all."""
 TRANSFORMERS = ("sparse_rcnn", "dino")
 """Frameworks that stand on parts of transformers."""
 
@@ -60,6 +62,11 @@ class DetectionJob:
 
     def __init__(self, recipe: DetectionRecipe) -> None:
         check_names(recipe)
+        if size_argument(recipe.model, recipe.image_size) and not FREE_SIZES & recipe.parsed_model_args().keys():
+            raise UserError(
+                f"{recipe.model} is made for images of one size, and a detector's have all sizes: if it can be told to "
+                "take them, as Swin can, give --model-args strict_img_size=False."
+            )
         with needs("det", "training a detector"):  # before the photos are looked at, which can take minutes
             import_module("faster_coco_eval")
             if recipe.framework in TRANSFORMERS:
@@ -93,8 +100,6 @@ class DetectionJob:
     def config(self) -> DetectorConfig:
         """What the recipe's detector is made of."""
         recipe, train = self.recipe, self.splits.train
-        if size_argument(recipe.model, recipe.image_size):
-            raise UserError(f"{recipe.model} is made for images of one size: a detector's have all sizes.")
         regularised = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
         assert recipe.mean is not None
         assert recipe.std is not None
