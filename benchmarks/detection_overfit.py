@@ -28,8 +28,8 @@ RUNS = {  # which photos, and the options of the recipe
     "bccd-retinanet": f"{SMALL} --framework retinanet --epochs 200 --validate-every 100",
     "bccd-atss": f"{SMALL} --framework atss --epochs 160 --validate-every 80",
     "bccd-mask_rcnn": f"{SMALL} {REGIONS} --framework mask_rcnn --epochs 80 --validate-every 40",
-    "bccd-cascade_rcnn": f"{SMALLER} --framework cascade_rcnn --queries 48 --samples 32 --batch-size 2 --epochs 60 "
-    "--validate-every 60",
+    "bccd-cascade_rcnn": f"{SMALLER} --framework cascade_rcnn --queries 48 --samples 32 --batch-size 2 --epochs 80 "
+    "--validate-every 80",
     "bccd-sparse_rcnn": f"{SMALLER} --framework sparse_rcnn --queries 40 --epochs 130 --validate-every 65 --lr 4e-4 "
     "--clip-grad 1 --batch-size 2",
     "bccd-dino": f"{SMALLER} --framework dino --queries 60 --epochs 200 --validate-every 100 --lr 2e-4 --clip-grad 0.1",
