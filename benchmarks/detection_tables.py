@@ -8,15 +8,9 @@ from pathlib import Path
 from performance_tables import table
 from record import RESULTS, replace_tables, rows
 
+from dmformer.tasks.detection import BOX_NAMES, FRAMEWORK_NAMES
+
 PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
-NAMES = {
-    "mask_rcnn": "Mask R-CNN",
-    "cascade_rcnn": "Cascade Mask R-CNN",
-    "retinanet": "RetinaNet",
-    "atss": "ATSS",
-    "sparse_rcnn": "Sparse R-CNN",
-    "dino": "DINO",
-}
 
 
 def sizes() -> str:
@@ -24,7 +18,7 @@ def sizes() -> str:
     lines = [
         [
             r["backbone"],
-            NAMES[r["framework"]],
+            FRAMEWORK_NAMES[r["framework"]],
             f"{float(r['parameters_all']):.1f}",
             r["published_parameters"],
             f"{float(r['gmacs']):.0f}",
@@ -41,11 +35,19 @@ def overfit() -> str:
     lines = []
     for r in sorted(rows("detection_overfit"), key=lambda r: r["run"]):
         photos, _, framework = r["run"].partition("-")
-        name = NAMES[framework]
-        if photos == "bccd":
-            name = {"Mask R-CNN": "Faster R-CNN", "Cascade Mask R-CNN": "Cascade R-CNN"}.get(name, name)
+        name = (FRAMEWORK_NAMES | BOX_NAMES if photos == "bccd" else FRAMEWORK_NAMES)[framework]
         masks = percent(r["mask_ap50"]) if r["mask_ap50"] else ""
-        lines.append([photos, name, percent(r["ap50"]), percent(r["ap"]), masks, r["steps"], r["minutes"]])
+        lines.append(
+            [
+                photos,
+                name or FRAMEWORK_NAMES[framework],
+                percent(r["ap50"]),
+                percent(r["ap"]),
+                masks,
+                r["steps"],
+                r["minutes"],
+            ]
+        )
     return table(header, lines)
 
 
@@ -75,7 +77,7 @@ def speed() -> str:
     found = {(r["framework"], r["what"]): r for r in rows("detection_speed")}
     lines = []
     for framework in dict.fromkeys(framework for framework, _ in found):
-        cells = [NAMES[framework]]
+        cells = [FRAMEWORK_NAMES[framework]]
         for what in ("training", "prediction"):
             r = found[framework, what]
             cells += [f"{float(r['ms']) / 1e3:.1f}", r["memory_mb"]]

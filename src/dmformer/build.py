@@ -59,6 +59,19 @@ def create(name: str, image_size: int, arguments: dict[str, Any]) -> Any:
         raise UserError(f"{name} does not take these arguments: {first_line(error)}") from None
 
 
+def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, Tensor] | None:
+    """What the recipe's model starts from, under the names of a classifier of these arguments; None for nothing.
+
+    Raises:
+        UserError: Weights that do not fit.
+    """
+    if not recipe.weights:
+        return None
+    classifier = create(recipe.model, recipe.image_size, arguments)
+    load_weights(classifier, recipe.weights, "drop")
+    return classifier.state_dict()
+
+
 def size_argument(name: str, image_size: int) -> dict[str, int]:
     """What a model that is made for one size of images has to be told of it."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()

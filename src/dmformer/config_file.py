@@ -47,6 +47,11 @@ def task_of(source: str) -> str:
     return str(read_config(find_config(source)).get("task", "classification"))
 
 
+def is_trained_for(task: str, source: str) -> bool:
+    """Whether a source of weights is a run's folder with a model for this task."""
+    return find_config(source).is_file() and task_of(source) == task
+
+
 def run_name(folder: Path) -> str:
     """What a run is called: its folder's name."""
     folder = folder.resolve()

@@ -96,37 +96,23 @@ def evaluate(arguments: list[str]) -> None:
     )
     recipe.check()
     data = options.data or "elpv"
-    source: Any = options.source
-    batch_size = options.batch_size
-    if model is not None:
-        from ..export.check import as_scored
-
-        source, batch_size = as_scored(model), 1 if model.card.preprocessing else batch_size
-    scores = evaluate(source, data, batch_size, recipe, lambda loader: track(loader, "scoring"))
+    batch_size = 1 if model is not None and model.card.preprocessing else options.batch_size
+    scores = evaluate(_scored(options.source, model), data, batch_size, recipe, lambda loader: track(loader, "scoring"))
     give_scores(scores, data, options.json)
 
 
 def _eval_masks(options: EvalOptions, model: Any) -> None:
     refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a segmenter")
     refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a segmenter")
-    if options.data is None:
-        raise UserError("name the images to score on: --data FOLDER.")
-    for place in (options.data, options.masks):
-        if place is not None:
-            check_path(place)
+    data = _checked_data(options.data, options.masks)
     check_testing(options.window, options.scales)
 
     from ..display import track
     from ..evaluate import evaluate_masks
 
-    source: Any = options.source
-    if model is not None:
-        from ..export.check import as_scored
-
-        source = as_scored(model)
     scores = evaluate_masks(
-        source,
-        options.data,
+        _scored(options.source, model),
+        data,
         options.masks,
         options.reduce_zero_label,
         options.ignore_index,
@@ -138,33 +124,43 @@ def _eval_masks(options: EvalOptions, model: Any) -> None:
         track,
         lambda line: print(line, file=sys.stderr),
     )
-    give_scores(scores, options.data, options.json)
+    give_scores(scores, data, options.json)
 
 
 def _eval_boxes(options: EvalOptions, model: Any) -> None:
     refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a detector")
     refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a detector")
-    if options.data is None:
-        raise UserError("name the photos to score on: --data FOLDER.")
-    for place in (options.data, options.images):
-        if place is not None:
-            check_path(place)
+    data = _checked_data(options.data, options.images)
 
     from ..display import track
     from ..evaluate import evaluate_boxes
 
-    source: Any = options.source
-    if model is not None:
-        from ..export.check import as_scored
-
-        source = as_scored(model)
     scores = evaluate_boxes(
-        source,
-        options.data,
+        _scored(options.source, model),
+        data,
         options.images,
         options.workers,
         options.max_broken,
         track,
         lambda line: print(line, file=sys.stderr),
     )
-    give_scores(scores, options.data, options.json)
+    give_scores(scores, data, options.json)
+
+
+def _checked_data(data: str | None, beside: str | None) -> str:
+    """The folder or file that is scored on; UserError where it, or the folder that goes with it, is not there."""
+    if data is None:
+        raise UserError("name the photos to score on: --data FOLDER.")
+    for place in (data, beside):
+        if place is not None:
+            check_path(place)
+    return data
+
+
+def _scored(source: str, model: Any) -> Any:
+    """What is scored: an exported model, else what the source names."""
+    if model is None:
+        return source
+    from ..export.check import as_scored
+
+    return as_scored(model)

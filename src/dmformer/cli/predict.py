@@ -1,6 +1,7 @@
 """dmformer predict: classify photos, segment them, or find objects on them."""
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,13 +97,7 @@ def predict(arguments: list[str]) -> None:
         lambda names: track(names, "classifying"),
     )
     if options.format == "json":
-        rows = [
-            {"name": p.name, "error": p.error}
-            if p.error
-            else {"name": p.name, "classes": [{"class": c, "probability": v} for c, v in p.classes]}
-            for p in found
-        ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        _print_json(found, lambda p: {"classes": [{"class": c, "probability": v} for c, v in p.classes]})
         return
     rows = []
     for p in found:
@@ -131,13 +126,7 @@ def _predict_masks(options: PredictOptions, model: Any) -> None:
         lambda names: track(names, "segmenting"),
     )
     if options.format == "json":
-        found = [
-            {"name": p.name, "error": p.error}
-            if p.error
-            else {"name": p.name, "overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)}
-            for p in found
-        ]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        _print_json(found, lambda p: {"overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)})
         return
     rows: list[list[Any]] = []
     for p in found:
@@ -164,16 +153,16 @@ def _predict_boxes(options: PredictOptions, model: Any) -> None:
         lambda names: track(names, "looking for objects"),
     )
     if options.format == "json":
-        rows = [
-            {"name": p.name, "error": p.error}
-            if p.error
-            else {"name": p.name, "picture": p.picture, "objects": p.objects}
-            for p in found
-        ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        _print_json(found, lambda p: {"picture": p.picture, "objects": p.objects})
         return
     cells: list[list[Any]] = []
     for p in found:
         surest = ", ".join(f"{each['class']} {each['score']:.1%}" for each in p.objects[: options.top])
         cells.append([p.name, p.error or len(p.objects), surest, p.picture])
     print_rows(["photo", "objects", "the surest", "picture"], cells, options.format, whole=True)
+
+
+def _print_json(found: Iterable[Any], told: Callable[[Any], dict[str, Any]]) -> None:
+    """Of each photo its name, and what is told of it or why it could not be read."""
+    rows = [{"name": p.name, **({"error": p.error} if p.error else told(p))} for p in found]
+    print(json.dumps(rows, indent=2, ensure_ascii=False))

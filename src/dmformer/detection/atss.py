@@ -16,7 +16,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_los
 
 from ..selection import Selection
 from .anchors import Anchors
-from .dense import DenseDetector, places, shares
+from .dense import DenseDetector, shares
 from .model import Target, mean_over_processes
 from .pyramid import WIDTH, Pyramid, convolved
 
@@ -46,10 +46,10 @@ class ATSS(DenseDetector):
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int) -> None:
-        super().__init__(num_classes, Selection(threshold=0.05, per_level=1000, iou=0.6, most=100))
+        super().__init__(num_classes, Selection(threshold=0.05, per_level=1000, iou=0.6, most=100), STRIDES)
         self.pyramid = pyramid
         self.anchors = Anchors([[8 * stride] for stride in STRIDES], [1.0], STRIDES)
-        self.classes = FCOSClassificationHead(pyramid.out_channels, self.anchors.per_place, num_classes)
+        self.classes = FCOSClassificationHead(pyramid.out_channels, self.per_place, num_classes)
         self.boxes = BoxHead(pyramid.out_channels, len(STRIDES))
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
@@ -67,9 +67,6 @@ class ATSS(DenseDetector):
         boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.flatten(0, 1)).reshape(deltas.shape)
         scores = (logits.sigmoid() * centerness.sigmoid()[..., None]).sqrt()
         return torch.cat([boxes / shares(x), scores], dim=-1)
-
-    def levels(self, height: int, width: int) -> list[int]:
-        return places(height, width, STRIDES)
 
     def answers(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Maps by level -> logits (B, N, K), box deltas (B, N, 4) and centerness logits (B, N), in float32."""

@@ -20,14 +20,13 @@ from .mask_rcnn import (
     SAMPLES,
     BoxPredictor,
     MaskPredictor,
-    RoIPool,
     labelled_from_0,
     labelled_from_1,
     mask_head,
     region_proposals,
 )
 from .model import DetectionModel, Found, Target
-from .pyramid import WIDTH, Pyramid, pooled
+from .pyramid import WIDTH, Pyramid, RoIPool, pooled
 
 IOUS = [0.5, 0.6, 0.7]
 """From which a box is an object's, stage by stage (Cascade R-CNN, section 4.2)."""

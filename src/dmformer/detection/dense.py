@@ -7,21 +7,30 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
-from ..selection import Selection
+from ..selection import Selection, candidates_by_level
 from .model import DetectionModel, Found
 
 
 class DenseDetector(DetectionModel):
-    """A framework that implements `candidates` and `levels`, which is also what is exported.
+    """A framework that implements `candidates`, which is also what is exported.
 
     Args:
         num_classes: K.
         selection: How objects are chosen of the candidates.
+        strides, per_place, queries: See `candidates_by_level`.
     """
 
-    def __init__(self, num_classes: int, selection: Selection) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        selection: Selection,
+        strides: Sequence[int],
+        per_place: int = 1,
+        queries: int | None = None,
+    ) -> None:
         super().__init__()
         self.num_classes, self.selection = num_classes, selection
+        self.strides, self.per_place, self.queries = list(strides), per_place, queries
 
     def candidates(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """(B, 3, H, W), sides multiples of 32 -> (B, N, 4 + K): boxes, scores.
@@ -33,7 +42,7 @@ class DenseDetector(DetectionModel):
 
     def levels(self, height: int, width: int) -> list[int]:
         """Candidates of each level, for a batch of this size."""
-        raise NotImplementedError
+        return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
 
     def detect(self, images: ImageList) -> list[Found]:
         height, width = images.tensors.shape[-2:]
@@ -43,11 +52,6 @@ class DenseDetector(DetectionModel):
             select(each, levels, size, (height, width), self.selection)
             for each, size in zip(found, images.image_sizes, strict=True)
         ]
-
-
-def places(height: int, width: int, strides: Sequence[int]) -> list[int]:
-    """Places of the maps at these strides, each of which is half of the one before, rounded up."""
-    return [-(-height // stride) * -(-width // stride) for stride in strides]
 
 
 def shares(x: Tensor) -> Tensor:

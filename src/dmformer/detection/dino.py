@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -16,7 +15,7 @@ from ..extras import needs
 from ..features import last_maps
 from ..selection import Selection
 from .denoising import IGNORED, LEAST, Denoising, denoising, visibility
-from .dense import DenseDetector, places
+from .dense import DenseDetector
 from .model import Target, mean_over_processes
 
 STRIDES = [8, 16, 32, 64]
@@ -89,7 +88,8 @@ class Dino(DenseDetector):
     def __init__(
         self, backbone: nn.Module, channels: Sequence[int], num_classes: int, queries: int, layers: int = 6
     ) -> None:
-        super().__init__(num_classes, Selection(threshold=0.0, per_level=None, iou=None, most=300))
+        chosen = Selection(threshold=0.0, per_level=None, iou=None, most=300)
+        super().__init__(num_classes, chosen, STRIDES, queries=queries)
         with needs("det", "DINO"):
             from transformers import DeformableDetrConfig
             from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
@@ -112,7 +112,7 @@ class Dino(DenseDetector):
             "dropout": 0.0,
         }
         config = DeformableDetrConfig(**settings)
-        self.backbone, self.queries = backbone, queries
+        self.backbone = backbone
         self.project = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) for c in channels[1:])
         self.project.append(nn.Conv2d(channels[-1], WIDTH, 3, stride=2, padding=1))
         self.project_norm = nn.ModuleList(InsideGroupNorm(32, WIDTH) for _ in STRIDES)
@@ -148,8 +148,8 @@ class Dino(DenseDetector):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def levels(self, height: int, width: int) -> list[int]:
-        return [min(self.queries, sum(places(height, width, STRIDES)))]
+    def backbone_module(self) -> nn.Module:
+        return self.backbone
 
     def candidates(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         memory = self.encode(x, sizes)
@@ -231,7 +231,7 @@ class Dino(DenseDetector):
         # What begins in the padding has its centre beyond 1.
         usable = ((memory.centres > 0.01) & (memory.centres < 0.99)).all(-1)
         scores = logits.amax(-1).masked_fill(~usable, -math.inf)
-        chosen = scores.topk(torch.sym_min(self.queries, scores.shape[1]), sorted=True).indices[..., None]
+        chosen = scores.topk(torch.sym_min(self.content.shape[0], scores.shape[1]), sorted=True).indices[..., None]
         # A place's first box is 0.05 of the image wide and high on the finest level, and twice as much on every next.
         sides = [
             memory.centres.new_full((height * width, 2), 0.05 * 2**i)

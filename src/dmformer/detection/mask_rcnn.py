@@ -13,12 +13,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
 from .anchors import Anchors
 from .model import DetectionModel, Found, Target
-from .pyramid import WIDTH, Pyramid, pooled
+from .pyramid import WIDTH, Pyramid, RoIPool, pooled
 
 STRIDES = [4, 8, 16, 32, 64]
 SIZES = [32, 64, 128, 256, 512]
@@ -178,19 +176,3 @@ class MaskPredictor(MaskRCNNPredictor):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).float()
-
-
-class RoIPool(MultiScaleRoIAlign):
-    """Maps, boxes (n, 4) of each image, sizes of images -> what lies in all boxes, (N, 256, side, side).
-
-    A box is pooled of one level of P2 to P5, by its size (Feature Pyramid Networks, section 4.2, equation 1).
-
-    Args:
-        side: Of what is pooled.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__(["0", "1", "2", "3"], side, sampling_ratio=2)
-        # Left to itself it would guess them of the first batch's images, and go wrong if their padding is large.
-        self.scales = [1 / stride for stride in STRIDES[:4]]
-        self.map_levels = initLevelMapper(2, 5, self.canonical_scale, self.canonical_level)

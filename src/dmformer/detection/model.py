@@ -39,7 +39,7 @@ class DetectionModel(nn.Module):
 
     def backbone_module(self) -> nn.Module:
         """The backbone of `features.open_backbone`."""
-        return next(part for name, part in self.named_modules() if name in ("backbone", "pyramid.backbone"))
+        return self.get_submodule("pyramid.backbone")
 
     def losses(self, images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Losses by name, with their weights; their sum is what is trained on. Finite for images without objects."""

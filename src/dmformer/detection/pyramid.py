@@ -1,11 +1,12 @@
-"""The feature pyramid under every framework: a backbone, and torchvision's FPN with the extra levels it needs."""
+"""The feature pyramid under the frameworks: a backbone, torchvision's FPN with extra levels, and pooling of boxes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from ..features import last_maps
 
@@ -53,3 +54,19 @@ def convolved(channels: Sequence[int], on_output: bool, width: int = WIDTH) -> E
     block = LastLevelP6P7(width if on_output else channels[-1], width)
     block.use_P5 = on_output  # torchvision tells it from the channels, which may happen to be 256
     return block
+
+
+class RoIPool(MultiScaleRoIAlign):
+    """Maps, boxes (n, 4) of each image, sizes of images -> what lies in all boxes, (N, 256, side, side).
+
+    A box is pooled of one level of P2 to P5, by its size (Feature Pyramid Networks, section 4.2, equation 1).
+
+    Args:
+        side: Of what is pooled.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__(["0", "1", "2", "3"], side, sampling_ratio=2)
+        # Left to itself it would guess them of the first batch's images, and go wrong if their padding is large.
+        self.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+        self.map_levels = initLevelMapper(2, 5, self.canonical_scale, self.canonical_level)

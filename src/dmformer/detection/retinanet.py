@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from ..selection import Selection
 from .anchors import Anchors
-from .dense import DenseDetector, places, shares
+from .dense import DenseDetector, shares
 from .model import Target
 from .pyramid import WIDTH, Pyramid, convolved
 
@@ -41,10 +41,11 @@ class RetinaNet(DenseDetector):
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int) -> None:
-        super().__init__(num_classes, Selection(threshold=0.05, per_level=1000, iou=0.5, most=100))
+        chosen = Selection(threshold=0.05, per_level=1000, iou=0.5, most=100)
+        super().__init__(num_classes, chosen, STRIDES, per_place=len(OCTAVES) * len(RATIOS))
         self.pyramid = pyramid
         self.anchors = Anchors([[4 * stride * octave for octave in OCTAVES] for stride in STRIDES], RATIOS, STRIDES)
-        self.head = RetinaNetHead(pyramid.out_channels, self.anchors.per_place, num_classes)
+        self.head = RetinaNetHead(pyramid.out_channels, self.per_place, num_classes)
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
@@ -68,6 +69,3 @@ class RetinaNet(DenseDetector):
         anchors = self.anchors(maps).expand_as(deltas)  # by len(x) an exported graph would keep the example's batch
         boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.flatten(0, 1)).reshape(deltas.shape)
         return torch.cat([boxes / shares(x), logits.sigmoid()], dim=-1)
-
-    def levels(self, height: int, width: int) -> list[int]:
-        return [self.anchors.per_place * n for n in places(height, width, STRIDES)]

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign, box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
 from ..extras import needs
 from .model import DetectionModel, Found, Target, mean_over_processes
-from .pyramid import WIDTH, Pyramid, pooled
+from .pyramid import WIDTH, Pyramid, RoIPool, pooled
 
 REGION = 7
 """Side of a proposal's region, in places."""
@@ -68,7 +68,7 @@ class SparseRCNN(DetectionModel):
         self.pyramid = pyramid
         self.proposal_boxes = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(proposals, 1))  # centre, size
         self.proposal_features = nn.Parameter(torch.randn(proposals, WIDTH))
-        self.pool = MultiScaleRoIAlign(["0", "1", "2", "3"], REGION, sampling_ratio=2)
+        self.pool = RoIPool(REGION)
         self.stages = nn.ModuleList(Stage(WIDTH, num_classes) for _ in range(stages))
         self.coder = BoxCoder((2.0, 2.0, 1.0, 1.0))
         self.matcher = DeformableDetrHungarianMatcher(class_cost=CLASS, bbox_cost=L1, giou_cost=GIOU)
@@ -76,12 +76,11 @@ class SparseRCNN(DetectionModel):
     def answers(self, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, n, K) and boxes (B, n, 4) in pixels of every stage, in float32."""
         maps = self.pyramid(images.tensors)
-        padded = [(images.tensors.shape[-2], images.tensors.shape[-1])]  # the pool reads the maps' strides from it
         boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * _scales(images)
         features = self.proposal_features.expand(len(boxes), -1, -1)
         found = []
         for stage in self.stages:
-            regions = self.pool(maps, list(boxes.detach()), padded)
+            regions = self.pool(maps, list(boxes.detach()), images.image_sizes)
             logits, deltas, features = stage(features, regions)
             boxes = self.coder.decode_single(deltas.float().flatten(0, 1), boxes.flatten(0, 1)).reshape(boxes.shape)
             found.append((logits.float(), boxes))

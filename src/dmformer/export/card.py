@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..selection import Selection
+from ..selection import Selection, candidates_by_level
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 """Files that are used without PyTorch, by suffix, and what runs them."""
@@ -31,9 +31,7 @@ class Boxes:
         side, max_side: Shorter side in pixels that photos are brought to, and most of the longer one.
         filled: Whether images are filled up with zeros to multiples of 32; else photos are brought to the nearest ones,
             for a model to which what is filled up would be part of the photo.
-        strides: Of the levels, in pixels.
-        per_place: Candidates of each place of a level.
-        queries: Most candidates of a model that chooses among its places, each of which is one; else None.
+        strides, per_place, queries: See `candidates_by_level`.
         selection: How objects are chosen.
     """
 
@@ -47,11 +45,8 @@ class Boxes:
     selection: Selection
 
     def levels(self, height: int, width: int) -> list[int]:
-        """Candidates of each level for images of this size, those of a model that chooses as one level."""
-        places = [-(-height // stride) * -(-width // stride) for stride in self.strides]
-        if self.queries is not None:
-            return [min(self.queries, sum(places))]
-        return [self.per_place * n for n in places]
+        """Candidates of each level for images of this size."""
+        return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
 
 
 @dataclass(frozen=True)

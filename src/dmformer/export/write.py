@@ -21,11 +21,7 @@ from ..classifier import Classifier
 from ..config_file import find_config
 from ..data.decode import BrokenImageError, decode, fitted_size, list_photos
 from ..data.pairs import MASK_FOLDERS
-from ..detection import dino
-from ..detection.atss import ATSS
 from ..detection.dense import DenseDetector
-from ..detection.dino import Dino
-from ..detection.retinanet import RetinaNet
 from ..detector import Detector
 from ..errors import UserError, first_line
 from ..evaluate import evaluate, evaluate_masks
@@ -339,19 +335,15 @@ def _card(model: Classifier | Segmenter | Detector, preprocessing: bool) -> Card
 
 def _detector_card(detector: Detector, name: str) -> Card:
     config, network = detector.config, detector.model
-    if isinstance(network, Dino):
-        strides, per_place, queries = dino.STRIDES, 1, network.queries
-    else:
-        assert isinstance(network, RetinaNet | ATSS)
-        strides, per_place, queries = network.anchors.strides, network.anchors.per_place, None
+    assert isinstance(network, DenseDetector)
     boxes = Boxes(
         category_ids=list(config.category_ids),
         side=config.image_size,
         max_side=config.max_side,
-        filled=queries is None,
-        strides=list(strides),
-        per_place=per_place,
-        queries=queries,
+        filled=network.queries is None,
+        strides=network.strides,
+        per_place=network.per_place,
+        queries=network.queries,
         selection=network.selection,
     )
     return Card(

@@ -12,8 +12,8 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..build import check_names, create, size_argument
-from ..config_file import find_config, task_of
+from ..build import check_names, classifier_weights, size_argument
+from ..config_file import find_config, is_trained_for
 from ..data.box_transforms import (
     BoxDataset,
     GroupedSampler,
@@ -35,20 +35,10 @@ from ..files import write_whole
 from ..progress import Progress, run_facts
 from ..recipes import DetectionRecipe
 from ..report import DetectionReport, write_detection_report
-from ..tasks.detection import WITH_MASKS, DetectionModel
+from ..tasks.detection import BOX_NAMES, FRAMEWORK_NAMES, WITH_MASKS, DetectionModel
 from ..tasks.detection_scores import DetectionScores
-from ..weights import load_strictly, load_weights, read_state_dict
+from ..weights import load_strictly, read_state_dict
 
-FRAMEWORK_NAMES = {
-    "mask_rcnn": "Mask R-CNN",
-    "cascade_rcnn": "Cascade Mask R-CNN",
-    "retinanet": "RetinaNet",
-    "atss": "ATSS",
-    "sparse_rcnn": "Sparse R-CNN",
-    "dino": "DINO",
-}
-BOX_NAMES = {"mask_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
-"""What those with masks are called without."""
 FREE_SIZES = {"strict_img_size", "dynamic_img_size"}
 """Arguments by which models of timm that are made for one size take all."""
 TRANSFORMERS = ("sparse_rcnn", "dino")
@@ -121,14 +111,10 @@ class DetectionJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and find_config(recipe.weights).is_file() and task_of(recipe.weights) == TASK:
+        if recipe.weights and is_trained_for(TASK, recipe.weights):
             model = _continued(recipe.weights, config)
-        elif recipe.weights:
-            classifier = create(recipe.model, recipe.image_size, config.backbone_args)
-            load_weights(classifier, recipe.weights, "drop")
-            model = config.build(classifier.state_dict())
         else:
-            model = config.build()
+            model = config.build(classifier_weights(recipe, config.backbone_args))
         backbone = model.backbone_module()
         if recipe.grad_checkpointing:
             backbone.set_grad_checkpointing(True)  # type: ignore[operator]

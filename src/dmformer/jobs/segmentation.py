@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..build import check_names, create, size_argument
-from ..config_file import find_config, task_of
+from ..build import check_names, classifier_weights, size_argument
+from ..config_file import find_config, is_trained_for
 from ..data.loaders import StepSampler
 from ..data.mask_transforms import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
 from ..data.masks import IGNORE
@@ -37,7 +37,7 @@ from ..segmenter import (
 )
 from ..tasks.segmentation import SegmentationModel, segmentation_loss
 from ..tasks.segmentation_scores import SegmentationScores, class_counts, image_ious, score_masks
-from ..weights import load_strictly, load_weights, read_state_dict
+from ..weights import load_strictly, read_state_dict
 
 HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 
@@ -105,14 +105,10 @@ class SegmentationJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and find_config(recipe.weights).is_file() and task_of(recipe.weights) == TASK:
+        if recipe.weights and is_trained_for(TASK, recipe.weights):
             model = _continued(recipe.weights, config)
-        elif recipe.weights:
-            classifier = create(recipe.model, recipe.image_size, config.backbone_args)
-            load_weights(classifier, recipe.weights, "drop")
-            model = config.build(classifier.state_dict())
         else:
-            model = config.build()
+            model = config.build(classifier_weights(recipe, config.backbone_args))
         if recipe.grad_checkpointing:
             model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
         return model, freeze_maps(model.backbone, recipe.freeze) if recipe.freeze else []

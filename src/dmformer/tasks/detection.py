@@ -27,6 +27,16 @@ FRAMEWORKS: dict[str, Callable[..., DetectionModel]] = {
     "sparse_rcnn": sparse_rcnn,
     "dino": dino,
 }
+FRAMEWORK_NAMES = {
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade Mask R-CNN",
+    "retinanet": "RetinaNet",
+    "atss": "ATSS",
+    "sparse_rcnn": "Sparse R-CNN",
+    "dino": "DINO",
+}
+BOX_NAMES = {"mask_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
+"""What those with masks are called without."""
 WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
 """Frameworks that predict masks where the data have them."""
 QUERIES = {"mask_rcnn": "proposals", "cascade_rcnn": "proposals", "sparse_rcnn": "proposals", "dino": "queries"}
