@@ -65,6 +65,30 @@ def make_report(names=NAMES, targets=None, predictions=None, confidences=None, *
     return Report(**(values | changes))
 
 
+def needs_nothing_else(html):
+    """Check that a page fetches nothing, runs nothing, and describes its pictures."""
+    page = Page(html)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    fetched = [value for name, value in page.attributes if name in ("src", "srcset", "href")]
+    assert len(fetched) > 20
+    assert all(value.startswith(("#", "data:image/")) for value in fetched)
+    assert "url(" not in html
+    assert "default-src 'none'" in html
+    assert html.count("<img") == html.count("<img alt=") + html.count('<img class="plot" alt=')
+    return page
+
+
+def shows_names_as_text(html):
+    """Check that none of `HOSTILE`, which the page shows, became a part of it."""
+    page = Page(html)
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "<img src=x" not in html
+    for name in HOSTILE:
+        assert name in page.text
+    return page
+
+
 def written(tmp_path, report):
     path = tmp_path / "report.html"
     write_report(path, report)
@@ -141,13 +165,7 @@ def test_how_it_was_made(html):
 
 
 def test_needs_nothing_else(html):
-    page = Page(html)
-    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
-    fetched = [value for name, value in page.attributes if name in ("src", "srcset", "href")]
-    assert len(fetched) > 20
-    assert all(value.startswith(("#", "data:image/")) for value in fetched)
-    assert "url(" not in html
-    assert "default-src 'none'" in html
+    page = needs_nothing_else(html)
     assert {"html", "title", "main", "nav", "h1", "h2"} <= page.tags
     assert ("lang", "en") in page.attributes
 
@@ -169,12 +187,7 @@ def test_hostile_names(tmp_path):
         facts={evil: evil, "command": evil},
     )
     html = written(tmp_path, report)
-    page = Page(html)
-    assert "script" not in page.tags
-    assert not any(name.startswith("on") for name, _ in page.attributes)
-    assert "<img src=x" not in html
-    for name in HOSTILE:
-        assert name in page.text
+    page = shows_names_as_text(html)
     assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in [value for name, value in page.attributes if name == "title"]
 
 
