@@ -23,7 +23,6 @@ from dmformer.data.box_transforms import (
     train_transform,
 )
 from dmformer.data.boxes import (
-    VOC_NAMES,
     Annotations,
     BoxSet,
     BoxSplits,
@@ -39,6 +38,8 @@ from dmformer.errors import UserError
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 RED = (220, 30, 30)
 CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "ball"}]
+OTHER_SIZE = "has another size than its annotations say"
+EXCHANGED = "width and height are exchanged, there or by the file's EXIF"
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 
 
@@ -255,12 +256,15 @@ def test_faulty_photos_are_left_out_with_their_objects(cocos: Path) -> None:
     splits = check_boxes(open_boxes(str(cocos)), 0.5)
     assert splits.faults == [
         ("4.png", "has an id that is taken: 4"),
-        ("instances_train2017.json, image 8", "has no whole number as id, or no file_name"),
-        ("instances_train2017.json, image None", "has no whole number as id, or no file_name"),
+        ("instances_train2017.json, image 8", "has no whole number as id, or no file_name: {'id': 8}"),
+        ("instances_train2017.json, image None", "has no whole number as id, or no file_name: text"),
         ("train2017/2.png", "cannot be read: No such file or directory"),
         ("train2017/3.png", "cannot be read: it is no image of a known kind"),
-        ("train2017/5.jpg", "has another size than its annotations say: 48x64, not 64x48 (the file turns it by EXIF)"),
-        ("train2017/1.png", "has another size than its annotations say: 64x48, not 48x60"),
+        (
+            "train2017/5.jpg",
+            f"{OTHER_SIZE}: 48x64, not 64x48 ({EXCHANGED})",
+        ),
+        ("train2017/1.png", f"{OTHER_SIZE}: 64x48, not 48x60"),
     ]
     assert [splits.train.name(i) for i in range(len(splits.train))] == ["train2017/1.png", "train2017/4.png"]
     assert [each.ids.tolist() for each in splits.train.annotations] == [[101], [104]]
@@ -302,13 +306,21 @@ def test_boxes_are_clipped_and_counted(cocos: Path) -> None:
         ("{}", "it has no list of images and annotations and categories"),
         ('{"images": [], "annotations": 5, "categories": []}', "it has no list of annotations"),
         (coco([image(1)], []), "no training photo has an object"),
-        (coco([], []), "lists no photos"),
+        (coco([], []), "lists no photos that can be read: its list of images is empty."),
+        (
+            coco([{**image(1), "id": "1"}], []),
+            "that can be read: instances_train2017.json, image 1: has no",
+        ),
         (coco([image(1)], [], []), "has no categories"),
         (coco([image(1)], [], [{"id": 1}]), "has no whole number as id, or no name"),
         (coco([image(1)], [], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "two categories have the id 1"),
         (coco([image(1)], [], [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories are called a"),
         (coco([image(1, "far.png")], []), "none of its photos, such as far.png, lies in"),
         (coco([image(1)], [thing(1, 1, (0.2, 0.3, 0.5, 0.5)), thing(2, 1, (0, 0, 1, 1))]), "look like shares"),
+        (
+            coco([image(1)], [thing(i, 1, (0.6, 0.6, 0.5, 0.5) if i else (8, 6, 9, 9)) for i in range(3)]),
+            "edges of 2 of 3 boxes",
+        ),
     ],
 )
 def test_coco_files_that_cannot_be_used(cocos: Path, text: str, told: str) -> None:
@@ -346,7 +358,7 @@ def test_the_training_file_tells_the_classes(cocos: Path) -> None:
 def test_a_split_of_which_no_photo_is_left(yolo: Path) -> None:
     for name in "ab":
         (yolo / "images" / "train" / f"{name}.png").write_bytes(b"no photo")
-    with pytest.raises(UserError, match=r"no training photo has an object: images/train/a\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"no photo in .*\(train\) can be used: images/train/a\.png: cannot be read"):
         check_boxes(open_boxes(str(yolo)), 1.0)
 
 
@@ -446,15 +458,15 @@ def test_voc_is_read(voc: Path) -> None:
     (annotations / "a.xml").write_text(voc_xml(*objects))
     (annotations / "b.xml").write_text(voc_xml())
     splits = check_boxes(open_boxes(str(voc)), 0.0)
-    assert splits.class_names == VOC_NAMES
-    assert (len(VOC_NAMES), splits.category_ids) == (20, tuple(range(1, 21)))
+    assert splits.class_names == ("cat", "dog", "tvmonitor")
+    assert splits.category_ids == (1, 2, 3)
     assert splits.test is not None
     assert [part.name(0) for part in (splits.train, splits.val, splits.test)] == [f"JPEGImages/{n}.jpg" for n in "ace"]
     first, second = splits.train.annotations
     # Pixels count from 1 and the last is included: 1 to 64 is the whole width, 0 to 64.
     assert first.boxes.tolist() == [[0, 0, 64, 48], [8.5, 6, 28, 16]]
     assert first.crowd.tolist() == [True, False]
-    assert [VOC_NAMES[label] for label in first.labels] == ["cat", "tvmonitor"]
+    assert [splits.class_names[label] for label in first.labels] == ["cat", "tvmonitor"]
     assert first.areas.tolist() == [64 * 48, 19.5 * 10]
     assert (len(second), first.outlines) == (0, None)
 
@@ -594,7 +606,9 @@ def test_forms_of_data_yaml(yolo: Path, text: str) -> None:
         splits = open_boxes(str(source))
         assert [len(splits.train), len(splits.val), splits.test] == [2, 2, None]
         assert [len(each) for each in splits.val.annotations] == [1, 0]
-    assert len(splits.notes) == ("none" in text)
+    bare = [note for note in splits.notes if note.endswith("taken to be without objects: 1, such as images/val/b.png")]
+    assert len(bare) == 1
+    assert len(splits.notes) == 2 + ("none" in text)
 
 
 def test_yolo_without_data_yaml(yolo: Path, tmp_path: Path) -> None:
@@ -681,6 +695,160 @@ def test_unknown_layouts(tmp_path: Path, cocos: Path) -> None:
     (cocos / "annotations" / "instances_train2017.json").unlink()
     with pytest.raises(UserError, match="has val but no train"):
         open_boxes(str(cocos))
+
+
+# ---- what other programs write
+
+
+def voc_photo(photo: Path, xml: Path, name: str = "dog") -> None:
+    save_photo(photo)
+    xml.parent.mkdir(parents=True, exist_ok=True)
+    xml.write_text(voc_xml(voc_object(name, (9, 7, 28, 16))))
+
+
+@pytest.mark.parametrize("below", [[""], ["train/", "valid/"]])
+@pytest.mark.parametrize(("photos", "texts"), [("images", "annotations"), ("images", "Annotations"), (".", ".")])
+def test_xml_beside_photos_and_apart(tmp_path: Path, below: list[str], photos: str, texts: str) -> None:
+    for split in below:
+        for i in range(8):
+            voc_photo(tmp_path / split / photos / f"{i}.png", tmp_path / split / texts / f"{i}.xml", "dog")
+    splits = check_boxes(open_boxes(str(tmp_path)), 0.0)
+    assert splits.class_names == ("dog",)
+    assert splits.faults == []
+    assert len(splits.train) == (8 if len(below) == 2 else 6)
+    assert open_evaluation_boxes(str(tmp_path), ["dog"])[0].single == 8
+
+
+def test_xml_of_no_photo(tmp_path: Path) -> None:
+    for i in range(4):
+        voc_photo(tmp_path / f"{i}.png", tmp_path / f"other{i}.xml")
+    with pytest.raises(UserError, match="has no layout that is known"):
+        open_boxes(str(tmp_path))
+
+
+def test_photos_none_of_which_can_be_used(tmp_path: Path) -> None:
+    """The reasons are told, and not that there are too few to split."""
+    for i in range(4):
+        save_photo(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.xml").write_text(voc_xml(voc_object("dog", (9, 7, 28, 16)), size=(48, 64)))
+    words = r"no photo in .* can be used: 0\.png: has another size .* 64x48, not 48x64 \(width and height are exchanged"
+    with pytest.raises(UserError, match=words):
+        open_boxes(str(tmp_path))
+    with pytest.raises(UserError, match=words):
+        open_evaluation_boxes(str(tmp_path), ["dog"])
+
+
+def test_lists_of_voc(voc: Path) -> None:
+    main = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    root = main.parents[1]
+    voc_photo(root / "JPEGImages" / "my photo ü.jpg", root / "Annotations" / "my photo ü.xml")
+    (main / "train.txt").write_text("\ufeffa.jpg\r\nmy photo ü\r\n", "utf-8")
+    splits = check_boxes(open_boxes(str(voc)), 0.0)
+    assert [splits.train.name(i) for i in range(2)] == ["JPEGImages/a.jpg", "JPEGImages/my photo ü.jpg"]
+    (main / "train.txt").write_bytes("my photo ü".encode("latin-1"))
+    with pytest.raises(UserError, match=r"train\.txt cannot be read as text: 'utf-8' codec"):
+        open_boxes(str(voc))
+
+
+def test_lists_of_yolo(yolo: Path) -> None:
+    (yolo / "data.yaml").write_text("train: list.txt\nval: images\\val\nnames: {'0': box, '1': ball}\n")
+    (yolo / "list.txt").write_text("images\\train\\a.png\n")
+    splits = open_boxes(str(yolo))
+    assert ([splits.train.name(0)], splits.class_names) == (["images/train/a.png"], ("box", "ball"))
+    (yolo / "list.txt").write_bytes("ü.png".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.txt cannot be read as text"):
+        open_boxes(str(yolo))
+    (yolo / "data.yaml").write_text("train: list.txt\nnames: [yes, no]\n")
+    with pytest.raises(UserError, match="for a truth value: put it in quotes"):
+        open_boxes(str(yolo))
+
+
+def test_a_text_file_that_cannot_be_read_takes_its_photo_along(yolo: Path) -> None:
+    (yolo / "labels" / "train" / "b.txt").write_text("0 0.5 0.5 0.25 0.5", "utf-16")
+    splits = open_boxes(str(yolo))
+    assert [splits.train.name(i) for i in range(len(splits.train))] == ["images/train/a.png"]
+    ((name, why),) = splits.faults
+    assert name == "images/train/b.png"
+    assert why.startswith("has a text file that cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("photos", "names", "texts"),
+    [
+        (".", "classes.txt", "."),
+        ("train", "train/classes.txt", "train"),
+        ("images", "classes.txt", "labels"),
+        ("images", "labels/classes.txt", "labels"),
+        ("obj_train_data", "obj.names", "obj_train_data"),
+    ],
+)
+def test_yolo_with_names_in_a_text_file(tmp_path: Path, photos: str, names: str, texts: str) -> None:
+    """LabelImg's, Label Studio's and CVAT's ways; also below a folder that is called images."""
+    root = tmp_path / "images" / "set"
+    for i in range(8):
+        save_photo(root / photos / f"{i}.png")
+        (root / texts).mkdir(parents=True, exist_ok=True)
+        (root / texts / f"{i}.txt").write_text("1 0.5 0.5 0.25 0.5")
+    with pytest.raises(UserError, match="name them in their order with --classes"):
+        open_boxes(str(root))
+    (root / names).write_text("box\nball\n")
+    splits = check_boxes(open_boxes(str(root)), 0.0)
+    assert (splits.class_names, splits.faults) == (("box", "ball"), [])
+    assert splits.train.annotations[0].labels.tolist() == [1]
+    assert open_boxes(str(root), classes=["ball"]).train.annotations[0].labels.tolist() == [0]
+
+
+def test_coco_of_other_programs(cocos: Path, tmp_path: Path) -> None:
+    """Ids and crowds of loosely typed writers, paths of Windows, outlines that are empty."""
+    photos = [{**image(i, f"train2017\\{i}.png"), "id": float(i)} for i in range(1, 5)]
+    objects = [
+        thing(1, 1, iscrowd="0", area=10**400),
+        thing(2, 2, iscrowd="1"),
+        {**thing(3, 3), "id": 3.0, "image_id": 3.0, "category_id": 7.0},
+        thing(4, 4, segmentation=[[]]),
+    ]
+    with_training(cocos, objects, photos)
+    train = check_boxes(open_boxes(str(cocos)), 0.0).train
+    assert [each.crowd.tolist() for each in train.annotations] == [[False], [True], [False], [False]]
+    assert [each.labels.tolist() for each in train.annotations] == [[0], [0], [1], [0]]
+    assert train.annotations[0].areas.tolist() == [200]
+    assert train.annotations[3].outlines is None
+    (tmp_path / "cvat" / "annotations").mkdir(parents=True)
+    for i in range(8):
+        save_photo(tmp_path / "cvat" / "images" / "default" / f"{i}.png")
+    text = coco([image(i) for i in range(8)], [thing(i, i) for i in range(8)])
+    (tmp_path / "cvat" / "annotations" / "instances_default.json").write_text(text)
+    assert check_boxes(open_boxes(str(tmp_path / "cvat")), 0.0).train.name(0).startswith("images/default/")
+
+
+def test_the_root_of_roboflows_categories(cocos: Path) -> None:
+    """It has the project's name, which one of the classes may have too."""
+    categories = [
+        {"id": 0, "name": "box", "supercategory": "none"},
+        {"id": 1, "name": "box", "supercategory": "box"},
+        {"id": 2, "name": "ball", "supercategory": "box"},
+    ]
+    for split, first in (("train", 1), ("val", 11)):
+        text = coco([image(first)], [thing(1, first, category=1)], categories)
+        (cocos / "annotations" / f"instances_{split}2017.json").write_text(text)
+    splits = open_boxes(str(cocos))
+    assert (splits.class_names, splits.category_ids) == (("box", "ball"), (1, 2))
+    assert sum("stand over others and have no object, left out: box" in note for note in splits.notes) == 2
+    with_training(cocos, [thing(1, 1, category=0)])
+    text = coco([image(1)], [thing(1, 1, category=0)], categories[:1] + categories[2:])
+    (cocos / "annotations" / "instances_train2017.json").write_text(text)
+    assert open_boxes(str(cocos), classes=["box"]).train.objects == 1  # it has an object, and so is a class
+
+
+def test_a_test_split_without_truth_is_passed_over(yolo: Path, cocos: Path) -> None:
+    (yolo / "labels" / "test" / "a.txt").unlink()
+    boxes, _, notes = open_evaluation_boxes(str(yolo), ["box", "ball"])
+    assert boxes.name(0) == "images/val/a.png"
+    assert "there is no test split: " in notes[0]
+    (cocos / "annotations" / "instances_test2017.json").write_text(coco([image(21)], []))
+    boxes, _, notes = open_evaluation_boxes(str(cocos), ["box", "ball"])
+    assert boxes.name(0) == "val2017/11.png"
+    assert "none of its photos" in notes[0]
 
 
 # ---- evaluation and checks

@@ -218,6 +218,16 @@ def test_what_is_found(fixed):
 
 
 @torch.no_grad()
+def test_what_lies_beyond_the_image_is_not_found(fixed):
+    """A box in what the image is filled up with takes none of the places of those in it."""
+    fixed.proposal_boxes.data[1] = torch.tensor([1.75, 0.5, 0.25, 0.25])
+    fixed.most = 3
+    for found in fixed(images((60, 80), (96, 100))):
+        assert found["labels"].tolist() == [1, 2, 0]
+        assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()
+
+
+@torch.no_grad()
 def test_regions_are_of_the_level_of_their_size(fixed, monkeypatch):
     maps = {str(level): torch.full((1, 256, 256 >> level, 256 >> level), 10.0**level) for level in range(5)}
     monkeypatch.setattr(fixed.pyramid, "forward", lambda x: maps)

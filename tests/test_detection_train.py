@@ -194,6 +194,15 @@ def test_the_backbones_rate_is_its_own(box_recipe: DetectionRecipe) -> None:
     assert decayed == {0.0, trainer.recipe.weight_decay}
 
 
+def test_what_timm_spares_is_not_decayed(box_recipe: DetectionRecipe) -> None:
+    swin = replace(box_recipe, model="swin_tiny_patch4_window7_224", model_args=("strict_img_size=False",), name="swin")
+    trainer = Trainer(swin)
+    decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    tables = [p for n, p in trainer.bare.named_parameters() if n.endswith("relative_position_bias_table")]
+    assert tables
+    assert not any(id(p) in decayed for p in tables)
+
+
 def test_learning_rates_drop_where_the_recipe_says(box_recipe: DetectionRecipe) -> None:
     recipe = replace(box_recipe, schedule="steps", epochs=6, validate_every=2, drops=(2, 4), warmup_iterations=0)
     trainer = Trainer(replace(recipe, name="steps"))
@@ -326,6 +335,7 @@ def test_the_commands(trained: Path, shapes: Path, tmp_path: Path, capsys: pytes
         (("predict", "--window", "64"), "--window is for segmenters; this is a detector"),
         (("predict", "--batch-size", "4"), "--batch-size is for classifiers"),
         (("eval",), "name the photos to score on"),
+        (("eval", "--data", ".", "--json", "nowhere/scores.json"), "no file can be written there"),
         (("explain",), "is a detector"),
     ],
 )

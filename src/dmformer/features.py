@@ -10,6 +10,7 @@ from . import models as models  # registers them with timm
 from .errors import UserError, first_line
 
 STRIDES = [4, 8, 16, 32]
+UNDECAYED = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token")
 
 
 def open_backbone(
@@ -43,6 +44,11 @@ def last_maps(backbone: nn.Module, x: Tensor) -> list[Tensor]:
     """(B, 3, H, W) -> the four maps (B, C, H/stride, W/stride) of a backbone of `open_backbone`."""
     maps = backbone(x)[-4:]
     return [m.permute(0, 3, 1, 2) for m in maps] if getattr(backbone, "output_fmt", None) == Format.NHWC else maps
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Parameters that timm spares the weight decay in a backbone, under their names in a model that holds one."""
+    return {name for name, _ in model.named_parameters() if name.endswith(UNDECAYED)}
 
 
 def freeze_maps(backbone: nn.Module, stages: int) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config_file import task_of
@@ -14,6 +15,7 @@ from .checks import (
     check_path,
     check_source,
     check_testing,
+    check_writable,
     opened_if_exported,
     refuse_options,
 )
@@ -76,6 +78,8 @@ class EvalOptions:
 def evaluate(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
     check_source(options.source, exported=True)
+    if options.json not in (None, "-"):
+        check_writable("--json", Path(options.json), overwrite=True)
     model = opened_if_exported(options.source)
     task = model.task if model else task_of(options.source)
     if task == "segmentation":

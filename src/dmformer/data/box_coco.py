@@ -13,8 +13,10 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from .box_parts import FaultyError, Outline, Part, Row, numbers, photo_sizes
-from .pairs import first_few, relative_name
+from .pairs import first_faults, first_few, relative_name
 
+LARGEST_AREA = 1e18
+"""Pixels; a larger area is not believed."""
 PROBES = 50
 """Photos that are looked for to tell which folder holds them."""
 
@@ -41,15 +43,19 @@ def read_coco(file: Path, folders: Sequence[Path], root: Path) -> Part:
         UserError: No JSON, no COCO, categories without or with equal names, no photo in any folder.
     """
     content = _coco_content(file)
-    categories = _coco_categories(file, content["categories"])
+    entries, roots = _without_roots(content)
+    categories = _coco_categories(file, entries)
     names, ids = tuple(categories.values()), tuple(categories)
     part = Part(root, names, ids, str(file))
+    if roots:
+        told = ", ".join(roots)
+        part.notes.append(f"categories of {file} that stand over others and have no object, left out: {told}")
     places = _coco_photos(part, file, content["images"], folders)
     label_of = {number: label for label, number in enumerate(ids)}
     taken: set[int] = set()
     for entry in content["annotations"]:
         stated = entry if isinstance(entry, dict) else {}
-        number, image = stated.get("id"), stated.get("image_id")
+        number, image = stated.get("id"), _whole(stated.get("image_id"))
         if not isinstance(image, int) or image not in places:
             part.faults.append((f"{file.name}, object {number}", f"belongs to no photo: image_id {image}"))
             continue
@@ -88,6 +94,26 @@ def _coco_content(file: Path) -> dict[str, Any]:
     return content
 
 
+def _without_roots(content: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """The categories but for Roboflow's root, which is the others' supercategory and has no object; and its name."""
+    entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
+    used = {entry.get("category_id") for entry in content["annotations"] if _has_number(entry, "category_id")}
+    roots = [
+        entry
+        for entry in entries
+        if entry.get("supercategory") == "none"
+        and _has_number(entry, "id")
+        and entry["id"] not in used
+        and any(other is not entry and other.get("supercategory") == entry.get("name") for other in entries)
+    ]
+    rest = [entry for entry in content["categories"] if not any(entry is root for root in roots)]
+    return rest, [str(root["name"]) for root in roots]
+
+
+def _has_number(entry: Any, key: str) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get(key), int)
+
+
 def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
     """Names by id, in the order of the ids."""
     categories: dict[int, str] = {}
@@ -109,16 +135,25 @@ def _coco_photos(part: Part, file: Path, entries: list[Any], folders: Sequence[P
     listed: dict[int, tuple[str, tuple[int, int] | None]] = {}
     places: dict[int, int | None] = {}
     for entry in entries:
-        number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+        number, name = (_whole(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
         if not _is_whole(number) or not isinstance(name, str) or not name:
-            part.faults.append((f"{file.name}, image {number}", "has no whole number as id, or no file_name"))
+            told = f"has no whole number as id, or no file_name: {str(entry)[:80]}"
+            part.faults.append((f"{file.name}, image {number}", told))
         elif number in listed:
             part.faults.append((name, f"has an id that is taken: {number}"))
         else:
             listed[number] = (name, _stated_size(entry))
     if not listed:
-        raise UserError(f"{file} lists no photos: there is nothing to read.")
-    folder = _folder_of([name for name, _ in listed.values()], folders, file)
+        why = first_faults(part.faults, 3) or "its list of images is empty."
+        raise UserError(f"{file} lists no photos that can be read: {why}")
+    names = [name for name, _ in listed.values()]
+    folder = _folder_of(names, folders)
+    if folder is None:  # names written on Windows
+        listed = {number: (name.replace("\\", "/"), size) for number, (name, size) in listed.items()}
+        folder = _folder_of([name for name, _ in listed.values()], folders)
+    if folder is None:
+        tried = first_few([str(place) for place in folders if place.is_dir()], 5)
+        raise UserError(f"{file}: none of its photos, such as {names[0]}, lies in {tried}: name their --images.")
     unknown = [folder / name for name, size in listed.values() if size is None]
     measured = dict(zip(unknown, photo_sizes(unknown), strict=True))
     for number, (name, stated) in listed.items():
@@ -136,22 +171,25 @@ def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     return (height, width) if _is_whole(height) and _is_whole(width) and min(height, width) > 0 else None
 
 
+def _whole(value: Any) -> Any:
+    """An id that was written as 1.0 as a whole number; any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_whole(value: Any) -> TypeGuard[int]:
     """Whether it is a whole number that arrays can hold."""
     return isinstance(value, int) and abs(value) < 2**63
 
 
-def _folder_of(names: Sequence[str], folders: Sequence[Path], file: Path) -> Path:
+def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """The folder that holds most of the first photos."""
     probes = names[:: -(-len(names) // PROBES)]
     hits = [sum(os.path.isfile(folder / name) for name in probes) for folder in folders]
-    if not any(hits):
-        places = first_few([str(folder) for folder in folders if folder.is_dir()], 5)
-        raise UserError(f"{file}: none of its photos, such as {names[0]}, lies in {places}: name their --images.")
-    return folders[hits.index(max(hits))]
+    return folders[hits.index(max(hits))] if any(hits) else None
 
 
 def _coco_row(entry: dict[str, Any], image: int, size: tuple[int, int], label_of: dict[int, int]) -> Row:
-    number, category, box = entry.get("id"), entry.get("category_id"), entry.get("bbox")
+    number, category, box = _whole(entry.get("id")), _whole(entry.get("category_id")), entry.get("bbox")
     if not _is_whole(number):
         raise FaultyError("has no whole number as id")
     if not isinstance(category, int) or category not in label_of:
@@ -160,15 +198,17 @@ def _coco_row(entry: dict[str, Any], image: int, size: tuple[int, int], label_of
         raise FaultyError(f"has no box of four numbers: {box}")
     left, upper, width, height = numbers(box, "box")
     area = entry.get("area")
-    area = float(area) if isinstance(area, int | float) and 0 <= area < math.inf else math.nan
+    area = float(area) if isinstance(area, int | float) and 0 <= area < LARGEST_AREA else math.nan
     outline = _outline(entry.get("segmentation"), size)
-    crowd = bool(entry.get("iscrowd", False))
+    crowd = entry.get("iscrowd") in (1, "1")
     box = (left, upper, left + width, upper + height)
     return Row(image, box, label_of[category], crowd, area, number, outline)
 
 
 def _outline(stored: Any, size: tuple[int, int]) -> Outline | None:
     """Polygons or run lengths, checked, since the library that draws them is in C; None where there are none."""
+    if isinstance(stored, list):
+        stored = [polygon for polygon in stored if polygon != []]
     if not stored:
         return None
     if isinstance(stored, dict):

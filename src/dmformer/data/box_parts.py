@@ -49,6 +49,7 @@ class Part:
         images, image_ids, sizes: Of each photo its file, number and (height, width).
         rows: Objects.
         faults: Of objects and photos that could not be read.
+        notes: What people should know of it.
         where: What is named when the whole cannot be used.
     """
 
@@ -61,6 +62,7 @@ class Part:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, photo: Path, size: tuple[int, int], number: int | None = None) -> int:
         """Add a photo, by default numbered from 1; its place."""
@@ -125,8 +127,9 @@ def measured(part: Part, photos: Sequence[Path]) -> Iterator[tuple[Path, tuple[i
 def other_size(size: Sequence[int], stated: Sequence[int]) -> str:
     """What is wrong with a photo of another (height, width) than its annotations say."""
     told = f"{size[1]}x{size[0]}, not {stated[1]}x{stated[0]}"
-    turned = " (the file turns it by EXIF)" if tuple(size) == tuple(stated)[::-1] else ""
-    return f"has another size than its annotations say: {told}{turned}"
+    exchanged = tuple(size) == tuple(stated)[::-1]
+    hint = " (width and height are exchanged, there or by the file's EXIF)" if exchanged else ""
+    return f"has another size than its annotations say: {told}{hint}"
 
 
 def numbers(values: Sequence[Any], what: str) -> list[float]:

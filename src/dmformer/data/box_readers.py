@@ -14,11 +14,23 @@ from .box_coco import read_coco
 from .box_parts import LARGEST_TEXT, Part
 from .box_voc import read_voc
 from .box_yolo import read_yolo
-from .pairs import Fault, existing_folder, image_files, relative_name, split_folder, voc_lists, voc_root
+from .pairs import (
+    Fault,
+    existing_folder,
+    given_names,
+    image_files,
+    lines_of,
+    relative_name,
+    split_folder,
+    voc_lists,
+    voc_root,
+)
 from .readers import SPLITS
 
 COCO_WHOLE = ("instances_default", "annotations", "_annotations.coco")
 """Names of COCO files that are not split."""
+YOLO_NAMES = ("classes.txt", "obj.names")
+"""Files in which the classes are named a line, as LabelImg, Label Studio and CVAT write them."""
 
 
 @dataclass
@@ -40,11 +52,12 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
     if path.is_file() and path.suffix.lower() == ".json":
         return Found("COCO", {"": partial(read_coco, path, _folders_beside(path, images), path.parent)})
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-        return _find_yolo(path.parent, path, classes)
+        return _find_yolo(path)
     if path.is_file():
         raise UserError(f"{path} is no .json (COCO) and no .yaml (YOLO): give one of these, or a folder.")
     root = existing_folder(data, "a folder of photos and annotations, or a COCO .json")
-    if files := _coco_files(root):
+    yolo = _yolo_file(root)
+    if (files := _coco_files(root)) and ("train" in files or not yolo):
         readers = {
             split: partial(read_coco, file, _coco_folders(root, file, split, images), root)
             for split, file in files.items()
@@ -52,17 +65,21 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         return Found("COCO", readers)
     if voc := voc_root(root, "Annotations"):
         return _find_voc(voc)
-    yolo = _yolo_file(root)
     if yolo or ((root / "images").is_dir() and (root / "labels").is_dir()) or _yolo_splits(root):
-        return _find_yolo(root, yolo, classes)
+        if yolo:
+            return _find_yolo(yolo)
+        return _find_yolo_folders(root, _yolo_splits(root) or {"": root / "images"}, classes)
     if found := _find_voc_beside(root):
         return found
     if file := _lone_json(root):
         return Found("COCO", {"": partial(read_coco, file, _folders_beside(file, images), root)})
+    if folders := _yolo_beside(root):
+        return _find_yolo_folders(root, folders, classes)
     raise UserError(
         f"{root} has no layout that is known: annotations/instances_train2017.json and train2017/ (COCO), "
-        "train/_annotations.coco.json (Roboflow), Annotations/ and JPEGImages/ (Pascal VOC), data.yaml or images/ and "
-        "labels/ (YOLO); or name one COCO .json and its --images."
+        "train/_annotations.coco.json (Roboflow), Annotations/ and JPEGImages/ or .xml files beside the photos (Pascal "
+        "VOC), data.yaml, images/ and labels/ or .txt files beside the photos (YOLO); or name one COCO .json and its "
+        "--images."
     )
 
 
@@ -107,22 +124,31 @@ def _folders_beside(file: Path, images: str | None) -> list[Path]:
     if images is not None:
         return [existing_folder(images, "the folder of the photos")]
     bases = [file.parent] if file.parent.name != "annotations" else [file.parent, file.parent.parent]
-    return [folder for base in bases for folder in (base, *sorted(p for p in base.iterdir() if p.is_dir()))]
+    found = [folder for base in bases for folder in (base, *sorted(p for p in base.iterdir() if p.is_dir()))]
+    inner = [base / "images" / file.stem.removeprefix("instances_") for base in bases]  # CVAT's images/default/
+    return [*found, *(folder for folder in inner if folder.is_dir())]
 
 
 # ---- Pascal VOC
 
 
 def _find_voc_beside(root: Path) -> Found | None:
-    folders = {split: folder for split in SPLITS if (folder := split_folder(root, split))} or {"": root}
-    holding = {split: folder for split, folder in folders.items() if any(folder.rglob("*.xml"))}
-    if not holding:
-        return None
+    """Photos with .xml files beside them, or in annotations/ beside images/."""
     readers = {}
-    for split, folder in holding.items():
-        pairs, faults = _with_xml(root, [(photo, photo.with_suffix(".xml")) for photo in image_files(folder).values()])
-        readers[split] = partial(read_voc, root, pairs, faults, str(folder))
-    return Found("Pascal VOC", readers)
+    for split, folder in _split_folders(root).items():
+        apart = [folder / name for name in ("annotations", "Annotations") if (folder / name).is_dir()]
+        photos, texts = (folder / "images", apart[0]) if apart and (folder / "images").is_dir() else (folder, folder)
+        if any(texts.rglob("*.xml")):
+            named = [(photo, texts / f"{name}.xml") for name, photo in image_files(photos).items()]
+            pairs, faults = _with_xml(root, named)
+            if pairs:
+                readers[split] = partial(read_voc, root, pairs, faults, str(folder))
+    return Found("Pascal VOC", readers) if readers else None
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Folders by split, all of `root` as "" where there are none."""
+    return {split: folder for split in SPLITS if (folder := split_folder(root, split))} or {"": root}
 
 
 def _find_voc(root: Path) -> Found:
@@ -149,16 +175,24 @@ def _with_xml(root: Path, pairs: Sequence[tuple[Path, Path]]) -> tuple[list[tupl
 # ---- YOLO
 
 
-def _find_yolo(root: Path, file: Path | None, classes: Sequence[str]) -> Found:
+def _find_yolo_folders(root: Path, folders: dict[str, Path], classes: Sequence[str]) -> Found:
+    """YOLO without a data.yaml, the photos of its splits in these folders."""
+    places = (folder / name for folder in (root, root / "labels", *folders.values()) for name in YOLO_NAMES)
+    file = next((path for path in places if path.is_file()), None)
+    names = given_names((str(file),)) if file else tuple(classes)
+    if not names:
+        raise UserError(
+            f"{root} has no data.yaml or classes.txt that names the classes: name them in their order with --classes."
+        )
     found = Found("YOLO", {})
-    if file is None:
-        if not classes:
-            raise UserError(f"{root} has no data.yaml that names the classes: name them in their order with --classes.")
-        folders = _yolo_splits(root) or {"": root / "images"}
-        for split, folder in folders.items():
-            photos = list(image_files(folder).values())
-            found.readers[split] = partial(read_yolo, root, photos, classes, str(folder))
-        return found
+    for split, folder in folders.items():
+        photos = list(image_files(folder).values())
+        found.readers[split] = partial(read_yolo, root, photos, names, str(folder))
+    return found
+
+
+def _find_yolo(file: Path) -> Found:
+    root, found = file.parent, Found("YOLO", {})
     stated = _yolo_content(file)
     names, base = _yolo_names(file, stated), _yolo_base(file, stated)
     for split, key in (("train", "train"), ("val", "val" if stated.get("val") else "valid"), ("test", "test")):
@@ -195,10 +229,14 @@ def _yolo_content(file: Path) -> dict[str, Any]:
 
 def _yolo_names(file: Path, stated: dict[str, Any]) -> tuple[str, ...]:
     names = stated.get("names")
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[i] for i in range(len(names))]
+    if isinstance(names, dict):
+        by_number = {str(number): name for number, name in names.items()}
+        names = [by_number.get(str(i)) for i in range(len(names))]
+        names = None if None in names else names
     if not isinstance(names, list) or not names:
         raise UserError(f"{file} names no classes: give names, a list of them or one by numbers from 0 without gaps.")
+    if any(isinstance(name, bool) for name in names):
+        raise UserError(f"{file}: YAML takes a class's name, such as yes or off, for a truth value: put it in quotes.")
     told = tuple(str(name) for name in names)
     if twice := [name for name in told if told.count(name) > 1]:
         raise UserError(f"{file}: two classes are called {twice[0]}: give each a name of its own.")
@@ -216,15 +254,15 @@ def _yolo_photos(file: Path, base: Path, places: Any) -> list[Path]:
     photos: list[Path] = []
     for place in places if isinstance(places, list) else [places]:
         # Roboflow writes ../train/images for what lies beside the file.
-        tried = [base / str(place), base / str(place).removeprefix("../")]
+        name = str(place).replace("\\", "/")
+        tried = [base / name, base / name.removeprefix("../")]
         path = next((path for path in tried if path.exists()), None)
         if path is None:
             raise UserError(f"{file}: {tried[0]} does not exist: mend the path there.")
         if path.is_dir():
             photos += image_files(path).values()
         else:
-            lines = path.read_text("utf-8-sig").splitlines()
-            photos += (path.parent / line.strip() for line in lines if line.strip())
+            photos += (path.parent / line.replace("\\", "/") for line in lines_of(path))
     return photos
 
 
@@ -241,9 +279,17 @@ def _yolo_splits(root: Path) -> dict[str, Path]:
     found = {split: path for path in inner if path.is_dir() and (split := _split_of(path.name))}
     if found:
         return found
-    folders = {split: folder for split in SPLITS if (folder := split_folder(root, split))}
     return {
         split: folder / "images"
-        for split, folder in folders.items()
-        if (folder / "images").is_dir() and (folder / "labels").is_dir()
+        for split, folder in _split_folders(root).items()
+        if split and (folder / "images").is_dir() and (folder / "labels").is_dir()
+    }
+
+
+def _yolo_beside(root: Path) -> dict[str, Path]:
+    """Folders by split of photos that have text files beside them, as LabelImg writes them."""
+    return {
+        split: folder
+        for split, folder in _split_folders(root).items()
+        if any(photo.with_suffix(".txt").is_file() for photo in image_files(folder).values())
     }

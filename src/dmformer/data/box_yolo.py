@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from .box_parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers
-from .pairs import first_few, relative_name
+from .pairs import first_few, lines_of, relative_name
 
 ABSOLUTE = "has numbers above 1"
 TOLERANCE = 0.5
@@ -25,13 +25,21 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     """
     part = Part(root, tuple(names), tuple(range(len(names))), where)
     labelled = lines = absolute = 0
+    bare: list[str] = []
     for photo, size in measured(part, photos):
         text = label_file(photo)
-        place = part.add(photo, size)
         if not text.is_file():
+            part.add(photo, size)
+            bare.append(relative_name(photo, root))
             continue
         labelled += 1
-        for i, line in enumerate(_label_lines(part, place, text), 1):
+        try:
+            told = _label_lines(text)
+        except FaultyError as error:
+            part.faults.append((relative_name(photo, root), str(error)))
+            continue
+        place = part.add(photo, size)
+        for i, line in enumerate(told, 1):
             lines += 1
             try:
                 part.rows.append(_yolo_row(line, place, size, len(names), len(part.rows) + 1))
@@ -40,6 +48,9 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
                 part.faults.append((f"{relative_name(text, root)}, line {i}", str(error)))
     if part.images and not labelled:
         raise UserError(f"{where}: no photo has a text file of labels, such as {label_file(part.images[0])}.")
+    if bare:
+        told = f"{len(bare)}, such as {bare[0]}"
+        part.notes.append(f"photos in {where} without a text file, taken to be without objects: {told}")
     if absolute * 2 > lines:
         raise UserError(
             f"{where}: {absolute} of {lines} lines have numbers above 1: YOLO's are shares of the photo's width and "
@@ -48,14 +59,13 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     return part
 
 
-def _label_lines(part: Part, place: int, text: Path) -> list[str]:
+def _label_lines(text: Path) -> list[str]:
     try:
         if text.stat().st_size > LARGEST_TEXT:
-            raise FaultyError(f"it has more than {LARGEST_TEXT // 1_000_000} MB")
-        return [line for line in text.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        part.faults.append((relative_name(text, part.root), f"cannot be read: {first_line(error)}"))
-        return []
+            raise FaultyError(f"has a text file of more than {LARGEST_TEXT // 1_000_000} MB")
+        return lines_of(text)
+    except (OSError, UserError) as error:
+        raise FaultyError(f"has a text file that cannot be read: {first_line(error)}") from None
 
 
 def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number: int) -> Row:
@@ -80,7 +90,9 @@ def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number
 
 def label_file(photo: Path) -> Path:
     """Where the objects of a photo are: in labels/ in the place of the last images/, else beside it."""
-    parts = list(photo.with_suffix(".txt").parts)
+    beside = photo.with_suffix(".txt")
+    parts = list(beside.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-    return Path(*parts)
+    apart = Path(*parts)
+    return beside if beside.is_file() and not apart.is_file() else apart

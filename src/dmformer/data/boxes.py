@@ -10,15 +10,11 @@ import numpy as np
 from ..errors import UserError
 from ..extras import needs
 from .box_parts import Outline, Part, other_size, photo_sizes
-from .box_readers import find_boxes
-from .label_sets import VOC
+from .box_readers import Found, find_boxes
 from .pairs import Fault, Progress, first_faults, first_few, given_names, relative_name, share_out
 
-VOC_NAMES = VOC.class_names[1:]
-"""Of its objects, without the background."""
-
-SHARES = 1.01
-"""Edges of boxes up to which those of a whole file are taken for shares of the width and height."""
+SHARES = 2.0
+"""Edges up to which boxes, if they are most of a file, are taken for shares of the width and height."""
 
 SMALL = 4
 """Pixels: thinner objects are told."""
@@ -172,9 +168,10 @@ def open_boxes(
 
     - COCO: `annotations/instances_train2017.json` with `train2017/` or `images/train2017/`, the same with val and test
       and without the year or the folder; Roboflow's `train/_annotations.coco.json`; or one .json with its photos;
-    - Pascal VOC: `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`, also below `VOCdevkit/VOC2012/`; or .xml
-      files beside the photos;
-    - YOLO: a `data.yaml`; or `images/` and `labels/`, with `train/`, `val/` and perhaps `test/` in both or without.
+    - Pascal VOC: `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`, also below `VOCdevkit/VOC2012/`; or
+      `annotations/` and `images/`; or .xml files beside the photos;
+    - YOLO: a `data.yaml`; or `images/` and `labels/`, with `train/`, `val/` and perhaps `test/` in both or without; or
+      text files beside the photos; with the names of the classes in a `classes.txt`, if there is one.
 
     What comes without a validation split is split at random by `seed`. Faulty objects and photos are left out, boxes
     clipped to the photo; `check_boxes` looks at the photos themselves.
@@ -182,8 +179,9 @@ def open_boxes(
     Args:
         data: The folder, or one COCO .json.
         images: Folder of the photos of COCO files, where they lie elsewhere.
-        classes: Names of the classes: of YOLO without data.yaml, in the order of their numbers; otherwise those to be
-            learnt, in this order, objects of others being left out. Or one path of a text file with a name a line.
+        classes: Names of the classes: of YOLO in files that do not name them, in the order of their numbers; otherwise
+            those to be learnt, in this order, objects of others being left out. Or one path of a text file with a name
+            a line.
         val_share, test_share: Shares that are split off where the data is not split.
         seed: Of that split.
 
@@ -196,9 +194,9 @@ def open_boxes(
     if not {"train", ""} & set(found.readers):
         raise UserError(f"{data} has {' and '.join(found.readers)} but no train: put the photos to train on there.")
     parts, absent = {}, []
-    for split, read in found.readers.items():
+    for split in found.readers:
         try:
-            parts[split] = read()
+            parts[split] = _read(found, split)
         except UserError as error:
             if split != "test":
                 raise
@@ -238,9 +236,16 @@ def open_evaluation_boxes(
     """
     found = find_boxes(data, images, class_names)
     notes = list(found.notes)
-    for split in [split for split in ("test", "val", "train", "") if split in found.readers]:
-        part = found.readers[split]()
-        if not set(part.names) & set(class_names):
+    splits = [split for split in ("test", "val", "train", "") if split in found.readers]
+    for split in splits:
+        try:
+            part = _read(found, split)
+        except UserError as error:
+            if split != "test" or split == splits[-1]:
+                raise
+            notes.append(f"there is no test split: {error}")
+            continue
+        if part.names and not set(part.names) & set(class_names):
             raise UserError(
                 f"{part.where} has the classes {first_few(part.names, 8)}; the model knows {first_few(class_names, 8)}."
             )
@@ -307,12 +312,17 @@ def check_evaluation_boxes(
 # ---- from parts to sets
 
 
+def _read(found: Found, split: str) -> Part:
+    """The photos of a split; UserError where none of them can be used."""
+    part = found.readers[split]()
+    if not part.images:
+        raise UserError(f"no photo in {part.where} can be used: {first_faults(part.faults, 5) or 'there is none.'}")
+    return part
+
+
 def _names(kind: str, train: Part, parts: Sequence[Part]) -> tuple[str, ...]:
-    """The classes of a layout, in their order: those of the training photos' file, with VOC those of all."""
-    if kind != "Pascal VOC":
-        return train.names
-    found = {name for part in parts for name in part.names}
-    return VOC_NAMES if found <= set(VOC_NAMES) else tuple(sorted(found))
+    """The classes of a layout, in their order: those of the training photos' file; with VOC all, by the alphabet."""
+    return tuple(sorted({name for part in parts for name in part.names})) if kind == "Pascal VOC" else train.names
 
 
 def _check_names(kind: str, parts: dict[str, Part], class_names: Sequence[str], wanted: Sequence[str]) -> None:
@@ -366,7 +376,7 @@ def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSe
     kept = np.flatnonzero(right & (labels >= 0))
     kept = kept[np.argsort(images[kept], kind="stable")]
     annotations = _per_photo(part, kept, images[kept], labels[kept], clipped[kept])
-    notes = []
+    notes = list(part.notes)
     over = right & np.any(np.abs(clipped - whole) >= 1, axis=1)
     if over.any():
         notes.append(f"boxes in {part.where} that reach over the edge of their photo, clipped: {int(over.sum())}")
@@ -380,11 +390,15 @@ def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSe
 
 
 def _check_units(part: Part, boxes: np.ndarray) -> None:
-    finite = boxes[np.isfinite(boxes).all(1)]
-    if len(finite) and 0 < np.abs(finite).max() <= SHARES:
+    finite = np.isfinite(boxes).all(1)
+    tiny = finite & (np.abs(boxes) <= SHARES).all(1) & boxes.any(1)
+    if tiny.sum() * 2 > finite.sum():
+        first = int(tiny.argmax())
+        told = " ".join(f"{edge:.6g}" for edge in boxes[first])
         raise UserError(
-            f"{part.where}: all edges of boxes are between 0 and 1, so they look like shares of the photo: "
-            "pixels are expected there (COCO's left, upper, width, height; VOC's left, upper, right, lower)."
+            f"{part.where}: the edges of {tiny.sum()} of {len(boxes)} boxes are {SHARES:g} or less, so they look like "
+            "shares of the photo: pixels are expected there (COCO's left, upper, width, height; VOC's left, upper, "
+            f"right, lower). The first: {part.object_name(part.rows[first].image, part.rows[first].id)}: edges {told}."
         )
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..drawing import default_palette
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .decode import SUFFIXES, BrokenImageError, decode
 from .label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, LabelSet
 from .masks import IGNORE, StrangeLabelError, map_labels, read_mask
@@ -321,15 +321,27 @@ def voc_root(root: Path, labels: str) -> Path | None:
 def voc_lists(folder: Path) -> dict[str, list[str]]:
     """Names of images by split from VOC's train.txt, val.txt, trainval.txt and test.txt, "" for trainval alone."""
     lists = {path.stem: path for path in folder.glob("*.txt")}
-    names = {
-        name: lists[name].read_text("utf-8").split() for name in ("train", "val", "trainval", "test") if name in lists
-    }
+    splits = ("train", "val", "trainval", "test")
+    names = {name: [_without_suffix(line) for line in lines_of(lists[name])] for name in splits if name in lists}
     if "trainval" in names and not {"train", "val"} <= set(names):
         held = {*names.get("train", ()), *names.get("val", ())}
         rest = [name for name in names.pop("trainval") if name not in held]
         names["val" if "train" in names else "train" if "val" in names else ""] = rest
     names.pop("trainval", None)
     return names
+
+
+def lines_of(path: Path) -> list[str]:
+    """Lines of a text file that lists something, without empty ones; UserError where it is no such file."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if name.lower().endswith(SUFFIXES) else name
 
 
 def _open_voc(root: Path) -> _Found:
@@ -465,10 +477,7 @@ def given_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _names_in(path: Path) -> tuple[str, ...]:
     """Names in a text file, one a line, or in the last column of SceneParsing's objectInfo150.txt."""
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}.") from None
+    lines = lines_of(path)
     if lines and re.match(r"idx\b", lines[0], re.IGNORECASE):
         lines = [re.sub(r"^\d+(\s+[\d.]+){3,4}\s+", "", line) for line in lines[1:]]
     if not lines:

@@ -134,7 +134,7 @@ class Dino(DenseDetector):
 
     def _initialise(self) -> None:
         """As in the authors' code: no class is likely, and no layer moves its boxes, before training."""
-        for part in (self.project, self.encoder, self.proposal, self.decoder):
+        for part in (self.project, self.encoder, self.proposal, self.query_position, self.decoder):
             for name, parameter in part.named_parameters():
                 # Those two are zeros, so that a head begins with fixed points along its own direction.
                 if parameter.dim() > 1 and "sampling_offsets" not in name and "attention_weights" not in name:

@@ -96,9 +96,10 @@ class SparseRCNN(DetectionModel):
         logits, boxes = self.answers(images)[-1]
         found = []
         for logit, box, (height, width) in zip(logits, boxes, images.image_sizes, strict=True):
-            flat = logit.sigmoid().flatten()
-            scores, pair = flat.topk(min(self.most, len(flat)))
             box = torch.minimum(box.clamp(min=0), box.new_tensor([width, height, width, height]))
+            seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+            box, flat = box[seen], logit[seen].sigmoid().flatten()
+            scores, pair = flat.topk(min(self.most, len(flat)))
             found.append({"boxes": box[pair // self.num_classes], "scores": scores, "labels": pair % self.num_classes})
         return found
 

@@ -30,7 +30,7 @@ from ..drawing import default_palette
 from ..errors import UserError
 from ..evaluate import find_objects
 from ..extras import needs
-from ..features import freeze_maps
+from ..features import freeze_maps, undecayed
 from ..files import write_whole
 from ..progress import Progress, run_facts
 from ..recipes import DetectionRecipe
@@ -128,11 +128,11 @@ class DetectionJob:
         recipe = self.recipe
         assert isinstance(model, DetectionModel)
         backbone = model.backbone_module()
-        groups = param_groups_weight_decay(backbone, recipe.weight_decay)
+        groups = param_groups_weight_decay(backbone, recipe.weight_decay, no_weight_decay_list=undecayed(backbone))
         for group in groups:
             group["lr_scale"] = recipe.backbone_lr
         inside = {id(parameter) for parameter in backbone.parameters()}
-        for group in param_groups_weight_decay(model, recipe.weight_decay):
+        for group in param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=undecayed(model)):
             rest = [parameter for parameter in group["params"] if id(parameter) not in inside]
             groups.append({**group, "params": rest})
         return [group for group in groups if group["params"]]

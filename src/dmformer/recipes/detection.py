@@ -40,7 +40,7 @@ class DetectionRecipe(Recipe):
     """Folder of the photos, where --data is a JSON file; by default the file's own."""
     classes: tuple[str, ...] = ()
     """Names of the classes in the order of their ids, or one text file with a name a line; needed where the layout does
-    not tell them (YOLO without data.yaml)."""
+    not tell them (YOLO without data.yaml and classes.txt)."""
     max_broken: float = 0.02
     """Share of faulty objects and photos above which the run stops with the first of them; below, they are left out."""
 

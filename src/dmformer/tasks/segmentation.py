@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from ..data.masks import IGNORE
 from ..errors import UserError
 from ..extras import needs
-from ..features import last_maps, open_backbone
+from ..features import last_maps, open_backbone, undecayed
 from ..windows import default_step, starts
-
-UNDECAYED = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "cls_token")
 
 AT_ONCE = 2**26
 """Numbers of an image's probabilities that are brought to its size at once: 256 MB."""
@@ -70,8 +68,8 @@ class SegmentationModel(nn.Module):
         return x
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that timm spares in a backbone, under their names here."""
-        return {name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)}
+        """Parameters without weight decay, which timm asks a model for."""
+        return undecayed(self)
 
 
 def semantic_fpn(
