@@ -22,7 +22,7 @@ RUNS = {
     "dmformer_n": ("--model", "dmformer_n"),
     "resnet18": ("--model", "resnet18", "--model-args"),
 }
-RECIPE = "bccd --epochs 24 --validate-every 6 --precision bf16"
+RECIPE = "bccd --precision bf16"
 
 
 def main() -> None:

@@ -65,10 +65,10 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         return Found("COCO", readers)
     if voc := voc_root(root, "Annotations"):
         return _find_voc(voc)
-    if yolo or ((root / "images").is_dir() and (root / "labels").is_dir()) or _yolo_splits(root):
-        if yolo:
-            return _find_yolo(yolo)
-        return _find_yolo_folders(root, _yolo_splits(root) or {"": root / "images"}, classes)
+    if yolo:
+        return _find_yolo(yolo)
+    if folders := _yolo_apart(root):
+        return _find_yolo_folders(root, folders, classes)
     if found := _find_voc_beside(root):
         return found
     if file := _lone_json(root):
@@ -272,17 +272,16 @@ def _yolo_file(root: Path) -> Path | None:
     return next(iter(named or [path for path in files if "names:" in path.read_text("utf-8", errors="replace")]), None)
 
 
-def _yolo_splits(root: Path) -> dict[str, Path]:
-    """Folders of photos by split, without a data.yaml: images/train, or train/images beside train/labels."""
+def _yolo_apart(root: Path) -> dict[str, Path]:
+    """Folders of photos by split, their text files in labels/: images/train, images alone, or train/images."""
     images = root / "images"
-    inner = sorted(images.iterdir()) if images.is_dir() and (root / "labels").is_dir() else []
-    found = {split: path for path in inner if path.is_dir() and (split := _split_of(path.name))}
-    if found:
-        return found
+    if images.is_dir() and (root / "labels").is_dir():
+        inner = {split: path for path in sorted(images.iterdir()) if path.is_dir() and (split := _split_of(path.name))}
+        return inner or {"": images}
     return {
         split: folder / "images"
         for split, folder in _split_folders(root).items()
-        if split and (folder / "images").is_dir() and (folder / "labels").is_dir()
+        if (folder / "images").is_dir() and (folder / "labels").is_dir()
     }
 
 
