@@ -16,7 +16,7 @@ from dmformer.forms import Call, memory_over_rest
 from dmformer.tasks.detection import FRAMEWORKS, detection_model
 
 HEIGHT, WIDTH, BATCH, CLASSES, OBJECTS = 480, 640, 2, 80, 10
-ROUNDS, SECONDS = 1, 0.1
+ROUNDS, SECONDS = 3, 0.1
 
 
 def main() -> None:
