@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config_file import find_config, read_config
 from .errors import UserError, first_line, unknown
-from .recipes import ClassificationRecipe, Recipe
+from .recipes import Recipe, TaughtRecipe
 from .weights import load_weights
 
 SEED = 0
@@ -21,7 +21,7 @@ SEED = 0
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
-def build_model(recipe: ClassificationRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
+def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
     """The classifier of a recipe with its starting weights, and its frozen parts, to be kept in evaluation mode.
 
     Raises:

@@ -95,7 +95,7 @@ def open_classifier(source: str) -> Classifier:
     if source.startswith("hf-hub:"):
         model: Any = timm.create_model(source, pretrained=True).eval()
         return Classifier(
-            model, _label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model), source
+            model, label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model), source
         )
     path = find_config(source)
     folder, config = path.parent, read_config(path)
@@ -113,14 +113,14 @@ def open_classifier(source: str) -> Classifier:
         raise UserError(f"{folder / 'config.json'}: the model cannot be built: {first_line(error)}") from None
     check_fit(model, state, str(folder))
     model.load_state_dict(state)
-    names = _label_names(config, config["num_classes"])
+    names = label_names(config, config["num_classes"])
     if len(names) != config["num_classes"]:
         raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
     data_config = resolve_model_data_config(pretrained_cfg=cfg, model=model)
     return Classifier(model.eval(), names, data_config, run_name(folder))
 
 
-def _label_names(cfg: Any, num_classes: int) -> list[str]:
+def label_names(cfg: Any, num_classes: int) -> list[str]:
     names = cfg.get("label_names")
     if names is not None and not isinstance(names, list | tuple):
         raise UserError("the model's configuration is damaged: its label_names are no list of names.")

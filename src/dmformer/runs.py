@@ -53,7 +53,8 @@ def find_run(recipe: Recipe) -> Path:
 
 
 def _numbered(recipe: Recipe) -> Path:
-    data = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(recipe.data).stem).strip("-") or "data"
+    place = recipe.data if isinstance(recipe.data, str) else recipe.task
+    data = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(place).stem).strip("-") or "data"
     number = 1
     while (folder := Path(recipe.out) / f"{data}-{recipe.model}-{number}").exists():
         number += 1

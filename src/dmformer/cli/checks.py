@@ -12,7 +12,7 @@ from ..catalogue import model_names
 from ..errors import UserError, unknown
 from ..export.card import is_exported
 from ..kernels import chosen_mode
-from ..recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
+from ..recipes import ClassificationRecipe, DetectionRecipe, PretrainingRecipe, Recipe, SegmentationRecipe
 
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
@@ -52,6 +52,8 @@ def check_places(recipe: Recipe) -> None:
     if isinstance(recipe, ClassificationRecipe):
         check_data(recipe.data)
         places = [recipe.val_data, recipe.test_data]
+    elif isinstance(recipe, PretrainingRecipe):
+        places = [*recipe.data, *recipe.unlabelled, recipe.probe]
     elif isinstance(recipe, SegmentationRecipe):
         places = [recipe.data, recipe.masks]
     elif isinstance(recipe, DetectionRecipe):

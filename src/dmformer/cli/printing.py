@@ -28,14 +28,30 @@ def print_scores(scores: Any, split: str) -> None:
     if hasattr(scores, "boxes"):
         print_box_scores(scores, split)
         return
+    if hasattr(scores, "agreement"):
+        print_pretraining_scores(scores, split)
+        return
     lines = [("top-1", scores.top1), ("top-5", scores.top5)]
     lines += [("balanced accuracy", scores.balanced_accuracy), ("macro F1", scores.macro_f1)]
     print(f"{scores.count} images ({split})")
+    print_figures(lines)
+    if scores.auroc is not None:
+        print(f"  {'AUROC':18}{scores.auroc:7.3f}")
+
+
+def print_figures(lines: Sequence[tuple[str, Any]]) -> None:
+    """Figures with their intervals, those that there are."""
     for name, figure in lines:
         if figure is not None:
             print(f"  {name:18}{figure.value:7.1%}   95 % interval {figure.low:.1%} to {figure.high:.1%}")
-    if scores.auroc is not None:
-        print(f"  {'AUROC':18}{scores.auroc:7.3f}")
+
+
+def print_pretraining_scores(scores: Any, split: str) -> None:
+    print(f"{scores.count} images ({split}), after {scores.images_seen:,} images seen")
+    print_figures([("agreement", scores.agreement), *((source.name, source.top1) for source in scores.sources)])
+    if (probe := scores.probe) is not None:
+        print(f"{probe.test_images} images of {probe.data}, features frozen")
+        print_figures([("linear probe", probe.linear), ("nearest neighbours", probe.knn)])
 
 
 def print_mask_scores(scores: Any, split: str) -> None:

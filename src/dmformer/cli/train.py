@@ -11,7 +11,7 @@ from .checks import check_model, check_path, check_places
 from .parsing import parse, value_of
 from .printing import print_scores
 
-TRAIN_HELP = """Train a classifier, a segmenter or a detector, into a run folder with a report.
+TRAIN_HELP = """Train a classifier, a segmenter or a detector, or pretrain a backbone, into a run folder with a report.
 
 recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
 {recipes}
@@ -21,6 +21,8 @@ examples:
   dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
   dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
+  dmformer train scratch --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher too
+  dmformer train pretrain --data photos/ --teacher runs/large-1/best     a small model of a large one; no labels needed
   dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
   dmformer train detect --data coco_like/ --weights van_b2/ --model van_b2 --framework mask_rcnn
   dmformer train --model-args gate=False --name without-gate

@@ -20,7 +20,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import UserError
 from ..recipes import ClassificationRecipe
-from .decode import SUFFIXES
+from .decode import SUFFIXES, list_photos
 
 add_img_extensions(SUFFIXES)
 
@@ -116,11 +116,11 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Spl
 
 
 class _Files(Reader):
-    """Files with targets, as one of timm's readers."""
+    """Files with targets, as one of timm's readers; they are called by their paths below `root`."""
 
-    def __init__(self, paths: Sequence[Path], targets: Sequence[int]) -> None:
+    def __init__(self, paths: Sequence[Path], targets: Sequence[int], root: Path | None = None) -> None:
         super().__init__()
-        self.paths, self.targets = list(paths), list(targets)
+        self.paths, self.targets, self.root = list(paths), list(targets), root
 
     def __getitem__(self, index: int):
         return open(self.paths[index], "rb"), self.targets[index]
@@ -129,7 +129,10 @@ class _Files(Reader):
         return len(self.paths)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        return str(self.paths[index]) if absolute else self.paths[index].name
+        path = self.paths[index]
+        if absolute or basename or self.root is None:
+            return str(path) if absolute else path.name
+        return str(path.relative_to(self.root))
 
 
 class _Items(Reader):
@@ -164,6 +167,41 @@ class _TarPart(Reader):
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return str(self.tar.filename(self.members[index], basename, absolute))
+
+
+def open_unlabelled(place: str, val_share: float, seed: int) -> tuple[Split, Split]:
+    """The photos of a folder at any depth, whatever its folders are called: to train on, and to validate on.
+
+    Raises:
+        UserError: No folder, or fewer than two photos.
+    """
+    root = Path(place)
+    if not root.is_dir():
+        raise UserError(f"{place} is not a folder: photos without labels are read from folders.")
+    paths = [Path(path) for path in list_photos([place])]
+    reader = _Files(paths, [-1] * len(paths), root)
+    train, val = _divide(np.zeros(len(paths), int), np.arange(len(paths)), val_share, seed)
+    if len(val) == 0:
+        raise UserError(f"{place}: {len(paths)} photos are too few to split off some for validation.")
+    unknown = np.full(len(paths), -1)
+    return Split(reader, train, unknown[train]), Split(reader, val, unknown[val])
+
+
+def has_class_folders(place: str) -> bool:
+    """Whether a place holds photos in class folders, or splits of them: a .tar does, a folder if two or more of its
+    folders hold photos and no photo lies beside them."""
+    path = Path(place)
+    if not path.is_dir():
+        return True
+    for root in (path, *(path / name for names in SPLITS.values() for name in names)):
+        photos, folders = False, 0
+        for entry in root.iterdir() if root.is_dir() else ():
+            photos = photos or (entry.suffix.lower() in SUFFIXES and entry.is_file())
+            folders += entry.is_dir() and any(p.suffix.lower() in SUFFIXES for p in entry.rglob("*"))
+        is_split = root == path and any((path / name).is_dir() for names in SPLITS.values() for name in names)
+        if folders >= 2 and not photos and not is_split:
+            return True
+    return False
 
 
 def _open_elpv(recipe: ClassificationRecipe) -> Splits:

@@ -382,7 +382,8 @@ def own_photos(source: str) -> list[str] | None:
     for recipe in (best / "recipe.yaml", best.parent / "recipe.yaml"):
         with contextlib.suppress(UserError, OSError, TypeError, ValueError, RecursionError):  # none is no misfortune
             read = read_recipe(recipe)
-            data = Path((isinstance(read, DetectionRecipe) and read.images) or read.data)
+            place = (isinstance(read, DetectionRecipe) and read.images) or read.data
+            data = Path(place if isinstance(place, str) else place[0])
             if data.suffix == ".json":  # of COCO's annotations
                 data = data.parent
             found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]

@@ -1,6 +1,6 @@
 """Jobs: what each kind of training brings to the loop: data, model, loss, validation, best weights, report."""
 
-from ..recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
+from ..recipes import ClassificationRecipe, DetectionRecipe, PretrainingRecipe, Recipe, SegmentationRecipe
 from .job import Job
 
 
@@ -14,6 +14,10 @@ def open_job(recipe: Recipe) -> Job:
         from .classification import ClassificationJob
 
         return ClassificationJob(recipe)
+    if isinstance(recipe, PretrainingRecipe):
+        from .pretraining import PretrainingJob
+
+        return PretrainingJob(recipe)
     if isinstance(recipe, SegmentationRecipe):
         from .segmentation import SegmentationJob
 

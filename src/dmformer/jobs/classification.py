@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import Mixup
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,9 @@ from ..build import build_model
 from ..classifier import open_classifier, save_classifier
 from ..data.loaders import ImageSet, eval_loader, eval_transform, train_loader
 from ..data.readers import Splits, open_splits
+from ..distillation.distillation import Distillation
+from ..distillation.loaders import ViewSet
+from ..distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
 from ..errors import UserError
 from ..evaluate import check_broken, predict_all
 from ..files import write_whole
@@ -24,6 +26,9 @@ from ..progress import Progress, run_facts
 from ..recipes import ClassificationRecipe
 from ..report import Report, write_report
 from ..tasks.classification import Scores, score
+
+TEACHER = "teacher classes"
+"""The student's layer for a teacher of other classes."""
 
 
 class ClassificationJob:
@@ -39,14 +44,35 @@ class ClassificationJob:
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
         self.size = f"{recipe.image_size} px"
         self.epochs = recipe.epochs
-        self.mixup: Mixup | None = None
+        self.mixup: Mixing | None = None
         self.class_weights = class_weights(recipe, splits)
+        self.distillation = None
+        if recipe.teacher is not None:
+            self.distillation = Distillation(recipe, [splits.train], [splits.val], [Path(recipe.data).name])
+
+    @property
+    def teacher_head(self) -> str:
+        """Which of the student's layers learns from the teacher: its classifier where their classes are the same."""
+        teacher = self.distillation.teacher if self.distillation else None
+        return TEACHER if teacher and teacher.class_names != self.class_names else CLASSES
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
-        return build_model(self.recipe, self.class_names)
+        model, frozen = build_model(self.recipe, self.class_names)
+        if self.distillation is None or self.distillation.teacher is None:
+            return model, frozen
+        check_teachable(model, self.recipe.model)
+        heads = self.distillation.heads
+        if self.teacher_head != CLASSES:
+            heads[self.teacher_head] = len(self.distillation.teacher.class_names)
+        return Student(model, heads), frozen
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        loader = train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
+        if self.distillation is None:
+            loader = train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
+        else:
+            size = self.recipe.image_size
+            loader = self.distillation.train_loader(lambda _: size, rank, world, pin_memory)
+        self.views = loader.dataset
         self.mixup = make_mixup(self.recipe, len(self.class_names), loader)
         return loader
 
@@ -60,16 +86,24 @@ class ClassificationJob:
         decay = max(self.epochs - self.recipe.cooldown_epochs, 1)
         return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(self.recipe.warmup_epochs, decay / 2)}
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-        inputs, wanted = self.mixup(inputs, targets) if self.mixup else (inputs, targets)
-        logits = model(inputs)
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
+        labels = targets if self.distillation is None else targets["label"]
+        inputs, wanted = self.mixup(inputs, labels) if self.mixup else (inputs, labels)
+        outputs = model(inputs)
+        logits = outputs if self.distillation is None else outputs[CLASSES]
         loss = F.cross_entropy(
             logits.float(),
             wanted,
             weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
             label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
         )
-        return loss, {"top1": (logits.argmax(1) == targets).float().mean().item()}
+        figures = {"top1": (logits.argmax(1) == labels).float().mean().item()}
+        if self.distillation is not None and (answers := self.distillation.answers(targets)) is not None:
+            answers = self.mixup.mixed(answers) if self.mixup else answers
+            taught, more = self.distillation.loss(outputs, self.teacher_head, answers)
+            loss = self.recipe.label_weight * loss + taught
+            figures |= {name: value.item() for name, value in more.items()}
+        return loss, figures
 
     def validate(
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
@@ -95,6 +129,9 @@ class ClassificationJob:
         )
 
     def check_broken(self, broken: list[int]) -> None:
+        if isinstance(self.views, ViewSet):
+            for position in broken:
+                self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
         check_broken(self.splits.train, broken, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -107,6 +144,8 @@ class ClassificationJob:
             "crop_pct": recipe.crop_pct,
             "crop_mode": "center",
         }
+        if isinstance(model, Student):
+            model, state = model.model, own_state(state)
         save_classifier(folder, model, state, self.class_names, preprocessing)
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
@@ -151,13 +190,13 @@ class ClassificationJob:
         return scores, name
 
 
-def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixup | None:
+def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixing | None:
     """timm's mixup and CutMix, or None where the recipe has neither."""
     if not recipe.mixup and not recipe.cutmix:
         return None
     if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
         raise UserError("--mixup and --cutmix mix pairs: --batch-size must be even.")
-    return Mixup(
+    return Mixing(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,
         label_smoothing=recipe.label_smoothing,

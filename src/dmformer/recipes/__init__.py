@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import classification, coco, detection, imagenet, segmentation
+from . import classification, coco, detection, imagenet, pretraining, segmentation
 from .classification import ClassificationRecipe
 from .detection import DetectionRecipe
+from .pretraining import PretrainingRecipe
 from .recipe import Recipe
 from .segmentation import SegmentationRecipe
+from .taught import TaughtRecipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name: recipe
-    for module in (classification, imagenet, segmentation, detection, coco)
+    for module in (classification, pretraining, imagenet, segmentation, detection, coco)
     for name, recipe in vars(module).items()
     if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_")
 }
 """Every public function of the modules, in their order."""
 
 KINDS: dict[str, type[Recipe]] = {
-    kind.task: kind for kind in (ClassificationRecipe, SegmentationRecipe, DetectionRecipe)
+    kind.task: kind for kind in (ClassificationRecipe, PretrainingRecipe, SegmentationRecipe, DetectionRecipe)
 }
 """What can be trained."""
 
@@ -44,4 +46,14 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path} is not a recipe that this command wrote.") from None
 
 
-__all__ = ["KINDS", "RECIPES", "ClassificationRecipe", "DetectionRecipe", "Recipe", "SegmentationRecipe", "read_recipe"]
+__all__ = [
+    "KINDS",
+    "RECIPES",
+    "ClassificationRecipe",
+    "DetectionRecipe",
+    "PretrainingRecipe",
+    "Recipe",
+    "SegmentationRecipe",
+    "TaughtRecipe",
+    "read_recipe",
+]

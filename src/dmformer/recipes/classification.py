@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..errors import UserError
-from .recipe import Recipe
+from .taught import TaughtRecipe
 
 
 @dataclass(frozen=True)
-class ClassificationRecipe(Recipe):
+class ClassificationRecipe(TaughtRecipe):
     """Train an image classifier. Every field is an option; the effective recipe is saved with the run."""
 
     task: ClassVar[str] = "classification"
@@ -16,10 +16,6 @@ class ClassificationRecipe(Recipe):
     data: str = "elpv"
     """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same.
     Or a set that timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
-    head: Literal["drop", "keep", "imagenet1k"] = "drop"
-    """Classifier of the weights to start from: drop it for other classes, keep it, or take the rows of ImageNet-1K's
-    classes from ImageNet-22K's."""
-
     data_root: str | None = None
     """Where a named set lies or is cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None
@@ -37,20 +33,6 @@ class ClassificationRecipe(Recipe):
 
     crop_pct: float = 0.9
     """Share of the resized image that validation looks at."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Resampling when images are resized."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random crop, as shares of the image."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Width over height of the random crop."""
-    vflip: float = 0.0
-    """Probability of a vertical flip."""
-    color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation; only without auto_augment."""
-    auto_augment: str | None = None
-    """timm's augmentation policy, e.g. rand-m9-mstd0.5-inc1 (RandAugment); none for none."""
-    erasing: float = 0.0
-    """Probability of erasing a random rectangle."""
     mixup: float = 0.0
     """Mixup alpha, 0 for none."""
     cutmix: float = 0.0
@@ -60,26 +42,12 @@ class ClassificationRecipe(Recipe):
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each class by the inverse of its number of photos."""
 
-    epochs: int = 100
-    """Passes over the training photos."""
-    warmup_epochs: float = 5.0
-    """Epochs of linear warm-up."""
-    cooldown_epochs: int = 0
-    """Of the epochs, the last so many at the lowest learning rate."""
-    drop_rate: float = 0.0
-    """Dropout before the classifier."""
-
     def check(self) -> None:
         super().check()
-        self._check_counts("epochs")
-        self._check_not_negative("warmup_epochs", "mixup", "cutmix", "color_jitter", "cooldown_epochs")
-        self._check_shares("vflip", "erasing", "label_smoothing", "drop_rate")
+        self._check_not_negative("mixup", "cutmix")
+        self._check_shares("label_smoothing")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"--crop-pct is {self.crop_pct}: it is a share above 0 and at most 1.")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
-        if self.head != "drop" and not self.weights:
-            raise UserError(f"--head {self.head} is a head of the weights to start from: name them with --weights.")
 
 
 def elpv() -> ClassificationRecipe:

@@ -25,7 +25,7 @@ class Recipe:
     freeze: int = 0
     """Stages kept as they are while fine-tuning, counted from the stem (4 trains the head alone)."""
 
-    data: str = ""
+    data: str | tuple[str, ...] = ""
     """Where the images are."""
     val_share: float = 0.15
     """Share split off for validation where the data has no validation split."""
