@@ -1,6 +1,7 @@
 """Teachers: trained classifiers whose answers a student learns from."""
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +90,8 @@ def open_teacher(name: str, image_size: int | None = None) -> Teacher:
     """A teacher by what it is called.
 
     Args:
-        name: efficientnet-lite0, 1 or 2, a run's best/ folder, an exported .onnx or .xml file, hf-hub:owner/name, or the
-            name of a model of timm with published weights.
+        name: efficientnet-lite0, 1 or 2, a run's best/ folder, an exported .onnx or .xml file, hf-hub:owner/name, or
+            the name of a model of timm with published weights.
         image_size: S in pixels; by default the one that it was trained for.
 
     Raises:
@@ -248,9 +249,11 @@ def quick_on_cpu(teacher: Teacher, threads: int) -> Teacher:
     from ..export.runtimes import openvino_core
 
     example = torch.zeros(2, 3, teacher.image_size, teacher.image_size)
-    model = openvino.convert_model(
-        teacher.module, example_input=example, input=[-1, 3, teacher.image_size, teacher.image_size]
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, which OpenVINO still asks
+        model = openvino.convert_model(
+            teacher.module, example_input=example, input=[-1, 3, teacher.image_size, teacher.image_size]
+        )
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "THROUGHPUT"}
     compiled = openvino_core().compile_model(model, "CPU", options)
 

@@ -70,7 +70,8 @@ class Views:
     def draw(self, number: int, index: int, width: int, height: int) -> View:
         """View `number` of photo `index`, which is `width` x `height` pixels (their ratio alone matters)."""
         dice = random.Random(f"{self.seed} {number} {index}")
-        return View(self._box(dice, width / height), dice.random() < self.hflip, dice.random() < self.vflip)
+        left, upper, right, lower = (float(np.float32(edge)) for edge in self._box(dice, width / height))  # as cached
+        return View((left, upper, right, lower), dice.random() < self.hflip, dice.random() < self.vflip)
 
     def _box(self, dice: random.Random, aspect: float) -> tuple[float, float, float, float]:
         low, high = (math.log(side) for side in self.ratio)

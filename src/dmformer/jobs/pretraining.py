@@ -153,7 +153,7 @@ class PretrainingJob:
         for images, targets, positions in loader:
             targets = {name: value.to(device) for name, value in targets.items()}
             outputs = model(images.to(device, memory_format=torch.channels_last), heads=True)
-            rows.append(gather(self._row(outputs, targets, positions.to(device)).T).T.cpu())
+            rows.append(gather(self._row(outputs, targets, positions.to(device))).cpu())
         model.train(training)
         found = _once(torch.cat(rows))
         self._check_broken_val(found)

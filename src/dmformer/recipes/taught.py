@@ -15,9 +15,9 @@ class TaughtRecipe(Recipe):
     """Classifier of the weights to start from: drop it for other classes, keep it, or take the rows of ImageNet-1K's
     classes from ImageNet-22K's."""
     teacher: str | None = None
-    """A trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder, an exported
-    .onnx file, hf-hub:owner/name, or a model of timm with published weights. Its classes may be others than the data's.
-    It sees the crops that the model sees."""
+    """A trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder, an
+    exported .onnx file, hf-hub:owner/name, or a model of timm with published weights. Its classes may be others than
+    the data's. It sees the crops that the model sees."""
     teacher_size: int | None = None
     """Size in pixels of the teacher's images; by default the one that it was trained for."""
     teacher_weight: float = 1.0
