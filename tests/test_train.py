@@ -4,6 +4,8 @@ import csv
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,3 +312,31 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
     page = (Path(recipe.out) / "two" / "report.html").read_text(encoding="utf-8")
     assert page.count("<html") == 1
+
+
+def test_the_command_runs_on_two_processes(recipe, tmp_path):
+    """As the documentation has it: the first process alone prints the scores, and every one ends well."""
+    arguments = ["train", "scratch", "--data", recipe.data, "--out", recipe.out, "--name", "two", "--epochs", "1"]
+    arguments += ["--model-args", *recipe.model_args, "--image-size", "32", "--batch-size", "4", "--workers", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "dmformer", *arguments, "--tracker", "none"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("top-1") == 1
+    assert done.stdout.count("best weights:") == 1
+
+
+def test_threads_are_those_asked_for(recipe):
+    before = torch.get_num_threads()
+    try:
+        train(replace(recipe, epochs=1, threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(UserError, match="--threads is 0"):
+        replace(recipe, threads=0).check()

@@ -51,10 +51,13 @@ class Stopped(Exception):  # noqa: N818 (it is not an error)
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its scores on a split (test if there is one, else validation), its report."""
+    """A finished run: its folder, its scores on a split (test if there is one, else validation), its report.
+
+    Of several processes the first alone has the scores; those of the others are None.
+    """
 
     folder: Path
-    scores: Any
+    scores: Any | None
     split: str
     report: Path
 
@@ -86,6 +89,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check()
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         on_cpu = not torch.accelerator.is_available()
         names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu, timeout=PATIENCE).is_main_process else None]

@@ -30,6 +30,15 @@ def check_environment() -> None:
         raise UserError(f"{error}.") from None
 
 
+def use_threads(threads: int | None) -> None:
+    """Have PyTorch compute with so many threads on a CPU; None leaves it as many as there are cores."""
+    if threads is None:
+        return
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def check_path(path: str) -> None:
     if not Path(path).exists():
         near = difflib.get_close_matches(
@@ -106,13 +115,16 @@ def check_source_or_name(source: str, heads: bool = False) -> None:
         check_model(source.partition("+")[0] if heads else source)
 
 
-def opened_if_exported(source: str) -> Any:
-    """An exported file in its runtime; None for any other source."""
+def opened_if_exported(source: str, threads: int | None = None) -> Any:
+    """An exported file in its runtime; None for any other source, for which PyTorch is told its threads."""
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads is {threads}: it must be 1 or more.")
     if not is_exported(source):
+        use_threads(threads)
         return None
     from ..export.exported import open_exported
 
-    return open_exported(source)
+    return open_exported(source, threads)
 
 
 def check_source(source: str, exported: bool = False) -> None:

@@ -54,6 +54,8 @@ class EvalOptions:
     """Images at a time."""
     workers: int | None = None
     """Processes that read images; by default as many as there are cores, at most 8."""
+    threads: int | None = None
+    """Threads that compute on a CPU; by default as many as there are cores. 1 keeps its speed beside other work."""
     max_broken: float = 0.05
     """Share of unreadable images above which the figures are refused."""
     masks: str | None = None
@@ -80,7 +82,7 @@ def evaluate(arguments: list[str]) -> None:
     check_source(options.source, exported=True)
     if options.json not in (None, "-"):
         check_writable("--json", Path(options.json), overwrite=True)
-    model = opened_if_exported(options.source)
+    model = opened_if_exported(options.source, options.threads)
     task = model.task if model else task_of(options.source)
     if task == "segmentation":
         _eval_masks(options, model)

@@ -50,6 +50,8 @@ class PredictOptions:
     """How to print the result."""
     batch_size: int = 16
     """Classifiers: photos at a time."""
+    threads: int | None = None
+    """Threads that compute on a CPU; by default as many as there are cores. 1 keeps its speed beside other work."""
     out: str | None = None
     """Segmenters, detectors: folder of the pictures; by default predictions/."""
     window: int | None = None
@@ -74,7 +76,7 @@ def predict(arguments: list[str]) -> None:
     for photo in options.photos:
         if photo != "-":
             check_path(photo)
-    model = opened_if_exported(options.source)
+    model = opened_if_exported(options.source, options.threads)
     task = model.task if model else task_of(options.source)
     if task == "segmentation":
         _predict_masks(options, model or options.source)

@@ -59,6 +59,6 @@ def train(arguments: list[str]) -> None:
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
-    if run is not None:
+    if run.scores is not None:  # on the first of several processes
         print_scores(run.scores, run.split)
         print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")

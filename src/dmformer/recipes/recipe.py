@@ -79,6 +79,9 @@ class Recipe:
     """BatchNorm statistics over all processes instead of each its own."""
     workers: int | None = None
     """Processes that read images; by default as many as there are cores, at most 8."""
+    threads: int | None = None
+    """Threads that PyTorch computes with on a CPU; by default as many as there are cores. 1 keeps its speed beside
+    other work, where several threads that wait for each other can be many times slower."""
     seed: int = 0
     """Seed of the split, the weights, the order and the augmentation."""
 
@@ -108,6 +111,8 @@ class Recipe:
                 raise UserError(f"{_option(name)} is {value}: it must be above 0, and a decay at most 1.")
         if self.val_share + self.test_share >= 1:
             raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
+        if self.threads is not None:
+            self._check_counts("threads")
         if self.workers is not None:
             self._check_not_negative("workers")
         self.parsed_model_args()
