@@ -27,7 +27,7 @@ class TaughtRecipe(Recipe):
     temperature: float = 1.0
     """Temperature that softens the teacher's and the model's probabilities before they are compared."""
     feature_loss: Literal["none", "cosine", "mse"] = "none"
-    """How the model's pooled features, through a linear layer, are compared with the teacher's."""
+    """How the model's pooled features, through a linear layer, are compared with those of a teacher."""
     feature_weight: float = 1.0
     """Weight of that comparison in the loss."""
     teacher_cache: str | None = None
@@ -80,5 +80,3 @@ class TaughtRecipe(Recipe):
             for name in ("teacher_size", "teacher_cache"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name.replace('_', '-')} is for a teacher: name one with --teacher.")
-            if self.feature_loss != "none":
-                raise UserError("--feature-loss compares with a teacher: name one with --teacher.")
