@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,14 @@ def test_batches_have_the_size_of_their_epoch(pretraining):
         images, targets, _ = next(iter(loader))
         assert images.shape == (8, 3, size, size)
         assert set(targets) == {"label", "source", "classes", "probabilities", "features"}
+
+
+def test_loaders_can_be_sent_to_readers_of_any_kind(pretraining):
+    """Where processes are not forked, their data set is pickled."""
+    job = PretrainingJob(pretraining)
+    for loader in (job.train_loader(0, 1, False), job.val_loader(0, 1, False)):
+        sent = pickle.loads(pickle.dumps(loader.dataset))
+        assert torch.equal(sent[2, 1][0], loader.dataset[2, 1][0])
 
 
 def test_labels_without_a_teacher(pretraining):

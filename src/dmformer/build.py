@@ -47,6 +47,24 @@ def check_names(recipe: Recipe) -> None:
         raise unknown("optimizer", recipe.optimizer, optimizers)
 
 
+def cosine_schedule(recipe: TaughtRecipe) -> dict[str, Any]:
+    """Arguments of timm's `create_scheduler_v2`, in epochs: warm-up, a cosine, and the epochs of cooling down."""
+    decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
+    return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(recipe.warmup_epochs, decay / 2)}
+
+
+def preprocessing(recipe: TaughtRecipe, crop_pct: float) -> dict[str, Any]:
+    """What a trained classifier's images need, in timm's terms."""
+    return {
+        "input_size": (3, recipe.image_size, recipe.image_size),
+        "interpolation": recipe.interpolation,
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+    }
+
+
 def create(name: str, image_size: int, arguments: dict[str, Any]) -> Any:
     """timm's `create_model`, told of the size where a model is made for one.
 

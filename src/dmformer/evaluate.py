@@ -93,13 +93,19 @@ def predict_all(
     probabilities, targets, positions = (torch.cat(column) for column in zip(*parts, strict=True))
     broken = sorted({int(~p) for p in positions if p < 0})
     if isinstance(loader.dataset, ImageSet):  # an image that several processes read counts once
-        order = positions.argsort(stable=True)
-        ordered = positions[order]
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        keep = order[first & (ordered >= 0)]
+        keep = once_each(positions)
+        keep = keep[positions[keep] >= 0]
         probabilities, targets, positions = probabilities[keep], targets[keep], positions[keep]
     return Predictions(probabilities, targets, positions, broken)
+
+
+def once_each(positions: Tensor) -> Tensor:
+    """Where each of the positions (N) stands first, in their order: several processes may have read an image."""
+    order = positions.argsort(stable=True)
+    ordered = positions[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
 
 
 def check_broken(split: Split, broken: list[int], max_broken: float) -> None:

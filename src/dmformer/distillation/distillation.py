@@ -1,6 +1,6 @@
 """What a job needs to train under a teacher: loaders of views, the teacher's answers, the losses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,23 @@ class Distillation:
     @property
     def heads(self) -> dict[str, int]:
         """The student's layers that the teacher's features need."""
-        wanted = self.teacher is not None and self.recipe.feature_loss != "none"
-        return {FEATURES: self.teacher.num_features or 0} if wanted and self.teacher else {}
+        if self.teacher is None or self.teacher.num_features is None or self.recipe.feature_loss == "none":
+            return {}
+        return {FEATURES: self.teacher.num_features}
 
-    def train_loader(self, size: Callable[[int], int], rank: int, world: int, pin_memory: bool) -> DataLoader:
-        """Views to train on; `size` gives their pixels in an epoch."""
+    def train_loader(self, sizes: Sequence[int], rank: int, world: int, pin_memory: bool) -> DataLoader:
+        """Views to train on, of each epoch's size in pixels."""
         recipe = self.recipe
-        views = self._views(self.train, self.views, size, training=True)
+        views = self._views(self.train, self.views, sizes, training=True)
         return views_loader(views, recipe.batch_size, recipe.workers, rank, world, pin_memory, recipe.seed)
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         """The middles of the photos to validate on, at the recipe's image size."""
         recipe = self.recipe
-        views = self._views(self.val, self.middle, lambda _: recipe.image_size, training=False)
+        views = self._views(self.val, self.middle, [recipe.image_size], training=False)
         return views_loader(views, recipe.batch_size, recipe.workers, rank, world, pin_memory)
 
-    def _views(self, splits: Sequence[Split], views: Views, size: Callable[[int], int], training: bool) -> ViewSet:
+    def _views(self, splits: Sequence[Split], views: Views, sizes: Sequence[int], training: bool) -> ViewSet:
         photos = Photos(splits, self.names, whole=training)
         sources = np.concatenate([np.full(len(split), i) for i, split in enumerate(splits)])
         cache = self._cache(photos, views, training)
@@ -84,7 +85,7 @@ class Distillation:
             np.concatenate([np.full(len(s), -1) if s.targets is None else s.targets for s in splits]),
             sources,
             views,
-            size,
+            sizes,
             appearance,
             self.recipe.interpolation,
             cache,

@@ -1,6 +1,6 @@
 """Loaders of views: student and teacher see the same crop of a photo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 from ..data.decode import BrokenImageError
 from ..data.loaders import StepSampler, loader_options, seeded
@@ -33,7 +34,7 @@ class ViewSet(Dataset):
         indices: (N), of the photos in `photos`.
         labels, sources: (N).
         views: How views are drawn where there is no cache.
-        size: From the epoch to H = W in pixels.
+        sizes: H = W in pixels of each epoch's images; further epochs have the last.
         appearance: From the view (PIL) to the image, without a change of its size.
         interpolation: Of resizing.
         cache: The teacher's answers.
@@ -49,7 +50,7 @@ class ViewSet(Dataset):
         labels: np.ndarray,
         sources: np.ndarray,
         views: Views,
-        size: Callable[[int], int],
+        sizes: Sequence[int],
         appearance: Callable[[Image.Image], Tensor],
         interpolation: str,
         cache: Cache | None = None,
@@ -58,7 +59,7 @@ class ViewSet(Dataset):
         seed: int = 0,
     ) -> None:
         self.photos, self.indices, self.labels, self.sources = photos, indices, labels, sources
-        self.views, self.size, self.appearance, self.interpolation = views, size, appearance, interpolation
+        self.views, self.sizes, self.appearance, self.interpolation = views, sizes, appearance, interpolation
         self.cache, self.teacher, self.training, self.seed = cache, teacher, training, seed
 
     def __len__(self) -> int:
@@ -77,6 +78,10 @@ class ViewSet(Dataset):
             raise BrokenImageError("no photo of the set can be read")
         image, targets = self._seen(epoch, position, Image.new("RGB", (64, 64)))
         return image, {**targets, "label": torch.tensor(-1), "source": torch.tensor(-1)}, ~position
+
+    def size(self, epoch: int) -> int:
+        """H = W in pixels of an epoch's images."""
+        return self.sizes[min(epoch, len(self.sizes) - 1)]
 
     def reason(self, position: int) -> str:
         """Why a photo is broken; UserError where it is another than the one that the teacher saw."""
@@ -132,16 +137,13 @@ def train_appearance(recipe: TaughtRecipe) -> Callable[[Image.Image], Tensor]:
         std=recipe.std or IMAGENET_DEFAULT_STD,
         separate=True,
     )
-    return lambda image: last(colours(image))  # type: ignore[operator]
+    return Compose([colours, last])
 
 
 def eval_appearance(recipe: TaughtRecipe) -> Callable[[Image.Image], Tensor]:
     """Normalisation alone."""
-    from torchvision.transforms import Compose, Normalize, PILToTensor
-
-    scale = torch.tensor(1 / 255)
     normalise = Normalize(recipe.mean or IMAGENET_DEFAULT_MEAN, recipe.std or IMAGENET_DEFAULT_STD)
-    return Compose([PILToTensor(), lambda pixels: pixels * scale, normalise])
+    return Compose([ToTensor(), normalise])
 
 
 def views_loader(

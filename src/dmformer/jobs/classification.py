@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..build import build_model
+from ..build import build_model, cosine_schedule, preprocessing
 from ..classifier import open_classifier, save_classifier
 from ..data.loaders import ImageSet, eval_loader, eval_transform, train_loader
 from ..data.readers import Splits, open_splits
@@ -70,8 +70,7 @@ class ClassificationJob:
         if self.distillation is None:
             loader = train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
         else:
-            size = self.recipe.image_size
-            loader = self.distillation.train_loader(lambda _: size, rank, world, pin_memory)
+            loader = self.distillation.train_loader([self.recipe.image_size], rank, world, pin_memory)
         self.views = loader.dataset
         self.mixup = make_mixup(self.recipe, len(self.class_names), loader)
         return loader
@@ -83,8 +82,7 @@ class ClassificationJob:
         return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
-        decay = max(self.epochs - self.recipe.cooldown_epochs, 1)
-        return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(self.recipe.warmup_epochs, decay / 2)}
+        return cosine_schedule(self.recipe)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
         labels = targets if self.distillation is None else targets["label"]
@@ -135,18 +133,9 @@ class ClassificationJob:
         check_broken(self.splits.train, broken, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
-        recipe = self.recipe
-        preprocessing = {
-            "input_size": (3, recipe.image_size, recipe.image_size),
-            "interpolation": recipe.interpolation,
-            "mean": recipe.mean,
-            "std": recipe.std,
-            "crop_pct": recipe.crop_pct,
-            "crop_mode": "center",
-        }
         if isinstance(model, Student):
             model, state = model.model, own_state(state)
-        save_classifier(folder, model, state, self.class_names, preprocessing)
+        save_classifier(folder, model, state, self.class_names, preprocessing(self.recipe, self.recipe.crop_pct))
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
         recipe, splits = self.recipe, self.splits

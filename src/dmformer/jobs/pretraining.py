@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..build import build_model
+from ..build import build_model, cosine_schedule, preprocessing
 from ..classifier import Classifier, open_classifier, save_classifier
 from ..data.loaders import ImageSet, eval_loader
 from ..data.readers import Split, Splits, has_class_folders, open_splits, open_unlabelled
@@ -21,12 +21,14 @@ from ..distillation.distillation import Distillation
 from ..distillation.loaders import ViewSet
 from ..distillation.student import CLASSES, Student, check_teachable, own_state
 from ..errors import UserError
+from ..evaluate import once_each
 from ..files import write_whole
 from ..probing import Features, knn, linear_probe, nearest, pooled_features
 from ..progress import Progress, run_facts
 from ..recipes import ClassificationRecipe, PretrainingRecipe
 from ..report.pretraining import Neighbours, PretrainingReport, write_pretraining_report
-from ..tasks.classification import Score, wilson
+from ..tasks.classification import wilson
+from ..tasks.pretraining import PretrainingScores, ProbeScore, SourceScore
 
 QUERIES, SHOWN, GALLERY = 8, 6, 2000
 """Photos whose nearest neighbours are shown, how many of those, and out of how many."""
@@ -40,42 +42,6 @@ class Source:
     class_names: list[str]
     train: Split
     val: Split
-
-
-@dataclass(frozen=True)
-class SourceScore:
-    """Of a labelled source: its classes, its held-out photos, and the share that its own classifier tells."""
-
-    name: str
-    classes: int
-    top1: Score
-
-
-@dataclass(frozen=True)
-class ProbeScore:
-    """Frozen features on a labelled folder."""
-
-    data: str
-    classes: int
-    train_images: int
-    test_images: int
-    linear: Score
-    knn: Score
-
-
-@dataclass(frozen=True)
-class PretrainingScores:
-    """What a pretraining run comes to. `agreement` is None without a teacher, `probe` without a folder for it."""
-
-    count: int
-    images_seen: int
-    agreement: Score | None
-    sources: list[SourceScore]
-    probe: ProbeScore | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
 
 
 class PretrainingJob:
@@ -113,7 +79,8 @@ class PretrainingJob:
         return Student(model, heads | self.distillation.heads), frozen
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        loader = self.distillation.train_loader(self.recipe.size, rank, world, pin_memory)
+        sizes = [self.recipe.size(epoch) for epoch in range(self.epochs)]
+        loader = self.distillation.train_loader(sizes, rank, world, pin_memory)
         assert isinstance(loader.dataset, ViewSet)
         self.views = loader.dataset
         return loader
@@ -122,8 +89,7 @@ class PretrainingJob:
         return self.distillation.val_loader(rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
-        decay = max(self.epochs - self.recipe.cooldown_epochs, 1)
-        return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(self.recipe.warmup_epochs, decay / 2)}
+        return cosine_schedule(self.recipe)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
         outputs = model(inputs)
@@ -155,7 +121,8 @@ class PretrainingJob:
             outputs = model(images.to(device, memory_format=torch.channels_last), heads=True)
             rows.append(gather(self._row(outputs, targets, positions.to(device))).cpu())
         model.train(training)
-        found = _once(torch.cat(rows))
+        found = torch.cat(rows)
+        found = found[once_each(found[:, 0])]
         self._check_broken_val(found)
         found = found[found[:, 0] >= 0]
         row = {}
@@ -210,17 +177,8 @@ class PretrainingJob:
             )
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
-        recipe = self.recipe
         assert isinstance(model, Student)
-        preprocessing = {
-            "input_size": (3, recipe.image_size, recipe.image_size),
-            "interpolation": recipe.interpolation,
-            "mean": recipe.mean,
-            "std": recipe.std,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-        }
-        save_classifier(folder, model.model, own_state(state), self.class_names, preprocessing)
+        save_classifier(folder, model.model, own_state(state), self.class_names, preprocessing(self.recipe, 1.0))
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[PretrainingScores, str]:
         recipe = self.recipe
@@ -346,12 +304,3 @@ def probed(classifier: Classifier, data: str, recipe: PretrainingRecipe, device:
 def evaluated(classifier: Classifier, split: Split, recipe: PretrainingRecipe) -> DataLoader:
     """A loader of a split as the classifier sees it."""
     return eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
-
-
-def _once(rows: Tensor) -> Tensor:
-    """Rows (N, ...) in the order of their positions, a photo that several processes read once."""
-    order = rows[:, 0].argsort(stable=True)
-    rows = rows[order]
-    first = torch.ones(len(rows), dtype=torch.bool)
-    first[1:] = rows[1:, 0] != rows[:-1, 0]
-    return rows[first]

@@ -1,13 +1,11 @@
 """The report of a pretraining run: what the features are worth, and what they find alike."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
-from ..tasks.classification import Score
+from ..tasks.pretraining import PretrainingScores
 from .page import (
     broken_files,
     escaped,
@@ -39,56 +37,13 @@ class Neighbours:
     nearest: list[Shown]
 
 
-class SourceRow(Protocol):
-    """Of a labelled source: the share of its held-out photos that its own classifier tells."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def top1(self) -> Score: ...
-
-
-class ProbeRow(Protocol):
-    """Frozen features on a labelled folder."""
-
-    @property
-    def data(self) -> str: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def train_images(self) -> int: ...
-    @property
-    def test_images(self) -> int: ...
-    @property
-    def linear(self) -> Score: ...
-    @property
-    def knn(self) -> Score: ...
-
-
-class ScoresOfPretraining(Protocol):
-    """See `jobs.pretraining.PretrainingScores`."""
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def images_seen(self) -> int: ...
-    @property
-    def agreement(self) -> Score | None: ...
-    @property
-    def sources(self) -> Sequence[SourceRow]: ...
-    @property
-    def probe(self) -> ProbeRow | None: ...
-
-
 @dataclass(frozen=True)
 class PretrainingReport:
     """What a page is made of."""
 
     title: str
     """MODEL pretrained on DATA"""
-    scores: ScoresOfPretraining
+    scores: PretrainingScores
     teacher: str | None
     history: list[dict[str, float]]
     """Rows of metrics.csv, an epoch each; shares from 0 to 1."""
@@ -156,7 +111,7 @@ def _training(report: PretrainingReport) -> str:
     return f'{told}<div class="plots">{"".join(drawn)}</div>'
 
 
-def _sources(scores: ScoresOfPretraining) -> str:
+def _sources(scores: PretrainingScores) -> str:
     if not scores.sources:
         return "<p>No source has labels: everything was learnt from the teacher.</p>"
     rows = [
