@@ -300,6 +300,15 @@ def test_cache_of_other_photos_or_another_teacher_is_refused(written, tmp_path):
         taught_batch(written)
 
 
+def test_folder_of_something_else_is_no_cache(taught, tmp_path):
+    """Least of all the photos' own folder, which would get a split."""
+    for place in (Path(taught.data), next(Path(taught.data).rglob("*.png"))):
+        before = sorted(Path(taught.data).rglob("*"))
+        with pytest.raises(UserError, match="holds something else"):
+            taught_batch(replace(taught, teacher_cache=str(place)))
+        assert sorted(Path(taught.data).rglob("*")) == before
+
+
 def test_photo_that_changed_since_the_cache_was_written_is_told(written):
     photo = sorted(Path(written.data).rglob("*.png"))[0]
     for path in sorted(Path(written.data).rglob("*.png")):

@@ -99,8 +99,12 @@ class Distillation:
         recipe, teacher = self.recipe, self.teacher
         if teacher is None or recipe.teacher_cache is None:
             return None
+        root = Path(recipe.teacher_cache)
+        held = [*root.iterdir()] if root.is_dir() else [root] if root.exists() else []
+        if not all((path / "cache.json").is_file() or (path.is_dir() and not any(path.iterdir())) for path in held):
+            raise UserError(f"--teacher-cache {root} holds something else: name a folder of its own.")
         # The photos to validate on change with the split: each choice of them has a cache of its own.
-        folder = Path(recipe.teacher_cache) / ("training" if training else f"validation-{photos.digest[:8]}")
+        folder = root / ("training" if training else f"validation-{photos.digest[:8]}")
         state = PartialState()
         device = state.device or torch.device("cpu")
 
