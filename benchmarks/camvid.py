@@ -15,7 +15,7 @@ from pathlib import Path
 
 from record import RESULTS, record
 
-from dmformer.segmenter import open_segmenter
+from dmformer.tasks.segmentation.segmenter import open_segmenter
 
 OURS = ("--model-args", "layer_scale=1.0")
 RUNS = {

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from record import record
 from torch import Tensor
 
-from dmformer.kernels import cpu
-from dmformer.kernels.depthwise import depthwise_sum
-from dmformer.mixers.dma import LEVELS
+from dmformer.nn.kernels import cpu
+from dmformer.nn.kernels.depthwise import depthwise_sum
+from dmformer.nn.mixers.dma import LEVELS
 
 STAGES = [(32, 56), (64, 56), (64, 28), (128, 28), (160, 14), (320, 14), (256, 7), (512, 7)]
 KERNELS = {"7x7 dilation 3": ((7, 3),), "5x5": ((5, 1),), "9x9": ((9, 1),), "sum of DMA": LEVELS}

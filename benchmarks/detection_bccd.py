@@ -16,7 +16,7 @@ from typing import Any
 
 from record import RESULTS, record
 
-from dmformer.detector import open_detector
+from dmformer.tasks.detection.detector import open_detector
 
 RUNS = {
     "dmformer_n": ("--model", "dmformer_n"),

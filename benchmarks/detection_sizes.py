@@ -12,7 +12,7 @@ import torch
 from record import RESULTS, record
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmformer.tasks.detection import FRAMEWORKS, detection_model
+from dmformer.tasks.detection.model import FRAMEWORKS, detection_model
 
 HEIGHT, WIDTH = 800, 1280
 BACKBONES = ("van_b2", "smt_s", "dmformer_s")

@@ -11,9 +11,9 @@ import torch
 from record import RESULTS, record
 from torch import Tensor
 
-from dmformer.bench import interleave, turn
-from dmformer.forms import Call, memory_over_rest
-from dmformer.tasks.detection import FRAMEWORKS, detection_model
+from dmformer.bench.variants import Call, memory_over_rest
+from dmformer.tasks.detection.model import FRAMEWORKS, detection_model
+from dmformer.utils.timing import interleave, turn
 
 HEIGHT, WIDTH, BATCH, CLASSES, OBJECTS = 480, 640, 2, 80, 10
 ROUNDS, SECONDS = 3, 0.1

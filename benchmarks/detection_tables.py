@@ -8,7 +8,7 @@ from pathlib import Path
 from performance_tables import table
 from record import RESULTS, replace_tables, rows
 
-from dmformer.tasks.detection import BOX_NAMES, FRAMEWORK_NAMES
+from dmformer.tasks.detection.model import BOX_NAMES, FRAMEWORK_NAMES
 
 PAGE = Path(__file__).parents[1] / "docs" / "detection.md"
 

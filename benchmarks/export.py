@@ -14,8 +14,8 @@ from pathlib import Path
 from performance_tables import table
 from record import record, replace_tables, rows
 
-from dmformer.catalogue import catalogue
 from dmformer.export.write import export
+from dmformer.models.catalogue import catalogue
 
 LARGEST = 50.0
 """Millions of parameters."""

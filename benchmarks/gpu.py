@@ -27,8 +27,8 @@ from record import record
 from torch import Tensor, nn
 
 import dmformer  # noqa: F401 (registers the models)
-from dmformer.kernels import depthwise
-from dmformer.mixers.dma import LEVELS
+from dmformer.nn.kernels import depthwise
+from dmformer.nn.mixers.dma import LEVELS
 
 BATCH = 128
 STAGES = [(64, 56, 56), (128, 28, 28), (320, 14, 14), (512, 7, 7)]
@@ -86,7 +86,7 @@ class Fused(nn.Module):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The same through our kernels; in evaluation the norm is folded beforehand, as `dmformer.fuse` does."""
-        from dmformer.kernels.triton_taps import depthwise_taps, depthwise_taps_norm_relu, merge_taps
+        from dmformer.nn.kernels.triton_taps import depthwise_taps, depthwise_taps_norm_relu, merge_taps
 
         if not self.training:
             return depthwise_taps(x, *self.folded, relu=True)
@@ -95,7 +95,7 @@ class Fused(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> "Fused":
-        from dmformer.kernels.triton_taps import merge_taps
+        from dmformer.nn.kernels.triton_taps import merge_taps
 
         weight, offsets = merge_taps([conv.weight for conv in self.convs], [d for _, d in LEVELS])
         scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
@@ -210,7 +210,7 @@ def measure_model(name: str, training: bool, batch: int = BATCH, size: int = 224
 
 def compile_stage(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
     """Compile all variants of the kernels for a stage, without timing them: other processes do the same meanwhile."""
-    from dmformer.kernels import triton_taps
+    from dmformer.nn.kernels import triton_taps
 
     for kernel in (triton_taps._taps_kernel, triton_taps._weight_grad_kernel):
         kernel._do_bench, kernel.cache_results = lambda call, quantiles: call() or [1.0] * 3, False

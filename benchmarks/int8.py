@@ -20,10 +20,10 @@ from PIL import Image
 from record import record
 
 import dmformer
+from dmformer.bench.variants import open_model
 from dmformer.export.formats import export_onnx
 from dmformer.export.quantise import quantise
-from dmformer.export.runtimes import to_onnxruntime
-from dmformer.forms import open_model
+from dmformer.runtimes.sessions import to_onnxruntime
 
 BATCH, SIZE, ROUNDS, PHOTOS = 8, 224, 7, 32
 

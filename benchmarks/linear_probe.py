@@ -15,13 +15,13 @@ from record import record
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from dmformer.build import random_model
-from dmformer.classifier import open_classifier
-from dmformer.data.loaders import eval_loader
-from dmformer.data.readers import Split, open_splits
-from dmformer.distillation.teacher import open_teacher
-from dmformer.probing import Features, knn, linear_probe, pooled_features
-from dmformer.recipes import ClassificationRecipe
+from dmformer.models.create import random_model
+from dmformer.tasks.classification.classifier import open_classifier
+from dmformer.tasks.classification.datasets import Split, open_splits
+from dmformer.tasks.classification.distillation.teacher import open_teacher
+from dmformer.tasks.classification.loaders import eval_loader
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.tasks.pretraining.probing import Features, knn, linear_probe, pooled_features
 
 PER_CLASS, HELD_OUT, SIZE = 30, 10, 128
 """Photos of each class to fit on, further ones to choose the weight decay on, and their size in pixels."""

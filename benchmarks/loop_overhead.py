@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from record import record
 
-from dmformer.recipes import RECIPES
-from dmformer.train import Trainer
+from dmformer.tasks.recipes import RECIPES
+from dmformer.train.loop import Trainer
 
 STEPS, ROUNDS = 10, 9
 

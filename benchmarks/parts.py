@@ -20,7 +20,7 @@ from record import record
 from torch import Tensor, nn
 
 import dmformer
-from dmformer.inference import FusedConv
+from dmformer.nn.fused import FusedConv
 
 BATCH, SIZE, ROUNDS = 8, 224, 9
 

@@ -27,11 +27,11 @@ from PIL import Image, ImageDraw
 from record import record, replace_tables, rows
 from torch import Tensor
 
-from dmformer.analysis.cam import METHODS, class_activation, layer_name
-from dmformer.analysis.randomisation import randomised
-from dmformer.analysis.subject import Subject
-from dmformer.drawing import heat
-from dmformer.tasks.classification import wilson
+from dmformer.interpret.cam import METHODS, class_activation, layer_name
+from dmformer.interpret.randomisation import randomised
+from dmformer.interpret.subject import Subject
+from dmformer.report.drawing import heat
+from dmformer.utils.intervals import wilson
 
 KINDS = ("stripes across", "stripes down", "chequers", "dots")
 SIZE, BATCH, TESTED = 128, 16, 200

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import dmformer
-from dmformer.machine import processor
+from dmformer.utils.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 

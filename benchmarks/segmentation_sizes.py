@@ -10,8 +10,8 @@ import torch
 from record import RESULTS, record
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmformer.catalogue import count_gmacs
-from dmformer.tasks.segmentation import HEADS, segmentation_model
+from dmformer.models.catalogue import count_gmacs
+from dmformer.tasks.segmentation.model import HEADS, segmentation_model
 
 PUBLISHED = {  # UperNet at 512 x 2048: millions of parameters, and what the authors call GFLOPs
     "van_b2": (57, 948),

@@ -35,8 +35,8 @@ from PIL import Image
 from record import record, replace_tables, rows
 from timm.data import resolve_data_config
 
-from dmformer.classifier import save_classifier
 from dmformer.export.write import export
+from dmformer.tasks.classification.classifier import save_classifier
 
 PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 CLIENTS, SECONDS, WARM_UP = 50, 60, 3

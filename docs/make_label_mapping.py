@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
-from dmformer.data.masks import IGNORE, StrangeLabelError, map_labels
+from dmformer.tasks.segmentation.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
+from dmformer.tasks.segmentation.masks import IGNORE, StrangeLabelError, map_labels
 
 PICTURE = Path(__file__).parent / "label_mapping.svg"
 

@@ -22,18 +22,18 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from torch import nn
 
-from dmformer.catalogue import catalogue
-from dmformer.cells import NormalCell, ReductionCell
-from dmformer.layers import DepthwiseMlp
-from dmformer.mixers.attention import ValueConvAttention
-from dmformer.mixers.dma import DMA
-from dmformer.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
-from dmformer.mixers.performer import Performer
-from dmformer.mixers.sam import SAM
-from dmformer.mixers.window import WindowAttention
 from dmformer.models import PUBLISHED
+from dmformer.models.catalogue import catalogue
 from dmformer.models.family import Weights
 from dmformer.models.smt import hybrid
+from dmformer.nn.layers import DepthwiseMlp
+from dmformer.nn.mixers.attention import ValueConvAttention
+from dmformer.nn.mixers.dma import DMA
+from dmformer.nn.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
+from dmformer.nn.mixers.performer import Performer
+from dmformer.nn.mixers.sam import SAM
+from dmformer.nn.mixers.window import WindowAttention
+from dmformer.nn.vitae_cells import NormalCell, ReductionCell
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "models.md"

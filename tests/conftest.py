@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmformer.recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.tasks.detection.recipes import DetectionRecipe
+from dmformer.tasks.recipe import Recipe
+from dmformer.tasks.segmentation.recipes import SegmentationRecipe
 
 COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
 
@@ -25,8 +28,8 @@ def train_on_two_processes(recipe: Recipe, folder: Path) -> None:
     """Train as torchrun does it with two processes on the CPU; `batch_size` is each one's."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     (folder / "train.py").write_text(
-        "import sys; from pathlib import Path; from dmformer.recipes import read_recipe; "
-        "from dmformer.train import train; train(read_recipe(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from dmformer.tasks.recipes import read_recipe; "
+        "from dmformer.train.loop import train; train(read_recipe(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

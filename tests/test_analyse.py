@@ -19,9 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dmformer  # noqa: F401 (registers the models)
-from dmformer.analyse import MEASURES, analyse, find_photos
-from dmformer.analysis import attention_distance, names, plots
-from dmformer.analysis.attention_distance import (
+from dmformer.cli.analyse import AnalyseOptions
+from dmformer.cli.analyse import analyse as command
+from dmformer.interpret import attention_distance, names, plots
+from dmformer.interpret.analyse import MEASURES, analyse, find_photos
+from dmformer.interpret.attention_distance import (
     Weights,
     attention_distances,
     attentions,
@@ -29,21 +31,19 @@ from dmformer.analysis.attention_distance import (
     uniform_distance,
     weights_of,
 )
-from dmformer.analysis.gates import Moments, between_classes, branches, class_channels, read_gates, variances
-from dmformer.analysis.hooks import blocks, deepest_blocks
-from dmformer.analysis.modulators import chosen_blocks, high_frequencies, read_modulators
-from dmformer.analysis.receptive_field import receptive_fields, relative_receptive_fields, smallest_area
-from dmformer.analysis.similarity import Alignment, centred_gram, cka
-from dmformer.analysis.subject import Subject, open_subject
-from dmformer.classifier import save_classifier
-from dmformer.cli.analyse import AnalyseOptions
-from dmformer.cli.analyse import analyse as command
-from dmformer.errors import UserError
-from dmformer.mixers.attention import Attention, ValueConvAttention
-from dmformer.mixers.dma import DMA
-from dmformer.mixers.performer import Performer
-from dmformer.mixers.window import WindowAttention
-from dmformer.segmenter import SegmenterConfig, save_segmenter
+from dmformer.interpret.gates import Moments, between_classes, branches, class_channels, read_gates, variances
+from dmformer.interpret.hooks import blocks, deepest_blocks
+from dmformer.interpret.modulators import chosen_blocks, high_frequencies, read_modulators
+from dmformer.interpret.receptive_field import receptive_fields, relative_receptive_fields, smallest_area
+from dmformer.interpret.similarity import Alignment, centred_gram, cka
+from dmformer.interpret.subject import Subject, open_subject
+from dmformer.nn.mixers.attention import Attention, ValueConvAttention
+from dmformer.nn.mixers.dma import DMA
+from dmformer.nn.mixers.performer import Performer
+from dmformer.nn.mixers.window import WindowAttention
+from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.segmentation.segmenter import SegmenterConfig, save_segmenter
+from dmformer.utils.errors import UserError
 
 TINY = dict(dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_classes=3)
 TINY_SMT = dict(dims=[16, 16, 32, 32], depths=[1, 1, 4, 1], heads=(2, 4), num_classes=3)

@@ -17,13 +17,14 @@ import torch
 from test_cli import run
 
 import dmformer
-from dmformer.bench import PEERS, PEERS_TOP1, Row, as_csv, bench, interleave, published_top1, summarise, turn, why_not
-from dmformer.catalogue import model_names
-from dmformer.errors import UserError
+from dmformer.bench.plot import plot
+from dmformer.bench.rounds import PEERS, PEERS_TOP1, Row, as_csv, bench, published_top1, why_not
+from dmformer.bench.variants import open_model, set_threads
 from dmformer.export.formats import export_onnx
-from dmformer.export.runtimes import to_onnxruntime, to_openvino
-from dmformer.forms import open_model, set_threads
-from dmformer.speedplot import plot
+from dmformer.runtimes.sessions import to_onnxruntime, to_openvino
+from dmformer.utils.errors import UserError
+from dmformer.utils.model_names import model_names
+from dmformer.utils.timing import interleave, summarise, turn
 
 QUICK = dict(image_size=64, batch_sizes=(2, 1), threads=1, rounds=2, seconds=0.01, device="cpu")
 
@@ -128,8 +129,8 @@ def test_what_fails_is_left_out_with_the_reason(monkeypatch):
             raise ValueError("too small an image")
         return 1.0
 
-    monkeypatch.setattr("dmformer.forms.fuse", fail)
-    monkeypatch.setattr("dmformer.forms.count_gmacs", count)
+    monkeypatch.setattr("dmformer.bench.variants.fuse", fail)
+    monkeypatch.setattr("dmformer.bench.variants.count_gmacs", count)
     rows = bench(["resnet18", "dmformer_n"], say=said.append, **QUICK)
     assert [(r.model, r.form, r.batch_size) for r in rows] == [("dmformer_n", "eager", 1), ("dmformer_n", "eager", 2)]
     assert said == [
@@ -248,7 +249,7 @@ def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
     code = (
         "import signal, sys\n"
         "from pathlib import Path\n"
-        "from dmformer.export.runtimes import to_openvino\n"
+        "from dmformer.runtimes.sessions import to_openvino\n"
         "first, second = (to_openvino(Path(sys.argv[1]), 1) for _ in range(2))\n"
         "del first\n"
         "del second\n"
@@ -303,7 +304,7 @@ def test_command_prints_and_writes(capsys, tmp_path, monkeypatch):
 
 
 def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
-    from dmformer.train import train
+    from dmformer.train.loop import train
 
     best = train(replace(recipe, epochs=1)).folder / "best"
     options = ["--image-size", 32, "--batch-sizes", 1, "--threads", 1, "--rounds", 1, "--seconds", 0.001]
@@ -343,7 +344,7 @@ def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
 )
 def test_mistakes_are_one_line_before_any_work(capsys, monkeypatch, tmp_path, arguments, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dmformer.forms.Forms", None)
+    monkeypatch.setattr("dmformer.bench.variants.Forms", None)
     code, out, err = run(capsys, "bench", *arguments)
     assert code == 2
     assert out == ""
@@ -354,7 +355,7 @@ def test_mistakes_are_one_line_before_any_work(capsys, monkeypatch, tmp_path, ar
 def test_what_the_machine_lacks_is_told(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "PyTorch sees no such device here" in run(capsys, "bench", "--device", "cuda")[2]
-    monkeypatch.setattr("dmformer.bench.find_spec", lambda package: None)
+    monkeypatch.setattr("dmformer.bench.rounds.find_spec", lambda package: None)
     err = run(capsys, "bench", "--forms", "openvino")[2]
     assert err == "dmformer: the form openvino needs the package onnx: pip install 'dmformer[export]'.\n"
 

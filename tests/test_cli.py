@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmformer.catalogue import catalogue, model_names
-from dmformer.classifier import open_classifier
 from dmformer.cli import main
 from dmformer.cli.parsing import parse
-from dmformer.recipes import ClassificationRecipe
-from dmformer.train import train
+from dmformer.models.catalogue import catalogue
+from dmformer.tasks.classification.classifier import open_classifier
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.train.loop import train
+from dmformer.utils.model_names import model_names
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -174,7 +175,7 @@ def test_unfit_and_hostile_weights_are_refused(capsys, trained, photos, tmp_path
 
 
 def test_weights_files_of_others_are_unwrapped(trained, tmp_path):
-    from dmformer.weights import load_weights
+    from dmformer.models.weights import load_weights
 
     classifier = open_classifier(str(trained.folder))
     state = classifier.model.state_dict()

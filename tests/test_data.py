@@ -11,10 +11,11 @@ from conftest import COLOURS, make_photo
 from PIL import Image
 
 from dmformer.data.decode import BrokenImageError, decode
-from dmformer.data.loaders import StepSampler, eval_loader, eval_transform, seeded, train_loader
-from dmformer.data.readers import open_evaluation, open_splits
-from dmformer.errors import UserError
-from dmformer.evaluate import check_broken, predict_all
+from dmformer.tasks.classification.datasets import open_evaluation, open_splits
+from dmformer.tasks.classification.evaluate import check_broken, predict_all
+from dmformer.tasks.classification.loaders import eval_loader, eval_transform, train_loader
+from dmformer.tasks.sampling import StepSampler, seeded
+from dmformer.utils.errors import UserError
 
 
 def as_file(image: Image.Image, format: str, **options) -> io.BytesIO:
@@ -129,7 +130,7 @@ def test_tar_equals_folder(recipe, photos, tmp_path, split):
 
 def test_elpv_is_held_out_as_published():
     pytest.importorskip("elpv_dataset", reason="elpv-dataset is in the extra demo")
-    from dmformer.recipes import RECIPES
+    from dmformer.tasks.recipes import RECIPES
 
     splits = open_splits(RECIPES["elpv"]())
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [1771, 197, 656]

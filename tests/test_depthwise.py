@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dmformer.kernels import cpu, depthwise
-from dmformer.kernels.depthwise import depthwise_sum, is_fast_path
-from dmformer.layers import DepthwiseConv, DepthwiseSum
+from dmformer.nn.kernels import cpu, depthwise
+from dmformer.nn.kernels.depthwise import depthwise_sum, is_fast_path
+from dmformer.nn.layers import DepthwiseConv, DepthwiseSum
 
 LEVELS = {
     "dma": ((3, 1), (5, 2), (7, 3)),

@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from dmformer.detection import dense
-from dmformer.detection.anchors import Anchors
-from dmformer.detection.model import batched, mean_over_processes
-from dmformer.detection.pyramid import Pyramid
-from dmformer.detection.retinanet import OCTAVES, RATIOS, STRIDES, RetinaNet, retinanet
-from dmformer.detections import select
-from dmformer.errors import UserError
-from dmformer.features import open_backbone
-from dmformer.fuse import fuse
-from dmformer.selection import Selection
-from dmformer.tasks.detection import detection_model, in_photo
+from dmformer.data.detections import select
+from dmformer.data.selection import Selection
+from dmformer.models.features import open_backbone
+from dmformer.nn.fuse import fuse
+from dmformer.tasks.detection.frameworks import dense
+from dmformer.tasks.detection.frameworks.anchors import Anchors
+from dmformer.tasks.detection.frameworks.base import batched, mean_over_processes
+from dmformer.tasks.detection.frameworks.pyramid import Pyramid
+from dmformer.tasks.detection.frameworks.retinanet import OCTAVES, RATIOS, STRIDES, RetinaNet, retinanet
+from dmformer.tasks.detection.model import detection_model, in_photo
+from dmformer.utils.errors import UserError
 
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 

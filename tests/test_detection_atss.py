@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-from dmformer.detection.atss import ATSS, BoxHead, assign, atss, centerness_of
-from dmformer.detection.dense import DenseDetector
-from dmformer.detection.model import batched
-from dmformer.features import open_backbone
+from dmformer.models.features import open_backbone
+from dmformer.tasks.detection.frameworks.atss import ATSS, BoxHead, assign, atss, centerness_of
+from dmformer.tasks.detection.frameworks.base import batched
+from dmformer.tasks.detection.frameworks.dense import DenseDetector
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 NONE = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

@@ -13,16 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from dmformer.data.box_coco import read_coco
-from dmformer.data.box_transforms import (
-    BoxDataset,
-    GroupedSampler,
-    eval_boxes_loader,
-    eval_transform,
-    train_boxes_loader,
-    train_transform,
-)
-from dmformer.data.boxes import (
+from dmformer.data.decode import BrokenImageError, fitted_size
+from dmformer.tasks.detection.datasets import (
     Annotations,
     BoxSet,
     BoxSplits,
@@ -31,9 +23,17 @@ from dmformer.data.boxes import (
     open_boxes,
     open_evaluation_boxes,
 )
-from dmformer.data.decode import BrokenImageError, fitted_size
-from dmformer.data.loaders import StepSampler
-from dmformer.errors import UserError
+from dmformer.tasks.detection.formats.coco import read_coco
+from dmformer.tasks.detection.loaders import (
+    BoxDataset,
+    GroupedSampler,
+    eval_boxes_loader,
+    eval_transform,
+    train_boxes_loader,
+    train_transform,
+)
+from dmformer.tasks.sampling import StepSampler
+from dmformer.utils.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 RED = (220, 30, 30)

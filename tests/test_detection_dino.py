@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from dmformer.detection import dino as module
-from dmformer.detection.denoising import IGNORED, LEAST, Denoising, denoising, visibility
-from dmformer.detection.dino import Answer, Dino, InsideGroupNorm, answer_losses, dino, sine
-from dmformer.detection.model import batched
-from dmformer.features import open_backbone
+from dmformer.models.features import open_backbone
+from dmformer.tasks.detection.frameworks import dino as module
+from dmformer.tasks.detection.frameworks.base import batched
+from dmformer.tasks.detection.frameworks.denoising import IGNORED, LEAST, Denoising, denoising, visibility
+from dmformer.tasks.detection.frameworks.dino import Answer, Dino, InsideGroupNorm, answer_losses, dino, sine
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 

@@ -21,21 +21,21 @@ from test_serve import encoded, form, serving
 from torch import Tensor, nn
 
 import dmformer.export.write
-from dmformer.detection.dense import DenseDetector
-from dmformer.detection.model import DetectionModel
-from dmformer.detections import Detections
-from dmformer.detector import Detector, DetectorConfig, open_detector, save_detector
-from dmformer.errors import UserError
-from dmformer.evaluate import evaluate_boxes
-from dmformer.export.card import Boxes, Card
+from dmformer.data.detections import Detections
+from dmformer.data.selection import Selection
 from dmformer.export.check import as_scored, box_difference
-from dmformer.export.exported import ExportedDetector, open_exported
 from dmformer.export.formats import export_openvino
-from dmformer.export.runtimes import Session
 from dmformer.export.write import _detector_card, export
-from dmformer.fuse import fuse
-from dmformer.predict import predict_boxes
-from dmformer.selection import Selection
+from dmformer.nn.fuse import fuse
+from dmformer.predict.boxes import predict_boxes
+from dmformer.runtimes.card import Boxes, Card
+from dmformer.runtimes.exported import ExportedDetector, open_exported
+from dmformer.runtimes.sessions import Session
+from dmformer.tasks.detection.detector import Detector, DetectorConfig, open_detector, save_detector
+from dmformer.tasks.detection.evaluate import evaluate_boxes
+from dmformer.tasks.detection.frameworks.base import DetectionModel
+from dmformer.tasks.detection.frameworks.dense import DenseDetector
+from dmformer.utils.errors import UserError
 
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale": 1.0}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -11,11 +11,17 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
-from dmformer.detection.cascade_rcnn import CODER_WEIGHTS, IOUS, cascade_rcnn, giou_loss, smooth_l1_loss
-from dmformer.detection.mask_rcnn import mask_rcnn
-from dmformer.detection.model import batched
-from dmformer.detection.pyramid import RoIPool
-from dmformer.features import open_backbone
+from dmformer.models.features import open_backbone
+from dmformer.tasks.detection.frameworks.base import batched
+from dmformer.tasks.detection.frameworks.cascade_rcnn import (
+    CODER_WEIGHTS,
+    IOUS,
+    cascade_rcnn,
+    giou_loss,
+    smooth_l1_loss,
+)
+from dmformer.tasks.detection.frameworks.mask_rcnn import mask_rcnn
+from dmformer.tasks.detection.frameworks.pyramid import RoIPool
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 CLASSES = 3

@@ -15,9 +15,9 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dmformer.data.boxes import Annotations
-from dmformer.detections import Detections
-from dmformer.tasks.detection_scores import IOUS, DetectionMeter, Mistake, match, overlaps, reasons
+from dmformer.data.detections import Detections
+from dmformer.tasks.detection.datasets import Annotations
+from dmformer.tasks.detection.metrics import IOUS, DetectionMeter, Mistake, match, overlaps, reasons
 
 pytest.importorskip("faster_coco_eval")
 SIZE = (150, 200)

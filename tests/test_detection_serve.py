@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from test_serve import browser_page, choose, decoded, encoded, form, in_a_thread, png, sample, serving
 
-from dmformer.detections import Detections
-from dmformer.drawing import draw_detections
+from dmformer.data.detections import Detections
+from dmformer.report.drawing import draw_detections
 from dmformer.serve.limits import Limits
 from dmformer.serve.opening import SWITCHED_OFF
 from dmformer.serve.pictures import LARGEST, boxed, resized_boxes

@@ -9,10 +9,10 @@ import torch
 from test_detection_atss import focal_loss, giou_loss, images, in_two_processes
 from torch import Tensor, nn
 
-from dmformer.detection.model import batched
-from dmformer.detection.sparse_rcnn import Interaction, SparseRCNN, Stage, sparse_rcnn
-from dmformer.errors import UserError
-from dmformer.features import open_backbone
+from dmformer.models.features import open_backbone
+from dmformer.tasks.detection.frameworks.base import batched
+from dmformer.tasks.detection.frameworks.sparse_rcnn import Interaction, SparseRCNN, Stage, sparse_rcnn
+from dmformer.utils.errors import UserError
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 NONE = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

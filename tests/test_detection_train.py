@@ -14,17 +14,18 @@ from PIL import Image
 from torch import nn
 
 import dmformer.models  # noqa: F401 (registers them with timm)
-from dmformer.build import with_normalisation
 from dmformer.cli import main
-from dmformer.detections import Detections, coco_results
-from dmformer.detector import DetectorConfig, open_detector, save_detector
-from dmformer.errors import UserError
-from dmformer.evaluate import evaluate_boxes
-from dmformer.jobs.detection import DetectionJob
-from dmformer.predict import predict_boxes
-from dmformer.recipes import RECIPES, DetectionRecipe, read_recipe
-from dmformer.tasks.detection import FRAMEWORKS
-from dmformer.train import Stopped, Trainer, train
+from dmformer.data.detections import Detections, coco_results
+from dmformer.predict.boxes import predict_boxes
+from dmformer.tasks.build import with_normalisation
+from dmformer.tasks.detection.detector import DetectorConfig, open_detector, save_detector
+from dmformer.tasks.detection.evaluate import evaluate_boxes
+from dmformer.tasks.detection.model import FRAMEWORKS
+from dmformer.tasks.detection.recipes import DetectionRecipe
+from dmformer.tasks.detection.training import DetectionJob
+from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.train.loop import Stopped, Trainer, train
+from dmformer.utils.errors import UserError
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

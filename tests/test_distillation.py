@@ -17,13 +17,12 @@ from conftest import make_photo, train_on_two_processes
 from PIL import Image
 from safetensors.torch import load_file
 
-import dmformer.distillation.cache
-import dmformer.distillation.distillation
-from dmformer.classifier import open_classifier, save_classifier
 from dmformer.cli.main import main
-from dmformer.data.readers import open_splits
-from dmformer.distillation.distillation import Distillation
-from dmformer.distillation.student import (
+from dmformer.tasks.classification.classifier import open_classifier, save_classifier
+from dmformer.tasks.classification.datasets import open_splits
+from dmformer.tasks.classification.distillation import cache, distillation
+from dmformer.tasks.classification.distillation.distillation import Distillation
+from dmformer.tasks.classification.distillation.student import (
     CLASSES,
     Mixing,
     Student,
@@ -32,11 +31,11 @@ from dmformer.distillation.student import (
     soft_label_loss,
     whole_distribution,
 )
-from dmformer.distillation.teacher import Answers, open_teacher, quick_on_cpu
-from dmformer.distillation.views import Photos, View, Views
-from dmformer.errors import UserError
-from dmformer.recipes import ClassificationRecipe
-from dmformer.train import Stopped, Trainer, train
+from dmformer.tasks.classification.distillation.teacher import Answers, open_teacher, quick_on_cpu
+from dmformer.tasks.classification.distillation.views import Photos, View, Views
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.train.loop import Stopped, Trainer, train
+from dmformer.utils.errors import UserError
 
 SMALL = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale": 1.0}
 
@@ -65,7 +64,7 @@ def taught(recipe: ClassificationRecipe, teacher: str) -> ClassificationRecipe:
 @pytest.fixture
 def plain_cpu(monkeypatch):
     """The cache asks PyTorch's teacher, in float32."""
-    monkeypatch.setattr(dmformer.distillation.distillation, "quick_on_cpu", lambda teacher, threads: teacher)
+    monkeypatch.setattr(distillation, "quick_on_cpu", lambda teacher, threads: teacher)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -129,9 +128,9 @@ def test_view_of_an_image():
 def taught_batch(recipe: ClassificationRecipe):
     """A batch of the first epoch, with the teacher's answers."""
     splits = open_splits(recipe)
-    distillation = Distillation(recipe, [splits.train], [splits.val], ["photos"])
-    images, targets, positions = next(iter(distillation.train_loader([32], 0, 1, False)))
-    return images, targets, positions, distillation.answers(targets)
+    taught = Distillation(recipe, [splits.train], [splits.val], ["photos"])
+    images, targets, positions = next(iter(taught.train_loader([32], 0, 1, False)))
+    return images, targets, positions, taught.answers(targets)
 
 
 def test_cached_and_live_answers_agree(taught, tmp_path, plain_cpu):
@@ -263,8 +262,8 @@ def written(taught, tmp_path, plain_cpu) -> ClassificationRecipe:
 
 def test_cache_is_asked_once_and_extended_by_views(written, monkeypatch):
     asked = []
-    rows = dmformer.distillation.cache._rows
-    monkeypatch.setattr(dmformer.distillation.cache, "_rows", lambda *a: asked.append(len(a[1][0])) or rows(*a))
+    rows = cache._rows
+    monkeypatch.setattr(cache, "_rows", lambda *a: asked.append(len(a[1][0])) or rows(*a))
     first = (Path(written.teacher_cache) / "training" / "answers.bin").read_bytes()
     taught_batch(written)
     assert asked == []
@@ -320,7 +319,7 @@ def test_photo_that_changed_since_the_cache_was_written_is_told(written):
 
 def test_full_disk_keeps_what_was_written(taught, tmp_path, monkeypatch, plain_cpu):
     cached = replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_views=4)
-    rows, done = dmformer.distillation.cache._rows, []
+    rows, done = cache._rows, []
 
     def filling(*arguments):
         if len(done) == 2:
@@ -328,11 +327,11 @@ def test_full_disk_keeps_what_was_written(taught, tmp_path, monkeypatch, plain_c
         done.append(1)
         return rows(*arguments)
 
-    monkeypatch.setattr(dmformer.distillation.cache, "_rows", filling)
+    monkeypatch.setattr(cache, "_rows", filling)
     with pytest.raises(UserError, match=r"cannot be written: No space left on device; what is there is kept"):
         taught_batch(cached)
-    monkeypatch.setattr(dmformer.distillation.cache, "_rows", rows)
-    monkeypatch.setattr(dmformer.distillation.distillation, "quick_on_cpu", lambda teacher, threads: teacher)
+    monkeypatch.setattr(cache, "_rows", rows)
+    monkeypatch.setattr(distillation, "quick_on_cpu", lambda teacher, threads: teacher)
     with (tmp_path / "cache" / "training" / "answers.bin").open("ab") as file:
         file.write(b"cut short")
     resumed = taught_batch(cached)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmformer.catalogue import model_names
+from dmformer.utils.model_names import model_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

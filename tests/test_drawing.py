@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
-from dmformer.detections import Detections
-from dmformer.drawing import colour, default_palette, draw_detections, draw_frames, draw_objects, legend, overlay
+from dmformer.data.detections import Detections
+from dmformer.data.palette import default_palette
+from dmformer.report.drawing import colour, draw_detections, draw_frames, draw_objects, legend, overlay
+from dmformer.tasks.segmentation.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
 
 PALETTE = [(255, 0, 0), (0, 200, 100)]
 

@@ -19,19 +19,19 @@ from pytorch_grad_cam import EigenCAM
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from dmformer.analysis.cam import METHODS, cell_size, class_activation, layer_name, predicted_masks
-from dmformer.analysis.randomisation import cascade, randomised, rank_correlation
-from dmformer.analysis.subject import Subject, open_subject
-from dmformer.classifier import save_classifier
 from dmformer.cli.explain import ExplainOptions
 from dmformer.cli.explain import explain as command
 from dmformer.data.decode import decode
-from dmformer.drawing import heat
-from dmformer.errors import UserError
-from dmformer.explain import LARGEST, Explanation, _file, _seen, explain, verdict
-from dmformer.report.explanation import ENDS, whereabouts
-from dmformer.segmenter import SegmenterConfig, save_segmenter
-from dmformer.tasks.segmentation import segmentation_model, semantic_fpn, upernet
+from dmformer.interpret.cam import METHODS, cell_size, class_activation, layer_name, predicted_masks
+from dmformer.interpret.explain import LARGEST, Explanation, _file, _seen, explain, verdict
+from dmformer.interpret.randomisation import cascade, randomised, rank_correlation
+from dmformer.interpret.report import ENDS, whereabouts
+from dmformer.interpret.subject import Subject, open_subject
+from dmformer.report.drawing import heat
+from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.segmentation.model import segmentation_model, semantic_fpn, upernet
+from dmformer.tasks.segmentation.segmenter import SegmenterConfig, save_segmenter
+from dmformer.utils.errors import UserError
 
 TINY = dict(dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_scale=1.0)
 SMALL: dict[str, dict] = {
@@ -639,7 +639,7 @@ def test_what_segmenters_see_of_large_photos(tmp_path):
 
 def test_the_page_holds_its_photos_in_order_and_says_what_it_leaves_out(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
-    monkeypatch.setattr("dmformer.explain.SHOWN", 1)
+    monkeypatch.setattr("dmformer.interpret.explain.SHOWN", 1)
     explain([str(save(pictures))], ["b", "a"], layer=3, top=1, check=False)
     page = Path("explanation/index.html").read_text()
     assert "on 3\u00a0photos" in page or "on 3 photos" in page
@@ -709,7 +709,7 @@ def test_mistakes_are_one_line_and_write_nothing(pictures, monkeypatch, argument
 def test_mistakes_are_found_before_torch_is_imported(pictures):
     code = (
         "import sys\nsys.modules['dmformer_command'] = sys\n"
-        "from dmformer.cli.explain import explain\nfrom dmformer.errors import UserError\n"
+        "from dmformer.cli.explain import explain\nfrom dmformer.utils.errors import UserError\n"
         "for arguments in (['nowhere', 'b'], ['resnet18', 'b'], ['b', 'b'], ['run', 'b', '--layr', '3']):\n"
         "    try:\n        explain(arguments)\n    except UserError:\n        print('told')\n"
         "print(sorted({'torch', 'timm', 'numpy', 'matplotlib', 'pytorch_grad_cam'} & set(sys.modules)))"

@@ -19,20 +19,21 @@ from PIL import Image
 from timm.data import create_transform
 
 import dmformer.export.write
-from dmformer.classifier import save_classifier
 from dmformer.cli import main
 from dmformer.data.decode import list_photos
-from dmformer.drawing import default_palette
-from dmformer.errors import UserError
-from dmformer.evaluate import evaluate_masks
-from dmformer.export.card import Card
+from dmformer.data.palette import default_palette
 from dmformer.export.check import as_scored, compare
-from dmformer.export.exported import bilinear, normalised, open_exported, resize_and_crop
 from dmformer.export.preprocessing import Preprocessing
 from dmformer.export.write import export, own_photos
-from dmformer.predict import predict, predict_masks
-from dmformer.segmenter import Segmenter, SegmenterConfig, open_segmenter, save_segmenter
-from dmformer.tasks.segmentation import AdaptivePool
+from dmformer.predict.classes import predict
+from dmformer.predict.masks import predict_masks
+from dmformer.runtimes.card import Card
+from dmformer.runtimes.exported import bilinear, normalised, open_exported, resize_and_crop
+from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.segmentation.evaluate import evaluate_masks
+from dmformer.tasks.segmentation.model import AdaptivePool
+from dmformer.tasks.segmentation.segmenter import Segmenter, SegmenterConfig, open_segmenter, save_segmenter
+from dmformer.utils.errors import UserError
 
 SMALL = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale": 1.0}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmformer.inference import FusedConv, FusedMlp
-from dmformer.kernels import onednn
-from dmformer.kernels.depthwise import plain_kernels
+from dmformer.nn.fused import FusedConv, FusedMlp
+from dmformer.nn.kernels import onednn
+from dmformer.nn.kernels.depthwise import plain_kernels
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 CONVS = {
@@ -155,6 +155,6 @@ def test_mlp_by_slices(inplace, monkeypatch):
     mlp = FusedMlp(nn.Identity(), FusedConv(fc1, "gelu"), nn.Identity(), FusedConv(fc2)).requires_grad_(False)
     x = images(5, 8, 6, 7).contiguous(memory_format=torch.channels_last)
     before, expected = x.clone(), x + fc2(F.gelu(fc1(x)))
-    monkeypatch.setattr("dmformer.inference.HIDDEN_BYTES", 2 * 32 * 6 * 7 * 4)  # two images at a time
+    monkeypatch.setattr("dmformer.nn.fused.HIDDEN_BYTES", 2 * 32 * 6 * 7 * 4)  # two images at a time
     assert_near(mlp(x, inplace), expected, 2e-6)
     assert torch.equal(x, before) != inplace

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmformer.cells import PCM, PRM, CellStage, NormalCell, ReductionCell
-from dmformer.kernels import depthwise
-from dmformer.layers import DepthwiseMlp
-from dmformer.mixers.attention import Attention, ValueConvAttention
-from dmformer.mixers.dma import DMA, LEVELS
-from dmformer.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
-from dmformer.mixers.performer import Performer, linear_attention
-from dmformer.mixers.sam import MHMC, SAA, SAM
-from dmformer.mixers.window import WindowAttention
+from dmformer.nn.kernels import depthwise
+from dmformer.nn.layers import DepthwiseMlp
+from dmformer.nn.mixers.attention import Attention, ValueConvAttention
+from dmformer.nn.mixers.dma import DMA, LEVELS
+from dmformer.nn.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
+from dmformer.nn.mixers.performer import Performer, linear_attention
+from dmformer.nn.mixers.sam import MHMC, SAA, SAM
+from dmformer.nn.mixers.window import WindowAttention
+from dmformer.nn.vitae_cells import PCM, PRM, CellStage, NormalCell, ReductionCell
 
 DIM = 32
 ABLATIONS = {

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dmformer
-from dmformer.kernels import depthwise
-from dmformer.mixers.attention import ValueConvAttention
-from dmformer.mixers.sam import SAM
 from dmformer.models.vitae import ViTAE
+from dmformer.nn.kernels import depthwise
+from dmformer.nn.mixers.attention import ValueConvAttention
+from dmformer.nn.mixers.sam import SAM
 
 FAMILIES = ["dmformer_*", "van_*", "smt_*", "vitae_*", "vitaev2_*"]
 SMALL = {

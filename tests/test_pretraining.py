@@ -14,14 +14,15 @@ from conftest import COLOURS, make_photo, train_on_two_processes
 from safetensors.torch import load_file
 from test_distillation import final_weights, make_teacher
 
-from dmformer.classifier import open_classifier
 from dmformer.cli.main import main
-from dmformer.data.readers import has_class_folders
-from dmformer.errors import UserError
-from dmformer.jobs.pretraining import PretrainingJob
-from dmformer.probing import Features, knn, linear_probe, nearest
-from dmformer.recipes import RECIPES, PretrainingRecipe, read_recipe
-from dmformer.train import Stopped, Trainer, train
+from dmformer.tasks.classification.classifier import open_classifier
+from dmformer.tasks.classification.datasets import has_class_folders
+from dmformer.tasks.pretraining.probing import Features, knn, linear_probe, nearest
+from dmformer.tasks.pretraining.recipes import PretrainingRecipe
+from dmformer.tasks.pretraining.training import PretrainingJob
+from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.train.loop import Stopped, Trainer, train
+from dmformer.utils.errors import UserError
 
 
 @pytest.fixture

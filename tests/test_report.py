@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmformer.report import Report, write_report
-from dmformer.tasks.classification import score
+from dmformer.tasks.classification.metrics import score
+from dmformer.tasks.classification.report import Report, write_report
 
 NAMES = ["crack", "sound", "stain"]
 HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror=alert(1)> & '", "有裂纹的电池", "خلية سليمة"]

@@ -4,7 +4,7 @@ import pytest
 import sklearn.metrics
 import torch
 
-from dmformer.tasks.classification import score
+from dmformer.tasks.classification.metrics import score
 
 
 def make(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

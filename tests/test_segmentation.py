@@ -17,19 +17,17 @@ from sklearn.metrics import jaccard_score
 from torch import nn
 
 import dmformer
-from dmformer.bench import bench
-from dmformer.build import with_normalisation
-from dmformer.classifier import open_classifier
+from dmformer.bench.rounds import bench
 from dmformer.cli import main
-from dmformer.data.loaders import StepSampler
-from dmformer.data.masks import IGNORE, map_labels
-from dmformer.errors import UserError
-from dmformer.evaluate import count_pixels, evaluate, evaluate_masks
-from dmformer.jobs.segmentation import SegmentationJob
-from dmformer.predict import predict_masks
-from dmformer.recipes import RECIPES, read_recipe
-from dmformer.segmenter import open_segmenter
-from dmformer.tasks.segmentation import (
+from dmformer.predict.masks import predict_masks
+from dmformer.tasks.build import with_normalisation
+from dmformer.tasks.classification.classifier import open_classifier
+from dmformer.tasks.classification.evaluate import evaluate
+from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.tasks.sampling import StepSampler
+from dmformer.tasks.segmentation.evaluate import count_pixels, evaluate_masks
+from dmformer.tasks.segmentation.masks import IGNORE, map_labels
+from dmformer.tasks.segmentation.model import (
     likeliest,
     predict_probabilities,
     segmentation_loss,
@@ -37,7 +35,10 @@ from dmformer.tasks.segmentation import (
     semantic_fpn,
     upernet,
 )
-from dmformer.train import Stopped, Trainer, train
+from dmformer.tasks.segmentation.segmenter import open_segmenter
+from dmformer.tasks.segmentation.training import SegmentationJob
+from dmformer.train.loop import Stopped, Trainer, train
+from dmformer.utils.errors import UserError
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 BACKBONES = {
@@ -161,7 +162,7 @@ def test_scales_and_flip_average_probabilities():
 
 @pytest.mark.parametrize("at_once", [1, 5 * 30 * 20, 10**9])
 def test_likeliest_class_is_found_some_classes_at_a_time(monkeypatch, at_once):
-    monkeypatch.setattr(dmformer.tasks.segmentation, "AT_ONCE", at_once)
+    monkeypatch.setattr(dmformer.tasks.segmentation.model, "AT_ONCE", at_once)
     probabilities = seeded_images(1, 12, 15, 10).softmax(1)
     larger = nn.functional.interpolate(probabilities, (30, 20), mode="bilinear", align_corners=False)
     targets = torch.randint(0, 12, (1, 30, 20), generator=torch.Generator().manual_seed(0))
@@ -329,7 +330,7 @@ def test_norms_of_timm_keep_their_activations_when_shared():
     model = segmentation_model("efficientnet_b0", 3, upernet, width=64).eval()
     x = seeded_images(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(dmformer.train.convert_sync_batchnorm(model)(x), model(x))
+        torch.testing.assert_close(dmformer.train.loop.convert_sync_batchnorm(model)(x), model(x))
 
 
 def test_a_run_resumes_with_its_own_rounds(mask_recipe):

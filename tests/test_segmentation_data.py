@@ -17,9 +17,12 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from dmformer.data.decode import BrokenImageError
-from dmformer.data.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
-from dmformer.data.loaders import StepSampler
-from dmformer.data.mask_transforms import (
+from dmformer.data.palette import default_palette
+from dmformer.tasks.sampling import StepSampler
+from dmformer.tasks.segmentation.checks import check_evaluation_pairs, check_pairs
+from dmformer.tasks.segmentation.datasets import Labels, Pairs, PairSplits, open_evaluation_pairs, open_pairs
+from dmformer.tasks.segmentation.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
+from dmformer.tasks.segmentation.loaders import (
     PairSet,
     PairTransform,
     ScaledCrop,
@@ -28,18 +31,8 @@ from dmformer.data.mask_transforms import (
     train_pairs_loader,
     train_transform,
 )
-from dmformer.data.masks import IGNORE, StrangeLabelError, map_labels, read_mask
-from dmformer.data.pairs import (
-    Labels,
-    Pairs,
-    PairSplits,
-    check_evaluation_pairs,
-    check_pairs,
-    open_evaluation_pairs,
-    open_pairs,
-)
-from dmformer.drawing import default_palette
-from dmformer.errors import UserError
+from dmformer.tasks.segmentation.masks import IGNORE, StrangeLabelError, map_labels, read_mask
+from dmformer.utils.errors import UserError
 
 NAMES = ("ground", "water", "wood", "wall")
 COLOURS = np.array([(220, 40, 40), (40, 200, 60), (40, 60, 220), (230, 220, 40)], np.uint8)

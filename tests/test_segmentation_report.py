@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from test_report import HOSTILE, Page, chromium, needs_nothing_else, shows_names_as_text
 
-from dmformer.data.label_sets import ADE20K
-from dmformer.drawing import default_palette
-from dmformer.report import SegmentationReport, write_segmentation_report
-from dmformer.tasks.segmentation_scores import image_ious, score_masks
+from dmformer.data.palette import default_palette
+from dmformer.tasks.segmentation.label_sets import ADE20K
+from dmformer.tasks.segmentation.metrics import image_ious, score_masks
+from dmformer.tasks.segmentation.report import SegmentationReport, write_segmentation_report
 
 NAMES = ["road", "car", "sky"]
 ROW = {

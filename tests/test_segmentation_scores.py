@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from dmformer.tasks.segmentation_scores import image_ious, score_masks
+from dmformer.tasks.segmentation.metrics import image_ious, score_masks
 
 K = 6
 NAMES = [f"class {k}" for k in range(K)]

@@ -30,14 +30,11 @@ from conftest import COLOURS, make_photo
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from dmformer.analysis.cam import class_activation
-from dmformer.analysis.subject import open_subject
-from dmformer.classifier import save_classifier
 from dmformer.cli.serve import serve
-from dmformer.drawing import heat
-from dmformer.errors import UserError
-from dmformer.predictor import open_predictor
-from dmformer.segmenter import SegmenterConfig, save_segmenter
+from dmformer.interpret.cam import class_activation
+from dmformer.interpret.subject import open_subject
+from dmformer.predict.predictor import open_predictor
+from dmformer.report.drawing import heat
 from dmformer.serve import uploads
 from dmformer.serve.address import is_loopback, known_names, listen, url
 from dmformer.serve.app import make_app
@@ -47,6 +44,9 @@ from dmformer.serve.limits import Limits
 from dmformer.serve.metrics import Metrics
 from dmformer.serve.opening import EXPORTED, SWITCHED_OFF, open_service
 from dmformer.serve.pictures import masked, reduced, resized_ids
+from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.segmentation.segmenter import SegmenterConfig, save_segmenter
+from dmformer.utils.errors import UserError
 
 TINY: Any = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 NAMES = ["red", "green", "<b>blue</b>"]
@@ -860,7 +860,7 @@ def test_a_model_without_maps_is_served_without_overlay(classifier, monkeypatch)
     def refuse(*_: Any) -> None:
         raise UserError("its layer has no map.")
 
-    monkeypatch.setattr("dmformer.analysis.cam.class_activation", refuse)
+    monkeypatch.setattr("dmformer.interpret.cam.class_activation", refuse)
 
     async def ask() -> None:
         async with serving(open_predictor(classifier), source=classifier) as client:
@@ -914,7 +914,7 @@ def test_mistakes_are_told_before_anything_is_loaded(arguments, words, tmp_path,
 
 
 def test_a_taken_port_is_told_before_the_model_is_loaded(classifier, monkeypatch):
-    monkeypatch.setattr("dmformer.predictor.open_predictor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("dmformer.predict.predictor.open_predictor", lambda *_: pytest.fail("the model was loaded"))
     with listen("127.0.0.1", 0) as place:
         port = place.getsockname()[1]
         with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1 is taken: give another --port\.$"):
@@ -965,7 +965,7 @@ import sys
 import time
 import numpy as np
 import dmformer_command
-import dmformer.predictor
+import dmformer.predict.predictor
 from dmformer.cli import main, serve
 
 class Slow:
@@ -977,7 +977,7 @@ class Slow:
         return np.zeros((image.height, image.width), np.uint8)
 
 serve.check_source = lambda *_, **__: None
-dmformer.predictor.open_predictor = lambda *_: Slow()
+dmformer.predict.predictor.open_predictor = lambda *_: Slow()
 main(["serve", "slow", "--port", "0"])
 """
 

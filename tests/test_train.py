@@ -16,16 +16,16 @@ import yaml
 from conftest import train_on_two_processes
 from safetensors.torch import load_file
 
-import dmformer.jobs.classification
-import dmformer.train
-from dmformer.build import build_model, freeze
-from dmformer.classifier import open_classifier
-from dmformer.errors import UserError
-from dmformer.evaluate import evaluate
-from dmformer.predict import predict
-from dmformer.recipes import RECIPES, read_recipe
-from dmformer.train import Run, Stopped, Trainer, train
-from dmformer.weights import load_weights
+import dmformer.tasks.classification.training
+import dmformer.train.loop
+from dmformer.models.weights import load_weights
+from dmformer.predict.classes import predict
+from dmformer.tasks.classification.classifier import open_classifier
+from dmformer.tasks.classification.evaluate import evaluate
+from dmformer.tasks.classification.model import build_model, freeze
+from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.train.loop import Run, Stopped, Trainer, train
+from dmformer.utils.errors import UserError
 
 
 def rows_of(run: Run) -> list[dict[str, str]]:
@@ -151,7 +151,7 @@ def test_infinite_loss_stops_with_what_to_try(recipe, monkeypatch):
         count.append(1)
         return cross_entropy(*arguments, **options) * (float("inf") if len(count) == 5 else 1)
 
-    monkeypatch.setattr(dmformer.jobs.classification.F, "cross_entropy", growing)
+    monkeypatch.setattr(dmformer.tasks.classification.training.F, "cross_entropy", growing)
     with pytest.raises(UserError, match=r"loss is inf at step 2 of epoch 2, learning rate .*--lr"):
         train(recipe)
     assert (Path(recipe.out) / "run" / "last").is_dir()
@@ -209,7 +209,7 @@ def test_accumulated_batches_equal_one(recipe):
 def test_frozen_stages_stay(recipe):
     run = train(replace(recipe, epochs=1, freeze=2, ema=None))
     class_names = open_classifier(str(run.folder)).class_names
-    dmformer.train.set_seed(recipe.seed)
+    dmformer.train.loop.set_seed(recipe.seed)
     start = build_model(recipe, class_names)[0].state_dict()
     end = final_weights(run.folder)
     for name in end:

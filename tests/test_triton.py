@@ -23,9 +23,9 @@ if HERE:
     import timm
 
     import dmformer
-    from dmformer.kernels import depthwise, triton_taps
-    from dmformer.kernels.triton_taps import depthwise_taps, depthwise_taps_norm_relu, merge_taps
-    from dmformer.mixers.dma import DMA
+    from dmformer.nn.kernels import depthwise, triton_taps
+    from dmformer.nn.kernels.triton_taps import depthwise_taps, depthwise_taps_norm_relu, merge_taps
+    from dmformer.nn.mixers.dma import DMA
 
 
 def here(test):

@@ -17,13 +17,14 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 import dmformer
-from dmformer.build import build_model, with_normalisation
 from dmformer.cli import main
-from dmformer.convert import class_names, convert
-from dmformer.errors import UserError
-from dmformer.predict import predict
-from dmformer.recipes import ClassificationRecipe
-from dmformer.weights import identify, our_names
+from dmformer.models.weights import identify, our_names
+from dmformer.predict.classes import predict
+from dmformer.tasks.build import with_normalisation
+from dmformer.tasks.classification.convert import class_names, convert
+from dmformer.tasks.classification.model import build_model
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["van_b0", "smt_t", "vitae_t", "vitaev2_s"]

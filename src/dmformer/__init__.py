@@ -5,11 +5,11 @@ Importing this package registers every model: `import dmformer; timm.create_mode
 
 import sys
 
-__version__ = "0.1.0"
+from .utils.version import __version__ as __version__
 
 # The command reads its arguments before it pays for torch (see dmformer_command.py); its parts import `models`.
 if "dmformer_command" not in sys.modules:
     from . import models as models
-    from .convert import convert as convert
-    from .fuse import fuse as fuse
-    from .weights import load_weights as load_weights
+    from .models.weights import load_weights as load_weights
+    from .nn.fuse import fuse as fuse
+    from .tasks.classification.convert import convert as convert

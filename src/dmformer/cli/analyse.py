@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..analysis.names import MEASURES, check_files
-from ..errors import UserError, unknown
+from ..interpret.names import MEASURES, check_files
+from ..utils.errors import UserError, unknown
 from .checks import check_path, check_source_or_name
 from .parsing import parse
 from .printing import print_rows
@@ -66,8 +66,8 @@ def analyse(arguments: list[str]) -> None:
     options = parse(AnalyseOptions, arguments, "analyse")
     _check(options)
 
-    from ..analyse import analyse as measure
-    from ..display import track
+    from ..interpret.analyse import analyse as measure
+    from ..utils.display import track
 
     result = measure(
         options.measure,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .checks import check_source_or_name, check_writable
 from .parsing import parse
 from .printing import print_speeds, write
@@ -90,8 +90,8 @@ def bench(arguments: list[str]) -> None:
     if options.plot is not None and Path(options.plot).suffix not in (".svg", ".png"):
         raise UserError(f"--plot {options.plot}: give a name that ends in .svg or .png.")
 
-    from ..bench import PEERS, as_csv, bench
-    from ..display import Display
+    from ..bench.rounds import PEERS, as_csv, bench
+    from ..utils.display import Display
 
     with Display() as display:
         rows = bench(
@@ -113,7 +113,7 @@ def bench(arguments: list[str]) -> None:
     if options.csv is not None:
         write(Path(options.csv), as_csv(rows))
     if options.plot is not None:
-        from ..speedplot import plot
+        from ..bench.plot import plot
 
         unknown_top1 = plot(rows, Path(options.plot))
         if unknown_top1:

@@ -8,11 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import model_names
-from ..errors import UserError, unknown
-from ..export.card import is_exported
-from ..kernels import chosen_mode
-from ..recipes import ClassificationRecipe, DetectionRecipe, PretrainingRecipe, Recipe, SegmentationRecipe
+from ..nn.kernels import chosen_mode
+from ..runtimes.card import is_exported
+from ..tasks.classification.recipes import ClassificationRecipe
+from ..tasks.detection.recipes import DetectionRecipe
+from ..tasks.pretraining.recipes import PretrainingRecipe
+from ..tasks.recipe import Recipe
+from ..tasks.segmentation.recipes import SegmentationRecipe
+from ..utils.errors import UserError, unknown
+from ..utils.model_names import model_names
 
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
@@ -122,7 +126,7 @@ def opened_if_exported(source: str, threads: int | None = None) -> Any:
     if not is_exported(source):
         use_threads(threads)
         return None
-    from ..export.exported import open_exported
+    from ..runtimes.exported import open_exported
 
     return open_exported(source, threads)
 

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .checks import check_path
 from .parsing import parse
 
@@ -40,7 +40,7 @@ def convert(arguments: list[str]) -> None:
     if options.image_size is not None and options.image_size < 32:
         raise UserError(f"--image-size is {options.image_size}: the models need 32 pixels or more.")
 
-    from ..convert import convert
+    from ..tasks.classification.convert import convert
 
     made = convert(options.source, options.out, options.drop_head, options.image_size, options.overwrite)
     config = made.data_config

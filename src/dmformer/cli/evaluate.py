@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config_file import task_of
-from ..errors import UserError
-from ..recipes import ClassificationRecipe
+from ..tasks.classification.recipes import ClassificationRecipe
+from ..tasks.config import task_of
+from ..utils.errors import UserError
 from .checks import (
     BOX_OPTIONS,
     MASK_OPTIONS,
@@ -94,8 +94,8 @@ def evaluate(arguments: list[str]) -> None:
     refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a classifier")
     check_data(options.data or "elpv")
 
-    from ..display import track
-    from ..evaluate import evaluate
+    from ..tasks.classification.evaluate import evaluate
+    from ..utils.display import track
 
     recipe = ClassificationRecipe(
         data_root=options.data_root, val_split=options.split, workers=options.workers, max_broken=options.max_broken
@@ -113,8 +113,8 @@ def _eval_masks(options: EvalOptions, model: Any) -> None:
     data = _checked_data(options.data, options.masks)
     check_testing(options.window, options.scales)
 
-    from ..display import track
-    from ..evaluate import evaluate_masks
+    from ..tasks.segmentation.evaluate import evaluate_masks
+    from ..utils.display import track
 
     scores = evaluate_masks(
         _scored(options.source, model),
@@ -138,8 +138,8 @@ def _eval_boxes(options: EvalOptions, model: Any) -> None:
     refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a detector")
     data = _checked_data(options.data, options.images)
 
-    from ..display import track
-    from ..evaluate import evaluate_boxes
+    from ..tasks.detection.evaluate import evaluate_boxes
+    from ..utils.display import track
 
     scores = evaluate_boxes(
         _scored(options.source, model),

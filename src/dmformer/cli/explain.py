@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..catalogue import model_names
-from ..errors import UserError, untrained
+from ..utils.errors import UserError, untrained
+from ..utils.model_names import model_names
 from .checks import check_path, check_source
 from .parsing import parse
 from .printing import print_rows
@@ -73,8 +73,8 @@ def explain(arguments: list[str]) -> None:
     if (page := Path(options.out, "index.html")).exists() and not options.overwrite:
         raise UserError(f"{page} exists already: give another --out, or --overwrite.")
 
-    from ..display import track
-    from ..explain import explain, verdict
+    from ..interpret.explain import explain, verdict
+    from ..utils.display import track
 
     found = explain(
         sources,

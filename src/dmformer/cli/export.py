@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..catalogue import model_names
-from ..errors import UserError
+from ..utils.errors import UserError
+from ..utils.model_names import model_names
 from .checks import check_data, check_path, check_source
 from .parsing import parse
 from .printing import print_rows
@@ -84,8 +84,8 @@ def export(arguments: list[str]) -> None:
 
     from rich.markup import escape
 
-    from ..display import console
     from ..export.write import export as write
+    from ..utils.display import console
 
     try:
         with console().status("") as status:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..errors import UserError, unknown
+from ..utils.errors import UserError, unknown
 from .analyse import analyse
 from .bench import bench
 from .checks import check_environment
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         if arguments[0] == "--version":
-            from .. import __version__
+            from ..utils.version import __version__
 
             print(__version__)
         elif arguments[0] not in COMMANDS:

@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..catalogue import model_names
-from ..errors import unknown
+from ..utils.errors import unknown
+from ..utils.model_names import model_names
 from .parsing import parse
 from .printing import print_rows
 
@@ -36,7 +36,7 @@ def models(arguments: list[str]) -> None:
     if not any(options.filter in name or fnmatch.fnmatch(name, options.filter) for name in names):
         raise unknown("model", options.filter, names)
 
-    from ..catalogue import catalogue
+    from ..models.catalogue import catalogue
 
     entries = catalogue(options.filter)
     if options.format == "json":

@@ -8,7 +8,7 @@ from dataclasses import fields
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from ..errors import UserError, unknown
+from ..utils.errors import UserError, unknown
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config_file import task_of
-from ..errors import UserError
+from ..tasks.config import task_of
+from ..utils.errors import UserError
 from .checks import (
     BOX_OPTIONS,
     MASK_OPTIONS,
@@ -88,8 +88,8 @@ def predict(arguments: list[str]) -> None:
     refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a classifier")
     refuse_options(options, PredictOptions, ("out", "overwrite"), "segmenters and detectors; this is a classifier")
 
-    from ..display import track
-    from ..predict import predict
+    from ..predict.classes import predict
+    from ..utils.display import track
 
     found = predict(
         model or options.source,
@@ -114,8 +114,8 @@ def _predict_masks(options: PredictOptions, model: Any) -> None:
     refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
     refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a segmenter")
 
-    from ..display import track
-    from ..predict import predict_masks
+    from ..predict.masks import predict_masks
+    from ..utils.display import track
 
     found = predict_masks(
         model,
@@ -143,8 +143,8 @@ def _predict_boxes(options: PredictOptions, model: Any) -> None:
     if not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold:g}: it is a score from 0 to 1.")
 
-    from ..display import track
-    from ..predict import predict_boxes
+    from ..predict.boxes import predict_boxes
+    from ..utils.display import track
 
     found = predict_boxes(
         model,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_whole
+from ..utils.errors import UserError
+from ..utils.files import write_whole
 
 
 def give_scores(scores: Any, split: str, json_file: str | None) -> None:

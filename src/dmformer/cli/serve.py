@@ -3,8 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from ..errors import UserError
-from ..extras import needs
+from ..utils.errors import UserError
+from ..utils.extras import needs
 from .checks import check_source
 from .parsing import parse
 
@@ -78,7 +78,7 @@ def serve(arguments: list[str]) -> None:
             f"dmformer: everyone who reaches {options.host} can use this server: it has no users and no encryption.",
             file=sys.stderr,
         )
-    from ..predictor import open_predictor
+    from ..predict.predictor import open_predictor
 
     with needs("serve", "dmformer serve"):
         from ..serve.app import make_app

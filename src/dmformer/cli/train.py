@@ -4,9 +4,9 @@ import shlex
 import sys
 from dataclasses import replace
 
-from ..errors import unknown
-from ..recipes import RECIPES, read_recipe
-from ..runs import check_folder, find_run
+from ..tasks.recipes import RECIPES, read_recipe
+from ..train.run_folder import check_folder, find_run
+from ..utils.errors import unknown
 from .checks import check_model, check_path, check_places
 from .parsing import parse, value_of
 from .printing import print_scores
@@ -52,7 +52,7 @@ def train(arguments: list[str]) -> None:
         check_path(recipe.weights)
     check_folder(recipe)
 
-    from ..train import Stopped, train
+    from ..train.loop import Stopped, train
 
     try:
         run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))

@@ -1,1 +1,1 @@
-"""Images: decoding, sets of them, and loaders whose randomness depends on the seed, the epoch and the image alone."""
+"""What files hold, whatever the task: photos, detections, colours, windows."""

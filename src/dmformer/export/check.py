@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..bench import interleave, summarise, turn
-from ..classifier import Classifier
-from ..config_file import three
-from ..detection.model import Found
-from ..detector import Detector, DetectorConfig
-from ..segmenter import Segmenter, SegmenterConfig
-from .card import Card
-from .exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
-from .runtimes import to_onnxruntime, to_openvino
+from ..runtimes.card import Card
+from ..runtimes.exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
+from ..runtimes.sessions import to_onnxruntime, to_openvino
+from ..tasks.classification.classifier import Classifier
+from ..tasks.config import three
+from ..tasks.detection.detector import Detector, DetectorConfig
+from ..tasks.detection.frameworks.base import Found
+from ..tasks.segmentation.segmenter import Segmenter, SegmenterConfig
+from ..utils.timing import interleave, summarise, turn
 
 LIMIT = 1e-3
 """Largest difference of the logits that is accepted, by the largest of PyTorch's; of boxes, see `box_difference`."""

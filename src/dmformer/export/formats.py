@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..detection.dense import DenseDetector
-from ..errors import first_line
-from .runtimes import METADATA, openvino_core
+from ..runtimes.sessions import METADATA, openvino_core
+from ..tasks.detection.frameworks.dense import DenseDetector
+from ..utils.errors import first_line
 
 OPSET = 20
 """Of ONNX: the first with GELU as one operator."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 class Preprocessing(nn.Module):

@@ -15,22 +15,25 @@ import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 
-from .. import __version__
-from ..build import own_size, random_model
-from ..classifier import Classifier
-from ..config_file import find_config
 from ..data.decode import BrokenImageError, decode, fitted_size, list_photos
-from ..data.pairs import MASK_FOLDERS
-from ..detection.dense import DenseDetector
-from ..detector import Detector
-from ..errors import UserError, first_line
-from ..evaluate import evaluate, evaluate_masks
-from ..extras import needs
-from ..fuse import fuse
-from ..recipes import DetectionRecipe, read_recipe
-from ..segmenter import Segmenter
-from ..trained import open_trained
-from .card import Boxes, Card
+from ..models.create import own_size, random_model
+from ..nn.fuse import fuse
+from ..runtimes.card import Boxes, Card
+from ..runtimes.exported import MULTIPLE, ExportedClassifier, ExportedSegmenter, normalised, open_exported
+from ..tasks.classification.classifier import Classifier
+from ..tasks.classification.evaluate import evaluate
+from ..tasks.config import find_config
+from ..tasks.detection.detector import Detector
+from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.detection.recipes import DetectionRecipe
+from ..tasks.opening import open_trained
+from ..tasks.recipes import read_recipe
+from ..tasks.segmentation.datasets import MASK_FOLDERS
+from ..tasks.segmentation.evaluate import evaluate_masks
+from ..tasks.segmentation.segmenter import Segmenter
+from ..utils.errors import UserError, first_line
+from ..utils.extras import needs
+from ..utils.version import __version__
 from .check import (
     LIMIT,
     Agreement,
@@ -44,7 +47,6 @@ from .check import (
     open_file,
     speeds,
 )
-from .exported import MULTIPLE, ExportedClassifier, ExportedSegmenter, normalised, open_exported
 from .formats import (
     Candidates,
     Graph,

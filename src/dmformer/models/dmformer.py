@@ -14,11 +14,11 @@ from timm.models import register_model
 from timm.models.metaformer import Pooling
 from torch import nn
 
-from ..backbone import Block, HierarchicalBackbone, Stage, building_on
-from ..layers import ConvStem, Downsample
-from ..mixers.dma import DMA, LEVELS
-from ..mixers.lka import LKA
-from ..mixers.sam import SAM
+from ..nn.backbone import Block, HierarchicalBackbone, Stage, building_on
+from ..nn.layers import ConvStem, Downsample
+from ..nn.mixers.dma import DMA, LEVELS
+from ..nn.mixers.lka import LKA
+from ..nn.mixers.sam import SAM
 from .family import Published, Weights, create, make_cfgs
 
 PEERS: dict[str, Callable[[int], nn.Module]] = {

@@ -8,8 +8,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
-from ..backbone import HierarchicalBackbone
-from ..layouts import recognise
+from ..nn.backbone import HierarchicalBackbone
+from .key_layouts import recognise
 
 Model = TypeVar("Model", bound=HierarchicalBackbone)
 

@@ -13,10 +13,10 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models import register_model
 from torch import nn
 
-from ..backbone import Block, HierarchicalBackbone, Stage, building_on
-from ..layers import DepthwiseMlp, Downsample, NormStem
-from ..mixers.attention import ValueConvAttention
-from ..mixers.sam import SAM
+from ..nn.backbone import Block, HierarchicalBackbone, Stage, building_on
+from ..nn.layers import DepthwiseMlp, Downsample, NormStem
+from ..nn.mixers.attention import ValueConvAttention
+from ..nn.mixers.sam import SAM
 from .family import Published, Weights, create, make_cfgs
 
 Strategy = Literal["alternate", "half", "sam", "attention"]

@@ -12,9 +12,9 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models import register_model
 from torch import nn
 
-from ..backbone import Block, HierarchicalBackbone, Stage, building_on
-from ..layers import DepthwiseMlp, Downsample
-from ..mixers.lka import LKA
+from ..nn.backbone import Block, HierarchicalBackbone, Stage, building_on
+from ..nn.layers import DepthwiseMlp, Downsample
+from ..nn.mixers.lka import LKA
 from .family import Published, Weights, create, make_cfgs
 
 

@@ -18,11 +18,11 @@ from timm.models._input import get_pretrained_grid_size, update_model_input_size
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from ..backbone import HierarchicalBackbone, building_on
-from ..cells import PCM, PRM, CellStage, NormalCell, Position, ReductionCell, to_map
-from ..errors import UserError
-from ..mixers.attention import Attention
-from ..mixers.performer import Performer
+from ..nn.backbone import HierarchicalBackbone, building_on
+from ..nn.mixers.attention import Attention
+from ..nn.mixers.performer import Performer
+from ..nn.vitae_cells import PCM, PRM, CellStage, NormalCell, Position, ReductionCell, to_map
+from ..utils.errors import UserError
 from .family import Published, Weights, create, make_cfgs, to_our_names
 
 STRIDES = (4, 2, 2)

@@ -10,10 +10,10 @@ import torch
 from timm.layers import calculate_drop_path_rates
 from timm.models import register_model
 
-from ..backbone import HierarchicalBackbone, building_on
-from ..cells import PCM, PRM, CellStage, NormalCell, ReductionCell
-from ..mixers.attention import Attention
-from ..mixers.window import WindowAttention
+from ..nn.backbone import HierarchicalBackbone, building_on
+from ..nn.mixers.attention import Attention
+from ..nn.mixers.window import WindowAttention
+from ..nn.vitae_cells import PCM, PRM, CellStage, NormalCell, ReductionCell
 from .family import Published, Weights, create, make_cfgs
 
 STRIDES = (4, 2, 2, 2)

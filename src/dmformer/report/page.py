@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from ..files import write_whole
-from ..tasks.classification import Score
+from ..utils.files import write_whole
+from ..utils.intervals import Score
 
 MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
 """Most classes with a confusion matrix, and with figures written in it."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..extras import needs
+from ..utils.extras import needs
 
 
 class Activation:
@@ -22,8 +22,8 @@ class Activation:
         with needs("explain", "showing where the model looks"):
             import pytorch_grad_cam as _  # noqa: F401  # seconds, not to be spent in a request
 
-        from ..analysis.cam import class_activation
-        from ..analysis.subject import open_subject
+        from ..interpret.cam import class_activation
+        from ..interpret.subject import open_subject
 
         self._activation = class_activation
         self._subject = open_subject(source)

@@ -5,7 +5,7 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine that no other machine can use."""

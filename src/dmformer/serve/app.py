@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from .. import __version__
+from ..utils.version import __version__
 from .address import LOOPBACK
 from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
 from .guard import Guard

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -4,9 +4,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError
-from ..export.card import is_exported
-from ..predictor import BoxPredictor, ClassPredictor, MaskPredictor
+from ..predict.predictor import BoxPredictor, ClassPredictor, MaskPredictor
+from ..runtimes.card import is_exported
+from ..utils.errors import UserError
 from .activation import Activation
 from .limits import Limits
 from .metrics import Metrics

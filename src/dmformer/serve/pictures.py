@@ -7,8 +7,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from ..detections import Detections
-from ..drawing import IGNORED, Palette, draw_detections, overlay
+from ..data.detections import Detections
+from ..data.palette import Palette
+from ..report.drawing import IGNORED, draw_detections, overlay
 
 LARGEST = 1280
 """Longer side in pixels of the photo under a mask or boxes: for looking at, it need not be larger."""

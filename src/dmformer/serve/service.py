@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..detections import Detections
-from ..drawing import heat
-from ..errors import UserError, unknown
-from ..machine import available_cores
-from ..predictor import BoxPredictor, ClassPredictor, MaskPredictor
+from ..data.detections import Detections
+from ..predict.predictor import BoxPredictor, ClassPredictor, MaskPredictor
+from ..report.drawing import heat
+from ..utils.errors import UserError, unknown
+from ..utils.machine import available_cores
 from .activation import Activation
 from .answers import ClassShare, Object, Result
 from .batcher import Batcher, BatchError

@@ -9,7 +9,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..data.decode import BrokenImageError, decode
-from ..errors import first_line
+from ..utils.errors import first_line
 from .limits import LONGEST, Limits, Refused
 
 FIELD = "images"

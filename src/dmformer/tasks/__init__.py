@@ -1,1 +1,1 @@
-"""Tasks: what a head predicts, how it is scored, what a prediction looks like."""
+"""Tasks, a folder each, and beside them what they share: recipes, jobs, folders of photos, sampling, progress."""

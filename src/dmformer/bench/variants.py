@@ -1,0 +1,233 @@
+"""A model in the forms in which it can run: plain, eager, compiled, fused, in two runtimes; each bound to images."""
+
+import contextlib
+import copy
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..export.formats import export_onnx
+from ..models.catalogue import count_gmacs
+from ..models.create import SEED, random_model, settled_on_noise, size_argument
+from ..nn.fuse import fuse
+from ..nn.kernels.depthwise import plain_kernels
+from ..runtimes.sessions import to_onnxruntime, to_openvino
+from ..tasks.detection.detector import Detector
+from ..tasks.opening import open_trained
+from ..tasks.segmentation.model import HEADS, SegmentationModel, segmentation_loss, segmentation_model
+from ..utils.errors import UserError, unknown
+
+ADE20K_CLASSES = 150
+
+
+@dataclass(frozen=True)
+class Call:
+    """A model bound to a batch.
+
+    Attributes:
+        run: One inference, which returns the logits, or one training step; waits for the device.
+        release: Give back the memory that is kept for the next call.
+    """
+
+    run: Callable[[], Any]
+    release: Callable[[], None]
+
+
+class Forms:
+    """One model and its images, from which every form of it is made.
+
+    Args:
+        source: What `open_model` opens.
+        images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
+        device: Where the forms of PyTorch run.
+        channels_last: Whether those have their tensors in channels_last memory format.
+        threads: Of the runtimes.
+        folder: Where the exported file goes.
+        training: Whether training steps are wanted, rather than inferences.
+
+    Attributes:
+        parameters: Millions.
+        gmacs: 10^9 multiply-adds of one of the images.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        images: Tensor,
+        device: torch.device,
+        channels_last: bool,
+        threads: int,
+        folder: Path,
+        training: bool = False,
+    ) -> None:
+        self.model = open_model(source, images.shape[-1])
+        self.images, self.device, self.threads, self.training = images, device, threads, training
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.onnx = folder / f"{source.replace('/', '_')}.onnx"
+        self.made: dict[tuple[str, str], Any] = {}
+        self.parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        self.gmacs = count_gmacs(self.model, images.shape[-1])
+        self.reference = None if training else self._infer("plain", "float32", len(images)).run().float().cpu()
+
+    def bind(self, form: str, dtype: str, batch_size: int) -> Call:
+        """The model in a form and type, bound to the first `batch_size` images and run once."""
+        if self.training:
+            call = self._train(form, dtype, batch_size)
+        elif form in ("onnxruntime", "openvino"):
+            call = self._infer_in_runtime(form, dtype, batch_size)
+        else:
+            call = self._infer(form, dtype, batch_size)
+        call.run()
+        return call
+
+    def difference(self, call: Call, batch_size: int) -> float | None:
+        """Largest difference of the logits from the plain float32 model's, by the largest of those; of inference."""
+        if self.reference is None:
+            return None
+        reference, logits = self.reference[:batch_size], call.run()
+        logits = (logits if isinstance(logits, Tensor) else torch.from_numpy(np.array(logits))).float().cpu()
+        return float((logits - reference).abs().max() / reference.abs().max())
+
+    def _infer(self, form: str, dtype: str, batch_size: int) -> Call:
+        module, images = self._module(form, dtype), self._on_device(self.images[:batch_size], getattr(torch, dtype))
+
+        def run() -> Tensor:
+            with torch.inference_mode(), _kernels(form):
+                logits = module(images)
+            self._wait()
+            return logits
+
+        return Call(run, self._release)
+
+    def _infer_in_runtime(self, form: str, dtype: str, batch_size: int) -> Call:
+        if not self.onnx.exists():
+            export_onnx(fuse(self.model), self.onnx, self.images.shape[-1], dynamic_size=False)
+        images = np.ascontiguousarray(self.images[:batch_size].numpy())
+        if form == "openvino":
+            session = to_openvino(self.onnx, self.threads, dtype, images.shape)
+        else:
+            session = self.made.get((form, dtype)) or to_onnxruntime(self.onnx, self.threads)
+            self.made[form, dtype] = session
+        return Call(lambda: session.run(images), session.release)
+
+    def _train(self, form: str, dtype: str, batch_size: int) -> Call:
+        module, images = self._module(form, "float32").train(), self._on_device(self.images[:batch_size], torch.float32)
+        # A learning rate of 0 costs what any other does, and every step is then the same work.
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
+        loss_of, labels = F.cross_entropy, torch.arange(batch_size, device=self.device) % 2
+        if isinstance(self.model, SegmentationModel):
+            loss_of, labels = segmentation_loss, labels[:, None, None].expand(-1, *images.shape[-2:])
+        mixed = dtype != "float32"
+
+        def run() -> None:
+            with _kernels(form):
+                with torch.autocast(self.device.type, getattr(torch, dtype), enabled=mixed):
+                    loss = loss_of(module(images), labels)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self._wait()
+
+        return Call(run, self._release)
+
+    def _module(self, form: str, dtype: str) -> Any:
+        if (form, dtype) not in self.made:
+            module = fuse(self.model) if form == "fused" else copy.deepcopy(self.model)
+            module = self._on_device(module, getattr(torch, dtype))
+            self.made[form, dtype] = torch.compile(module, dynamic=False) if form == "compiled" else module
+        return self.made[form, dtype]
+
+    def _on_device(self, thing: Any, dtype: torch.dtype) -> Any:
+        return thing.to(self.device, dtype, memory_format=self.layout)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _release(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _kernels(form: str) -> Any:
+    return plain_kernels() if form == "plain" else contextlib.nullcontext()
+
+
+def open_model(source: str, image_size: int) -> nn.Module:
+    """A model in evaluation mode on the CPU.
+
+    Args:
+        source: A model's name, for random weights that are always the same; NAME+fpn or NAME+upernet for a segmenter of
+            150 classes over it; a run's best/ folder; or hf-hub:owner/name.
+        image_size: Of models that are made for one size.
+
+    The statistics of random weights' BatchNorms are those of noise, so that folding them has something to fold.
+    """
+    if source.startswith("hf-hub:") or Path(source).is_dir():
+        trained = open_trained(source)
+        if isinstance(trained, Detector):
+            raise UserError(f"{source} is a detector: `dmformer bench` measures classifiers and segmenters.")
+        return trained.model
+    name, plus, head = source.partition("+")
+    if not plus:
+        return random_model(name, image_size)
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    arguments: dict[str, Any] = dict(size_argument(name, image_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=arguments)
+        return settled_on_noise(model, image_size)
+
+
+@contextlib.contextmanager
+def set_threads(threads: int | None) -> Iterator[int]:
+    """Let PyTorch use so many threads of the CPU for a while, or as many as it does; gives their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    # The forms of every model are compiled from the same few functions: each needs a place among their versions.
+    with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000):
+        try:
+            yield threads or before
+        finally:
+            torch.set_num_threads(before)
+
+
+def memory_over_rest(call: Call, device: torch.device) -> float | None:
+    """The most memory in MB (2^20 bytes) that one call needs besides what is held between calls, weights for one.
+
+    On a GPU of PyTorch's tensors there; on a CPU of the process, which only Linux tells; None elsewhere.
+    """
+    call.release()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        rest = torch.cuda.memory_allocated(device)
+        call.run()
+        return (torch.cuda.max_memory_allocated(device) - rest) / 2**20
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        rest = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        call.run()
+        return (_resident("VmHWM") - rest) / 2**10
+    except OSError:
+        return None
+
+
+def _resident(key: str) -> int:
+    """Kilobytes of this process's memory, from the kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))

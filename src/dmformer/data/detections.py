@@ -1,0 +1,126 @@
+"""What a detector finds on one photo: how it is chosen without torch, and how COCO writes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..utils.extras import needs
+from .selection import Selection
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects, the surest first.
+
+    Attributes:
+        boxes: (n, 4), float32: left, upper, right and lower edge in pixels of the photo.
+        scores: (n), float32, 0 to 1.
+        labels: (n), int64: classes from 0.
+        masks: (n, H, W), bool, of the photo's size; None of a detector of boxes alone.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> "Detections":
+        """Those with at least this score."""
+        kept = self.scores >= score
+        masks = None if self.masks is None else self.masks[kept]
+        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
+
+
+def select(
+    candidates: np.ndarray, levels: Sequence[int], size: tuple[int, int], padded: tuple[int, int], selection: Selection
+) -> Detections:
+    """Objects of one image, as `detection.dense.select` finds them in PyTorch.
+
+    Args:
+        candidates: (N, 4 + K): boxes as shares of the padded image (left, upper, right, lower), then the scores.
+        levels: Candidates of each level, N in all.
+        size: Height and width of the image in pixels.
+        padded: Of the padded one.
+        selection: How they are chosen.
+    """
+    height, width = size
+    scale = np.array([padded[1], padded[0], padded[1], padded[0]], np.float32)
+    boxes, scores, labels = [], [], []
+    first = 0
+    for count in levels:
+        part = candidates[first : first + count]
+        first += count
+        flat = part[:, 4:].ravel()
+        kept = np.flatnonzero(flat > selection.threshold)
+        kept = kept[np.argsort(-flat[kept], kind="stable")][: selection.per_level]
+        places, classes = np.divmod(kept, part.shape[1] - 4)
+        boxes.append(part[places, :4] * scale)
+        scores.append(flat[kept])
+        labels.append(classes)
+    box, score, label = np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+    box = np.clip(box, 0, np.array([width, height, width, height], np.float32))
+    seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+    box, score, label = box[seen], score[seen], label[seen]
+    order = np.argsort(-score, kind="stable")
+    if selection.iou is not None:
+        order = order[_not_suppressed(box[order], label[order], selection.iou, selection.most)]
+    order = order[: selection.most]
+    return Detections(box[order], score[order], label[order].astype(np.int64))
+
+
+def _not_suppressed(boxes: np.ndarray, labels: np.ndarray, iou: float, most: int) -> list[int]:
+    """The first boxes (n, 4), sorted by score, that overlap none of their class before them by more than `iou`."""
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    areas = sizes[:, 0] * sizes[:, 1]
+    alive = np.ones(len(boxes), bool)
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        if len(kept) == most:
+            break
+        upper, lower = np.maximum(boxes[i, :2], boxes[i + 1 :, :2]), np.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])
+        overlap = np.clip(lower - upper, 0, None).prod(1)
+        union = areas[i] + areas[i + 1 :] - overlap
+        alive[i + 1 :] &= (labels[i + 1 :] != labels[i]) | (overlap <= iou * union)
+    return kept
+
+
+def coco_results(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Objects of a photo as COCO's results have them: bbox (left, upper, width, height) in pixels, score, segmentation.
+
+    Args:
+        found: The objects; masks become run-length codes, which needs the extra "det".
+        image_id: Of the photo.
+        category_ids: In the order of the labels.
+    """
+    outlines = [{} for _ in range(len(found))] if found.masks is None else _encoded(found.masks)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(float(v), 2) for v in (left, upper, right - left, lower - upper)],
+            "score": round(float(score), 5),
+            **outline,
+        }
+        for (left, upper, right, lower), score, label, outline in zip(
+            found.boxes, found.scores, found.labels.tolist(), outlines, strict=True
+        )
+    ]
+
+
+def _encoded(masks: np.ndarray) -> list[dict[str, Any]]:
+    with needs("det", "writing masks"):
+        from faster_coco_eval.core import mask as codes
+    encoded = [codes.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    return [{"segmentation": {"size": list(code["size"]), "counts": _text(code["counts"])}} for code in encoded]
+
+
+def _text(counts: bytes | str) -> str:
+    return counts if isinstance(counts, str) else counts.decode("ascii")

@@ -1,0 +1,1 @@
+"""What models are made of: skeleton, layers, mixers, kernels, and the fused form; they know of no task."""

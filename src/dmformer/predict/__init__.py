@@ -1,0 +1,8 @@
+"""Photos answered by a trained model or an exported file; of the latter without torch."""
+
+from .boxes import predict_boxes
+from .classes import predict
+from .masks import predict_masks
+from .predictor import open_predictor
+
+__all__ = ["open_predictor", "predict", "predict_boxes", "predict_masks"]

@@ -1,0 +1,90 @@
+"""Find objects on photos with a trained model."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.decode import BrokenImageError, decode
+from ..data.detections import coco_results
+from ..utils.errors import UserError
+from ..utils.files import write_whole
+from .photos import content_of, places_in, save_png, suffixed
+from .predictor import BoxPredictor, open_predictor
+
+
+@dataclass(frozen=True)
+class BoxPrediction:
+    """What was found on one photo: its picture with boxes, and the objects, the surest first; or why not."""
+
+    name: str
+    picture: str = ""
+    objects: tuple[dict[str, Any], ...] = ()
+    """As COCO's results have them, and the "class" by name."""
+    error: str | None = None
+
+
+def predict_boxes(
+    source: str | BoxPredictor,
+    photos: Sequence[str],
+    out: str = "predictions",
+    threshold: float = 0.3,
+    overwrite: bool = False,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Iterator[BoxPrediction]:
+    """Find objects on photos, one `BoxPrediction` each, in order.
+
+    Writes into `out`, below it as in the folder that was given: STEM.detections.png, the photo with boxes, masks and
+    names; and when all are done detections.json, all objects in COCO's format with their scores.
+
+    Args:
+        source: A run's best/ folder, an exported .onnx or .xml file, or what is open already.
+        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
+        out: Made if it is not there.
+        threshold: Least score of an object.
+        overwrite: Replace files that are there.
+        progress: Wraps the list of files, to show how far it is.
+
+    Raises:
+        UserError: A path that does not exist, a folder without images, no detector, a file in the way.
+    """
+    from ..report.drawing import draw_detections  # here, for classifiers answer sooner without
+
+    places = {name: suffixed(place, "detections") for name, place in places_in(Path(out), photos)}
+    listed = Path(out) / "detections.json"
+    taken = [path for path in (*places.values(), listed) if path.exists()]
+    if taken and not overwrite:
+        raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
+    detector: Any = open_predictor(source) if isinstance(source, str) else source
+    if detector.task != "detection":
+        raise UserError(f"{detector.name} is a model for {detector.task}, not a detector.")
+    names, ids, palette = list(detector.class_names), list(detector.category_ids), detector.palette
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    try:
+        for name in progress(list(places)):
+            try:
+                image = decode(content_of(name))
+            except BrokenImageError as error:
+                yield BoxPrediction(name, error=str(error))
+                continue
+            found = detector.detect(image, threshold)
+            places[name].parent.mkdir(parents=True, exist_ok=True)
+            save_png(draw_detections(image, found, names, palette), places[name])
+            images.append({"id": len(images) + 1, "file_name": name, "width": image.width, "height": image.height})
+            rows = coco_results(found, len(images), ids)
+            numbered = enumerate(rows, len(objects) + 1)
+            objects += [{"id": number, "iscrowd": 0, "area": _area(row), **row} for number, row in numbered]
+            told = ({**row, "class": names[k]} for row, k in zip(rows, found.labels.tolist(), strict=True))
+            yield BoxPrediction(name, str(places[name]), tuple(told))
+        categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
+        Path(out).mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"images": images, "categories": categories, "annotations": objects}, ensure_ascii=False)
+        write_whole(listed, text + "\n")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def _area(row: dict[str, Any]) -> float:
+    return round(row["bbox"][2] * row["bbox"][3], 2)

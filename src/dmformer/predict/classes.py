@@ -1,0 +1,69 @@
+"""Classify photos with a trained model."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.decode import BrokenImageError, decode, list_photos
+from ..utils.errors import UserError
+from .photos import content_of
+from .predictor import ClassPredictor, open_predictor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one photo, best first, with their probabilities; or why it could not be read."""
+
+    name: str
+    classes: list[tuple[str, float]]
+    error: str | None = None
+
+
+def predict(
+    source: str | ClassPredictor,
+    photos: Sequence[str],
+    top: int = 3,
+    batch_size: int = 16,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Iterator[Prediction]:
+    """Classify photos, one `Prediction` each, in order.
+
+    Args:
+        source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or what is open already.
+        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
+        top: Classes to return.
+        batch_size: Photos at a time.
+        progress: Wraps the list of files, to show how far it is.
+
+    Raises:
+        UserError: A path that does not exist, a folder without images, a source that is no classifier.
+    """
+    names = list_photos(photos)
+    classifier: Any = open_predictor(source) if isinstance(source, str) else source
+    if classifier.task != "classification":
+        raise UserError(f"{classifier.name} is a model for {classifier.task}, not a classifier.")
+    group: list[tuple[str, np.ndarray | str]] = []
+    for i, name in enumerate(progress(names), 1):
+        try:
+            group.append((name, classifier.prepare(decode(content_of(name), classifier.at_least))))
+        except BrokenImageError as error:
+            group.append((name, str(error)))
+        if len(group) == batch_size or i == len(names):
+            yield from _classify(group, classifier, top)
+            group = []
+
+
+def _classify(
+    group: Sequence[tuple[str, np.ndarray | str]], classifier: ClassPredictor, top: int
+) -> Iterator[Prediction]:
+    prepared = [image for _, image in group if not isinstance(image, str)]
+    rows = iter(classifier.probabilities(prepared) if prepared else ())
+    for name, image in group:
+        if isinstance(image, str):
+            yield Prediction(name, [], image)
+            continue
+        row = next(rows)
+        order = np.argsort(-row, kind="stable")[:top].tolist()
+        yield Prediction(name, [(str(classifier.class_names[i]), float(row[i])) for i in order])

@@ -1,0 +1,91 @@
+"""Segment photos with a trained model."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.decode import BrokenImageError, decode
+from ..utils.errors import UserError
+from .photos import content_of, places_in, save_png, suffixed
+from .predictor import MaskPredictor, open_predictor
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """What was made of one photo: files written, and the classes' shares of its pixels, largest first; or why not."""
+
+    name: str
+    overlay: str = ""
+    mask: str = ""
+    shares: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def predict_masks(
+    source: str | MaskPredictor,
+    photos: Sequence[str],
+    out: str = "predictions",
+    window: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Iterator[MaskPrediction]:
+    """Segment photos, one `MaskPrediction` each, in order.
+
+    Writes into `out`, below it as in the folder that was given: STEM.overlay.png, the photo with the classes' colours
+    over it; STEM.mask.png, ids of the classes from 0, of the photo's size; and legend.png.
+
+    Args:
+        source: A run's best/ folder, an exported .onnx or .xml file, or what is open already.
+        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
+        out: Made if it is not there.
+        window: Side of the sliding window; by default the segmenter's own.
+        scales, flip: Of multi-scale testing; see `predict_probabilities`.
+        overwrite: Replace files that are there.
+        progress: Wraps the list of files, to show how far it is.
+
+    Raises:
+        UserError: A path that does not exist, a folder without images, no segmenter, a file in the way.
+    """
+    from ..report.drawing import legend, overlay  # here, for classifiers answer sooner without
+
+    places = dict(places_in(Path(out), photos))
+    legend_file = Path(out) / "legend.png"
+    taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]
+    if legend_file.exists() and not any(Path(out).rglob("*.overlay.png")):
+        taken.append(legend_file)  # somebody else's
+    if taken and not overwrite:
+        raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
+    segmenter: Any = open_predictor(source) if isinstance(source, str) else source
+    if segmenter.task != "segmentation":
+        raise UserError(f"{segmenter.name} is a model for {segmenter.task}, not a segmenter.")
+    names, palette = segmenter.class_names, segmenter.palette
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        save_png(legend(names, palette), legend_file)
+        for name in progress(list(places)):
+            try:
+                image = decode(content_of(name))
+            except BrokenImageError as error:
+                yield MaskPrediction(name, error=str(error))
+                continue
+            ids = segmenter.segment(image, window, scales, flip)
+            overlay_file, mask_file = _mask_files(places[name])
+            overlay_file.parent.mkdir(parents=True, exist_ok=True)
+            save_png(overlay(image, ids, palette), overlay_file)
+            save_png(Image.fromarray(ids), mask_file)
+            counts = np.bincount(ids.ravel(), minlength=len(names))
+            order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+            shares = tuple((names[i], int(counts[i]) / ids.size) for i in order)
+            yield MaskPrediction(name, str(overlay_file), str(mask_file), shares)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def _mask_files(place: Path) -> tuple[Path, Path]:
+    return suffixed(place, "overlay"), suffixed(place, "mask")

@@ -1,0 +1,206 @@
+"""What an exported file says of itself: whatever is needed to use it that its graph does not hold."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..data.selection import Selection, candidates_by_level
+from ..utils.errors import UserError
+
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+"""Files that are used without PyTorch, by suffix, and what runs them."""
+
+Colour = tuple[int, int, int]
+
+LARGEST_SIDE = 16384
+"""In pixels, that a file may ask images to be brought to."""
+LONGEST_NAME, MOST_MASKED = 1000, 255
+"""Letters of a class's name; classes of a segmenter, whose masks have 8 bits."""
+MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
+"""Levels of a detector's pyramid and pixels from place to place, candidates and objects of a photo, ids in JSON."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """From a photo to a detector's images, and from its candidates to objects.
+
+    Attributes:
+        category_ids: What annotations call the K classes.
+        side, max_side: Shorter side in pixels that photos are brought to, and most of the longer one.
+        filled: Whether images are filled up with zeros to multiples of 32; else photos are brought to the nearest ones,
+            for a model to which what is filled up would be part of the photo.
+        strides, per_place, queries: See `candidates_by_level`.
+        selection: How objects are chosen.
+    """
+
+    category_ids: list[int]
+    side: int
+    max_side: int
+    filled: bool
+    strides: list[int]
+    per_place: int
+    queries: int | None
+    selection: Selection
+
+    def levels(self, height: int, width: int) -> list[int]:
+        """Candidates of each level for images of this size."""
+        return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Of an exported model.
+
+    Attributes:
+        name: The run's.
+        task: "classification", "segmentation" or "detection".
+        architecture: The model's, by timm's name.
+        class_names: K names.
+        mean, std: Of the red, green and blue values, 0 to 1.
+        image_size: Height and width in pixels of a classifier's images, and of the only ones that a segmenter of a
+            fixed size takes; else None.
+        crop_pct, crop_mode, interpolation: Of a classifier's images: the share of the resized photo that is kept,
+            "center" or "squash", and the name of the filter.
+        resize: Shorter side that a segmenter's photos are brought to; None keeps their size.
+        window: Side of its sliding window; None segments photos whole.
+        palette: K colours of a segmenter or a detector.
+        reduce_zero_label, ignore_index: How the masks that it was trained on store ids.
+        preprocessing: Whether the graph itself resizes, crops and normalises photos (B, H, W, 3) of 8 bits, instead of
+            taking images (B, 3, H, W) that are.
+        precision: "float32" or "int8".
+        version: Of this package, which wrote it.
+        boxes: Of a detector; files from before there were detectors say nothing of it.
+    """
+
+    name: str
+    task: str
+    architecture: str
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    image_size: list[int] | None
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bilinear"
+    resize: int | None = None
+    window: int | None = None
+    palette: list[Colour] | None = None
+    reduce_zero_label: bool = False
+    ignore_index: list[int] | None = None
+    preprocessing: bool = False
+    precision: str = "float32"
+    version: str = ""
+    boxes: Boxes | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Each attribute as JSON, under its name."""
+        return {key: json.dumps(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], file: str) -> "Card":
+        """A card that `to_metadata` wrote; UserError for a file whose metadata are anything else."""
+        try:
+            values = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name != "boxes"}
+            boxes = _boxes(json.loads(metadata.get("boxes", "null")))
+            card = cls(**{name: _checked(name, value) for name, value in values.items()}, boxes=boxes)
+            if _is_whole(card):
+                return card
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            pass
+        raise UserError(f"{file} was not written by `dmformer export`, or is damaged: its metadata do not describe it.")
+
+
+def is_exported(source: str) -> bool:
+    """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
+    return not source.startswith("hf-hub:") and Path(source).suffix.lower() in RUNTIMES
+
+
+def _is_whole(card: Card) -> bool:
+    """Whether the attributes go together."""
+    classes, coloured = len(card.class_names), len(card.palette or ())
+    if card.boxes is not None:
+        plain = card.image_size is None and not card.preprocessing
+        return card.task == "detection" and plain and coloured == len(card.boxes.category_ids) == classes
+    if card.task == "segmentation":
+        return coloured == classes <= MOST_MASKED
+    sides = card.image_size or (LARGEST_SIDE,)
+    return card.task == "classification" and max(sides) / card.crop_pct < LARGEST_SIDE
+
+
+def _boxes(value: Any) -> Boxes | None:
+    """What a card says of boxes, else ValueError."""
+    if value is None:
+        return None
+    _check_names(value, Boxes)
+    _check_names(chosen := value["selection"], Selection)
+    good = (
+        type(value["category_ids"]) is list
+        and all(type(i) is int and abs(i) < LARGEST_ID for i in value["category_ids"])
+        and len(set(value["category_ids"])) == len(value["category_ids"])
+        and _is_side(value["side"])
+        and _is_side(value["max_side"])
+        and type(value["filled"]) is bool
+        and type(value["strides"]) is list
+        and 0 < len(value["strides"]) <= MOST_LEVELS
+        and all(type(stride) is int and 0 < stride <= LARGEST_STRIDE for stride in value["strides"])
+        and _is_count(value["per_place"])
+        and (value["queries"] is None or _is_count(value["queries"]))
+        and _is_share(chosen["threshold"])
+        and (chosen["per_level"] is None or _is_count(chosen["per_level"]))
+        and (chosen["iou"] is None or _is_share(chosen["iou"]))
+        and _is_count(chosen["most"])
+    )
+    if not good:
+        raise ValueError("boxes")
+    return Boxes(**{**value, "selection": Selection(**chosen)})
+
+
+def _check_names(value: Any, kind: type) -> None:
+    if type(value) is not dict or set(value) != {field.name for field in fields(kind)}:
+        raise ValueError(kind.__name__)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A value of the kind that the attribute has, else ValueError: files may come from anyone."""
+    if value is None:
+        good = name in ("image_size", "resize", "window", "palette", "ignore_index")
+    elif name in ("mean", "std"):
+        good = len(value) == 3 and all(
+            type(v) in (int, float) and -10 <= v <= 10 and (v > 0 or name == "mean") for v in value
+        )
+    elif name == "class_names":
+        good = type(value) is list and value and all(type(v) is str and len(v) <= LONGEST_NAME for v in value)
+    elif name == "image_size":
+        good = len(value) == 2 and all(_is_side(v) for v in value)
+    elif name in ("resize", "window"):
+        good = _is_side(value)
+    elif name == "palette":
+        good = all(len(colour) == 3 and all(type(x) is int and 0 <= x < 256 for x in colour) for colour in value)
+    elif name == "ignore_index":
+        good = all(type(v) is int for v in value)
+    elif name == "crop_pct":
+        good = type(value) in (int, float) and 0 < value <= 1
+    elif name in ("preprocessing", "reduce_zero_label"):
+        good = type(value) is bool
+    else:
+        good = type(value) is str and value in _CHOICES.get(name, (value,))
+    if not good:
+        raise ValueError(name)
+    return [tuple(colour) for colour in value] if name == "palette" and value else value
+
+
+_CHOICES = {"task": ("classification", "segmentation", "detection"), "crop_mode": ("center", "squash")}
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_SIDE
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST_CANDIDATES
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1

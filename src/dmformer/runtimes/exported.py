@@ -1,0 +1,326 @@
+"""An exported model with what its file says of itself, used without PyTorch: photos in, classes, masks or boxes out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.decode import fitted_size
+from ..data.detections import Detections, select
+from ..data.windows import default_step, starts
+from ..utils.errors import UserError, first_line
+from ..utils.extras import needs
+from ..utils.machine import available_cores
+from .card import LARGEST_SIDE, RUNTIMES, Boxes, Card
+from .sessions import Session, to_onnxruntime, to_openvino
+
+MULTIPLE = 32
+"""What a detector's images have sides of a multiple of."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in its runtime."""
+
+    session: Session
+    card: Card
+    form: str
+
+    @property
+    def task(self) -> str:
+        return self.card.task
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.card.class_names
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """What the file answers to a batch, as it takes it: (B, K), (B, K, H, W) of a segmenter, (B, N, 4 + K) of a
+        detector.
+
+        Raises:
+            UserError: Images that it does not take, or an answer of another shape.
+        """
+        size = " x ".join(map(str, images.shape))
+        try:
+            found = self.session.run(images)
+        except Exception as error:  # each runtime has its own
+            told = told_by(error, self.form)
+            raise UserError(f"{self.name} in {self.form} does not take images of {size}: {told}") from None
+        if found.shape != (len(images), *self._answer_shape(images)):
+            raise UserError(
+                f"{self.name} answers to images of {size} with {' x '.join(map(str, found.shape))} numbers."
+            )
+        return found
+
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        """Of the answer to each image."""
+        return (len(self.class_names),)
+
+
+class ExportedClassifier(Exported):
+    """A `ClassPredictor`."""
+
+    def calibration(self, image: Image.Image) -> np.ndarray:
+        """A photo as a batch of 1, as the file takes it."""
+        return self.prepare(image)[None]
+
+    @property
+    def at_least(self) -> int:
+        assert self.card.image_size is not None
+        return round(max(self.card.image_size) / self.card.crop_pct)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo -> (3, H, W), float32; or as it is, (H, W, 3) of 8 bits, where the graph does the rest."""
+        if self.card.preprocessing:
+            return np.asarray(image)
+        assert self.card.image_size is not None
+        cropped = resize_and_crop(
+            image, self.card.image_size, self.card.crop_pct, self.card.crop_mode, self.card.interpolation
+        )
+        return normalised(cropped, self.card)
+
+    def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        """B prepared photos -> (B, K); those of one shape at a time."""
+        found = np.empty((len(batch), len(self.class_names)), np.float32)
+        for shape in dict.fromkeys(image.shape for image in batch):
+            places = [i for i, image in enumerate(batch) if image.shape == shape]
+            found[places] = softmax(self.logits(np.stack([batch[i] for i in places])))
+        return found
+
+
+class ExportedSegmenter(Exported):
+    """A `MaskPredictor`."""
+
+    def calibration(self, image: Image.Image) -> np.ndarray:
+        """The photo, or the first window of it, as a batch of 1, as the file takes it."""
+        x, window = self._prepared(image), self._window(None)
+        if window is not None:
+            x = x[:, :window, :window] if self.card.preprocessing else x[:, :, :window, :window]
+        return self._filled(x)
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        return list(self.card.palette or [])
+
+    def segment(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """The likeliest class of every pixel of a photo: (H, W), uint8.
+
+        Raises:
+            UserError: Scales or flips, which need PyTorch's model.
+        """
+        if tuple(scales) != (1.0,) or flip:
+            raise UserError("--scales and --flip need the run's best/ folder: an exported file predicts once.")
+        size = (image.height, image.width)
+        logits = self._windows(self._prepared(image), window)
+        if logits.shape[-2:] == size:
+            return logits[0].argmax(0).astype(np.uint8)
+        ids, best = np.zeros(size, np.uint8), np.zeros(size, np.float32)
+        for k, share in enumerate(softmax(logits)[0]):  # one at a time: together they may be gigabytes
+            share = bilinear(share[None], size)[0]
+            ids[share > best] = k
+            np.maximum(best, share, out=best)
+        return ids
+
+    def _prepared(self, image: Image.Image) -> np.ndarray:
+        if self.card.resize is not None:
+            image = shorter_side(image, self.card.resize, "bilinear")
+        return np.asarray(image)[None] if self.card.preprocessing else normalised(image, self.card)[None]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """As of any file; images smaller than the only size that it takes are filled up, and the answer is cut."""
+        height, width = self._sides(images)
+        if self.card.image_size is None:
+            return super().logits(images)
+        return np.ascontiguousarray(super().logits(self._filled(images))[:, :, :height, :width])
+
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        return (len(self.class_names), *self._sides(images))
+
+    def _sides(self, images: np.ndarray) -> tuple[int, int]:
+        height, width = images.shape[1:3] if self.card.preprocessing else images.shape[2:4]
+        return height, width
+
+    def _filled(self, x: np.ndarray) -> np.ndarray:
+        """With what becomes 0 when it is normalised, at the right and the bottom."""
+        if self.card.image_size is None:
+            return np.ascontiguousarray(x)
+        height, width = self._sides(x)
+        below, right = max(self.card.image_size[0] - height, 0), max(self.card.image_size[1] - width, 0)
+        if not self.card.preprocessing:
+            return np.pad(x, ((0, 0), (0, 0), (0, below), (0, right)))
+        filled = np.empty((len(x), height + below, width + right, 3), np.uint8)
+        filled[:] = [round(255 * value) for value in self.card.mean]
+        filled[:, :height, :width] = x
+        return filled
+
+    def _window(self, window: int | None) -> int | None:
+        window = window or self.card.window
+        return window if self.card.image_size is None else min(window or LARGEST_SIDE, *self.card.image_size)
+
+    def _windows(self, x: np.ndarray, window: int | None) -> np.ndarray:
+        """Logits (1, K, H, W) of an image by windows that overlap by a third, as `predict_probabilities` has them."""
+        height, width = self._sides(x)
+        window = self._window(window)
+        if window is None or (height <= window and width <= window):
+            return self.logits(x)
+        total = np.zeros((1, len(self.class_names), height, width), np.float32)
+        count = np.zeros((height, width), np.float32)
+        for top in starts(height, window, default_step(window)):
+            for left in starts(width, window, default_step(window)):
+                place = (slice(top, top + window), slice(left, left + window))
+                part = x[:, *place] if self.card.preprocessing else x[:, :, *place]
+                total[:, :, *place] += self.logits(np.ascontiguousarray(part))
+                count[place] += 1
+        return total / count
+
+
+class ExportedDetector(Exported):
+    """A `BoxPredictor`."""
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        return list(self.card.palette or [])
+
+    @property
+    def category_ids(self) -> list[int]:
+        return self._boxes.category_ids
+
+    def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
+        """The objects on a photo of at least a score, in its pixels, the surest first."""
+        x = self.prepare(image)
+        found = self.find(x).above(threshold)
+        across, down = image.width / x.shape[2], image.height / x.shape[1]
+        return replace(found, boxes=found.boxes * np.array([across, down, across, down], np.float32))
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """A photo -> (3, H', W'), float32, resized and normalised as `data.box_transforms.eval_transform` does."""
+        height, width = fitted_size(image.height, image.width, self._boxes.side, self._boxes.max_side)
+        if not self._boxes.filled:
+            height, width = (max(round(side / MULTIPLE), 1) * MULTIPLE for side in (height, width))
+        return normalised(image.resize((width, height), _filter("bilinear")), self.card)
+
+    def find(self, x: np.ndarray) -> Detections:
+        """The objects in a prepared image (3, H', W'), in its pixels."""
+        height, width = x.shape[1:]
+        filled = np.pad(x, ((0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)))
+        padded = (filled.shape[1], filled.shape[2])
+        candidates = np.asarray(self.logits(filled[None])[0])
+        return select(candidates, self._boxes.levels(*padded), (height, width), padded, self._boxes.selection)
+
+    def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        return (sum(self._boxes.levels(images.shape[2], images.shape[3])), 4 + len(self.class_names))
+
+    @property
+    def _boxes(self) -> Boxes:
+        assert self.card.boxes is not None
+        return self.card.boxes
+
+
+KINDS = {"classification": ExportedClassifier, "segmentation": ExportedSegmenter, "detection": ExportedDetector}
+
+
+def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter | ExportedDetector:
+    """An exported file in its runtime, checked.
+
+    Args:
+        path: An .onnx file, for ONNX Runtime, or an .xml file with its .bin beside it, for OpenVINO.
+        threads: Of the runtime; as many as this process may use.
+
+    Raises:
+        UserError: A file that is missing, damaged, or not written by `dmformer export`.
+    """
+    file, threads = Path(path), threads or available_cores()
+    if not file.is_file():
+        raise UserError(f"{path} does not exist.")
+    form = RUNTIMES[file.suffix.lower()]
+    if form == "OpenVINO" and not file.with_suffix(".bin").is_file():
+        raise UserError(f"{path} has no {file.stem}.bin beside it, which holds its weights.")
+    with needs("export", form):
+        try:
+            session = (to_onnxruntime if form == "ONNX Runtime" else to_openvino)(file, threads)
+        except ImportError:
+            raise
+        except Exception as error:  # each runtime has its own
+            raise UserError(f"{path} is not a model that {form} can read: {told_by(error, form)}") from None
+    card = Card.from_metadata(session.metadata, path)
+    if session.classes is not None and session.classes != len(card.class_names):
+        raise UserError(f"{path} names {len(card.class_names)} classes for a model of {session.classes}.")
+    return KINDS[card.task](session, card, form)
+
+
+def told_by(error: Exception, form: str) -> str:
+    """The line of a runtime's error that says something: OpenVINO begins with places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines and form == "OpenVINO" else first_line(error)
+
+
+def resize_and_crop(
+    image: Image.Image, size: Sequence[int], crop_pct: float, crop_mode: str, interpolation: str
+) -> Image.Image:
+    """A photo as timm's evaluation has it: resized, then its middle of `size` (height, width).
+
+    Args:
+        image: Of any size.
+        size: Of the result.
+        crop_pct: Share of the resized photo that is kept, each way.
+        crop_mode: "center" keeps the photo's proportions, for square sizes; "squash" does not.
+        interpolation: Name of Pillow's filter.
+    """
+    height, width = size
+    if crop_mode == "squash":
+        resized = image.resize((math.floor(width / crop_pct), math.floor(height / crop_pct)), _filter(interpolation))
+    else:
+        resized = shorter_side(image, math.floor(height / crop_pct), interpolation)
+    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def shorter_side(image: Image.Image, side: int, interpolation: str) -> Image.Image:
+    """A photo with its shorter side brought to `side`, the longer one rounded down, as torchvision has it."""
+    short, long = min(image.size), max(image.size)
+    if short == side:
+        return image
+    longer = int(side * long / short)
+    return image.resize((side, longer) if image.width <= image.height else (longer, side), _filter(interpolation))
+
+
+def normalised(image: Image.Image, card: Card) -> np.ndarray:
+    """An RGB image -> (3, H, W), float32."""
+    values = np.asarray(image, np.float32) / 255
+    values = (values - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the second axis."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(K, h, w) -> (K, *size), corners not aligned, without a filter against aliasing: as PyTorch has it."""
+    for axis, length in ((1, size[0]), (2, size[1])):
+        old = maps.shape[axis]
+        place = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, None)
+        first = np.minimum(place.astype(np.int64), old - 1)
+        weight = (place - first).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
+        after = maps.take(np.minimum(first + 1, old - 1), axis)
+        maps = maps.take(first, axis) * (1 - weight) + after * weight
+    return maps
+
+
+def _filter(name: str) -> Image.Resampling:
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError:
+        raise UserError(f"the model's interpolation '{name}' is not known.") from None

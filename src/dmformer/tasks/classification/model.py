@@ -1,0 +1,58 @@
+"""What a recipe makes of names and numbers for a classifier: the model, its frozen parts, its schedule."""
+
+from typing import Any
+
+from torch import nn
+
+from ...models.create import create
+from ...models.weights import load_weights
+from ...utils.errors import UserError
+from ..build import check_names
+from .distillation.recipe import TaughtRecipe
+
+
+def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
+    """The classifier of a recipe with its starting weights, and its frozen parts, to be kept in evaluation mode.
+
+    Raises:
+        UserError: Unknown model, arguments that it does not take, weights that do not fit.
+    """
+    check_names(recipe)
+    arguments: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    arguments = {k: v for k, v in arguments.items() if v} | recipe.parsed_model_args()
+    model = create(recipe.model, recipe.image_size, {**arguments, "num_classes": len(class_names)})
+    if recipe.weights:
+        load_weights(model, recipe.weights, recipe.head)
+    if recipe.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model, freeze(model, recipe.freeze) if recipe.freeze else []
+
+
+def cosine_schedule(recipe: TaughtRecipe) -> dict[str, Any]:
+    """Arguments of timm's `create_scheduler_v2`, in epochs: warm-up, a cosine, and the epochs of cooling down."""
+    decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
+    return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(recipe.warmup_epochs, decay / 2)}
+
+
+def preprocessing(recipe: TaughtRecipe, crop_pct: float) -> dict[str, Any]:
+    """What a trained classifier's images need, in timm's terms."""
+    return {
+        "input_size": (3, recipe.image_size, recipe.image_size),
+        "interpolation": recipe.interpolation,
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+    }
+
+
+def freeze(model: nn.Module, stages: int) -> list[nn.Module]:
+    """Keep the first stages as they are (with all of them, the closing norm too); returns the frozen parts."""
+    if not hasattr(model, "stages"):
+        raise UserError(f"--freeze works on models made of stages, which {type(model).__name__} is not.")
+    parts = list(model.stages)[:stages]  # type: ignore[arg-type]
+    if stages >= len(model.stages) and hasattr(model, "norm"):  # type: ignore[arg-type]
+        parts.append(model.norm)  # type: ignore[arg-type]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts

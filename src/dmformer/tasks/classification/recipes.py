@@ -1,0 +1,116 @@
+"""Recipes for classification. `dmformer train RECIPE` runs one; every field can be overridden."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ...utils.errors import UserError
+from .distillation.recipe import TaughtRecipe
+
+
+@dataclass(frozen=True)
+class ClassificationRecipe(TaughtRecipe):
+    """Train an image classifier. Every field is an option; the effective recipe is saved with the run."""
+
+    task: ClassVar[str] = "classification"
+
+    data: str = "elpv"
+    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same.
+    Or a set that timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    data_root: str | None = None
+    """Where a named set lies or is cached (torch/, hfds/, hfids/, wds/, tfds/)."""
+    val_data: str | None = None
+    """Validation photos, if they are not beside the training photos: a folder or a .tar."""
+    test_data: str | None = None
+    """Test photos, likewise."""
+    train_split: str = "train"
+    """Split of a named set to train on."""
+    val_split: str = "validation"
+    """Split of a named set to validate on."""
+    num_classes: int | None = None
+    """Number of classes of a named set that does not say it (shards)."""
+    download: bool = False
+    """Allow timm to download a named set into data_root."""
+
+    crop_pct: float = 0.9
+    """Share of the resized image that validation looks at."""
+    mixup: float = 0.0
+    """Mixup alpha, 0 for none."""
+    cutmix: float = 0.0
+    """CutMix alpha, 0 for none."""
+    label_smoothing: float = 0.0
+    """Probability mass spread over the other classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs each class by the inverse of its number of photos."""
+
+    def check(self) -> None:
+        super().check()
+        self._check_not_negative("mixup", "cutmix")
+        self._check_shares("label_smoothing")
+        if self.teacher is None and self.feature_loss != "none":
+            raise UserError("--feature-loss compares with a teacher: name one with --teacher.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"--crop-pct is {self.crop_pct}: it is a share above 0 and at most 1.")
+
+
+def elpv() -> ClassificationRecipe:
+    """dmformer train: solar cells, sound or defective, from scratch on a CPU in minutes."""
+    return ClassificationRecipe(
+        model="dmformer_n",
+        model_args=("layer_scale=1.0",),
+        data="elpv",
+        image_size=96,
+        crop_pct=1.0,
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        crop_scale=(0.7, 1.0),
+        crop_ratio=(0.9, 1.1),
+        vflip=0.5,
+        color_jitter=0.2,
+        label_smoothing=0.05,
+        epochs=15,
+        batch_size=32,
+        lr=3e-3,
+        lr_batch=32,
+        warmup_epochs=1.0,
+        clip_grad=5.0,
+        ema=0.99,
+    )
+
+
+def scratch() -> ClassificationRecipe:
+    """dmformer train scratch --data photos/: own photos from scratch, a few thousand of them, on a CPU or a GPU."""
+    return ClassificationRecipe(
+        model="dmformer_n",
+        model_args=("layer_scale=1.0",),
+        image_size=128,
+        crop_scale=(0.35, 1.0),
+        color_jitter=0.3,
+        label_smoothing=0.1,
+        epochs=30,
+        batch_size=32,
+        lr=1e-3,
+        lr_batch=32,
+        warmup_epochs=2.0,
+        clip_grad=5.0,
+        ema=0.99,
+    )
+
+
+def finetune() -> ClassificationRecipe:
+    """dmformer train finetune --data photos/ --weights best/: from trained weights to own photos."""
+    return ClassificationRecipe(
+        model="dmformer_s",
+        crop_scale=(0.35, 1.0),
+        color_jitter=0.3,
+        label_smoothing=0.1,
+        epochs=20,
+        batch_size=32,
+        lr=5e-4,
+        lr_batch=256,
+        warmup_epochs=1.0,
+        layer_decay=0.8,
+        clip_grad=5.0,
+        drop_path_rate=0.1,
+        ema=0.998,
+    )

@@ -1,0 +1,203 @@
+"""Training a classifier."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...utils.errors import UserError
+from ...utils.files import write_whole
+from ..progress import Progress, run_facts
+from .classifier import open_classifier, save_classifier
+from .datasets import Splits, open_splits
+from .distillation.distillation import Distillation
+from .distillation.loaders import ViewSet
+from .distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
+from .evaluate import check_broken, predict_all
+from .loaders import ImageSet, eval_loader, eval_transform, train_loader
+from .metrics import Scores, score
+from .model import build_model, cosine_schedule, preprocessing
+from .recipes import ClassificationRecipe
+from .report import Report, write_report
+
+TEACHER = "teacher classes"
+"""The student's layer for a teacher of other classes."""
+
+
+class ClassificationJob:
+    """See `Job`."""
+
+    headline, unit = "val_top1", "epoch"
+    param_groups = None
+
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        self.recipe = recipe
+        self.splits = splits = open_splits(recipe)
+        self.class_names, self.notes = splits.class_names, splits.notes
+        self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.size = f"{recipe.image_size} px"
+        self.epochs = recipe.epochs
+        self.mixup: Mixing | None = None
+        self.class_weights = class_weights(recipe, splits)
+        self.distillation = None
+        if recipe.teacher is not None:
+            self.distillation = Distillation(recipe, [splits.train], [splits.val], [Path(recipe.data).name])
+
+    @property
+    def teacher_head(self) -> str:
+        """Which of the student's layers learns from the teacher: its classifier where their classes are the same."""
+        teacher = self.distillation.teacher if self.distillation else None
+        return TEACHER if teacher and teacher.class_names != self.class_names else CLASSES
+
+    def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
+        model, frozen = build_model(self.recipe, self.class_names)
+        if self.distillation is None or self.distillation.teacher is None:
+            return model, frozen
+        check_teachable(model, self.recipe.model)
+        heads = self.distillation.heads
+        if self.teacher_head != CLASSES:
+            heads[self.teacher_head] = len(self.distillation.teacher.class_names)
+        return Student(model, heads), frozen
+
+    def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        if self.distillation is None:
+            loader = train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
+        else:
+            loader = self.distillation.train_loader([self.recipe.image_size], rank, world, pin_memory)
+        self.views = loader.dataset
+        self.mixup = make_mixup(self.recipe, len(self.class_names), loader)
+        return loader
+
+    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        recipe = self.recipe
+        at_least = round(recipe.image_size / recipe.crop_pct)
+        transform, size, workers = eval_transform(recipe), recipe.batch_size, recipe.workers
+        return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
+
+    def schedule(self) -> dict[str, Any]:
+        return cosine_schedule(self.recipe)
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
+        labels = targets if self.distillation is None else targets["label"]
+        inputs, wanted = self.mixup(inputs, labels) if self.mixup else (inputs, labels)
+        outputs = model(inputs)
+        logits = outputs if self.distillation is None else outputs[CLASSES]
+        loss = F.cross_entropy(
+            logits.float(),
+            wanted,
+            weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
+            label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
+        )
+        figures = {"top1": (logits.argmax(1) == labels).float().mean().item()}
+        if self.distillation is not None and (answers := self.distillation.answers(targets)) is not None:
+            answers = self.mixup.mixed(answers) if self.mixup else answers
+            taught, more = self.distillation.loss(outputs, self.teacher_head, answers)
+            loss = self.recipe.label_weight * loss + taught
+            figures |= {name: value.item() for name, value in more.items()}
+        return loss, figures
+
+    def validate(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        found = predict_all(model, loader, device, gather)
+        check_broken(self.splits.val, found.broken, self.recipe.max_broken)
+        scores = score(found.probabilities, found.targets, self.class_names, resamples=0)
+        chosen = found.probabilities.gather(1, found.targets[:, None]).clamp(min=1e-12)
+        return {
+            "val_loss": float(-chosen.log().mean()),
+            "val_top1": scores.top1.value,
+            "val_balanced_accuracy": scores.balanced_accuracy.value,
+        }
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        """An epoch is a pass over the images, whatever its steps."""
+
+    def line(self, row: dict[str, float]) -> str:
+        return (
+            "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, accuracy {val_top1:.1%}, "
+            "balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row)
+        )
+
+    def check_broken(self, broken: list[int]) -> None:
+        if isinstance(self.views, ViewSet):
+            for position in broken:
+                self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
+        check_broken(self.splits.train, broken, self.recipe.max_broken)
+
+    def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+        if isinstance(model, Student):
+            model, state = model.model, own_state(state)
+        save_classifier(folder, model, state, self.class_names, preprocessing(self.recipe, self.recipe.crop_pct))
+
+    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
+        recipe, splits = self.recipe, self.splits
+        split, name = (splits.test, "test") if splits.test else (splits.val, "validation")
+        classifier = open_classifier(str(folder / "best"))
+        device = classifier.on_best_device()
+        loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
+        found = predict_all(classifier.model, loader, device)
+        check_broken(split, found.broken, recipe.max_broken)
+        scores = score(found.probabilities, found.targets, splits.class_names)
+        positions = found.positions.tolist()
+        images = loader.dataset
+
+        def picture(i: int) -> Image.Image:
+            if not isinstance(images, ImageSet):
+                raise ValueError("a stream's images cannot be shown again")
+            return images.picture(positions[i])
+
+        broken = []
+        for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
+            reader = ImageSet(part, classifier.transform(), classifier.at_least, training=False, seed=0)
+            broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
+        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_report(
+            folder / "report.html",
+            Report(
+                title=f"{recipe.model} on {Path(recipe.data).name}",
+                scores=scores,
+                split=name,
+                class_names=splits.class_names,
+                history=progress.history,
+                probabilities=found.probabilities,
+                targets=found.targets,
+                image_names=[split.filename(i) for i in positions],
+                load_image=picture,
+                broken=broken,
+                recipe=recipe.to_yaml(),
+                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+            ),
+        )
+        return scores, name
+
+
+def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixing | None:
+    """timm's mixup and CutMix, or None where the recipe has neither."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
+        raise UserError("--mixup and --cutmix mix pairs: --batch-size must be even.")
+    return Mixing(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def class_weights(recipe: ClassificationRecipe, splits: Splits) -> Tensor | None:
+    """(K) weights of the classes in the loss, of mean 1 over the training images, or None for equal ones."""
+    if recipe.class_weights == "none":
+        return None
+    if splits.train.targets is None:
+        raise UserError("--class-weights balanced needs to know the labels beforehand, which a stream does not tell.")
+    counts = np.bincount(splits.train.targets, minlength=len(splits.class_names)).clip(min=1)
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)

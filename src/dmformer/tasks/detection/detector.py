@@ -1,0 +1,179 @@
+"""A trained detector with what is needed to use it, written to and read from a folder."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ... import models as models  # registers them with timm
+from ...data.detections import Detections
+from ...data.palette import default_palette
+from ...models.weights import load_strictly, read_state_dict, to_best_device, write_state_dict
+from ...nn.fuse import fuse
+from ...utils.errors import UserError
+from ...utils.files import write_whole
+from ..config import find_config, perhaps, read_config, run_name, task_of, three
+from .frameworks.base import DetectionModel
+from .loaders import EvalTransform, eval_transform
+from .model import FRAMEWORKS, QUERIES, WITH_MASKS, detect, detection_model
+
+TASK = "detection"
+"""What config.json says of such a folder."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """What a detector is made of and needs: config.json.
+
+    Attributes:
+        backbone, backbone_args: For `timm.create_model`.
+        framework: A key of `FRAMEWORKS`.
+        masks: Whether it predicts masks too.
+        width, samples, queries: See `DetectionRecipe`; None for the framework's own, and where it has none.
+        class_names, category_ids: Names, and the ids that annotations call them by, in the order of the labels.
+        mean, std: Of the red, green and blue values.
+        image_size, max_side: Shorter side in pixels that photos are brought to, and most of the longer one.
+    """
+
+    backbone: str
+    backbone_args: dict[str, Any]
+    framework: str
+    masks: bool
+    width: int | None
+    samples: int | None
+    queries: int | None
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    max_side: int
+
+    def build(self, weights: dict[str, Tensor] | None = None) -> DetectionModel:
+        """The model, with random weights, or its backbone with those of a classifier."""
+        arguments: dict[str, Any] = {}
+        if self.framework in WITH_MASKS:
+            arguments["masks"] = self.masks
+        given = {"width": self.width, "samples": self.samples, QUERIES.get(self.framework, ""): self.queries}
+        arguments |= {name: value for name, value in given.items() if value is not None}
+        framework = FRAMEWORKS[self.framework]
+        return detection_model(
+            self.backbone, len(self.class_names), framework, weights, self.backbone_args, **arguments
+        )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model with what is needed to use it; a `BoxPredictor`."""
+
+    model: DetectionModel
+    config: DetectorConfig
+    name: str = ""
+    form: str = "PyTorch"
+    task = TASK
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return self.config.category_ids
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        return default_palette(len(self.config.class_names))
+
+    def for_inference(self) -> "Detector":
+        """The same detector, its backbone fused, on the GPU if there is one."""
+        model: Any = fuse(self.model)
+        fused = replace(self, model=model, form="PyTorch, fused")
+        fused.on_best_device()
+        return fused
+
+    def on_best_device(self) -> torch.device:
+        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        return to_best_device(self.model)
+
+    def transform(self) -> EvalTransform:
+        """What a photo goes through: PIL to a normalised tensor (3, H', W')."""
+        config = self.config
+        return eval_transform(config.image_size, config.max_side, config.mean, config.std)
+
+    def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
+        """The objects on a photo of at least a score, in its own pixels, the surest first."""
+        device = next(self.model.parameters()).device
+        x = self.transform()(image).to(device)
+        return detect(self.model, [x], [(image.height, image.width)], threshold)[0]
+
+
+def save_detector(folder: Path, config: DetectorConfig, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state_dict(folder / "model.safetensors", state)
+    described = {
+        "task": TASK,
+        "architecture": config.backbone,
+        "num_classes": len(config.class_names),
+        "model_args": config.backbone_args,
+        "framework": config.framework,
+        "masks": config.masks,
+        "width": config.width,
+        "samples": config.samples,
+        "queries": config.queries,
+        "label_names": config.class_names,
+        "category_ids": config.category_ids,
+        "pretrained_cfg": {"mean": config.mean, "std": config.std},
+        "image_size": config.image_size,
+        "max_side": config.max_side,
+    }
+    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_detector(source: str) -> Detector:
+    """A trained detector from a run's best/ folder, or the run's folder.
+
+    Raises:
+        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+    """
+    if task_of(source) != TASK:
+        raise UserError(f"{source} holds a model for {task_of(source)}, not a detector.")
+    path = find_config(source)
+    config = detector_config(path)
+    model = config.build()
+    load_strictly(model, read_state_dict(path.parent / "model.safetensors"), str(path.parent))
+    return Detector(model.eval(), config, run_name(path.parent))
+
+
+def detector_config(path: Path) -> DetectorConfig:
+    """Read a config.json that `save_detector` wrote; UserError for anything else."""
+    stated = read_config(path)
+    try:
+        if stated["framework"] not in FRAMEWORKS or not timm.is_model(stated["architecture"]):
+            raise ValueError
+        config = DetectorConfig(
+            backbone=stated["architecture"],
+            backbone_args=dict(stated["model_args"]),
+            framework=stated["framework"],
+            masks=bool(stated["masks"]),
+            width=perhaps(stated["width"]),
+            samples=perhaps(stated["samples"]),
+            queries=perhaps(stated["queries"]),
+            class_names=tuple(str(name) for name in stated["label_names"]),
+            category_ids=tuple(int(i) for i in stated["category_ids"]),
+            mean=three(float, stated["pretrained_cfg"]["mean"]),
+            std=three(float, stated["pretrained_cfg"]["std"]),
+            image_size=int(stated["image_size"]),
+            max_side=int(stated["max_side"]),
+        )
+        sides = (config.image_size, config.max_side)
+        if not len(config.class_names) == len(config.category_ids) == stated["num_classes"] or min(sides) < 32:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a detector's configuration.") from None
+    return config

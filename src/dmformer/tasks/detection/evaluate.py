@@ -1,0 +1,85 @@
+"""Run a trained detector over a set of photos, and score it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...data.detections import Detections
+from .datasets import BoxSet, check_evaluation_boxes, open_evaluation_boxes
+from .detector import Detector, open_detector
+from .loaders import eval_boxes_loader
+from .metrics import DetectionMeter, DetectionScores
+from .model import detect
+
+
+@torch.inference_mode()
+def find_objects(
+    model: nn.Module,
+    loader: Iterable[tuple[list[Tensor], Tensor]],
+    boxes: BoxSet,
+    device: torch.device,
+    masks: bool,
+) -> tuple[DetectionMeter, dict[int, Detections]]:
+    """Look for the objects on the photos of a loader of `eval_boxes_loader`, and hold them against the true ones.
+
+    Args:
+        model: A detection model; it is put in evaluation mode meanwhile.
+        loader: Of `boxes`, or of a process's share of it.
+        boxes: What is on the photos.
+        device: Of the model.
+        masks: Whether masks are measured too.
+
+    Returns:
+        What was measured, and what was found on each photo, by its position, without masks.
+    """
+    training = model.training
+    model.eval()
+    meter = DetectionMeter(boxes.class_names, masks)
+    found: dict[int, Detections] = {}
+    for images, positions in loader:
+        sizes = [(int(height), int(width)) for height, width in boxes.sizes[positions.numpy()]]
+        batch = detect(model, [image.to(device, non_blocking=True) for image in images], sizes)
+        for position, size, each in zip(positions.tolist(), sizes, batch, strict=True):
+            meter.add(position, each, boxes.annotations[position], size)
+            found[position] = replace(each, masks=None)
+    model.train(training)
+    return meter, found
+
+
+def evaluate_boxes(
+    source: str | Detector,
+    data: str,
+    images: str | None = None,
+    workers: int | None = None,
+    max_broken: float = 0.02,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
+    say: Callable[[str], None] = lambda remark: None,
+) -> DetectionScores:
+    """Score a trained detector.
+
+    Args:
+        source: A run's best/ folder, or a detector that is open.
+        data, images: As in training; of a folder with splits the test split counts, else the validation split.
+        workers: Processes that read images.
+        max_broken: Share of faulty objects and photos, which are left out, above which the figures are refused.
+        progress: Wraps what is iterated over, to show how far it is with what.
+        say: Takes a line on each fault, and notes.
+
+    Raises:
+        UserError: Nothing to read, other classes, too many faults.
+    """
+    detector = open_detector(source) if isinstance(source, str) else source
+    names = detector.class_names
+    boxes, faults, notes = open_evaluation_boxes(data, names, images)
+    boxes, faults, more = check_evaluation_boxes(
+        boxes, faults, max_broken, lambda items: progress(items, "checking the photos")
+    )
+    for line in (*(f"left out: {what} {why}" for what, why in faults), *notes, *more):
+        say(line)
+    device = detector.on_best_device()
+    loader: Any = progress(eval_boxes_loader(boxes, detector.transform(), workers), "scoring")
+    meter, _ = find_objects(detector.model, loader, boxes, device, detector.config.masks and boxes.has_masks)
+    return meter.scores()

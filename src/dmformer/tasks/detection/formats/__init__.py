@@ -1,0 +1,1 @@
+"""Annotations of boxes as COCO, Pascal VOC and YOLO write them."""

@@ -1,0 +1,75 @@
+"""Pascal VOC's annotations of objects: one XML a photo."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ....utils.errors import first_line
+from ...folders import Fault, relative_name
+from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers, other_size
+
+
+def read_voc(root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fault], where: str) -> Part:
+    """Objects of Pascal VOC's XML files, one a photo.
+
+    Its boxes count pixels from 1, the last one included: 1 is taken from the left and the upper edge. `difficult`
+    objects are crowds, for VOC's scores count them neither as found nor as missed.
+    """
+    part = Part(root, (), None, where, faults=list(faults))
+    xml_of = dict(pairs)
+    labels: dict[str, int] = {}
+    for photo, size in measured(part, list(xml_of)):
+        try:
+            tree = _voc_tree(xml_of[photo])
+            _check_voc_size(tree, size)
+        except FaultyError as error:
+            part.faults.append((relative_name(photo, root), str(error)))
+            continue
+        place = part.add(photo, size)
+        for i, element in enumerate(tree.findall("object"), 1):
+            try:
+                part.rows.append(_voc_row(element, place, labels, len(part.rows) + 1))
+            except FaultyError as error:
+                part.faults.append((part.object_name(place, i), str(error)))
+    part.names = tuple(labels)
+    return part
+
+
+class _PlainTree(ElementTree.TreeBuilder):
+    """Refuses a document with a DOCTYPE, in which a few bytes can define gigabytes."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise FaultyError("has an .xml with a DOCTYPE, which annotations do not need: left unread for safety")
+
+
+def _voc_tree(path: Path) -> ElementTree.Element:
+    try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise FaultyError(f"has an .xml of more than {LARGEST_TEXT // 1_000_000} MB")
+        return ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_PlainTree()))
+    except FaultyError:
+        raise
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise FaultyError(f"has an .xml that cannot be read: {first_line(error)}") from None
+
+
+def _check_voc_size(tree: ElementTree.Element, size: tuple[int, int]) -> None:
+    stated = (tree.findtext("size/height") or "0", tree.findtext("size/width") or "0")
+    if all(side.strip().isdecimal() for side in stated):
+        height, width = (int(side) for side in stated)
+        if height and width and (height, width) != size:
+            raise FaultyError(other_size(size, (height, width)))
+
+
+def _voc_row(element: ElementTree.Element, image: int, labels: dict[str, int], number: int) -> Row:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise FaultyError("has no name")
+    edges = [element.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    if None in edges:
+        raise FaultyError(f"has no box of four numbers: {edges}")
+    left, upper, right, lower = numbers(edges, "box")
+    crowd = (element.findtext("difficult") or "0").strip() == "1"
+    label = labels.setdefault(name, len(labels))
+    return Row(image, (left - 1, upper - 1, right, lower), label, crowd, math.nan, number, None)

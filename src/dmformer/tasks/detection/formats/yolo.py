@@ -1,0 +1,98 @@
+"""YOLO's annotations of objects: one text file a photo."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ....utils.errors import UserError, first_line
+from ...folders import first_few, lines_of, relative_name
+from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers
+
+ABSOLUTE = "has numbers above 1"
+TOLERANCE = 0.5
+"""What shares may be outside 0 to 1: such boxes are clipped, and numbers further out are taken for pixels."""
+
+
+def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: str) -> Part:
+    """Objects of YOLO's text files, one a photo, whose lines are `class cx cy w h` or `class x y x y x y ...`.
+
+    Numbers are shares of the photo's width and height. A photo without a file has no objects.
+
+    Raises:
+        UserError: No photo has a file, or most lines have numbers that are no shares.
+    """
+    part = Part(root, tuple(names), tuple(range(len(names))), where)
+    labelled = lines = absolute = 0
+    bare: list[str] = []
+    for photo, size in measured(part, photos):
+        text = label_file(photo)
+        if not text.is_file():
+            part.add(photo, size)
+            bare.append(relative_name(photo, root))
+            continue
+        labelled += 1
+        try:
+            told = _label_lines(text)
+        except FaultyError as error:
+            part.faults.append((relative_name(photo, root), str(error)))
+            continue
+        place = part.add(photo, size)
+        for i, line in enumerate(told, 1):
+            lines += 1
+            try:
+                part.rows.append(_yolo_row(line, place, size, len(names), len(part.rows) + 1))
+            except FaultyError as error:
+                absolute += str(error).startswith(ABSOLUTE)
+                part.faults.append((f"{relative_name(text, root)}, line {i}", str(error)))
+    if part.images and not labelled:
+        raise UserError(f"{where}: no photo has a text file of labels, such as {label_file(part.images[0])}.")
+    if bare:
+        told = f"{len(bare)}, such as {bare[0]}"
+        part.notes.append(f"photos in {where} without a text file, taken to be without objects: {told}")
+    if absolute * 2 > lines:
+        raise UserError(
+            f"{where}: {absolute} of {lines} lines have numbers above 1: YOLO's are shares of the photo's width and "
+            f"height, not pixels. The first: {first_few([' '.join(fault) for fault in part.faults], 1)}"
+        )
+    return part
+
+
+def _label_lines(text: Path) -> list[str]:
+    try:
+        if text.stat().st_size > LARGEST_TEXT:
+            raise FaultyError(f"has a text file of more than {LARGEST_TEXT // 1_000_000} MB")
+        return lines_of(text)
+    except (OSError, UserError) as error:
+        raise FaultyError(f"has a text file that cannot be read: {first_line(error)}") from None
+
+
+def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number: int) -> Row:
+    label, *shares = numbers(line.split(), "line")
+    if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
+        raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two a point")
+    if not label.is_integer() or not 0 <= label < classes:
+        raise FaultyError(f"has an unknown class: {line.split()[0]}, of {classes}")
+    values = np.array(shares)
+    if not np.isfinite(values).all():
+        raise FaultyError("has a number that is not finite")
+    if values.max() > 1 + TOLERANCE or values.min() < -TOLERANCE:
+        raise FaultyError(f"{ABSOLUTE}, or below 0: {line[:80]}")
+    height, width = size
+    if len(shares) == 4:
+        x, y, w, h = values * (width, height, width, height)
+        return Row(image, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), int(label), False, math.nan, number, None)
+    points = values.reshape(-1, 2) * (width, height)
+    box = (*points.min(0).tolist(), *points.max(0).tolist())
+    return Row(image, box, int(label), False, math.nan, number, [points.ravel()])
+
+
+def label_file(photo: Path) -> Path:
+    """Where the objects of a photo are: in labels/ in the place of the last images/, else beside it."""
+    beside = photo.with_suffix(".txt")
+    parts = list(beside.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    apart = Path(*parts)
+    return beside if beside.is_file() and not apart.is_file() else apart

@@ -1,0 +1,178 @@
+"""Mask R-CNN, and Faster R-CNN without masks: boxes are proposed, then each is looked at by itself.
+
+The parts are torchvision's. It differs from the code base that the papers over these backbones used in: smooth L1 for
+the proposals' boxes (beta 1/9) and the objects' ones (beta 1/9), not L1; RoIAlign without the shift of half a pixel, on
+2 x 2 points a bin and not as many as the box needs; soft targets of the masks, not cut at 0.5.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from .anchors import Anchors
+from .base import DetectionModel, Found, Target
+from .pyramid import WIDTH, Pyramid, RoIPool, pooled
+
+STRIDES = [4, 8, 16, 32, 64]
+SIZES = [32, 64, 128, 256, 512]
+RATIOS = [0.5, 1.0, 2.0]
+BOX_SIDE, MASK_SIDE = 7, 14
+"""Sides of what is pooled of a box, for its class and edges and for its mask."""
+HIDDEN = 1024
+PROPOSALS, SAMPLES = 1000, 512
+
+
+def mask_rcnn(
+    backbone: nn.Module,
+    channels: Sequence[int],
+    num_classes: int,
+    masks: bool = True,
+    proposals: int = PROPOSALS,
+    samples: int = SAMPLES,
+) -> "MaskRCNN":
+    """Mask R-CNN over a backbone (Mask R-CNN, section 3, its heads on a pyramid: figure 4, right).
+
+    Args:
+        backbone, channels: Of `features.open_backbone`.
+        num_classes: K.
+        masks: False is Faster R-CNN.
+        proposals: Regions of an image that the heads get.
+        samples: Of these that are learned from, at most a quarter of them on objects.
+    """
+    roi_heads = RoIHeads(
+        box_roi_pool=RoIPool(BOX_SIDE),
+        box_head=TwoMLPHead(WIDTH * BOX_SIDE**2, HIDDEN),
+        box_predictor=BoxPredictor(num_classes),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        mask_roi_pool=RoIPool(MASK_SIDE) if masks else None,
+        mask_head=mask_head() if masks else None,
+        mask_predictor=MaskPredictor(num_classes) if masks else None,
+    )
+    return MaskRCNN(Pyramid(backbone, channels, 0, pooled()), region_proposals(proposals), roi_heads)
+
+
+class MaskRCNN(DetectionModel):
+    """Proposals from every level, P2 to P6, then torchvision's RoI heads on those of P2 to P5.
+
+    Args:
+        pyramid: Levels P2 to P6.
+        proposals: See `region_proposals`.
+        roi_heads: Number their classes from 1, 0 being the background.
+    """
+
+    def __init__(self, pyramid: Pyramid, proposals: RegionProposalNetwork, roi_heads: RoIHeads) -> None:
+        super().__init__()
+        self.pyramid, self.rpn, self.roi_heads = pyramid, proposals, roi_heads
+        self.predicts_masks = roi_heads.has_mask()
+
+    def losses(self, images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
+        maps = self.pyramid(images.tensors)
+        targets = labelled_from_1(targets)
+        boxes, of_proposals = self.rpn(images, maps, targets)
+        _, of_objects = self.roi_heads(maps, boxes, images.image_sizes, targets)
+        return of_proposals | of_objects
+
+    def detect(self, images: ImageList) -> list[Found]:
+        maps = self.pyramid(images.tensors)
+        boxes, _ = self.rpn(images, maps)
+        found, _ = self.roi_heads(maps, boxes, images.image_sizes)
+        return labelled_from_0(found)
+
+
+def labelled_from_1(targets: Sequence[Target]) -> list[Target]:
+    """The same targets as torchvision's RoI heads want them: label 0 is the background."""
+    return [{**target, "labels": target["labels"] + 1} for target in targets]
+
+
+def labelled_from_0(found: Sequence[Found]) -> list[Found]:
+    """What torchvision's RoI heads found, with our labels."""
+    return [{**each, "labels": each["labels"] - 1} for each in found]
+
+
+def region_proposals(proposals: int = PROPOSALS) -> RegionProposalNetwork:
+    """Images and maps P2 to P6 -> boxes of each image that may hold an object (Feature Pyramid Networks, section 4.1).
+
+    Trained on 256 anchors an image, half of them on objects: an IoU from 0.7, or an object's best; none below 0.3. It
+    keeps 2000 boxes of each level (1000 in evaluation), and after NMS at 0.7, level by level, the best of all.
+    """
+    anchors = ProposalAnchors()
+    return RegionProposalNetwork(
+        anchor_generator=anchors,  # type: ignore[arg-type]
+        head=ProposalHead(WIDTH, anchors.anchors.per_place),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": 2000, "testing": 1000},
+        post_nms_top_n={"training": proposals, "testing": proposals},
+        nms_thresh=0.7,
+    )
+
+
+class ProposalAnchors(nn.Module):
+    """Images and maps P2 to P6 -> anchors (N, 4) of each image: at every place one size, three shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchors = Anchors([[size] for size in SIZES], RATIOS, STRIDES)
+
+    def forward(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
+        return [self.anchors(maps)] * len(images.image_sizes)
+
+
+class ProposalHead(RPNHead):
+    """torchvision's, answering in float32 under autocast too: boxes in bfloat16 would be pixels off."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [each.float() for each in logits], [each.float() for each in deltas]
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """Features (N, 1024) -> logits (N, 1 + K), the background's first, and deltas of boxes (N, 4 (1 + K)), in float32.
+
+    Initialised as in Fast R-CNN, section 2.3.
+
+    Args:
+        num_classes: K.
+        class_agnostic: One box for all classes: deltas (N, 4).
+    """
+
+    def __init__(self, num_classes: int, class_agnostic: bool = False) -> None:
+        super().__init__(HIDDEN, 1 + num_classes)
+        if class_agnostic:
+            self.bbox_pred = nn.Linear(HIDDEN, 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().forward(x)
+        return logits.float(), deltas.float()
+
+
+def mask_head() -> nn.Module:
+    """(N, 256, 14, 14) -> the same, by four convolutions."""
+    return MaskRCNNHeads(WIDTH, [WIDTH] * 4, dilation=1)
+
+
+class MaskPredictor(MaskRCNNPredictor):
+    """(N, 256, 14, 14) -> logits (N, 1 + K, 28, 28) of a mask for each class, in float32."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(WIDTH, WIDTH, 1 + num_classes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()

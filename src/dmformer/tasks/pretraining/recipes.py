@@ -1,0 +1,68 @@
+"""Recipes for pretraining: general features from many photos, labelled or not, under a teacher."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...utils.errors import UserError
+from ..classification.distillation.recipe import TaughtRecipe
+
+
+@dataclass(frozen=True)
+class PretrainingRecipe(TaughtRecipe):
+    """Pretrain a backbone. Every field is an option; the effective recipe is saved with the run."""
+
+    task: ClassVar[str] = "pretraining"
+
+    data: tuple[str, ...] = ()
+    """Sources of photos. A folder of class folders, or a .tar of one, is labelled and gets a classifier of its own; any
+    other folder gives photos without labels, at any depth."""
+    unlabelled: tuple[str, ...] = ()
+    """Further folders of photos, whose folders are not classes."""
+    sizes: tuple[int, ...] = (64, 96, 128)
+    """Sizes of the training images in pixels, one after the other."""
+    size_shares: tuple[float, ...] = ()
+    """Share of the epochs at each size; by default the same for each."""
+    probe: str | None = None
+    """A folder of class folders that the features are tried on at the end: nearest neighbours and a linear probe."""
+
+    def check(self) -> None:
+        super().check()
+        if not self.data and not self.unlabelled:
+            raise UserError("pretraining needs photos: name one or several folders with --data or --unlabelled.")
+        if not self.sizes or min(self.sizes) < 32:
+            raise UserError("--sizes takes sizes in pixels, 32 or more each, e.g. 64 96 128.")
+        if self.size_shares and (len(self.size_shares) != len(self.sizes) or min(self.size_shares) <= 0):
+            raise UserError(f"--size-shares takes a share above 0 for each of the {len(self.sizes)} sizes.")
+
+    def size(self, epoch: int) -> int:
+        """Size in pixels of the training images in an epoch, counted from 0."""
+        shares = self.size_shares or (1.0,) * len(self.sizes)
+        done, total = 0.0, sum(shares)
+        for size, share in zip(self.sizes, shares, strict=True):
+            done += share
+            if epoch < round(done / total * self.epochs):
+                return size
+        return self.sizes[-1]
+
+
+def pretrain() -> PretrainingRecipe:
+    """dmformer train pretrain --data A B C --teacher efficientnet-lite0: general features, from labels or a teacher."""
+    return PretrainingRecipe(
+        model="dmformer_n",
+        model_args=("layer_scale=1.0",),
+        image_size=128,
+        val_share=0.02,
+        crop_scale=(0.35, 1.0),
+        color_jitter=0.2,
+        feature_loss="cosine",
+        teacher_views=2,
+        epochs=20,
+        batch_size=64,
+        lr=2e-3,
+        lr_batch=64,
+        warmup_epochs=0.5,
+        clip_grad=5.0,
+        ema=0.999,
+        precision="bf16",
+        save_every=500,
+    )

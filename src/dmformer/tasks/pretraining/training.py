@@ -1,0 +1,307 @@
+"""Pretraining a backbone: several sets of photos, labelled or not, under a teacher or not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...utils.display import track
+from ...utils.errors import UserError
+from ...utils.files import write_whole
+from ...utils.intervals import wilson
+from ..classification.classifier import Classifier, open_classifier, save_classifier
+from ..classification.datasets import Split, Splits, has_class_folders, open_splits, open_unlabelled
+from ..classification.distillation.distillation import Distillation
+from ..classification.distillation.loaders import ViewSet
+from ..classification.distillation.student import CLASSES, Student, check_teachable, own_state
+from ..classification.loaders import ImageSet, eval_loader
+from ..classification.model import build_model, cosine_schedule, preprocessing
+from ..classification.recipes import ClassificationRecipe
+from ..progress import Progress, run_facts
+from ..sampling import once_each
+from .metrics import PretrainingScores, ProbeScore, SourceScore
+from .probing import Features, knn, linear_probe, nearest, pooled_features
+from .recipes import PretrainingRecipe
+from .report import Neighbours, PretrainingReport, write_pretraining_report
+
+QUERIES, SHOWN, GALLERY = 8, 6, 2000
+"""Photos whose nearest neighbours are shown, how many of those, and out of how many."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of photos: its name, its classes (none where it has no labels), its parts."""
+
+    name: str
+    class_names: list[str]
+    train: Split
+    val: Split
+
+
+class PretrainingJob:
+    """See `Job`."""
+
+    unit = "epoch"
+    param_groups = None
+
+    def __init__(self, recipe: PretrainingRecipe) -> None:
+        self.recipe = recipe
+        self.sources = open_sources(recipe)
+        self.labelled = [i for i, source in enumerate(self.sources) if source.class_names]
+        if recipe.teacher is None and not self.labelled:
+            raise UserError("no source has labels, and there is no teacher: give one with --teacher, or class folders.")
+        train, val = [s.train for s in self.sources], [s.val for s in self.sources]
+        self.distillation = Distillation(recipe, train, val, [s.name for s in self.sources])
+        teacher = self.distillation.teacher
+        self.headline = "val_agreement" if teacher else "val_top1"
+        self.class_names = teacher.class_names if teacher else self.sources[self.labelled[0]].class_names
+        self.images: tuple[int, int, int] = (sum(map(len, train)), sum(map(len, val)), 0)
+        self.size = f"{', '.join(map(str, recipe.sizes))} px"
+        self.epochs = recipe.epochs
+        self.notes = _notes(self.sources)
+
+    def head(self, source: int) -> str:
+        """Which of the student's layers tells a source's classes: without a teacher the first has the classifier."""
+        first = self.distillation.teacher is None and source == self.labelled[0]
+        return CLASSES if first else f"source {source}"
+
+    def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
+        model, frozen = build_model(self.recipe, self.class_names)
+        check_teachable(model, self.recipe.model)
+        heads = {self.head(i): len(self.sources[i].class_names) for i in self.labelled}
+        heads.pop(CLASSES, None)
+        return Student(model, heads | self.distillation.heads), frozen
+
+    def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        sizes = [self.recipe.size(epoch) for epoch in range(self.epochs)]
+        loader = self.distillation.train_loader(sizes, rank, world, pin_memory)
+        assert isinstance(loader.dataset, ViewSet)
+        self.views = loader.dataset
+        return loader
+
+    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        return self.distillation.val_loader(rank, world, pin_memory)
+
+    def schedule(self) -> dict[str, Any]:
+        return cosine_schedule(self.recipe)
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
+        outputs = model(inputs)
+        loss, figures = torch.zeros((), device=inputs.device), {}
+        if (answers := self.distillation.answers(targets)) is not None:
+            loss, figures = self.distillation.loss(outputs, CLASSES, answers)
+        right, labelled = torch.zeros((), device=inputs.device), 0
+        for i in self.labelled:
+            logits, own = outputs[self.head(i)].float(), targets["source"] == i
+            wanted = targets["label"].where(own, -1)
+            # The mean over the batch, whatever the source's part in it: each labelled photo counts the same.
+            part = F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum") / len(inputs)
+            loss = loss + self.recipe.label_weight * part
+            right = right + (logits.argmax(1) == wanted).float().sum()
+            labelled = labelled + own.sum()
+        if self.labelled:
+            figures["top1"] = right / torch.as_tensor(labelled).clamp(min=1)
+        return loss, {name: float(value) for name, value in figures.items()}
+
+    @torch.no_grad()
+    def validate(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Any], Any]
+    ) -> dict[str, float]:
+        training = model.training
+        model.eval()
+        rows = []
+        for images, targets, positions in loader:
+            targets = {name: value.to(device) for name, value in targets.items()}
+            outputs = model(images.to(device, memory_format=torch.channels_last), heads=True)
+            rows.append(gather(self._row(outputs, targets, positions.to(device))).cpu())
+        model.train(training)
+        found = torch.cat(rows)
+        found = found[once_each(found[:, 0])]
+        self._check_broken_val(found)
+        found = found[found[:, 0] >= 0]
+        row = {}
+        if self.distillation.teacher is not None:
+            row = {"val_loss": float(found[:, 4].mean()), "val_agreement": float(found[:, 3].mean())}
+        tops = {}
+        for i in self.labelled:
+            own = found[found[:, 1] == i]
+            tops[f"val_top1_{self.sources[i].name}"] = float(own[:, 2].mean()) if len(own) else 0.0
+        if tops:
+            row |= {"val_top1": sum(tops.values()) / len(tops), **tops}
+        return row
+
+    def _row(self, outputs: dict[str, Tensor], targets: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """(B, 5): position, source, whether the label and the teacher's first answer are met, what the teacher costs"""
+        right = torch.zeros(len(positions), device=positions.device)
+        for i in self.labelled:
+            met = outputs[self.head(i)].argmax(1) == targets["label"]
+            right = right.where(targets["source"] != i, met.float())
+        agreed, loss = torch.zeros_like(right), torch.zeros_like(right)
+        if (answers := self.distillation.answers(targets)) is not None:
+            log = outputs[CLASSES].float().log_softmax(1)
+            agreed = (log.argmax(1) == answers.probabilities.argmax(1)).float()
+            loss = -(answers.probabilities * log).sum(1)
+        columns = (positions.double(), targets["source"].double(), right.double(), agreed.double(), loss.double())
+        return torch.stack(columns, 1)
+
+    def _check_broken_val(self, found: Tensor) -> None:
+        broken = int((found[:, 0] < 0).sum())
+        if broken > self.recipe.max_broken * len(found):
+            raise UserError(f"{broken} of {len(found)} validation photos cannot be read, more than --max-broken.")
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        """An epoch is a pass over the images, whatever its steps."""
+
+    def line(self, row: dict[str, float]) -> str:
+        told = f"epoch {row['epoch']:g}: loss {row['train_loss']:.3f}"
+        if "val_agreement" in row:
+            told += f", agreement with the teacher {row['val_agreement']:.1%}"
+        if "val_top1" in row:
+            told += f", accuracy {row['val_top1']:.1%} (mean of the sources)"
+        return f"{told}, {row['images_per_second']:.0f} images/s, {row['wait_share']:.1%} waiting for data"
+
+    def check_broken(self, broken: list[int]) -> None:
+        for position in broken:
+            self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
+        if len(broken) > self.recipe.max_broken * len(self.views):
+            listed = ", ".join(self.views.name(i) for i in broken[:20])
+            raise UserError(
+                f"{len(broken)} of {len(self.views)} photos cannot be read, more than --max-broken "
+                f"{self.recipe.max_broken:g}: {listed}"
+            )
+
+    def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+        assert isinstance(model, Student)
+        save_classifier(folder, model.model, own_state(state), self.class_names, preprocessing(self.recipe, 1.0))
+
+    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[PretrainingScores, str]:
+        recipe = self.recipe
+        classifier = open_classifier(str(folder / "best"))
+        device = classifier.on_best_device()
+        best = [row for row in progress.history if row[self.headline] == progress.best][-1]
+        n = self.images[1]
+        agreement = wilson(round(best["val_agreement"] * n), n) if "val_agreement" in best else None
+        sources = [
+            SourceScore(s.name, len(s.class_names), wilson(round(best[f"val_top1_{s.name}"] * len(s.val)), len(s.val)))
+            for s in (self.sources[i] for i in self.labelled)
+        ]
+        probe = probed(classifier, recipe.probe, recipe, device) if recipe.probe else None
+        seen = round(best["epoch"]) * self.images[0]
+        scores = PretrainingScores(n, seen, agreement, sources, probe)
+        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_pretraining_report(
+            folder / "report.html",
+            PretrainingReport(
+                title=f"{recipe.model} pretrained on {', '.join(s.name for s in self.sources)}",
+                scores=scores,
+                teacher=recipe.teacher,
+                history=progress.history,
+                neighbours=self._neighbours(classifier, device),
+                broken=[(self.views.name(i), self.views.reason(i)) for i in progress.broken],
+                recipe=recipe.to_yaml(),
+                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+            ),
+        )
+        return scores, "held out"
+
+    def _neighbours(self, classifier: Classifier, device: torch.device) -> list[Neighbours]:
+        """For a few held-out photos, spread over the sources, the held-out photos with the nearest features."""
+        share = max(GALLERY // len(self.sources), SHOWN + 1)
+        parts: list[tuple[ImageSet, Features, Source]] = []
+        for source in self.sources:
+            step = max(-(-len(source.val) // share), 1)
+            assert source.val.indices is not None
+            assert source.val.targets is not None
+            some = Split(source.val.reader, source.val.indices[::step], source.val.targets[::step])
+            loader = evaluated(classifier, some, self.recipe)
+            assert isinstance(loader.dataset, ImageSet)
+            found = pooled_features(classifier.model, loader, device)
+            parts.append((loader.dataset, found, source))
+        values = torch.cat([found.values for _, found, _ in parts])
+        places = [(images, int(i), source) for images, found, source in parts for i in found.positions]
+        if len(places) < 2:
+            return []
+
+        def shown(place: int, cosine: float | None) -> tuple[str, Image.Image | None, float | None]:
+            images, position, source = places[place]
+            try:
+                return f"{source.name}/{images.split.filename(position)}", images.picture(position), cosine
+            except Exception:  # whatever ails one photo, the page is worth more
+                return source.name, None, cosine
+
+        queries = [round(k * (len(places) - 1) / (QUERIES - 1)) for k in range(QUERIES)]
+        rows = []
+        for query in dict.fromkeys(queries):
+            cosines, near = nearest(values[query : query + 1], values, SHOWN + 1)
+            pairs = [(int(j), float(c)) for j, c in zip(near[0], cosines[0], strict=True) if int(j) != query][:SHOWN]
+            rows.append(Neighbours(shown(query, None), [shown(j, c) for j, c in pairs]))
+        return rows
+
+
+def open_sources(recipe: PretrainingRecipe) -> list[Source]:
+    """The sets that a recipe names, each split into photos to train on and to validate on."""
+    sources: list[Source] = []
+    for place, labelled in [
+        *((p, has_class_folders(p)) for p in recipe.data),
+        *((p, False) for p in recipe.unlabelled),
+    ]:
+        name = Path(place).stem if Path(place).is_file() else Path(place).resolve().name
+        while any(source.name == name for source in sources):
+            name += "'"
+        if labelled:
+            splits = opened(place, recipe, test_share=0.0)
+            sources.append(Source(name, splits.class_names, splits.train, splits.val))
+        else:
+            sources.append(Source(name, [], *open_unlabelled(place, recipe.val_share, recipe.seed)))
+    return sources
+
+
+def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
+    """A labelled set, split by the recipe's seed where it comes unsplit."""
+    val_share = recipe.val_share if test_share == 0 else ClassificationRecipe.val_share
+    return open_splits(ClassificationRecipe(data=place, val_share=val_share, test_share=test_share, seed=recipe.seed))
+
+
+def _notes(sources: list[Source]) -> list[str]:
+    """What the user should know: sets without labels, and names of classes that several sets have."""
+    notes = [f"{s.name}: {len(s.train) + len(s.val):,} photos without labels" for s in sources if not s.class_names]
+    owners: dict[str, list[str]] = {}
+    for source in sources:
+        for name in source.class_names:
+            owners.setdefault(name, []).append(source.name)
+    shared = [f"'{name}' ({' and '.join(of)})" for name, of in owners.items() if len(of) > 1]
+    if shared:
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+        notes.append(f"classes of the same name in several sources are kept apart: {', '.join(shared[:5])}{more}")
+    return notes
+
+
+def probed(classifier: Classifier, data: str, recipe: PretrainingRecipe, device: torch.device) -> ProbeScore:
+    """A linear probe and nearest neighbours of the model's frozen features on a labelled folder."""
+    splits = opened(data, recipe, test_share=ClassificationRecipe.test_share)
+    test = splits.test or splits.val
+    parts = [splits.train, splits.val, test]
+    train, val, test_features = (
+        pooled_features(
+            classifier.model, evaluated(classifier, part, recipe), device, lambda b: track(b, "probing the features")
+        )
+        for part in parts
+    )
+    K, n = len(splits.class_names), len(test_features.labels)
+    linear = linear_probe(train, val, test_features, K) == test_features.labels
+    near = knn(train, test_features, K) == test_features.labels
+    return ProbeScore(
+        Path(data).name, K, len(train.labels), n, wilson(int(linear.sum()), n), wilson(int(near.sum()), n)
+    )
+
+
+def evaluated(classifier: Classifier, split: Split, recipe: PretrainingRecipe) -> DataLoader:
+    """A loader of a split as the classifier sees it."""
+    return eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)

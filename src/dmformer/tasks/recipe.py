@@ -1,0 +1,159 @@
+"""The `Recipe` dataclass: what decides a training run of any kind, and its checks."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from ..utils.errors import UserError
+
+MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
+"""Shares that may be the whole."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every kind of training has. Every field is an option; the effective recipe is saved with the run."""
+
+    task: ClassVar[str] = ""
+    """The kind of training."""
+
+    model: str = "dmformer_n"
+    """Model: any of `dmformer models`, or any other name that timm knows."""
+    model_args: tuple[str, ...] = ()
+    """Arguments of the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
+    weights: str | None = None
+    """Weights to start from: a run's best/ folder, a .safetensors or .pth file, or hf-hub:owner/name."""
+    freeze: int = 0
+    """Stages kept as they are while fine-tuning, counted from the stem (4 trains the head alone)."""
+
+    data: str | tuple[str, ...] = ""
+    """Where the images are."""
+    val_share: float = 0.15
+    """Share split off for validation where the data has no validation split."""
+    test_share: float = 0.15
+    """Share held out for the report where the data has neither a validation nor a test split."""
+    max_broken: float = 0.05
+    """Share of unreadable images above which the run stops with their list."""
+
+    image_size: int = 224
+    """Height and width of the images in pixels, 32 or more."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the red, green and blue values, 0 to 1, subtracted from the images; by default that of the weights to
+    start from, or the one that the model was published with."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation the images are divided by; likewise."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+
+    batch_size: int = 32
+    """Photos a step on each process."""
+    accumulate: int = 1
+    """Steps whose gradients are added before the weights move."""
+    optimizer: str = "adamw"
+    """Any optimiser that timm knows by name."""
+    lr: float = 1e-3
+    """Learning rate for a batch of lr_batch photos; it follows the global batch in proportion."""
+    lr_batch: int = 1024
+    """The batch that lr is stated for."""
+    lr_min: float = 1e-6
+    """Learning rate at the end, before the same scaling."""
+    weight_decay: float = 0.05
+    """Weight decay, of matrices and kernels only."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one before it; none for none."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; none for no clipping."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth at the last block, growing linearly from 0."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is then what is evaluated and kept; none for none."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; no computes in float32."""
+    channels_last: bool = True
+    """Keep tensors in channels_last memory format, faster for convolutions."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    grad_checkpointing: bool = False
+    """Save memory by computing activations again in the backward pass."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all processes instead of each its own."""
+    workers: int | None = None
+    """Processes that read images; by default as many as there are cores, at most 8."""
+    threads: int | None = None
+    """Threads that PyTorch computes with on a CPU; by default as many as there are cores. 1 keeps its speed beside
+    other work, where several threads that wait for each other can be many times slower."""
+    seed: int = 0
+    """Seed of the split, the weights, the order and the augmentation."""
+
+    out: str = "runs"
+    """Folder of the runs."""
+    name: str | None = None
+    """Name of the run's folder; by default data, model and a number."""
+    overwrite: bool = False
+    """Replace a run folder of this name."""
+    resume: bool = False
+    """Go on with the run of this name from where it stopped."""
+    save_every: int | None = None
+    """Also save the state to resume from every so many steps; by default after each epoch only."""
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where the curves go besides metrics.csv."""
+
+    def check(self) -> None:
+        """Raise UserError, in one line that says what to do, for a value that cannot be meant."""
+        if self.image_size < 32:
+            raise UserError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
+        self._check_counts("batch_size", "accumulate", "lr_batch")
+        self._check_not_negative("lr", "lr_min", "weight_decay", "freeze")
+        self._check_shares("val_share", "test_share", "max_broken", "hflip", "drop_path_rate")
+        for name in ("layer_decay", "ema", "clip_grad", "save_every"):
+            value = getattr(self, name)
+            if value is not None and (value <= 0 or (name in ("layer_decay", "ema") and value > 1)):
+                raise UserError(f"{_option(name)} is {value}: it must be above 0, and a decay at most 1.")
+        if self.val_share + self.test_share >= 1:
+            raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
+        if self.threads is not None:
+            self._check_counts("threads")
+        if self.workers is not None:
+            self._check_not_negative("workers")
+        self.parsed_model_args()
+
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UserError(f"{_option(name)} is {getattr(self, name)}: it must be 1 or more.")
+
+    def _check_not_negative(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 0:
+                raise UserError(f"{_option(name)} is {getattr(self, name)}: it cannot be negative.")
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1 + (name in MAY_BE_ONE):
+                raise UserError(f"{_option(name)} is {getattr(self, name)}: it is a share from 0 to 1.")
+
+    def parsed_model_args(self) -> dict[str, Any]:
+        """`model_args` with their values read as YAML: ("gate=False",) -> {"gate": False}."""
+        import yaml  # here, for not every command needs it
+
+        parsed = {}
+        for item in self.model_args:
+            name, sep, value = item.partition("=")
+            if not sep or not name.isidentifier():
+                raise UserError(f"--model-args takes name=value, e.g. gate=False, not {item!r}.")
+            try:
+                parsed[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UserError(f"--model-args: the value of {item!r} cannot be read.") from None
+        return parsed
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, its task first, then one field a line."""
+        import yaml
+
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return yaml.safe_dump({"task": self.task, **values}, sort_keys=False, allow_unicode=True)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,134 @@
+"""Which image a step of training sees: it follows from the seed, the epoch and the image alone.
+
+The number of worker processes, of training processes and of interruptions changes nothing of what is seen.
+"""
+
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from ..utils.machine import available_cores
+
+
+def once_each(positions: Tensor) -> Tensor:
+    """Where each of the positions (N) stands first, in their order: several processes may have read an image."""
+    order = positions.argsort(stable=True)
+    ordered = positions[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
+
+
+class ShareSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of one image in order; process `rank` of `world` takes images rank, rank + world, and so on."""
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1) -> None:
+        self.positions = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for position in self.positions:
+            yield [(0, position)]
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): step k of an epoch is the same images whatever the number of processes.
+
+    Args:
+        length: Images in the split.
+        batch_size: Images a step on each process.
+        rank, world: This process, and how many there are.
+        seed: Shuffles with it and the epoch; None keeps the order and the last, shorter batch (for evaluation).
+        steps: Length of an epoch for training by iterations: epochs then follow each other in an endless row of
+            shuffled passes, `epoch` of a position being its pass. None is one pass without what does not fill a batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.length, self.rank, self.world, self.seed, self.steps = length, rank, world, seed, steps
+        whole_batches = seed is None or steps is not None
+        self.batch_size = batch_size if whole_batches else max(min(batch_size, length // world), 1)
+        self._orders: dict[int, np.ndarray] = {}
+        self.epoch = 0
+        self.start = 0  # step at which the next epoch begins, to go on after a stop in the middle of one
+
+    def __len__(self) -> int:
+        if self.steps is not None:
+            return self.steps
+        whole, rest = divmod(self.length, self.batch_size * self.world)
+        return whole + (self.seed is None and rest > 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start, self.start = self.start, 0
+        step = self.batch_size * self.world
+        if self.steps is not None:
+            for k in range(self.epoch * self.steps + start, (self.epoch + 1) * self.steps):
+                first = k * step + self.rank * self.batch_size
+                places = (divmod(i, self.length) for i in range(first, first + self.batch_size))
+                yield [(number, int(self._order(number)[place])) for number, place in places]
+            return
+        order = np.arange(self.length) if self.seed is None else self._order(self.epoch)
+        for k in range(start, len(self)):
+            batch = order[k * step : (k + 1) * step]
+            batch = np.concatenate([batch, order[: -len(batch) % self.world]])  # every process gets as many
+            share = len(batch) // self.world
+            yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
+
+    def _order(self, number: int) -> np.ndarray:
+        """The images of a pass, shuffled."""
+        assert self.seed is not None
+        if number not in self._orders:  # a batch may reach from one pass into the next
+            self._orders = {number: np.random.default_rng((self.seed, number)).permutation(self.length)} | {
+                k: v for k, v in self._orders.items() if k == number - 1
+            }
+        return self._orders[number]
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Inside, every random number follows from the key; outside, nothing has changed."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
+    """Options of a `DataLoader` that reads by so many processes, by default as many as there are cores, at most 8."""
+    workers = min(available_cores(), 8) if workers is None else workers
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory,
+        "generator": torch.Generator(),  # so that starting a loader draws nothing from the global one
+        "worker_init_fn": _ignore_signals,
+    }
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C reaches the readers too: leave it to the main process to stop them when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,186 @@
+"""Photos and their masks looked at before training, so that what is wrong is told at once."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ...data.decode import BrokenImageError, decode
+from ...utils.errors import UserError
+from ..folders import Fault, Progress, first_faults, first_few
+from .datasets import Labels, Pairs, PairSplits
+from .label_sets import ADE20K
+from .masks import IGNORE, StrangeLabelError, read_mask
+
+
+def check_pairs(
+    splits: PairSplits, crop: int, max_broken: float, progress: Progress = iter
+) -> tuple[PairSplits, list[Fault]]:
+    """Look at every pair before training: can both be read, are they of one size, is every id a class or ignored.
+
+    Images and masks are read whole. Faulty pairs are left out, and a test split without a labelled pixel. Notes are
+    added about images smaller than the crop, about classes that no training mask holds, and about what the faults look
+    like.
+
+    Args:
+        splits: What was opened.
+        crop: Side in pixels of the crops that are trained on.
+        max_broken: Share of faulty pairs that is put up with.
+        progress: Wraps a list with as many items as there are pairs, to show how far it is.
+
+    Returns:
+        The splits without the faulty pairs, and these: name and reason.
+
+    Raises:
+        UserError: More faulty pairs than that, with the first of them and what may mend it; or none left.
+    """
+    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    checked, faults, looks, hints = _check(parts, max_broken, progress)
+    for part, name in zip(checked, ("training", "validation"), strict=False):
+        if not len(part):
+            raise UserError(f"no {name} pair is left: {first_faults(faults, 5)}")
+    for part, seen, name in zip(checked, looks, ("training", "validation"), strict=False):
+        if not _labelled(part, seen):
+            raise UserError(f"no {name} mask has a labelled pixel: all ids are ignored.")
+    test = checked[2] if len(checked) > 2 and len(checked[2]) else None
+    notes = [*splits.notes, *hints, *_notes(splits.train, looks[0], crop)]
+    if test is not None and not _labelled(test, looks[2]):
+        test = None
+        notes.append("no test mask has a labelled pixel: the report is about validation")
+    return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes), faults
+
+
+def check_evaluation_pairs(
+    pairs: Pairs, max_broken: float, progress: Progress = iter
+) -> tuple[Pairs, list[Fault], list[str]]:
+    """Look at every pair before it is scored, as `check_pairs` does.
+
+    Returns:
+        The pairs without the faulty ones, these, and notes about what they look like.
+
+    Raises:
+        UserError: More than the share `max_broken` is faulty, or none is left, or none has a labelled pixel.
+    """
+    (checked,), faults, (seen,), hints = _check([pairs], max_broken, progress)
+    if not len(checked):
+        raise UserError(f"no pair is left to be scored: {first_faults(faults, 5)}")
+    if not _labelled(checked, seen):
+        raise UserError("no mask has a labelled pixel to be scored: all ids are ignored.")
+    return checked, faults, hints
+
+
+class _Look(NamedTuple):
+    """What one pair is like: why it cannot be used, its width and height, and the ids that its mask stores."""
+
+    reason: str | None
+    size: tuple[int, int] = (0, 0)
+    stored: tuple[int, ...] = ()
+    strange: tuple[int, ...] = ()
+
+
+def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
+    """Whether any mask that was looked at has a pixel of a class."""
+    stored = np.array(sorted({i for look in seen if not look.reason for i in look.stored}), dtype=np.int64)
+    return bool((pairs.labels(stored) != IGNORE).any())
+
+
+def _check(
+    parts: Sequence[Pairs], max_broken: float, progress: Progress
+) -> tuple[list[Pairs], list[Fault], list[list[_Look]], list[str]]:
+    """Look at some parts.
+
+    Returns:
+        The parts without faulty pairs, the faults, every look, and hints at what may mend the faults.
+    """
+    looks = _look_at_all(parts, progress)
+    faults, checked = [], []
+    for part, seen in zip(parts, looks, strict=True):
+        faults += [*part.unpaired, *((part.name(i), look.reason) for i, look in enumerate(seen) if look.reason)]
+        checked.append(part.subset(i for i, look in enumerate(seen) if not look.reason))
+    total = sum(len(part) + len(part.unpaired) for part in parts)
+    hints = _hints([look for seen in looks for look in seen], parts[0].labels)
+    if len(faults) > max_broken * total:
+        what = f"{len(faults)} of {total} images with their masks cannot be used, more than --max-broken {max_broken:g}"
+        raise UserError(". ".join([f"{what}: {first_faults(faults, 10)}", *hints]))
+    return checked, faults, looks, hints
+
+
+def _look_at_all(parts: Sequence[Pairs], progress: Progress) -> list[list[_Look]]:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        jobs = ((part, i) for part in parts for i in range(len(part)))
+        futures = [pool.submit(_look, *job) for job in jobs]
+        try:
+            looks = iter([future.result() for future in progress(futures)])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [[next(looks) for _ in range(len(part))] for part in parts]
+
+
+def _look(pairs: Pairs, i: int) -> _Look:
+    try:
+        with open(pairs.images[i], "rb") as file:
+            size = decode(file).size
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        return _Look(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+    try:
+        ids = read_mask(pairs.masks[i])
+    except BrokenImageError as error:
+        return _Look(f"its mask {pairs.masks[i].name} {_predicate(error)}")
+    if ids.shape != size[::-1]:
+        return _Look(f"is {size[0]}x{size[1]} and its mask {ids.shape[1]}x{ids.shape[0]}", size)
+    stored = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)) if ids.dtype == np.uint8 else np.unique(ids)
+    try:
+        pairs.labels(stored)
+    except StrangeLabelError as error:
+        return _Look(f"its mask {pairs.masks[i].name} {error}", size, tuple(stored.tolist()), error.ids)
+    return _Look(None, size, tuple(stored.tolist()))
+
+
+def _predicate(error: BrokenImageError) -> str:
+    text = str(error)
+    return text if text.startswith(("holds", "is a")) else f"cannot be read: {text}"
+
+
+def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
+    """What may mend masks with ids that are no class."""
+    strange = sorted({i for look in looks for i in look.strange})
+    if not strange:
+        return []
+    present = {i for look in looks for i in look.stored}
+    n, highest = len(labels.class_names), strange[-1]
+    ignored = " ".join(map(str, sorted({*strange, *(present & set(labels.ignore_index))})))
+    ignore = f"give --ignore-index {ignored} if {highest} means unlabelled"
+    if strange == [n] and not labels.reduce_zero_label:
+        counted = f"ids run from {0 if 0 in present else 1} to {n}"
+        shift = "ADE20K counts from 1 and 0 is unlabelled: give --reduce-zero-label"
+        return [f"{counted}: {shift}" if n == len(ADE20K.class_names) else f"{counted}: {shift}; or {ignore}"]
+    if len(strange) == 1:
+        return [f"one id, {highest}, is beyond the {n} classes: {ignore}"]
+    return [f"the class list has {n} names but ids go up to {highest}: name them all with --classes"]
+
+
+def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
+    """Remarks on the training pairs that can be used."""
+    used = [(pairs.name(i), look) for i, look in enumerate(looks) if not look.reason]
+    sizes = [(name, *look.size) for name, look in used]
+    small = [f"{name} ({width}x{height})" for name, width, height in sizes if min(width, height) < crop]
+    notes = []
+    if small:
+        listed = first_few(small, 5)
+        what = f"images smaller than the crop of {crop} px, padded with ignored pixels"
+        notes.append(f"{what} ({len(small)}): {listed}")
+    stored = sorted({i for _, look in used for i in look.stored})
+    found = set(pairs.labels(np.array(stored, np.int64)).tolist())
+    absent = [name for i, name in enumerate(pairs.labels.class_names) if i not in found]
+    binary = stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index
+    if absent:
+        too_long = absent == list(pairs.labels.class_names[-len(absent) :]) and not binary
+        hint = f": the class list has {len(pairs.labels.class_names)} names, is it too long?" if too_long else ""
+        notes.append(f"no training mask holds {first_few(absent, 10)}{hint}")
+    if binary:
+        notes.append("the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1")
+    return notes

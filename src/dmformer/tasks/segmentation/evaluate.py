@@ -1,0 +1,118 @@
+"""Run a trained segmenter over a set of photos, and score it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from .checks import check_evaluation_pairs
+from .datasets import open_evaluation_pairs
+from .loaders import eval_pairs_loader
+from .masks import IGNORE
+from .metrics import SegmentationScores, class_counts, score_masks
+from .model import likeliest, predict_probabilities
+from .segmenter import Segmenter, open_segmenter
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Labelled pixels of a set of masks, counted.
+
+    confusion (K, K) by truth and prediction; images (N, 3, K), of each image and class the pixels that are right, true
+    and predicted; positions of the images in the set (N); loss, the cross entropy's sum over the pixels.
+    """
+
+    confusion: Tensor
+    images: Tensor
+    positions: list[int]
+    loss: float
+
+
+def count_pixels(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int,
+    device: torch.device,
+    window: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> PixelCounts:
+    """Predict the masks of a loader of `eval_pairs_loader`, one image at a time, and count right and wrong pixels.
+
+    Args:
+        model: A segmentation model; it is put in evaluation mode meanwhile.
+        loader: Images (1, 3, H, W), masks (1, H', W') and positions.
+        num_classes: K.
+        device: Of the model.
+        window, scales, flip: See `predict_probabilities`.
+    """
+    training = model.training
+    model.eval()
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    images, positions, loss = [], [], 0.0
+    for image, mask, position in loader:
+        image = image.to(device, memory_format=torch.channels_last, non_blocking=True)
+        found = predict_probabilities(model, image, window, scales=scales, flip=flip)
+        mask = mask.to(device)
+        labelled = mask != IGNORE
+        ids, likelihood = likeliest(found, mask.shape[-2:], mask.where(labelled, 0))
+        assert likelihood is not None
+        arguments = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
+        confusion = multiclass_confusion_matrix(ids, mask, **arguments).cpu()  # type: ignore[arg-type]
+        loss -= float(likelihood.clamp(min=1e-12).log()[labelled].sum())
+        total += confusion
+        images.append(class_counts(confusion))
+        positions.append(int(position))
+    model.train(training)
+    stacked = torch.stack(images) if images else torch.zeros(0, 3, num_classes, dtype=torch.int64)
+    return PixelCounts(total, stacked, positions, loss)
+
+
+def evaluate_masks(
+    source: str | Segmenter,
+    data: str,
+    masks: str | None = None,
+    reduce_zero_label: bool | None = None,
+    ignore_index: Sequence[int] | None = None,
+    workers: int | None = None,
+    max_broken: float = 0.0,
+    window: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
+    say: Callable[[str], None] = lambda remark: None,
+) -> SegmentationScores:
+    """Score a trained segmenter.
+
+    Args:
+        source: A run's best/ folder, or a segmenter that is open.
+        data, masks: As in training; of a folder with splits the test split counts, else the validation split.
+        reduce_zero_label, ignore_index: How its masks store ids; by default as those that were trained on.
+        workers: Processes that read images.
+        max_broken: Share of faulty pairs, which are left out, above which the figures are refused.
+        window: Side of the sliding window; by default the segmenter's own.
+        scales, flip: Of multi-scale testing; see `predict_probabilities`.
+        progress: Wraps what is iterated over, to show how far it is with what.
+        say: Takes a line on each pair that is left out.
+
+    Raises:
+        UserError: Nothing to read, masks that do not fit the classes.
+    """
+    segmenter = open_segmenter(source) if isinstance(source, str) else source
+    config = segmenter.config
+    names = list(config.class_names)
+    reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
+    ignored = config.ignore_index if ignore_index is None else ignore_index
+    opened = open_evaluation_pairs(data, masks, names, reduced, ignored)
+    pairs, faults, hints = check_evaluation_pairs(opened, max_broken, lambda all_: progress(all_, "checking the masks"))
+    for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
+        say(line)
+    loader: Any = eval_pairs_loader(pairs, segmenter.transform(), workers)
+    device = segmenter.on_best_device()
+    window = window or config.window
+    loader = progress(loader, "scoring")
+    counts = count_pixels(segmenter.model, loader, len(names), device, window, scales, flip)
+    return score_masks(counts.confusion, counts.images, names)

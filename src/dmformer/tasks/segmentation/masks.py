@@ -1,0 +1,175 @@
+"""Id masks: read as they are stored, and the one mapping of stored ids to the ids that are trained on."""
+
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from ...data.decode import BrokenImageError
+from ...utils.errors import UserError
+
+IGNORE = 255
+"""The id that no loss and no score counts."""
+
+STRANGE = -1
+"""In look-up tables: a stored id that is neither a class nor ignored."""
+
+LOSSY = ("JPEG", "MPO", "WEBP")
+SPREAD = {"L;2": 85, "L;4": 17}
+"""Factors by which Pillow spreads the values of 2- and 4-bit grey images over 0 to 255."""
+
+
+class StrangeLabelError(ValueError):
+    """A mask holds ids that are neither a class nor ignored; `ids` lists them."""
+
+    def __init__(self, ids: Collection[int]) -> None:
+        super().__init__(ids)
+        self.ids = tuple(sorted(ids))
+
+    def __str__(self) -> str:
+        listed = ", ".join(map(str, self.ids[:8])) + (", …" if len(self.ids) > 8 else "")
+        one = len(self.ids) == 1
+        return f"holds the id{'' if one else 's'} {listed}, which {'is' if one else 'are'} no class and not ignored"
+
+
+def map_labels(
+    ids: np.ndarray,
+    num_classes: int,
+    reduce_zero_label: bool = False,
+    ignore_index: Collection[int] = (IGNORE,),
+    table: Mapping[int, int] | None = None,
+) -> np.ndarray:
+    """Map ids as they are stored in a mask (any shape) to training ids 0 .. `num_classes` - 1 or `IGNORE`, as uint8.
+
+    Every stored id is looked at once, in this order:
+
+    1. With a `table`, its entry is the training id, and `IGNORE` where it has none.
+    2. An id of `ignore_index` is `IGNORE`; these are ids as stored, before anything is shifted.
+    3. With `reduce_zero_label`, 0 is `IGNORE` and k + 1 is class k.
+    4. Without it, k is class k.
+
+    What none of these names raises an error: nothing turns silently into a class, or into nothing.
+
+    Two mistakes are classic. Shifting by subtraction in 8 bits makes 255 the class 254 (and 0 the ignored 255): here
+    ignored ids are taken out first. And where ids count from 1, ignoring 0 without shifting leaves every class one too
+    high, and the last without a place: ADE20K's masks need `reduce_zero_label`, not `ignore_index=(0,)`.
+
+    Args:
+        ids: Integers, of any shape, e.g. (H, W).
+        num_classes: K, at most 255, since 255 is `IGNORE`.
+        reduce_zero_label: 0 is not labelled and class k is stored as k + 1 (ADE20K's SceneParsing).
+        ignore_index: Stored ids that mean "not labelled".
+        table: Training ids of stored ids, for Cityscapes' labelIds.
+
+    Raises:
+        StrangeLabelError: An id that is no class and not ignored.
+        UserError: More than 255 classes, a table that leads outside them, or a table and `reduce_zero_label`.
+    """
+    rules = (num_classes, reduce_zero_label, tuple(ignore_index), None if table is None else tuple(table.items()))
+    if ids.dtype == bool:
+        ids = ids.astype(np.uint8)
+    if ids.dtype in (np.uint8, np.uint16):
+        mapped = np.take(_whole_table(np.iinfo(ids.dtype).max + 1, *rules), ids)
+    else:
+        values, places = np.unique(ids, return_inverse=True)
+        mapped = np.take(_training_ids(values, *rules), places).reshape(ids.shape)
+    if mapped.size and mapped.min() == STRANGE:
+        raise StrangeLabelError(np.unique(ids[mapped == STRANGE]).tolist())
+    return mapped.astype(np.uint8)
+
+
+def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
+    """Read an id mask as an array (H, W) of integers, exactly as stored.
+
+    Grey values are ids, indices into a palette are (its colours are not looked at), and so are 1-bit and 16-bit values;
+    EXIF is not applied.
+
+    Raises:
+        BrokenImageError: It cannot be read, was compressed with loss, or holds colours instead of ids.
+    """
+    if isinstance(source, str | Path):
+        try:
+            with open(source, "rb") as file:
+                return read_mask(file)
+        except OSError as error:
+            raise BrokenImageError(error.strerror or str(error)) from error
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        spread = SPREAD.get(_stored_mode(image), 1)
+        image.load()
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        raise BrokenImageError(str(error) or type(error).__name__) from error
+    if image.format in LOSSY:
+        raise BrokenImageError(f"is a {image.format}, whose compression changes ids: save masks as PNG")
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise BrokenImageError(_what_instead(image))
+    ids = np.asarray(image)
+    return ids.astype(np.uint8) // spread if ids.dtype in (bool, np.uint8) else ids
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """How the values lie in the file, e.g. "L;4", until the image is loaded."""
+    tiles = getattr(image, "tile", None)
+    mode = tiles[0][3] if tiles else ""
+    return str(mode[0] if isinstance(mode, tuple) and mode else mode)
+
+
+def _what_instead(image: Image.Image) -> str:
+    if image.mode == "F":
+        return "holds decimal numbers (F) instead of class ids"
+    text = f"holds colours ({image.mode}) instead of class ids"
+    if image.mode in ("RGB", "RGBA"):
+        red, green, blue = (np.asarray(image.getchannel(c)) for c in "RGB")
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            text += ", though its three channels are equal: if they are ids, save one of them"
+    return text
+
+
+Rules = tuple[int, bool, tuple[int, ...], tuple[tuple[int, int], ...] | None]
+
+
+@lru_cache
+def _whole_table(size: int, *rules: *Rules) -> np.ndarray:
+    return _training_ids(np.arange(size), *rules)
+
+
+def _training_ids(
+    values: np.ndarray,
+    num_classes: int,
+    reduce_zero_label: bool,
+    ignore_index: tuple[int, ...],
+    table: tuple[tuple[int, int], ...] | None,
+) -> np.ndarray:
+    """Training ids of some stored ids, int16, `STRANGE` where there is none."""
+    if not 1 <= num_classes <= IGNORE:
+        raise UserError(
+            f"{num_classes} classes: there must be 1 to {IGNORE}, since {IGNORE} is the id that is ignored."
+        )
+    found = np.full(values.shape, STRANGE, np.int16)
+    if table is not None:
+        _check_table(num_classes, reduce_zero_label, table)
+        found[:] = IGNORE
+        for stored, training in table:
+            found[values == stored] = training
+    else:
+        classes = values.astype(np.int64) - reduce_zero_label
+        inside = (classes >= 0) & (classes < num_classes)
+        found[inside] = classes[inside]
+        if reduce_zero_label:
+            found[values == 0] = IGNORE
+    found[np.isin(values, ignore_index)] = IGNORE
+    return found
+
+
+def _check_table(num_classes: int, reduce_zero_label: bool, table: tuple[tuple[int, int], ...]) -> None:
+    if reduce_zero_label:
+        raise UserError("these ids are translated by a table, which begins at class 0: leave out --reduce-zero-label.")
+    outside = sorted({training for _, training in table if not 0 <= training < num_classes and training != IGNORE})
+    if outside:
+        raise UserError(
+            f"the table of ids leads to class {outside[-1]}, but there are {num_classes} classes: "
+            f"name {max(outside) + 1} of them in --classes."
+        )

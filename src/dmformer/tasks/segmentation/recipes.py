@@ -1,0 +1,168 @@
+"""Recipes for semantic segmentation. `dmformer train RECIPE --data DATA` runs one; every field can be overridden."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ...utils.errors import UserError
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe(Recipe):
+    """Train a semantic segmenter. Every field is an option; the effective recipe is saved with the run."""
+
+    task: ClassVar[str] = "segmentation"
+
+    head: Literal["fpn", "upernet"] = "fpn"
+    """Semantic FPN, or UperNet with an auxiliary FCN head; over any model with maps at strides 4, 8, 16 and 32."""
+    width: int | None = None
+    """Channels of the head; by default 256 for fpn (half of it after the pyramid) and 512 for upernet."""
+    dropout: float = 0.1
+    """Dropout of whole channels before the head's last convolution."""
+    auxiliary_weight: float = 0.4
+    """Weight of upernet's auxiliary loss."""
+
+    data: str = ""
+    """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC, or
+    images alone with their masks in --masks."""
+    masks: str | None = None
+    """Folder of the id masks, where --data is a folder of images; they match by name."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of their ids, or one text file with a name a line; needed where the layout
+    does not tell them."""
+    max_broken: float = 0.0
+    """Share of images without a fitting mask above which the run stops with their list; below, they are left out."""
+    reduce_zero_label: bool = False
+    """Id 0 in the masks is unlabelled and class k is stored as k + 1 (ADE20K)."""
+    ignore_index: tuple[int, ...] = (255,)
+    """Ids in the masks that mean unlabelled."""
+
+    image_size: int = 512
+    """Height and width in pixels of the crops that are trained on, 32 or more."""
+    save_every: int | None = None
+    """Also save the state to resume from every so many steps; by default after each validation only."""
+    resize: int | None = None
+    """Shorter side in pixels that images are brought to, before training and when they are predicted; none keeps
+    their size."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random factor on an image's size, before the crop of --image-size."""
+    largest_share: float = 0.75
+    """Most of a crop that one class may cover; up to ten crops are tried."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs a class that has the share p of the training pixels by 1 / ln(1.02 + p), as ENet does."""
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue."""
+    window: int | None = None
+    """Side in pixels of the sliding window that images are predicted by; none predicts them whole."""
+
+    iterations: int = 40_000
+    """Steps of training."""
+    validate_every: int = 4_000
+    """Steps from one validation to the next; the state is saved as often."""
+    warmup_iterations: int = 0
+    """Steps of linear warm-up."""
+    power: float = 0.9
+    """Of the polynomial decay of the learning rate; 1 is linear."""
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise UserError("name the images: --data FOLDER.")
+        self._check_counts("iterations", "validate_every")
+        self._check_not_negative("warmup_iterations", "power", "auxiliary_weight")
+        self._check_shares("dropout", "largest_share")
+        if self.iterations % min(self.validate_every, self.iterations):
+            raise UserError(f"--iterations {self.iterations} is no multiple of --validate-every {self.validate_every}.")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError("--scale takes two factors, the smaller first, e.g. 0.5 2.0.")
+        for name in ("width", "resize", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 32:
+                raise UserError(f"--{name} is {value}: it must be 32 or more.")
+        if self.width is not None and self.width % 64:
+            raise UserError(f"--width is {self.width}: it must be a multiple of 64, for the norms' 32 groups.")
+        if self.layer_decay is not None:
+            raise UserError("--layer-decay is for classification: give --lr and --freeze here.")
+
+
+def camvid() -> SegmentationRecipe:
+    """dmformer train camvid --data camvid/: street scenes of 11 classes, from scratch on a CPU in half an hour."""
+    return SegmentationRecipe(
+        model="dmformer_n",
+        model_args=("layer_scale=1.0",),
+        width=128,
+        classes=(
+            *("sky", "building", "pole", "road", "pavement", "tree"),
+            *("sign", "fence", "car", "pedestrian", "bicyclist"),
+        ),
+        ignore_index=(11,),
+        image_size=256,
+        scale=(0.75, 1.5),
+        class_weights="balanced",
+        batch_size=8,
+        lr=2e-3,
+        lr_batch=8,
+        iterations=2_000,
+        validate_every=200,
+        warmup_iterations=100,
+        clip_grad=5.0,
+        ema=0.99,
+    )
+
+
+def segment() -> SegmentationRecipe:
+    """dmformer train segment --data images/ --masks masks/ --classes road sky: own images, from trained weights."""
+    return SegmentationRecipe(
+        model="dmformer_s",
+        batch_size=8,
+        lr=2e-4,
+        lr_batch=16,
+        weight_decay=0.01,
+        clip_grad=5.0,
+        drop_path_rate=0.1,
+        iterations=8_000,
+        validate_every=800,
+        warmup_iterations=200,
+    )
+
+
+def ade20k_fpn() -> SegmentationRecipe:
+    """DMFormer-S with Semantic FPN on ADE20K, the paper's.
+
+    From the paper: 40k iterations, AdamW at 2e-4, polynomial decay of power 0.9, total batch 16 on 8 GPUs.
+    Reconstructions: crops of 512, weight decay 1e-4 (VAN's), drop path 0.1.
+    """
+    return SegmentationRecipe(
+        model="dmformer_s",
+        data="ADEChallengeData2016",
+        reduce_zero_label=True,
+        image_size=512,
+        resize=512,
+        batch_size=2,
+        lr=2e-4,
+        lr_batch=16,
+        lr_min=0.0,
+        weight_decay=1e-4,
+        drop_path_rate=0.1,
+        sync_batchnorm=True,
+    )
+
+
+def ade20k_upernet() -> SegmentationRecipe:
+    """DMFormer-S with UperNet on ADE20K, the paper's.
+
+    From the paper: 160k iterations, AdamW at 6e-5, 1,500 iterations of warm-up, then linear decay, total batch 16 on
+    8 GPUs. Reconstructions: crops of 512, weight decay 0.01 (VAN's, SMT's and ViTAEv2's), drop path 0.1. Those
+    three are trained alike, with another drop path: `--model smt_s --drop-path-rate 0.2`; 0.3 for smt_b and van_b3,
+    0.4 for van_b4, 0.2 for vitaev2_s.
+    """
+    return replace(
+        ade20k_fpn(),
+        head="upernet",
+        lr=6e-5,
+        weight_decay=0.01,
+        iterations=160_000,
+        validate_every=16_000,
+        warmup_iterations=1_500,
+        power=1.0,
+    )

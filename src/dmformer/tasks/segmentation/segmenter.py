@@ -1,0 +1,186 @@
+"""A trained segmenter with what is needed to use it, written to and read from a folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ... import models as models  # registers them with timm
+from ...models.weights import load_strictly, read_state_dict, to_best_device, write_state_dict
+from ...nn.fuse import fuse
+from ...utils.errors import UserError
+from ...utils.files import write_whole
+from ..config import find_config, perhaps, read_config, run_name, task_of, three
+from .loaders import PairTransform, eval_transform
+from .masks import IGNORE
+from .model import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
+
+TASK = "segmentation"
+"""What config.json says of such a folder."""
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """What a segmenter is made of and needs: config.json.
+
+    Attributes:
+        backbone, backbone_args: For `timm.create_model`.
+        head, width, dropout: A key of `HEADS`, and its arguments; None is the head's own width.
+        class_names, palette: Names and colours (red, green, blue), in the order of the ids.
+        mean, std: Of the red, green and blue values.
+        resize: Shorter side in pixels that images are brought to; None keeps their size.
+        window: Side of the sliding window; None predicts images whole.
+        reduce_zero_label, ignore_index: How the masks that it was trained on store ids; see `map_labels`.
+    """
+
+    backbone: str
+    backbone_args: dict[str, Any]
+    head: str
+    width: int | None
+    dropout: float
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int | None = None
+    window: int | None = None
+    reduce_zero_label: bool = False
+    ignore_index: tuple[int, ...] = (IGNORE,)
+
+    def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
+        """The model, with random weights, or its backbone with those of a classifier."""
+        return segmentation_model(
+            self.backbone,
+            len(self.class_names),
+            HEADS[self.head],
+            weights,
+            self.backbone_args,
+            self.width,
+            self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A model with what is needed to use it; a `MaskPredictor`."""
+
+    model: SegmentationModel
+    config: SegmenterConfig
+    name: str = ""
+    form: str = "PyTorch"
+    task = TASK
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        return self.config.palette
+
+    def for_inference(self) -> "Segmenter":
+        """The same segmenter, fused, on the GPU if there is one."""
+        model: Any = fuse(self.model)
+        fused = replace(self, model=model, form="PyTorch, fused")
+        fused.on_best_device()
+        return fused
+
+    def on_best_device(self) -> torch.device:
+        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        return to_best_device(self.model)
+
+    def transform(self) -> PairTransform:
+        """What an image, with or without its mask, goes through: PIL to a normalised tensor (3, H', W')."""
+        config = self.config
+        return eval_transform(config.mean, config.std, config.resize)
+
+    def probabilities(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> Tensor:
+        """Probabilities (K, H', W') of every pixel of the transformed image, on the model's device."""
+        device = next(self.model.parameters()).device
+        prepare: Any = self.transform()
+        x = prepare(image)[None].to(device, memory_format=torch.channels_last)
+        found = predict_probabilities(self.model, x, window or self.config.window, scales=scales, flip=flip)  # type: ignore[arg-type]
+        return found[0]
+
+    def segment(
+        self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> np.ndarray:
+        """The likeliest class (H, W), uint8, of every pixel of an image; see `predict_probabilities`."""
+        found = self.probabilities(image, window, scales, flip)[None]
+        return likeliest(found, (image.height, image.width))[0][0].byte().cpu().numpy()
+
+
+def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state_dict(folder / "model.safetensors", state)
+    described = {
+        "task": TASK,
+        "architecture": config.backbone,
+        "num_classes": len(config.class_names),
+        "model_args": config.backbone_args,
+        "head": config.head,
+        "width": config.width,
+        "dropout": config.dropout,
+        "label_names": config.class_names,
+        "palette": config.palette,
+        "pretrained_cfg": {"mean": config.mean, "std": config.std},
+        "resize": config.resize,
+        "window": config.window,
+        "reduce_zero_label": config.reduce_zero_label,
+        "ignore_index": config.ignore_index,
+    }
+    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_segmenter(source: str) -> Segmenter:
+    """A trained segmenter from a run's best/ folder, or the run's folder.
+
+    Raises:
+        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+    """
+    if task_of(source) != TASK:
+        raise UserError(f"{source} holds a model for {task_of(source)}, not a segmenter.")
+    path = find_config(source)
+    config = segmenter_config(path)
+    model = config.build()
+    state = read_state_dict(path.parent / "model.safetensors")
+    load_strictly(model, state, str(path.parent))
+    return Segmenter(model.eval(), config, run_name(path.parent))
+
+
+def segmenter_config(path: Path) -> SegmenterConfig:
+    """Read a config.json that `save_segmenter` wrote; UserError for anything else."""
+    stated = read_config(path)
+    try:
+        if stated["head"] not in HEADS or not timm.is_model(stated["architecture"]):
+            raise ValueError
+        config = SegmenterConfig(
+            backbone=stated["architecture"],
+            backbone_args=dict(stated["model_args"]),
+            head=stated["head"],
+            width=perhaps(stated["width"]),
+            dropout=float(stated["dropout"]),
+            class_names=tuple(str(name) for name in stated["label_names"]),
+            palette=tuple(three(int, colour) for colour in stated["palette"]),
+            mean=three(float, stated["pretrained_cfg"]["mean"]),
+            std=three(float, stated["pretrained_cfg"]["std"]),
+            resize=perhaps(stated["resize"]),
+            window=perhaps(stated["window"]),
+            reduce_zero_label=bool(stated["reduce_zero_label"]),
+            ignore_index=tuple(int(i) for i in stated["ignore_index"]),
+        )
+        if not len(config.class_names) == len(config.palette) == stated["num_classes"]:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a segmenter's configuration.") from None
+    return config

@@ -1,0 +1,241 @@
+"""Training a semantic segmenter."""
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...models.create import size_argument
+from ...models.features import freeze_maps
+from ...models.weights import load_strictly, read_state_dict
+from ...utils.display import track
+from ...utils.errors import UserError
+from ...utils.extras import needs
+from ...utils.files import write_whole
+from ..build import check_names, classifier_weights
+from ..config import find_config, is_trained_for
+from ..progress import Progress, run_facts
+from ..sampling import StepSampler
+from .checks import check_pairs
+from .datasets import class_pixels, open_pairs
+from .evaluate import count_pixels
+from .loaders import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
+from .masks import IGNORE
+from .metrics import SegmentationScores, class_counts, image_ious, score_masks
+from .model import SegmentationModel, segmentation_loss
+from .recipes import SegmentationRecipe
+from .report import SegmentationReport, write_segmentation_report
+from .segmenter import TASK, SegmenterConfig, open_segmenter, save_segmenter, segmenter_config
+
+HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
+
+
+class SegmentationJob:
+    """See `Job`."""
+
+    headline, unit = "val_miou", "round"
+    param_groups = None
+
+    def __init__(self, recipe: SegmentationRecipe) -> None:
+        check_names(recipe)
+        with needs("seg", HEAD_NAMES[recipe.head]):  # before the masks are read, which can take minutes
+            import_module("segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
+        if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
+            raise UserError("upernet needs --batch-size 2 or more: its norms would see one value an image.")
+        self.recipe = recipe
+        opened = open_pairs(
+            recipe.data,
+            recipe.masks,
+            recipe.classes,
+            recipe.reduce_zero_label,
+            recipe.ignore_index,
+            recipe.val_share,
+            recipe.test_share,
+            recipe.seed,
+        )
+        main = PartialState().is_main_process
+        splits, self.broken = check_pairs(
+            opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks", main)
+        )
+        self.splits, self.notes = splits, splits.notes
+        self.class_names = list(splits.labels.class_names)
+        self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
+        self.size = f"{recipe.image_size} px"
+        self.class_weights = None
+        if recipe.class_weights == "balanced":
+            counts = torch.from_numpy(class_pixels(splits.train)).float()
+            self.class_weights = 1 / torch.log(1.02 + counts / counts.sum())
+        self.every = min(recipe.validate_every, recipe.iterations)
+        self.epochs = recipe.iterations // self.every
+
+    def config(self) -> SegmenterConfig:
+        """What the recipe's segmenter is made of."""
+        recipe = self.recipe
+        sized = size_argument(recipe.model, recipe.image_size)
+        regularised = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
+        assert recipe.mean is not None
+        assert recipe.std is not None
+        return SegmenterConfig(
+            backbone=recipe.model,
+            backbone_args={**sized, **regularised, **recipe.parsed_model_args()},
+            head=recipe.head,
+            width=recipe.width,
+            dropout=recipe.dropout,
+            class_names=self.splits.labels.class_names,
+            palette=self.splits.labels.palette,
+            mean=recipe.mean,
+            std=recipe.std,
+            resize=recipe.resize,
+            window=recipe.window,
+            reduce_zero_label=recipe.reduce_zero_label,
+            ignore_index=recipe.ignore_index,
+        )
+
+    def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
+        recipe, config = self.recipe, self.config()
+        if recipe.weights and is_trained_for(TASK, recipe.weights):
+            model = _continued(recipe.weights, config)
+        else:
+            model = config.build(classifier_weights(recipe, config.backbone_args))
+        if recipe.grad_checkpointing:
+            model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        return model, freeze_maps(model.backbone, recipe.freeze) if recipe.freeze else []
+
+    def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        recipe, config = self.recipe, self.config()
+        transform = train_transform(
+            recipe.image_size,
+            recipe.resize,
+            recipe.scale,
+            recipe.hflip,
+            recipe.photometric,
+            recipe.largest_share,
+            config.mean,
+            config.std,
+        )
+        pairs = self.splits.train
+        steps = self.every * recipe.accumulate
+        sampler = StepSampler(len(pairs), recipe.batch_size, rank, world, recipe.seed, steps)
+        return train_pairs_loader(pairs, transform, sampler, recipe.workers, recipe.seed, pin_memory)
+
+    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
+        config = self.config()
+        transform = eval_transform(config.mean, config.std, config.resize)
+        return eval_pairs_loader(self.splits.val, transform, self.recipe.workers, rank, world, pin_memory)
+
+    def schedule(self) -> dict[str, Any]:
+        warmup = min(self.recipe.warmup_iterations / self.every, self.epochs / 2)
+        decay = {"sched": "poly", "decay_rate": self.recipe.power}
+        return {**decay, "num_epochs": self.epochs, "warmup_epochs": warmup}
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+        outputs = model(inputs)
+        weights = self.class_weights.to(targets.device) if self.class_weights is not None else None
+        loss = segmentation_loss(outputs, targets, self.recipe.auxiliary_weight, weights)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        counted = targets != IGNORE
+        right = ((logits.argmax(1) == targets) & counted).sum() / counted.sum().clamp(min=1)
+        return loss, {"accuracy": right.item()}
+
+    def validate(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        counts = count_pixels(model, loader, len(self.class_names), device, self.config().window)
+        # Each process has its share of the images; what they counted adds up.
+        confusion = gather(counts.confusion[None].to(device)).sum(0)
+        loss = float(gather(torch.tensor([counts.loss], device=device)).double().sum())
+        scores = score_masks(confusion, class_counts(confusion)[None], self.class_names, resamples=0)
+        return {
+            "val_loss": loss / scores.pixels,
+            "val_miou": scores.miou.value,
+            "val_macc": scores.macc,
+            "val_aacc": scores.aacc,
+        }
+
+    def check_resumed(self, progress: Progress, updates: int) -> None:
+        if progress.updates not in (0, updates):
+            raise UserError(
+                f"this run has rounds of {progress.updates} iterations, not {updates}: resume it with "
+                f"--validate-every {progress.updates}, and --iterations a multiple of it."
+            )
+
+    def line(self, row: dict[str, float]) -> str:
+        return (
+            "iteration {iteration:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, mIoU {val_miou:.1%}, "
+            "pixel accuracy {val_aacc:.1%}, {images_per_second:.1f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row)
+        )
+
+    def check_broken(self, broken: list[int]) -> None:
+        if len(broken) > self.recipe.max_broken * len(self.splits.train):
+            named = ", ".join(self.splits.train.name(i) for i in broken[:20])
+            raise UserError(
+                f"{len(broken)} training images became unreadable: {named}. "
+                "Mend or remove them, or give --max-broken 0.01."
+            )
+
+    def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
+        save_segmenter(folder, self.config(), state)
+
+    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[SegmentationScores, str]:
+        recipe, splits = self.recipe, self.splits
+        pairs, split = (splits.test, "test") if splits.test else (splits.val, "validation")
+        segmenter = open_segmenter(str(folder / "best"))
+        device = segmenter.on_best_device()
+        transform = segmenter.transform()
+        loader: Any = track(eval_pairs_loader(pairs, transform, recipe.workers), f"scoring on {split}")
+        counts = count_pixels(segmenter.model, loader, len(self.class_names), device, segmenter.config.window)
+        scores = score_masks(counts.confusion, counts.images, self.class_names)
+        shown = PairSet(pairs, transform, training=False, seed=0)
+
+        def triptych(i: int) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+            image, truth = shown.picture(counts.positions[i])
+            return image, truth, segmenter.segment(image)
+
+        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_segmentation_report(
+            folder / "report.html",
+            SegmentationReport(
+                title=f"{recipe.model} with {HEAD_NAMES[recipe.head]} on {Path(recipe.data).name}",
+                scores=scores,
+                split=split,
+                class_names=self.class_names,
+                palette=list(splits.labels.palette),
+                history=progress.history,
+                image_names=[pairs.name(i) for i in counts.positions],
+                image_ious=image_ious(counts.images).tolist(),
+                load=triptych,
+                broken=[*self.broken, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
+                recipe=recipe.to_yaml(),
+                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+            ),
+        )
+        return scores, split
+
+
+def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
+    """A segmenter with the weights of another; its last convolutions only where the number of classes is the same."""
+    path = find_config(source)
+    stated = segmenter_config(path)
+    if (stated.backbone, stated.head) != (config.backbone, config.head):
+        raise UserError(f"{source} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
+    model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
+    if len(stated.class_names) != len(config.class_names):
+        own = model.state_dict()
+        old, new = len(stated.class_names), len(config.class_names)
+        last = [
+            name
+            for name, tensor in state.items()
+            if name in own and tensor.shape == (old, *tensor.shape[1:]) and own[name].shape == (new, *tensor.shape[1:])
+        ]
+        state = {**state, **{name: own[name] for name in last}}
+    load_strictly(model, state, source)
+    return model

@@ -1,0 +1,386 @@
+"""The training loop: a recipe in, a run folder out.
+
+recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs of steps -> best/, last/, metrics.csv,
+report.html
+"""
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, broadcast_object_list, send_to_device, set_seed
+from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ..tasks.build import with_normalisation
+from ..tasks.job import Job
+from ..tasks.opening import open_job
+from ..tasks.progress import Progress
+from ..tasks.recipe import Recipe
+from ..tasks.sampling import StepSampler
+from ..utils.display import Display
+from ..utils.errors import UserError
+from ..utils.files import replace_folder, write_whole, writing_to
+from .run_folder import clear, csv_text, open_folder
+
+PATIENCE = timedelta(hours=3)
+"""That processes wait for each other: the first alone scores the test photos and writes the report."""
+
+
+class Stopped(Exception):  # noqa: N818 (it is not an error)
+    """The run was asked to stop by a signal, and has saved its state; `resume` goes on from there."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its scores on a split (test if there is one, else validation), its report.
+
+    Of several processes the first alone has the scores; those of the others are None.
+    """
+
+    folder: Path
+    scores: Any | None
+    split: str
+    report: Path
+
+
+def train(recipe: Recipe, command: str = "") -> Run:
+    """Train as a recipe says.
+
+    Args:
+        recipe: Everything that decides the run.
+        command: What was typed, for the report.
+
+    Raises:
+        UserError: A mistake in the recipe or the data, a loss that is not finite, a disk that is full.
+        Stopped: After SIGTERM or Ctrl-C, with the state saved.
+    """
+    trainer = Trainer(recipe)
+    with _signals() as trainer.stop, Display(trainer.accelerator.is_main_process) as display:
+        trainer.fit(display)
+    scores, split, page = None, "", trainer.folder / "report.html"
+    if trainer.accelerator.is_main_process:
+        scores, split = trainer.job.conclude(trainer.folder, trainer.progress, command)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return Run(trainer.folder, scores, split, page)
+
+
+class Trainer:
+    """One run: what it needs, made once, and the loop over epochs and steps."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        recipe.check()
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        on_cpu = not torch.accelerator.is_available()
+        names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu, timeout=PATIENCE).is_main_process else None]
+        self.recipe = recipe = with_normalisation(broadcast_object_list(names)[0])
+        self.folder = Path(recipe.out) / str(recipe.name)
+        self.stop: list[int] = []
+        self.accelerator = accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=recipe.precision,
+            gradient_accumulation_steps=recipe.accumulate,
+            log_with=_tracker(recipe),
+            project_dir=self.folder,
+            step_scheduler_with_optimizer=False,
+        )
+        self.job = job = self._open_job()
+        self.world = accelerator.num_processes
+        on_gpu = accelerator.device.type == "cuda"
+
+        set_seed(recipe.seed)
+        self.bare, self.frozen = job.build_model()
+        if recipe.sync_batchnorm and self.world > 1:
+            if not on_gpu:
+                raise UserError("--sync-batchnorm works on GPUs only: give --no-sync-batchnorm here.")
+            frozen = [name for name, part in self.bare.named_modules() if part in self.frozen]
+            self.bare = convert_sync_batchnorm(self.bare)  # timm's own norms keep their activations
+            self.frozen = [self.bare.get_submodule(name) for name in frozen]  # norms are others now
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.layout = layout
+        self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
+        fused: dict[str, Any] = {"fused": True} if recipe.optimizer in ("adam", "adamw") else {}
+        optimizer = create_optimizer_v2(
+            self.bare,
+            opt=recipe.optimizer,
+            lr=recipe.lr * self.lr_scale,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+            param_group_fn=job.param_groups,
+            **fused,
+        )
+        model = torch.compile(self.bare) if recipe.compile else self.bare
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = None
+        if recipe.ema:
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise UserError("--ema does not work with FSDP: give --ema none.")
+            self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
+
+        place = (accelerator.process_index, self.world, on_gpu)
+        self.loader, self.val_loader = job.train_loader(*place), job.val_loader(*place)
+        self.steps = len(self.loader) // recipe.accumulate * recipe.accumulate
+        if self.steps == 0:
+            raise UserError(f"{job.images[0]} training images are too few for one batch: lower --batch-size.")
+        if job.images[1] < self.world:
+            raise UserError(f"{job.images[1]} validation images are fewer than the {self.world} processes.")
+        self.updates = self.steps // recipe.accumulate
+        self.scheduler: Any = create_scheduler_v2(
+            self.optimizer,
+            warmup_lr=0.0,
+            min_lr=recipe.lr_min * self.lr_scale,
+            step_on_epochs=False,
+            updates_per_epoch=self.updates,
+            **job.schedule(),
+        )[0]
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
+        if recipe.resume:
+            accelerator.load_state(str(self.folder / "last"))
+            job.check_resumed(self.progress, self.updates)
+        elif accelerator.is_main_process:
+            clear(self.folder)
+        self.progress.updates = self.updates
+        if accelerator.is_main_process:
+            write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
+        accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
+
+    def _open_job(self) -> Job:
+        """The recipe's job; a mistake in it leaves no empty folder that would stand in the way of the next try."""
+        try:
+            return open_job(self.recipe)
+        except UserError:
+            with suppress(OSError):  # it is not empty, or another process has removed it
+                self.folder.rmdir()
+            raise
+
+    def fit(self, display: Display) -> None:
+        """Run the epochs that are left."""
+        device, gather = self.accelerator.device, self.accelerator.gather
+        for note in self.job.notes:
+            display.say(f"note: {note}")
+        display.say(self._summary())
+        while self.progress.epoch < self.job.epochs:
+            row = self._epoch(display)
+            row.update(self.job.validate(self._evaluated(), self.val_loader, device, gather))
+            self.progress.history.append(row)
+            self._keep_best(row)
+            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+            self.progress.sums = {}
+            self._save()
+            self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.progress.epoch)
+            display.say(self.job.line(row))
+            if self._stop_agreed():
+                self._stop_now()
+
+    def _epoch(self, display: Display) -> dict[str, float]:
+        """Train the steps of an epoch that are left; a row of metrics.csv."""
+        recipe, progress, accelerator, epochs = self.recipe, self.progress, self.accelerator, self.job.epochs
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+        if progress.step == 0:
+            set_seed(int(np.random.SeedSequence((recipe.seed, progress.epoch)).generate_state(1)[0]), True)
+        if isinstance(self.loader.batch_sampler, StepSampler):
+            self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = progress.epoch, progress.step
+        batches = iter(self.loader)
+        images, waited, started = 0, 0.0, time.perf_counter()
+        for step in range(progress.step, self.steps):
+            clock = time.perf_counter()
+            inputs, targets, positions = next(batches)
+            waited += time.perf_counter() - clock
+            if (positions < 0).any():
+                progress.broken = sorted({*progress.broken, *(~positions[positions < 0]).tolist()})
+                self.job.check_broken(progress.broken)
+            progress.add(self._step(inputs, targets, progress.epoch * self.updates + step // recipe.accumulate))
+            images += len(positions) * self.world
+            rate = images / (time.perf_counter() - started)
+            means = "  ".join(f"{name} {progress.mean(name):.3f}" for name in progress.sums)
+            display.step(
+                f"{self.job.unit} {progress.epoch + 1}/{epochs}",
+                progress.epoch * self.steps + step + 1,
+                epochs * self.steps,
+                f"{means}  {rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
+            )
+            if (step + 1) % recipe.accumulate == 0 and step + 1 < self.steps:
+                stopped = self._stop_agreed()
+                if stopped or (recipe.save_every and (step + 1) % recipe.save_every == 0):
+                    self._save()
+                if stopped:
+                    self._stop_now()
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
+        return {
+            "epoch": progress.epoch + 1,
+            "iteration": (progress.epoch + 1) * self.updates,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            **{f"train_{name}": progress.mean(name) for name in progress.sums},
+            "images_per_second": images / seconds,
+            "wait_share": waited / seconds,
+            "memory_gb": memory_gb(accelerator.device),
+            "seconds": progress.seconds,
+        }
+
+    def _step(self, inputs: Any, targets: Any, update: int) -> dict[str, float]:
+        """One batch forward and back; the weights move after every `accumulate` of them. Loss and other figures."""
+        accelerator = self.accelerator
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(memory_format=self.layout)
+        inputs, targets = send_to_device((inputs, targets), accelerator.device, non_blocking=True)
+        self.scheduler.step_update(update)
+        with accelerator.accumulate(self.model):
+            with accelerator.autocast():
+                loss, figures = self.job.loss(self.model, inputs, targets)
+            value = loss.item()
+            if not np.isfinite(value):
+                self._not_finite(value)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and self.recipe.clip_grad:
+                accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema and accelerator.sync_gradients:
+                self.ema.update(self.bare, step=update)
+        return {"loss": value, **figures}
+
+    def _evaluated(self) -> nn.Module:
+        """What is validated and kept."""
+        return self.ema.module if self.ema else self.model
+
+    def _keep_best(self, row: dict[str, float]) -> None:
+        """Write best/ when validation is at its best so far; an equal figure counts, as the later weights."""
+        if row[self.job.headline] < self.progress.best:
+            return
+        self.progress.best = row[self.job.headline]
+        state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
+            with writing_to(self.folder):
+                self.job.save(self.folder / "best", self.bare, state)
+
+    def _save(self) -> None:
+        """Save the state to resume from, whole, and metrics.csv."""
+        part = self.folder / "last.part"
+        with writing_to(self.folder):
+            try:
+                self.accelerator.save_state(str(part))
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    replace_folder(part, self.folder / "last")
+                    write_whole(self.folder / "metrics.csv", csv_text(self.progress.history))
+            finally:
+                if self.accelerator.is_main_process:
+                    shutil.rmtree(part, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _stop_agreed(self) -> int:
+        """The signal that asked to stop, if any did on any process."""
+        asked = self.stop[0] if self.stop else 0
+        if self.world > 1:
+            everyone: Any = self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device))
+            asked = int(everyone.max())
+        return asked
+
+    def _stop_now(self) -> None:
+        raise Stopped(
+            f"stopped in {self.job.unit} {self.progress.epoch + 1} of {self.job.epochs}, state saved; "
+            f"go on with: dmformer train --resume --out {self.recipe.out} --name {self.recipe.name}",
+            self.stop[0] if self.stop else signal.SIGTERM,
+        )
+
+    def _not_finite(self, loss: float) -> None:
+        progress = self.progress
+        saved = f"the last {self.job.unit}'s state is in"
+        if self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
+            self._save()
+            saved = "the state before this step is in"
+        raise UserError(
+            f"the loss is {loss} at step {progress.step + 1} of {self.job.unit} {progress.epoch + 1}, learning rate "
+            f"{self.optimizer.param_groups[-1]['lr']:.2g}; {saved} {self.folder / 'last'}. "
+            "Try a lower --lr, --clip-grad 1, a longer warm-up, or --precision no."
+        )
+
+    def _summary(self) -> str:
+        recipe, job = self.recipe, self.job
+        train, val, test = job.images
+        parameters = sum(p.numel() for p in self.bare.parameters() if p.requires_grad) / 1e6
+        held_out = f", {test} held out for the report" if test else ""
+        return (
+            f"{recipe.model}, {parameters:.2f} M trained parameters, on {train} images of "
+            f"{len(job.class_names)} classes at {job.size} ({val} to validate{held_out}); "
+            f"{job.epochs} {job.unit}s of {self.steps} steps on {self.accelerator.device.type}"
+            f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
+        )
+
+
+def memory_gb(device: torch.device) -> float:
+    """Memory in use, in GB: of the GPU at its peak, else of this process and its readers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    process = psutil.Process()
+    total = 0
+    for p in (process, *process.children()):
+        try:
+            total += p.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 2**30
+
+
+def _tracker(recipe: Recipe) -> str | None:
+    if recipe.tracker == "none":
+        return None
+    try:
+        __import__(recipe.tracker)
+    except ImportError:
+        if recipe.tracker == "tensorboard":  # the default: no reason not to train
+            return None
+        message = f"--tracker {recipe.tracker} needs the extra 'tracking': pip install 'dmformer[tracking]'."
+        raise UserError(message) from None
+    return recipe.tracker
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first Ctrl-C in a list instead of dying of them; a second Ctrl-C is not held back."""
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        print("stopping after this step; state will be saved", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            previous[number] = signal.signal(number, note)
+        except ValueError:  # not in the main thread: the caller handles signals
+            break
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,50 @@
+"""Candidates timed beside one another, in interleaved rounds."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def interleave(
+    turns: Sequence[Callable[[], float]], rounds: int, progress: Callable[[int, int, int], None]
+) -> list[list[float]]:
+    """What each turn gave in each round, (candidates, rounds); one round before them does not count.
+
+    The order within a round is drawn anew, from a fixed seed.
+    """
+    order, draw = list(range(len(turns))), random.Random(0)
+    results: list[list[float]] = [[] for _ in turns]
+    for r in range(rounds + 1):
+        draw.shuffle(order)
+        for n, i in enumerate(order):
+            progress(i, r * len(turns) + n, (rounds + 1) * len(turns))
+            result = turns[i]()
+            if r > 0:
+                results[i].append(result)
+    return results
+
+
+def turn(call: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds a call, over as many calls as fill `seconds`; at least one."""
+    start, calls = clock(), 0
+    while True:
+        call()
+        calls += 1
+        elapsed = clock() - start
+        if elapsed >= seconds:
+            return elapsed / calls
+
+
+def summarise(batch_size: int, times: Sequence[float], baseline: Sequence[float] | None) -> dict[str, Any]:
+    """The figures of a row from seconds a call in each round, its own and its baseline's."""
+    speeds = [batch_size / t for t in times]
+    low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
+    return {
+        "images_per_second": statistics.median(speeds),
+        "low": low,
+        "high": high,
+        "latency_ms": 1e3 * statistics.median(times),
+        "ratio": None if baseline is None else statistics.median(b / t for b, t in zip(baseline, times, strict=True)),
+    }
