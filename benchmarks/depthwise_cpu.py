@@ -1,7 +1,7 @@
 """Depth-wise convolutions on a CPU: `kernels.depthwise` against plain PyTorch, in turn, batch 8 at 224 px.
 
 python benchmarks/depthwise_cpu.py           # the stages of VAN-B0 and DMFormer-S, float32 and bfloat16
-python benchmarks/depthwise_cpu.py rules     # what the choices in kernels/cpu.py rest on
+python benchmarks/depthwise_cpu.py rules     # what the choices in nn/kernels/cpu.py rest on
 """
 
 import statistics

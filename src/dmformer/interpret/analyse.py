@@ -222,4 +222,4 @@ MEASURES: dict[str, Measure] = {
     "modulators": Measure("scale-aware modulation of SMT", lambda s: bool(sam_blocks(s)), results.modulators_of),
     "cka": Measure("blocks", lambda s: bool(s.stages), results.cka_of, most_models=2),
 }
-"""What can be measured, by name; `analysis.names.MEASURES` says in a line what each is."""
+"""What can be measured, by name; `names.MEASURES` says in a line what each is."""

@@ -44,7 +44,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     """An equal model for inference: BatchNorms, layer scales and biases folded, drop path gone.
 
     Its convolutions take the sums, products and activations that follow them along, in one pass on a CPU with oneDNN
-    (`inference`). Answers agree to about 1e-6 of the largest in float32. Convert it to bfloat16 afterwards, so that the
+    (`fused`). Answers agree to about 1e-6 of the largest in float32. Convert it to bfloat16 afterwards, so that the
     weights are rounded once. The names of its parameters are not the model's: save the model itself.
 
     Args:

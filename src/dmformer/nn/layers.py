@@ -84,7 +84,7 @@ class DepthwiseConv(nn.Conv2d):
         kernel_size: Height and width of the kernel.
         dilation: Distance between its taps.
 
-    It runs through `kernels.depthwise` where the framework is slow; elsewhere, and in traced or
+    It runs through `nn.kernels.depthwise` where the framework is slow; elsewhere, and in traced or
     exported graphs, it is a plain convolution, as it is in state dicts.
     """
 
@@ -142,7 +142,7 @@ class DepthwiseSum(nn.Module):
         levels: One (odd kernel size, dilation) a branch.
         bias: Whether a bias is added, which the first convolution has.
 
-    The sum runs through `kernels.depthwise` where that is fast; elsewhere, and in traced or exported graphs, it is
+    The sum runs through `nn.kernels.depthwise` where that is fast; elsewhere, and in traced or exported graphs, it is
     made of plain convolutions. State dicts hold plain convolutions always.
     """
 

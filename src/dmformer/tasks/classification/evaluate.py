@@ -1,4 +1,4 @@
-"""Run a trained model over a set of images, and score it."""
+"""Run a trained classifier over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

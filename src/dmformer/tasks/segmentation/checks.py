@@ -1,4 +1,4 @@
-"""Photos and their masks looked at before training, so that what is wrong is told at once."""
+"""Photos with their masks looked at before training: what is wrong is told at once, with what may mend it."""
 
 import os
 from collections.abc import Sequence

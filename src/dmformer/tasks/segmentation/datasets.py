@@ -1,4 +1,4 @@
-"""Images with id masks: which layouts of folders are known, which image belongs to which mask, and what is wrong."""
+"""Images with id masks: which layouts of folders are known, and which image belongs to which mask."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -30,7 +30,7 @@ def atss(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: 
     """ATSS over a backbone.
 
     Args:
-        backbone, channels: Of `features.open_backbone`.
+        backbone, channels: Of `models.features.open_backbone`.
         num_classes: K.
         width: Channels of the pyramid and of the head.
     """

@@ -38,7 +38,7 @@ class DetectionModel(nn.Module):
         return self.losses(batch, list(targets))
 
     def backbone_module(self) -> nn.Module:
-        """The backbone of `features.open_backbone`."""
+        """The backbone of `models.features.open_backbone`."""
         return self.get_submodule("pyramid.backbone")
 
     def losses(self, images: ImageList, targets: list[Target]) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def cascade_rcnn(
     """Cascade Mask R-CNN over a backbone (Cascade R-CNN, sections 4 and 5; masks as in its longer version, section 5).
 
     Args:
-        backbone, channels: Of `features.open_backbone`.
+        backbone, channels: Of `models.features.open_backbone`.
         num_classes: K.
         masks: False is Cascade R-CNN.
         proposals: Regions of an image that the first stage gets.

@@ -63,7 +63,7 @@ def shares(x: Tensor) -> Tensor:
 def select(
     candidates: Tensor, levels: Sequence[int], size: tuple[int, int], padded: tuple[int, int], selection: Selection
 ) -> Found:
-    """Objects of one image; arguments as in `detections.select`, which is the same without torch."""
+    """Objects of one image; arguments as in `data.detections.select`, which is the same without torch."""
     scale = candidates.new_tensor([padded[1], padded[0], padded[1], padded[0]])
     boxes, scores, labels = [], [], []
     for part in candidates.split(list(levels)):

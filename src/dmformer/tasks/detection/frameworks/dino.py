@@ -33,7 +33,7 @@ def dino(backbone: nn.Module, channels: Sequence[int], num_classes: int, queries
     """DINO with 4 scales (Zhang et al. 2022): strides 8, 16, 32 and 64.
 
     Args:
-        backbone: Of `features.open_backbone`.
+        backbone: Of `models.features.open_backbone`.
         channels: Of its four maps.
         num_classes: K.
         queries: Boxes that the decoder refines; of an image with fewer places than that, each is one.
@@ -78,7 +78,7 @@ class Dino(DenseDetector):
     Every layer has its own two heads, as in MMDetection; the authors' code has one pair for all of the decoder.
 
     Args:
-        backbone: Of `features.open_backbone`.
+        backbone: Of `models.features.open_backbone`.
         channels: Of its four maps.
         num_classes: K.
         queries: Boxes that the decoder refines.

@@ -38,7 +38,7 @@ def mask_rcnn(
     """Mask R-CNN over a backbone (Mask R-CNN, section 3, its heads on a pyramid: figure 4, right).
 
     Args:
-        backbone, channels: Of `features.open_backbone`.
+        backbone, channels: Of `models.features.open_backbone`.
         num_classes: K.
         masks: False is Faster R-CNN.
         proposals: Regions of an image that the heads get.

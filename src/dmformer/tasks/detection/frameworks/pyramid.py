@@ -18,7 +18,7 @@ class Pyramid(nn.Module):
     """(B, 3, H, W) -> maps (B, width, H/stride, W/stride) from the finest on (Feature Pyramid Networks, section 3).
 
     Args:
-        backbone: Of `features.open_backbone`.
+        backbone: Of `models.features.open_backbone`.
         channels: Of its four maps.
         first: The first of the four maps that is used: 0 begins at stride 4, 1 at stride 8.
         extra: Makes further levels of the last; see `pooled` and `convolved`.

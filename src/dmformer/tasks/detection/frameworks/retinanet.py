@@ -24,7 +24,7 @@ def retinanet(backbone: nn.Module, channels: Sequence[int], num_classes: int, wi
     """RetinaNet over a backbone.
 
     Args:
-        backbone, channels: Of `features.open_backbone`.
+        backbone, channels: Of `models.features.open_backbone`.
         num_classes: K.
         width: Channels of the pyramid and of the heads.
     """

@@ -33,7 +33,7 @@ def sparse_rcnn(
     """Sparse R-CNN over a backbone.
 
     Args:
-        backbone, channels: Of `features.open_backbone`.
+        backbone, channels: Of `models.features.open_backbone`.
         num_classes: K.
         proposals: Of every image; 100 and 300 in the paper, 300 for SMT.
         stages: That refine them.

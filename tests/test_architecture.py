@@ -1,0 +1,156 @@
+"""The rooms of the package, and which may import which: everything imports downwards, and a task no other task.
+
+Where the order is not plain: `predict` and `train` stand beside each other, for neither needs the other; `interpret`
+stands above `predict`, whose rules it follows for photos and the names of what it writes; `serve` above `interpret`,
+for its page shows what a model looks at; `runtimes`, which reads exported files, below the tasks, for a teacher may be
+such a file; `data` below `runtimes`, for a photo is decoded the same way whatever answers for it.
+"""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "dmformer"
+
+FLOORS = (
+    ("cli",),
+    ("bench", "serve"),
+    ("export", "interpret"),
+    ("predict", "train"),
+    ("tasks",),
+    ("report",),
+    ("models", "runtimes"),
+    ("data",),
+    ("nn",),
+    ("utils",),
+)
+"""From the top; rooms of a floor do not import each other."""
+
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+TASKS = {"classification", "segmentation", "detection", "pretraining"}
+TABLES = {"recipes", "opening"}
+"""The files beside the tasks that know all of them."""
+BORROWED = {"pretraining": {"classification"}}
+"""A pretrained backbone is a classifier, learnt from class folders or from a classifier's teacher."""
+
+PUBLIC = {"models", "models.weights", "nn.fuse", "tasks.classification.convert", "utils.version"}
+"""What the few public names of the package itself come from."""
+
+
+def module_name(path: Path) -> str:
+    """tasks.job of src/dmformer/tasks/job.py; a room's own name of its __init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(name: str, functions: bool = True) -> Iterator[str]:
+    """The modules of the package that a module imports, also inside functions and for types; or at its top alone."""
+    path = MODULES[name]
+    tree = ast.parse(path.read_text("utf-8"))
+    package = ["dmformer", *name.split(".")] if name else ["dmformer"]
+    if path.name != "__init__.py":
+        package.pop()
+    for node in ast.walk(tree) if functions else tree.body:
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            targets = [f"{whole}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target.partition(".")[0] == "dmformer":
+                inner = target.partition(".")[2]
+                yield inner if inner in MODULES else inner.rpartition(".")[0]
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def task(name: str) -> str | None:
+    """The task whose folder a module lies in."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "tasks" and parts[1:2] and parts[1] in TASKS else None
+
+
+def test_nothing_is_loose():
+    """Every module lies in a room, and every room and every task is known here."""
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == FLOOR.keys()
+    folders = {path.name for path in (PACKAGE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == TASKS
+    assert all((folder / "__init__.py").is_file() for folder in {path.parent for path in MODULES.values()})
+
+
+def test_imports_are_relative():
+    """So that the reading of imports here overlooks none."""
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert not any(name.partition(".")[0] == "dmformer" for name in names), path
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("", "__main__")])
+def test_imports_point_down(name):
+    own = room(name)
+    for other in imported(name):
+        assert other, f"{name} imports the package itself, which is above everything"
+        assert room(other) == own or FLOOR[room(other)] > FLOOR[own], f"{name} imports {other}"
+
+
+def test_top_imports_the_public_names_alone():
+    assert set(imported("")) == PUBLIC
+    assert set(imported("__main__")) <= {"cli", "cli.main"}
+
+
+def test_tasks_do_not_know_each_other():
+    """Nor does what they share know any of them, but for the tables."""
+    for name in MODULES:
+        if room(name) != "tasks" or name.removeprefix("tasks.") in TABLES:
+            continue
+        own = task(name)
+        allowed = {own, *BORROWED.get(own or "", ())}
+        for other in imported(name):
+            assert task(other) is None or task(other) in allowed, f"{name} imports {other}"
+            assert other.removeprefix("tasks.") not in TABLES, f"{name} imports {other}"
+
+
+def test_borrowing_is_still_needed():
+    borrowed = {(task(name), task(other)) for name in MODULES if task(name) for other in imported(name)}
+    for borrower, lenders in BORROWED.items():
+        assert all((borrower, lender) in borrowed for lender in lenders)
+
+
+def test_training_knows_no_task():
+    for name in MODULES:
+        if room(name) == "train":
+            assert all(task(other) is None for other in imported(name)), name
+
+
+def test_no_circle_of_modules():
+    """Of imports at the top of modules, a package's own for its parts aside."""
+    graph = {name: {o for o in imported(name, functions=False) if o != name} for name in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("lowest", ["data", "runtimes"])
+def test_what_opens_exported_files_knows_no_torch(lowest):
+    for name, path in MODULES.items():
+        if room(name) != lowest:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert not {n.partition(".")[0] for n in names} & {"torch", "torchvision", "timm"}, name
