@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmformer.nn.kernels import depthwise
-from dmformer.nn.layers import DepthwiseMlp
+from dmformer.nn.layers import GELU, DepthwiseMlp, PixelMean
 from dmformer.nn.mixers.attention import Attention, ValueConvAttention
 from dmformer.nn.mixers.dma import DMA, LEVELS
 from dmformer.nn.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
@@ -691,3 +691,50 @@ def depthwise_mlp(m: DepthwiseMlp, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("residual", [False, True], ids=["VAN's", "SMT's"])
 def test_depthwise_mlp_equals_its_formula(residual):
     assert_same_with_gradients(randomised(DepthwiseMlp(4, 8, residual)), depthwise_mlp, noise(2, 4, 7, 5))
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def copied(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    return x.detach().clone(memory_format=memory_format).requires_grad_()
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_equals_its_formula_in_any_memory_format(memory_format, dtype):
+    torch.manual_seed(0)
+    x, grad = 3 * torch.randn(2, 8, 5, 7), torch.randn(2, 8, 5, 7)
+    x, grad = x.to(dtype), grad.to(dtype)
+    ours, plain = copied(x, memory_format), copied(x.double(), torch.contiguous_format)
+    y = GELU()(ours)
+    expected = plain * 0.5 * (1 + torch.erf(plain / math.sqrt(2)))
+    y.backward(grad)
+    expected.backward(grad.double())
+    close = dict(rtol=0, atol=1e-6) if dtype == torch.float32 else dict(rtol=2**-7, atol=1e-2)
+    torch.testing.assert_close(y.double(), expected, **close)
+    torch.testing.assert_close(ours.grad.double(), plain.grad, **close)
+    assert y.stride() == ours.stride()
+
+
+@pytest.mark.parametrize("memory_format", LAYOUTS)
+def test_pixel_mean_and_its_gradient(memory_format):
+    torch.manual_seed(0)
+    x = copied(torch.randn(2, 8, 5, 7), memory_format)
+    y = PixelMean()(x)
+    grad = torch.randn(2, 8, 1, 1)
+    y.backward(grad)
+    torch.testing.assert_close(y.squeeze(), x.detach().flatten(2).sum(2) / 35)
+    torch.testing.assert_close(x.grad, (grad / 35).expand(2, 8, 5, 7))
+    assert x.grad.is_contiguous(memory_format=memory_format)
+
+
+def test_gradients_before_the_gate_keep_channels_last():
+    """One in another memory format makes the norm before it ten times as slow."""
+    torch.manual_seed(0)
+    norm, mixer = nn.BatchNorm2d(32), DMA(32)
+    seen = []
+    norm.register_full_backward_hook(lambda _, grad_in, grad_out: seen.append(grad_out[0]))
+    x = copied(torch.randn(4, 32, 6, 6), torch.channels_last)
+    mixer(norm(x)).square().sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

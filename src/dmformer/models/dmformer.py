@@ -15,7 +15,7 @@ from timm.models.metaformer import Pooling
 from torch import nn
 
 from ..nn.backbone import Block, HierarchicalBackbone, Stage, building_on
-from ..nn.layers import ConvStem, Downsample
+from ..nn.layers import GELU, ConvStem, Downsample
 from ..nn.mixers.dma import DMA, LEVELS
 from ..nn.mixers.lka import LKA
 from ..nn.mixers.sam import SAM
@@ -77,7 +77,7 @@ class DMFormer(HierarchicalBackbone):
         with building_on(device, dtype):
             stages = []
             for i, (dim, ratio, drops) in enumerate(zip(dims, mlp_ratios, rates, strict=True)):
-                mlp = partial(ConvMlp, hidden_features=int(dim * ratio), act_layer=nn.GELU)
+                mlp = partial(ConvMlp, hidden_features=int(dim * ratio), act_layer=GELU)
                 downsample = ConvStem(in_chans, dim) if i == 0 else Downsample(dims[i - 1], dim)
                 blocks = [Block(dim, mixer, mlp, layer_scale=layer_scale, drop_path=drop) for drop in drops]  # type: ignore[union-attr]
                 stages.append(Stage(dim, downsample, blocks))

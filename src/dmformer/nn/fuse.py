@@ -29,14 +29,14 @@ from .fused import (
     Residual,
 )
 from .kernels.onednn import Activation
-from .layers import DepthwiseConv, DepthwiseMlp, DepthwiseSum
+from .layers import GELU, DepthwiseConv, DepthwiseMlp, DepthwiseSum
 from .mixers.dma import DMA
 from .mixers.lka import LKA
 from .mixers.sam import SAM
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
+ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", GELU: "gelu", nn.SiLU: "silu"}
 """What a convolution takes along in its pass; the exact GELU only."""
 
 

@@ -16,6 +16,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .backbone import Stage
+from .layers import GELU
 
 Position = Literal["none", "sinusoid", "learned"]
 
@@ -90,7 +91,7 @@ class PRM(nn.Module):
             nn.Conv2d(in_chans, dim, kernel_size, stride, padding, d)
             for d, padding in list(zip(dilations, self.paddings, strict=True))[: 1 if shared else None]
         )
-        self.act = nn.GELU()
+        self.act = GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.end > 0:

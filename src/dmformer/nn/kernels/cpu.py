@@ -134,6 +134,8 @@ def is_made_of_strips(height: int, width: int, reach: tuple[int, int], dilation:
 def gradient_by_strips(x: Tensor, grad: Tensor, reach: tuple[int, int], d: int) -> Tensor:
     """Gradient of the taps within reach of one kernel, (C, 2 ry + 1, 2 rx + 1)."""
     B, C, H, W = x.shape
+    if reach == (0, 0):  # the tap at the centre alone
+        return (x.float() * grad).sum((0, 2, 3)).to(x.dtype)[:, None, None]
     if reach == (1, 1) and d == 1:
         return _gradient_of_strip(x, grad, 1, 1)
     ry, rx = (max(r, 1) for r in reach)

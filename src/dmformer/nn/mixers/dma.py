@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers import DepthwiseSum
+from ..layers import DepthwiseSum, PixelMean
 
 LEVELS = ((3, 1), (5, 2), (7, 3))
 """(kernel size, dilation) of the paper's three levels: extents 3, 9 and 19 pixels."""
@@ -17,12 +17,13 @@ class ChannelGate(nn.Module):
     def __init__(self, dim: int, reduction: int = 16) -> None:
         super().__init__()
         hidden = max(dim // reduction, 1)
+        self.pool = PixelMean()
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.ReLU()
         self.fc2 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
+        return torch.sigmoid(self.fc2(self.act(self.fc1(self.pool(x)))))
 
 
 class DMA(nn.Module):

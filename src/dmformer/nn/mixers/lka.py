@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv
+from ..layers import GELU, DepthwiseConv
 
 
 def decompose(kernel_size: int, dilation: int) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class LKA(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:
         super().__init__()
         self.proj1 = nn.Conv2d(dim, dim, 1)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.kernel = LargeKernel(dim, kernel_size, dilation)
         self.proj2 = nn.Conv2d(dim, dim, 1)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv
+from ..layers import GELU, DepthwiseConv
 
 
 class MHMC(nn.Module):
@@ -41,7 +41,7 @@ class SAA(nn.Module):
         self.heads = heads
         self.proj0 = nn.Conv2d(dim, dim * expand_ratio, 1, groups=dim // heads)
         self.norm = nn.BatchNorm2d(dim * expand_ratio)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.proj1 = nn.Conv2d(dim * expand_ratio, dim, 1)
 
     def expand(self, x: Tensor) -> Tensor:
