@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import timm
 import torch
@@ -23,8 +25,9 @@ from dmformer.predict.classes import predict
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.evaluate import evaluate
 from dmformer.tasks.classification.model import build_model, freeze
-from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.tasks.recipes import RECIPES, ClassificationRecipe, read_recipe
 from dmformer.train.loop import Run, Stopped, Trainer, train
+from dmformer.train.processes import number_of_processes, together
 from dmformer.utils.errors import UserError
 
 
@@ -329,6 +332,78 @@ def test_the_command_runs_on_two_processes(recipe, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("top-1") == 1
     assert done.stdout.count("best weights:") == 1
+
+
+def command_of(recipe: ClassificationRecipe, *arguments: str) -> list[str]:
+    """`dmformer train` of the small model on the photos, by SGD without anything that is drawn for each process."""
+    options = ["--data", recipe.data, "--out", recipe.out, "--model-args", *recipe.model_args, "--image-size", "32"]
+    options += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--tracker", "none", "--optimizer", "sgd"]
+    options += ["--ema", "none", "--freeze", "4", "--precision", "no", *arguments]
+    return [sys.executable, "-m", "dmformer", "train", "scratch", *options]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_starts_its_processes_and_equals_one(recipe):
+    for processes in ("1", "2"):
+        done = run(command_of(recipe, "--name", processes, "--processes", processes))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("best weights:") == 1
+        assert "Warning" not in done.stderr
+    a, b = (final_weights(Path(recipe.out) / processes) for processes in ("1", "2"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+    saved = read_recipe(Path(recipe.out) / "2" / "recipe.yaml")
+    assert (saved.batch_size, saved.processes) == (8, 2)
+
+
+def test_a_run_of_two_processes_is_resumed_by_two(recipe):
+    done = run(command_of(recipe, "--name", "two", "--processes", "2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    resume = ["train", "--resume", "--out", recipe.out, "--name", "two", "--epochs", "2"]
+    done = run([sys.executable, "-m", "dmformer", *resume])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "cpu x 2" in done.stderr + done.stdout
+
+
+def test_the_command_has_as_many_processes_as_its_batch_and_the_threads_allow(recipe, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for batch, threads, expected in [(32, 2, 2), (32, 1, 1), (31, 2, 1), (64, 3, 2), (64, 16, 4), (16, 8, 1)]:
+        assert number_of_processes(replace(recipe, batch_size=batch, threads=threads)) == expected
+    assert number_of_processes(replace(recipe, batch_size=32, threads=2, processes=1)) == 1
+    assert number_of_processes(replace(recipe, batch_size=32, threads=2, resume=True)) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert number_of_processes(replace(recipe, batch_size=32, threads=2)) is None
+
+
+def test_processes_that_cannot_be(recipe, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="--batch-size 8 cannot be shared out among --processes 3"):
+        replace(recipe, batch_size=8, processes=3).check()
+    with pytest.raises(UserError, match="under torchrun, and in a program of your own, leave it out"):
+        train(replace(recipe, batch_size=8, processes=2))
+
+
+def test_the_failure_of_another_process_is_told(recipe, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    environment = dict(os.environ)
+
+    def lose_the_other() -> None:
+        with together(replace(recipe, processes=2), ["nothing"]):
+            assert os.environ["WORLD_SIZE"] == "2"
+            other = psutil.Process().children()[-1]
+            while other.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(UserError, match="unknown recipe 'nothing'"):
+        lose_the_other()
+    assert dict(os.environ) == environment
 
 
 def test_threads_are_those_asked_for(recipe):

@@ -53,9 +53,12 @@ def train(arguments: list[str]) -> None:
     check_folder(recipe)
 
     from ..train.loop import Stopped, train
+    from ..train.processes import number_of_processes, together
 
+    recipe = replace(recipe, processes=number_of_processes(recipe))
     try:
-        run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))
+        with together(recipe, arguments):
+            run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None

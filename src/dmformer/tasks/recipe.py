@@ -1,9 +1,10 @@
 """The `Recipe` dataclass: what decides a training run of any kind, and its checks."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 from ..utils.errors import UserError
+from ..utils.machine import available_cores
 
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
 """Shares that may be the whole."""
@@ -45,7 +46,7 @@ class Recipe:
     """Probability of a horizontal flip."""
 
     batch_size: int = 32
-    """Photos a step on each process."""
+    """Photos a step; under torchrun, on each process."""
     accumulate: int = 1
     """Steps whose gradients are added before the weights move."""
     optimizer: str = "adamw"
@@ -80,8 +81,11 @@ class Recipe:
     workers: int | None = None
     """Processes that read images; by default as many as there are cores, at most 8."""
     threads: int | None = None
-    """Threads that PyTorch computes with on a CPU; by default as many as there are cores. 1 keeps its speed beside
-    other work, where several threads that wait for each other can be many times slower."""
+    """Threads that PyTorch computes with on a CPU, in all processes together; by default as many as there are cores."""
+    processes: int | None = None
+    """Processes on a CPU that each take an equal part of a step's images and of the threads; `dmformer train` starts
+    them. By default one for every 16 images of a step, as far as there are threads; a run that is resumed has as many
+    as before."""
     seed: int = 0
     """Seed of the split, the weights, the order and the augmentation."""
 
@@ -111,11 +115,23 @@ class Recipe:
                 raise UserError(f"{_option(name)} is {value}: it must be above 0, and a decay at most 1.")
         if self.val_share + self.test_share >= 1:
             raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
-        if self.threads is not None:
-            self._check_counts("threads")
+        for name in ("threads", "processes"):
+            if getattr(self, name) is not None:
+                self._check_counts(name)
+        if self.batch_size % (self.processes or 1):
+            raise UserError(f"--batch-size {self.batch_size} cannot be shared out among --processes {self.processes}.")
         if self.workers is not None:
             self._check_not_negative("workers")
         self.parsed_model_args()
+
+    def of_one_process(self) -> Self:
+        """What one of the processes does: an equal part of the images, the threads and the readers."""
+        n = self.processes or 1
+        if n == 1:
+            return self
+        threads = max(1, (self.threads or available_cores()) // n)
+        workers = max(1, min(available_cores(), 8) // n) if self.workers is None else -(-self.workers // n)
+        return replace(self, batch_size=self.batch_size // n, threads=threads, workers=workers)
 
     def _check_counts(self, *names: str) -> None:
         for name in names:

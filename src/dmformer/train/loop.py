@@ -90,12 +90,13 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check()
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
+        if (threads := recipe.of_one_process().threads) is not None:
+            torch.set_num_threads(threads)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         on_cpu = not torch.accelerator.is_available()
         names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu, timeout=PATIENCE).is_main_process else None]
-        self.recipe = recipe = with_normalisation(broadcast_object_list(names)[0])
+        whole = with_normalisation(broadcast_object_list(names)[0])
+        self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
         self.accelerator = accelerator = Accelerator(
@@ -108,6 +109,11 @@ class Trainer:
         )
         self.job = job = self._open_job()
         self.world = accelerator.num_processes
+        if recipe.processes not in (None, 1, self.world):
+            raise UserError(
+                f"--processes {recipe.processes} are started by `dmformer train` alone: under torchrun, and in a "
+                "program of your own, leave it out."
+            )
         on_gpu = accelerator.device.type == "cuda"
 
         set_seed(recipe.seed)
@@ -165,7 +171,7 @@ class Trainer:
             clear(self.folder)
         self.progress.updates = self.updates
         if accelerator.is_main_process:
-            write_whole(self.folder / "recipe.yaml", recipe.to_yaml())
+            write_whole(self.folder / "recipe.yaml", whole.to_yaml())
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
 
     def _open_job(self) -> Job:

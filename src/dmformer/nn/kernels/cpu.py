@@ -121,7 +121,8 @@ def weight_gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor], dilatio
         (ry, rx), _ = level
         taps = next(products) if level in small else gradient_by_strips(x, grad, *level)
         margin_y, margin_x = weight.shape[-2] // 2 - ry, weight.shape[-1] // 2 - rx
-        grads.append(F.pad(taps[:, None], (margin_x, margin_x, margin_y, margin_y)))
+        padded = F.pad(taps[:, None], (margin_x, margin_x, margin_y, margin_y))
+        grads.append(torch.empty_like(weight).copy_(padded))  # with the weight's strides, which DDP's buckets have too
     return grads
 
 

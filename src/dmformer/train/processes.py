@@ -1,0 +1,118 @@
+"""Training on a CPU by several processes of this machine, started by the command itself.
+
+Each takes an equal part of a step's images and of the threads. A process with one thread waits for the others once a
+step; several threads in one process wait for each other after every small operation, which costs a third of two cores
+and, beside other work, most of them (docs/performance.md).
+
+Not for programs that import dmformer: there a process is started by whoever starts the program, as torchrun does.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+from ..tasks.recipe import Recipe
+from ..utils.errors import UserError
+from ..utils.machine import available_cores
+
+IMAGES_PER_PROCESS = 16
+"""Fewest images of a step for a process of its own by default: BatchNorm's statistics are taken over them."""
+
+PATIENCE = 10
+"""Seconds that the other processes have to end by themselves when the first has ended."""
+
+
+def number_of_processes(recipe: Recipe) -> int | None:
+    """How many processes `dmformer train` is to be; None under torchrun and the like, which started them already."""
+    if recipe.processes is not None:
+        return recipe.processes
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return None
+    if recipe.resume or _has_accelerator():
+        return 1
+    threads = recipe.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cores())
+    most = min(threads, recipe.batch_size // IMAGES_PER_PROCESS)
+    return next((n for n in range(most, 1, -1) if recipe.batch_size % (2 * n) == 0), 1)  # mixup takes images in pairs
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+@contextmanager
+def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
+    """Be the first of the recipe's processes of `dmformer train ARGUMENTS` inside; the others are started and ended.
+
+    Raises:
+        UserError: Another process has failed; its own message.
+    """
+    number, threads = recipe.processes or 1, recipe.of_one_process().threads
+    if number == 1 or "RANK" in os.environ:
+        yield
+        return
+    shared = {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    if sys.platform == "linux":
+        shared["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    command = [sys.executable, "-m", "dmformer", "train", *arguments, "--processes", str(number)]
+    before, patience = dict(os.environ), 1
+    with ExitStack() as files:
+        others: list[tuple[subprocess.Popen, IO[bytes]]] = []
+        try:
+            for rank in range(1, number):
+                said = files.enter_context(tempfile.TemporaryFile())
+                environment = {**before, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # A session of its own: Ctrl-C reaches the first process, and the others agree with it after the step.
+                options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "env": environment}
+                others.append((subprocess.Popen(command, stdout=said, stderr=said, **options), said))
+            os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+            yield
+            patience = PATIENCE
+        except RuntimeError as error:  # also that of a connection whose other end has gone
+            _end(others, PATIENCE)
+            if reason := _reason(others):
+                raise UserError(reason) from error
+            raise
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            _end(others, patience)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _end(others: Sequence[tuple[subprocess.Popen, IO[bytes]]], patience: int) -> None:
+    """End the processes that do not end by themselves within so many seconds."""
+    for process, _ in others:
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _reason(others: Sequence[tuple[subprocess.Popen, IO[bytes]]]) -> str:
+    """What a process that failed said last."""
+    for process, said in others:
+        if process.returncode > 0:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            return lines[-1].removeprefix("dmformer: ") if lines else ""
+    return ""
