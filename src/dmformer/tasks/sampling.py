@@ -107,7 +107,7 @@ def seeded(*key: int) -> Iterator[None]:
     seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues a call, with its stack, for the GPU
     try:
         yield
     finally:
