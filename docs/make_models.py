@@ -111,11 +111,11 @@ def exact(pattern: str) -> str:
     """What of a family is compared with its authors' code."""
     names = fnmatch.filter(sorted(file.stem for file in GOLDEN.glob("*.json")), pattern)
     text = (
-        "**Exact.** The parameters of every variant, to the digit. For "
+        "**Exact.** The parameter count of every variant matches to the digit. For "
         + " and ".join(f"`{name}`" for name in names)
-        + ", the outputs: with weights and images made by a formula, the mean, the deviation, the largest and sixteen "
-        "single values of every stage and of the logits are within 1e-4 of the largest that the authors' code gives "
-        "(`tests/test_golden.py`)."
+        + ", the outputs match too: with weights and images from a formula, we compare the mean, the standard "
+        "deviation, the largest magnitude and sixteen single values of every stage and of the logits. They differ from "
+        "the authors' code by less than 1e-4 of the largest magnitude (`tests/test_golden.py`)."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
