@@ -1,4 +1,4 @@
-"""Small sets of made photos, and a small recipe to train on them."""
+"""Small sets of synthetic photos, and a small recipe to train on them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def make_photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = 
 
 
 def train_on_two_processes(recipe: Recipe, folder: Path) -> None:
-    """Train as torchrun does it with two processes on the CPU; `batch_size` is each one's."""
+    """Train with two processes on the CPU, as torchrun does; `batch_size` is per process."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     (folder / "train.py").write_text(
         "import sys; from pathlib import Path; from dmformer.tasks.recipes import read_recipe; "
@@ -98,7 +98,7 @@ def scenes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mask_recipe(scenes: Path, tmp_path: Path) -> SegmentationRecipe:
-    """Two rounds of six iterations of a very small DMFormer with Semantic FPN on `scenes`."""
+    """Twelve iterations, in two validation intervals of six, of a very small DMFormer with Semantic FPN on `scenes`."""
     return SegmentationRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         width=64,
@@ -126,7 +126,7 @@ SHAPES = {"red box": (210, 40, 40), "blue box": (50, 60, 210)}
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """Photos of grey noise with up to three coloured boxes, one without any, in COCO's format with masks."""
+    """Photos of grey noise with up to three coloured boxes (one photo has none), in COCO's format with masks."""
     root = tmp_path / "shapes"
     random = np.random.default_rng(0)
     for split, first, n in (("train", 1, 8), ("val", 101, 4), ("test", 201, 4)):
@@ -183,7 +183,7 @@ def box_recipe(shapes: Path, tmp_path: Path) -> DetectionRecipe:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """The folder of real photos, where there is one."""
+    """The folder of real photos, if there is one."""
     place = os.environ.get("DMFORMER_DATA")
     if not place:
         pytest.skip("DMFORMER_DATA is not set: it names the folder of real photos")

@@ -1,4 +1,4 @@
-"""The measures of `dmformer analyse` against answers that are known, and the command."""
+"""The measures of `dmformer analyse` against known answers, and the command."""
 
 import csv
 import itertools
@@ -54,7 +54,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def subject_of(model: nn.Module, stages: list[str] | None = None, strides: list[int] | None = None) -> Subject:
-    """A model as `open_subject` gives one, for the measures alone."""
+    """A model as `open_subject` returns it, for tests of the measures alone."""
     if stages is None or strides is None:
         info = model.feature_info
         stages, strides = [entry["module"] for entry in info], [entry["reduction"] for entry in info]
@@ -72,7 +72,7 @@ def tiny(name: str, **arguments) -> Subject:
 
 
 def attended(module: nn.Module, *inputs) -> Tensor:
-    """What an attention gives its last projection."""
+    """What an attention module passes to its last projection."""
     given = []
     hook = module.proj.register_forward_pre_hook(lambda _, arguments: given.extend(arguments))
     module.eval()(*inputs)
@@ -101,7 +101,7 @@ def test_weights_times_values_are_what_the_module_computes(kind):
     if kind == "map":
         values = module.kv(inputs[0]).chunk(2, 1)[1]
         expected = (expected - module.value_conv(values)).flatten(2).transpose(1, 2)
-    if kind == "linear":  # the module adds 1e-8 to the rows' sums, written out here
+    if kind == "linear":  # the module adds 1e-8 to the row sums; here it is written out
         keys, queries, _ = module.kqv(inputs[0]).chunk(3, -1)
         phi = [torch.exp(x @ module.w.T - x.square().sum(-1, keepdim=True) / 2) / 2 for x in (queries, keys)]
         sums = (phi[0] * phi[1].sum(1, keepdim=True)).sum(-1, keepdim=True)
@@ -117,7 +117,7 @@ def plain_weights(queries: Tensor, keys: Tensor, size: tuple[int, int], before: 
 
 
 def mean_distance(places: list[tuple[int, int]]) -> float:
-    """Between all pairs, each place with itself included."""
+    """Between all pairs, including each position with itself."""
     return float(np.mean([math.dist(p, q) for p in places for q in places]))
 
 
@@ -133,12 +133,12 @@ def test_equal_weights_give_the_mean_distance():
 def test_attention_to_itself_gives_nothing_and_to_the_neighbour_one():
     own = 100 * torch.eye(6)[None, None]
     assert mean_distances(plain_weights(own, own, (2, 3))).item() == 0
-    neighbour = own[:, :, [1, 0, 3, 2, 5, 4]]  # of a row of six, each in pairs
+    neighbour = own[:, :, [1, 0, 3, 2, 5, 4]]  # of a row of six positions, grouped in pairs
     assert mean_distances(plain_weights(neighbour, own, (1, 6))).item() == pytest.approx(1)
 
 
 def test_a_class_token_counts_neither_as_query_nor_as_key():
-    """Nine tenths of all weight lies on it, the rest equally on three places."""
+    """Nine tenths of the weight lies on one position, the rest is spread evenly over three."""
     keys = torch.log(torch.tensor([27.0, 1, 1, 1])).reshape(1, 1, 4, 1)
     weights = plain_weights(torch.ones(1, 1, 4, 1), keys, (1, 3), before=1)
     torch.testing.assert_close(weights.rows()[0, 0, 2], torch.tensor([0.9, 1 / 30, 1 / 30, 1 / 30]))
@@ -146,7 +146,7 @@ def test_a_class_token_counts_neither_as_query_nor_as_key():
 
 
 def test_padding_of_windows_does_not_count():
-    """4 x 4 in windows of 3 is padded to 6 x 6, one on each side: the corners hold 2 x 2 places, and so does each."""
+    """4 x 4 in windows of 3 is padded to 6 x 6, one on each side: each window, a corner, holds 2 x 2 positions."""
     module = WindowAttention(4, 4, 1, window=3)
     nn.init.zeros_(module.qkv.weight)
     nn.init.zeros_(module.qkv.bias)
@@ -197,7 +197,7 @@ def test_attention_of_every_family_is_found():
 
 
 def convs(*layers: nn.Conv2d) -> Subject:
-    """Convolutions of ones, without bias, as a model of one stage."""
+    """Convolutions of ones, without bias, as a one-stage model."""
     for layer in layers:
         nn.init.ones_(layer.weight)
     stride = math.prod(layer.stride[0] for layer in layers)
@@ -210,7 +210,7 @@ def ones(before: int, side: int, stride: int = 1, padding: int | None = None) ->
 
 @pytest.mark.parametrize("size", [(15, 15), (16, 20), (21, 11)], ids=str)
 def test_two_convolutions_of_ones(size):
-    """Each colour's gradient is the outer product of 1 2 3 2 1 with itself: the sum is 81, that of squares 361."""
+    """Each colour's gradient is the outer product of 1 2 3 2 1 with itself: its sum is 81, its sum of squares 361."""
     (field,) = receptive_fields(convs(ones(3, 3), ones(1, 3)), [noise(2, 3, *size), noise(1, 3, *size)])
     row = torch.tensor([1.0, 2, 3, 2, 1]).double()
     top, left = size[0] // 2 - 2, size[1] // 2 - 2
@@ -220,7 +220,7 @@ def test_two_convolutions_of_ones(size):
     torch.testing.assert_close(field.energy, 3 * expected.square())
     # 81, then four of 36, then four of 16, four of 9, eight of 4, four of 1
     assert [field.area(share) for share in (0.2, 0.5, 0.6, 0.9, 0.95, 1)] == [1, 4, 5, 13, 18, 25]
-    # 9 of 81 in the middle, 49 in the 3 x 3 around it
+    # 9 of 81 in the centre, 49 in the 3 x 3 around it
     area = size[0] * size[1]
     assert [field.square(share) for share in (0.1, 0.2, 0.6, 0.99)] == [
         (1, pytest.approx(1 / area)),
@@ -228,7 +228,7 @@ def test_two_convolutions_of_ones(size):
         (3, pytest.approx(9 / area)),
         (5, pytest.approx(25 / area)),
     ]
-    # log10(1 + 27), four of log10(1 + 18) and of log10(1 + 12), ...: the logarithm makes them more alike
+    # log10(1 + 27), four of log10(1 + 18) and of log10(1 + 12), ...: the logarithm makes them more similar
     logs = [math.log10(1 + 3 * value) for value in expected.flatten().tolist()]
     inner = sum(math.log10(1 + 3 * v) for v in expected[top + 1 : top + 4, left + 1 : left + 4].flatten().tolist())
     assert inner / sum(logs) < 0.5
@@ -238,7 +238,7 @@ def test_two_convolutions_of_ones(size):
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 23)], ids=str)
 def test_one_cell_of_the_stride(size):
-    """A net that sees a cell only, the one below and right of the middle in an even map."""
+    """A network that sees a single cell, which is the one below and to the right of the centre of an even map."""
     (field,) = receptive_fields(convs(ones(3, 4, 4, 0)), [noise(1, 3, *size)])
     assert [field.area(share) for share in (0.5, 0.95, 0.99)] == [8, 16, 16]
     assert field.square(0.99) == (4, pytest.approx(16 / (size[0] * size[1])))
@@ -293,7 +293,7 @@ def test_fields_of_models_are_the_gradients_of_their_maps(name):
 
 
 def test_relative_fields_of_plain_blocks():
-    """Ones over 3 x 3, a skip beside them, and nothing but the skip."""
+    """Ones over 3 x 3, the same with a skip connection, and nothing but the skip."""
 
     class Skip(nn.Module):
         def __init__(self, scale: float) -> None:
@@ -312,11 +312,11 @@ def test_relative_fields_of_plain_blocks():
     assert all(field.energy.shape == (10, 12) for field in fields)
     side = 120**0.5
     assert [field.relative_side(0.95) for field in fields] == pytest.approx([3 / side, 3 / side, 1 / side])
-    # the first adds eight ones to the middle that it keeps, the second nine, the last nothing
+    # the first adds eight ones to the centre that it keeps, the second nine, the last nothing
     assert [field.relative_side(0.95, added=True) for field in fields[:2]] == pytest.approx([8**0.5 / side, 3 / side])
     assert fields[1].relative_side(0.5, added=True) == pytest.approx(5**0.5 / side)
     assert fields[2].added.sum() == 0
-    # of nine ones five hold half; with the skip the middle is 2 and holds a third of 12, so three hold half
+    # five of nine ones hold half; with the skip the centre is 2 and holds a third of 12, so three hold half
     assert [field.relative_side(0.5) for field in fields] == pytest.approx([5**0.5 / side, 3**0.5 / side, 1 / side])
 
 
@@ -437,7 +437,7 @@ def test_gates_of_a_model():
 
 def test_high_frequencies_of_waves():
     place = torch.arange(16.0)
-    low, high = (torch.cos(2 * math.pi * k / 16 * place) for k in (3, 5))  # 0.19 and 0.31 periods a position
+    low, high = (torch.cos(2 * math.pi * k / 16 * place) for k in (3, 5))  # 0.19 and 0.31 periods per position
     share = lambda x: (lambda pair: (pair[0] / pair[1]).item())(high_frequencies(x[None, None]))  # noqa: E731
     assert share(low.expand(16, 16) + 7) == pytest.approx(0, abs=1e-9)
     assert share(high[:, None].expand(16, 16) - 7) == pytest.approx(1)
@@ -445,7 +445,7 @@ def test_high_frequencies_of_waves():
     diagonal = torch.cos(2 * math.pi * 3 / 16 * (place[:, None] + place))  # its length is 0.27
     assert share(diagonal) == pytest.approx(1)
     impulse = torch.zeros(64, 64)
-    impulse[5, 9] = 1  # as much of every frequency
+    impulse[5, 9] = 1  # equal power at every frequency
     assert share(impulse) == pytest.approx(1 - math.pi * 0.25**2, abs=0.003)
 
 
@@ -484,7 +484,7 @@ def test_parts_of_modulation():
 
 
 def hsic1(K: Tensor, L: Tensor) -> float:
-    """The unbiased estimate as it is written in the paper."""
+    """The unbiased estimate as written in the paper."""
     n = len(K)
     K, L, one = K.clone().fill_diagonal_(0), L.clone().fill_diagonal_(0), torch.ones(len(K)).double()
     terms = (K @ L).trace() + (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
@@ -521,7 +521,7 @@ def test_cka_does_not_see_rotation_and_scale():
 
 
 def test_cka_of_unrelated_features_is_near_nothing():
-    """The biased estimate would be high, for there are more features than images."""
+    """The biased estimate would be high, because there are more features than images."""
     x, y = noise(64, 500), noise(64, 500, seed=1)
     assert abs(alignment((x, y))) < 0.05
     centred = [t - t.mean(0) for t in (x, y)]
@@ -568,7 +568,7 @@ def test_photos_are_spread_over_classes_and_names(tmp_path):
             (tmp_path / split / name / "deep" / f"{i:02}.png").touch()
     found = find_photos(tmp_path, 13)
     assert [name for _, name in found] == ["a"] * 5 + ["b"] * 3 + ["c"] * 5
-    # the twelve of a are those of test, 00 and 01, and then of train
+    # the twelve of a are those of test, 00 and 01, and then those of train
     assert [f"{p.parts[-4]}/{p.stem}" for p, _ in found[:5]] == [
         "test/01",
         "train/01",
@@ -634,7 +634,7 @@ def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     assert {row["of"] for row in rows if row["quantity"] == "difference of the class"} == set(COLOURS)
     by_chance = {row["value"] for row in rows if row["quantity"] == "share between classes, by chance"}
     assert by_chance == {f"{2 / 35:.6g}"}
-    # red, green and blue photos differ in their mean, which is what the first gate sees
+    # red, green and blue photos differ in their mean, which is the input of the first gate
     shares = [row for row in rows if row["quantity"] == "share between classes" and not row["channel"]]
     assert float(shares[0]["value"]) > 0.9
     histogram = [float(r["value"]) for r in rows if r["quantity"] == "histogram" and r["block"] == "1.1"]

@@ -1,9 +1,10 @@
-"""The rooms of the package, and which may import which: everything imports downwards, and a task no other task.
+"""The packages of dmformer and the imports allowed between them: all imports point down, no task imports another.
 
-Where the order is not plain: `predict` and `train` stand beside each other, for neither needs the other; `interpret`
-stands above `predict`, whose rules it follows for photos and the names of what it writes; `serve` above `interpret`,
-for its page shows what a model looks at; `runtimes`, which reads exported files, below the tasks, for a teacher may be
-such a file; `data` below `runtimes`, for a photo is decoded the same way whatever answers for it.
+Where the order is not obvious: `predict` and `train` are in the same layer, because neither needs the other.
+`interpret` is above `predict`, because it uses its rules for photos and output names. `serve` is above `interpret`,
+because its page shows what a model looks at. `runtimes`, which reads exported files, is below the tasks, because a
+teacher may be such a file. `data` is below `runtimes`, because a photo is decoded in the same way whatever model
+receives it.
 """
 
 import ast
@@ -27,7 +28,7 @@ FLOORS = (
     ("nn",),
     ("utils",),
 )
-"""From the top; rooms of a floor do not import each other."""
+"""From the top; packages of the same layer do not import each other."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -35,14 +36,14 @@ TASKS = {"classification", "segmentation", "detection", "pretraining"}
 TABLES = {"recipes", "opening"}
 """The files beside the tasks that know all of them."""
 BORROWED = {"pretraining": {"classification"}}
-"""A pretrained backbone is a classifier, learnt from class folders or from a classifier's teacher."""
+"""A pretrained backbone is a classifier, trained on class folders or by a classifier as teacher."""
 
 PUBLIC = {"models", "models.weights", "nn.fuse", "tasks.classification.convert", "utils.version"}
-"""What the few public names of the package itself come from."""
+"""The sources of the public names of the top-level package."""
 
 
 def module_name(path: Path) -> str:
-    """tasks.job of src/dmformer/tasks/job.py; a room's own name of its __init__.py."""
+    """tasks.job for src/dmformer/tasks/job.py; the name of the package for its __init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -51,7 +52,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(name: str, functions: bool = True) -> Iterator[str]:
-    """The modules of the package that a module imports, also inside functions and for types; or at its top alone."""
+    """The modules of dmformer that a module imports: anywhere, also for type checking, or only at module level."""
     path = MODULES[name]
     tree = ast.parse(path.read_text("utf-8"))
     package = ["dmformer", *name.split(".")] if name else ["dmformer"]
@@ -77,13 +78,13 @@ def room(name: str) -> str:
 
 
 def task(name: str) -> str | None:
-    """The task whose folder a module lies in."""
+    """The task whose folder contains the module."""
     parts = name.split(".")
     return parts[1] if parts[0] == "tasks" and parts[1:2] and parts[1] in TASKS else None
 
 
 def test_nothing_is_loose():
-    """Every module lies in a room, and every room and every task is known here."""
+    """Every module is in a package, and this file lists every package and every task."""
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == FLOOR.keys()
     folders = {path.name for path in (PACKAGE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"}
@@ -92,7 +93,7 @@ def test_nothing_is_loose():
 
 
 def test_imports_are_relative():
-    """So that the reading of imports here overlooks none."""
+    """Otherwise the import parser above would miss some."""
     for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -115,7 +116,7 @@ def test_top_imports_the_public_names_alone():
 
 
 def test_tasks_do_not_know_each_other():
-    """Nor does what they share know any of them, but for the tables."""
+    """The files that tasks share do not know any task either, except for the tables."""
     for name in MODULES:
         if room(name) != "tasks" or name.removeprefix("tasks.") in TABLES:
             continue
@@ -139,7 +140,7 @@ def test_training_knows_no_task():
 
 
 def test_no_circle_of_modules():
-    """Of imports at the top of modules, a package's own for its parts aside."""
+    """Of imports at module level, except those of a package's __init__.py from its own modules."""
     graph = {name: {o for o in imported(name, functions=False) if o != name} for name in MODULES}
     TopologicalSorter(graph).prepare()  # raises CycleError
 

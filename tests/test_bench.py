@@ -1,4 +1,4 @@
-"""The bench: its rounds and figures, the forms that it measures, the command; and the export under it."""
+"""The benchmark: its rounds and results, the forms that it measures, the command, and the export that it uses."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ QUICK = dict(image_size=64, batch_sizes=(2, 1), threads=1, rounds=2, seconds=0.0
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[list[Row], list[str], list[str]]:
-    """Rows of one small model in every quick form and type, the remarks, and what was told of the progress."""
+    """Rows of one small model in every quick form and dtype, the remarks, and the reported progress."""
     said, told = [], []
     rows = bench(
         ["dmformer_n"],
@@ -67,7 +67,7 @@ def test_figures_of_the_rows(measured):
         assert row.threads == 1
         assert row.torch == torch.__version__
         if sys.platform == "linux":
-            assert row.memory_mb >= 0  # a runtime may have set it all aside
+            assert row.memory_mb >= 0  # a backend may have allocated all of it in advance
     assert [r.ratio for r in measured[0] if (r.form, r.dtype) == ("eager", "float32")] == [1, 1]
     if sys.platform == "linux":  # an activation of the first stage alone
         assert all(r.memory_mb > 0.1 for r in measured[0] if r.form in ("eager", "fused"))
@@ -92,11 +92,11 @@ def test_training_rows():
     ]
     assert said == ["fused in bfloat16 is left out: only the plain, the eager and the compiled form can be trained"]
     if sys.platform == "linux":
-        assert all(r.memory_mb > 5 for r in rows)  # the gradients alone have 9 MB
+        assert all(r.memory_mb > 5 for r in rows)  # the gradients alone take 9 MB
 
 
 def test_a_compiled_form(monkeypatch):
-    """By a stand-in for the compiler, which takes minutes."""
+    """With a stand-in for the compiler, which takes minutes."""
     compiled, original = [], torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda m, dynamic: original(m, dynamic=dynamic, backend=lambda g, _: compiled.append(g) or g)
@@ -107,7 +107,7 @@ def test_a_compiled_form(monkeypatch):
 
 
 def test_any_number_of_models_is_compiled():
-    """torch gives up compiling after eight versions of one function, which models of one class share."""
+    """torch stops compiling after eight versions of one function, and models of the same class share functions."""
     compiled = []
     with set_threads(1):
         for size in range(1, 12):
@@ -154,7 +154,7 @@ def test_rounds_are_interleaved():
     rounds = [log[i : i + 3] for i in range(0, 15, 3)]
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len({tuple(r) for r in rounds}) > 1
-    # what the turns gave, but for those of the first round
+    # the results of the turns, without those of the first round
     assert results == [[3 * r + rounds[r].index(name) for r in range(1, 5)] for name in "abc"]
     assert told == [(name, i, 15) for i, name in enumerate(log)]
 
@@ -179,7 +179,7 @@ def test_medians_and_ratios():
         "low": 5.0,
         "high": 12.0,
         "latency_ms": 1000.0,
-        "ratio": 2.0,  # of 2, 4, 1; not of the medians, which is 4
+        "ratio": 2.0,  # of 2, 4, 1; not of the medians, which gives 4
     }
     assert summarise(8, times, times)["ratio"] == 1
     assert summarise(2, [0.5], None) == dict(images_per_second=4, low=4, high=4, latency_ms=500, ratio=None)
@@ -207,7 +207,7 @@ def test_norms_have_something_to_fold():
     assert norms
     assert not any(m.training for m in model.modules())
     assert all(norm.momentum == 0.1 for norm in norms)
-    # BatchNorm is not what it is at initialisation, x / sqrt(1 + eps)
+    # BatchNorm no longer has its initial effect, x / sqrt(1 + eps)
     assert statistics.median(float((n.running_var - 1).abs().mean() + n.running_mean.abs().mean()) for n in norms) > 0.1
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -222,7 +222,7 @@ def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_
     convs = [
         {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in graph.node if n.op_type == "Conv"
     ]
-    # every depth-wise kernel as the model has it, not taken apart into phases
+    # every depth-wise kernel as in the model, not split into phases
     assert Counter((*c["kernel_shape"], *c["dilations"]) for c in convs if c["group"] > 1) == Counter(
         (*m.kernel_size, *m.dilation) for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1
     )
@@ -236,14 +236,14 @@ def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_
         to_openvino(path, 1),
         to_openvino(path, 1, "float32", images.shape),
     ):
-        for _ in range(2):  # and again after the memory was given back
+        for _ in range(2):  # and again after the memory was released
             answer = torch.from_numpy(session.run(images.numpy()).copy())
             assert (answer - logits).abs().max() < 1e-4 * logits.abs().max()
             session.release()
 
 
 def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
-    """In a process of its own, which it would end: two live at once, and the older one goes first."""
+    """Runs in its own process, which it would kill: two live at once, and the older one goes first."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
     path = export_onnx(model, tmp_path / "model.onnx", 32)
     code = (

@@ -1,4 +1,4 @@
-"""The command: its help, its answers to mistakes, its output."""
+"""The command: its help, its error messages, its output."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Decoding, splitting, broken files, and loaders that depend on seed, epoch and image alone."""
+"""Decoding, splitting, broken files, and loaders that depend only on seed, epoch and image."""
 
 import io
 import tarfile
@@ -59,7 +59,7 @@ def test_decode_applies_exif_rotation():
     image = Image.new("RGB", (8, 4))
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise for display
     decoded = decode(as_file(image, "PNG", exif=exif))
     assert decoded.size == (4, 8)
     assert decoded.getpixel((3, 0)) == (255, 0, 0)
@@ -67,7 +67,7 @@ def test_decode_applies_exif_rotation():
 
 def test_decode_reads_large_jpegs_at_a_fraction():
     photo = as_file(Image.new("RGB", (1600, 1200), (9, 90, 200)), "JPEG")
-    assert min(decode(photo, at_least=100).size) == 300  # 1/4 is the least fraction above twice 100
+    assert min(decode(photo, at_least=100).size) == 300  # 1/4 is the smallest fraction above twice 100
     photo.seek(0)
     assert decode(photo).size == (1600, 1200)
 

@@ -1,4 +1,4 @@
-"""`kernels.depthwise` against the framework's convolutions in float64, and the graphs that must not contain it."""
+"""`kernels.depthwise` against PyTorch's convolutions in float64, and the graphs that must not contain it."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ LEVELS = {
 SIZES = [(14, 14), (13, 22), (1, 1), (2, 3), (5, 33)]  # the last three are smaller than the reach of DMA, 9 pixels
 FORMATS = [torch.contiguous_format, torch.channels_last]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
-"""Largest error over the largest value. bfloat16 has 8 bits, so 1/256 a rounding, and each level is rounded once."""
+"""Largest error over the largest value. bfloat16 has 8 bits, so 1/256 per rounding; each level is rounded once."""
 
 
 def make(levels, size, dtype=torch.float32, memory_format=torch.contiguous_format, batch=2, channels=8):
@@ -41,7 +41,7 @@ def reference(x: Tensor, weights: list[Tensor], dilations: list[int]) -> Tensor:
 
 
 def with_gradients(function, x, weights, dilations, grad, dtype=None) -> list[Tensor]:
-    """Output and the gradients by x and each weight."""
+    """The output, and the gradients with respect to x and each weight."""
     x, *weights = (t.detach().clone().to(dtype).requires_grad_() for t in (x, *weights))
     out = function(x, weights, dilations)
     return [out.detach(), *torch.autograd.grad(out, [x, *weights], grad.to(out.dtype))]
@@ -147,7 +147,7 @@ def test_autocast():
     assert_near(actual, expected, TOLERANCES[torch.bfloat16])
 
 
-# ---- the layer, and where it steps aside
+# ---- the layer, and when it falls back to PyTorch
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_torchscript_is_plain(layer, make_script):
 
 KERNELS = [(3, 1), (3, 2), (5, 1), (7, 3), (9, 1), (21, 1), (1, 1)]
 EVEN = [(4, 1), (6, 4), (8, 3)]
-"""(kernel size, dilation). With odd dilation the padding is odd too, its extra row below, its column to the right."""
+"""(kernel size, dilation). With an odd dilation the padding is odd: the extra row is below, the column at the right."""
 
 
 def conv(kernel_size: int, dilation: int) -> DepthwiseConv:
@@ -240,14 +240,14 @@ def conv(kernel_size: int, dilation: int) -> DepthwiseConv:
 
 
 def conv_with_gradients(layer: DepthwiseConv, x: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output, and the gradients by x, the kernel and the bias."""
+    """The output, and the gradients with respect to x, the kernel and the bias."""
     x = x.detach().clone().requires_grad_()
     out = layer(x)
     return [out.detach(), *torch.autograd.grad(out, [x, layer.weight, layer.bias], grad.to(out.dtype))]
 
 
 def framework(layer: DepthwiseConv) -> nn.Conv2d:
-    """The framework's convolution of the same weights, in float64."""
+    """PyTorch's convolution with the same weights, in float64."""
     plain = nn.Conv2d(8, 8, layer.kernel_size, padding="same", dilation=layer.dilation, groups=8)
     plain.load_state_dict(layer.state_dict())
     return plain.double()

@@ -23,7 +23,7 @@ TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 
 
 def tiny(num_classes: int = 4) -> RetinaNet:
-    """A RetinaNet over a very small DMFormer, whose answers differ from place to place."""
+    """A RetinaNet over a very small DMFormer, whose outputs differ from position to position."""
     torch.manual_seed(0)
     model = detection_model("dmformer_n", num_classes, retinanet, backbone_args=TINY)
     assert isinstance(model, RetinaNet)
@@ -57,12 +57,12 @@ def test_anchors_are_torchvisions_where_its_strides_are_right() -> None:
 
 def test_anchors_of_levels_that_are_rounded_up() -> None:
     anchors = Anchors([[32.0]], [1.0], [64])
-    # an image of 160 px has 3 places at stride 64: at 0, 64 and 128
+    # an image of 160 px has 3 positions at stride 64: at 0, 64 and 128
     assert anchors([torch.zeros(1, 1, 1, 3)]).tolist() == [[-16, -16, 16, 16], [48, -16, 80, 16], [112, -16, 144, 16]]
 
 
 class _Passed(nn.Module):
-    """Our pyramid as torchvision's backbone."""
+    """Our pyramid as a torchvision backbone."""
 
     def __init__(self, pyramid: nn.Module) -> None:
         super().__init__()
@@ -85,9 +85,9 @@ def test_retinanet_is_torchvisions() -> None:
         image_std=[1.0, 1.0, 1.0],
     )
     theirs.transform.resize = lambda image, target: (image, target)  # type: ignore[method-assign]
-    batch = images((128, 100), (90, 128))  # filled up to 128 x 128, where torchvision's strides are right
+    batch = images((128, 100), (90, 128))  # padded to 128 x 128, where torchvision's strides are right
     given = [{k: v.clone() for k, v in t.items()} for t in targets()]
-    # drop path and batch statistics: the same in both, as both see one batch
+    # drop path and batch statistics are the same in both, because both see one batch
     ours.train(), theirs.train()
     a, b = ours(batch, targets()), theirs(batch, given)
     assert isinstance(a, dict)
@@ -163,7 +163,7 @@ def test_selection_is_the_same_with_and_without_torch(selection: Selection) -> N
 
 
 def test_selection_by_hand() -> None:
-    """Two boxes of a class overlap by 0.6 (12 of 20 pixels): the surer stays; of another class both stay."""
+    """Two boxes of one class overlap by 0.6 (12 of 20 pixels): the higher score stays. Of different classes both do."""
     wide, narrow, apart = [0.0, 0.0, 0.2, 0.1], [0.0, 0.0, 0.12, 0.1], [0.5, 0.5, 1.2, 0.9]
     candidates = np.array(
         [[*wide, 0.9, 0.0], [*narrow, 0.8, 0.0], [*narrow, 0.0, 0.7], [*apart, 0.6, 0.04]], dtype=np.float32
@@ -190,7 +190,7 @@ def test_boxes_and_masks_come_back_to_the_photo() -> None:
     assert answer.masks is not None
     rows, columns = np.nonzero(answer.masks[0])
     assert answer.masks.shape == (1, 160, 120)
-    # a mask of ones fills its box, but for what its bilinear border fades over
+    # a mask of ones fills its box, except where its bilinear border fades out
     assert (abs(rows.min() - 40), abs(rows.max() - 120), abs(columns.min() - 30), abs(columns.max() - 90)) <= (2,) * 4
 
 
@@ -226,7 +226,7 @@ def test_what_cannot_be_a_backbone_is_told(name: str, args: dict, told: str) -> 
 
 
 def test_a_pyramids_last_levels_come_from_where_the_paper_says() -> None:
-    """RetinaNet's P6 is of the backbone's last map, also where that happens to have 256 channels."""
+    """RetinaNet's P6 comes from the backbone's last map, even if that happens to have 256 channels."""
     backbone, channels = open_backbone("dmformer_t", "a detector")
     assert channels[-1] == 256
     model = retinanet(backbone, channels, 2)
@@ -245,7 +245,7 @@ def test_numbers_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_found_in_padding_is_dropped() -> None:
-    """An image of 33 x 33 in 64 x 64: the second candidate lies beside it."""
+    """An image of 33 x 33 in 64 x 64: the second candidate lies outside the image."""
     candidates = np.array([[0.1, 0.1, 0.3, 0.3, 0.8], [0.8, 0.1, 0.95, 0.4, 0.9]], np.float32)
     for selection in (Selection(), Selection(threshold=0.0, per_level=None, iou=None, most=50)):
         ours = select(candidates, [2], (33, 33), (64, 64), selection)

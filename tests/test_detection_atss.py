@@ -1,4 +1,4 @@
-"""ATSS: which anchors are an object's, losses, decoding, export."""
+"""ATSS: which anchors are assigned to an object, losses, decoding, export."""
 
 import math
 import threading
@@ -54,7 +54,7 @@ def focal_loss(logit: float, positive: bool) -> float:
 
 
 def in_two_processes(work: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What work(0) and work(1) return as the two processes of a distributed training, here two threads."""
+    """The results of work(0) and work(1) as the two processes of a distributed training, here two threads."""
     numbers: dict[int, Tensor] = {}
     all_here = threading.Barrier(2, timeout=60)
 
@@ -75,11 +75,11 @@ def in_two_processes(work: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
 
 def test_assignment_worked_by_hand():
     anchors = torch.tensor([[0, 0, 16, 16], [8, 0, 24, 16], [24, 0, 40, 16], [-8, -8, 24, 24], [16, -8, 48, 24.0]])
-    # Two nearest of each level: all but the third. IoUs with the object: 1, 1/3, 1/4, 0; their mean is 0.396, their
+    # The two nearest of each level: all but the third. IoUs with the object: 1, 1/3, 1/4, 0; their mean is 0.396, their
     # standard deviation 0.427 (with n - 1), so the threshold 0.823.
     first = torch.tensor([[0, 0, 16, 16.0]])
     assert assign(anchors, [3, 2], first, nearest=2).tolist() == [0, -1, -1, -1, -1]
-    # A second object of IoUs 1/3, 1, 1/4, 1/9: mean 0.424, deviation 0.395, threshold 0.819.
+    # A second object with IoUs 1/3, 1, 1/4, 1/9: mean 0.424, deviation 0.395, threshold 0.819.
     second = torch.tensor([[0, 0, 16, 16.0], [8, 0, 24, 16]])
     assert assign(anchors, [3, 2], second, nearest=2).tolist() == [0, 1, -1, -1, -1]
 
@@ -228,7 +228,7 @@ def test_the_head_scales_boxes_by_level_and_keeps_distances_below_0():
 
 
 def answering(model: ATSS) -> ATSS:
-    """With the same answers at every place: class 1, centerness 0.8, a box moved by a tenth and twice as wide."""
+    """The same outputs at every position: class 1, centerness 0.8, a box moved by a tenth and twice as wide."""
     for layer in (model.classes.cls_logits, model.boxes.bbox_reg, model.boxes.bbox_ctrness):
         nn.init.zeros_(layer.weight)
     model.classes.cls_logits.bias.data = torch.tensor([-9.0, 0.0, -9.0])
@@ -243,9 +243,9 @@ def test_decoding_worked_by_hand(model):
     found = answering(model).candidates(torch.zeros(1, 3, 64, 128))[0]
     assert len(found) == sum(model.levels(64, 128)) == 128 + 32 + 8 + 2 + 1
     size = torch.tensor([128, 64, 128, 64.0])
-    # Level 0, row 1, column 2: an anchor of 64 px about (16, 8), whose centre moves by 6.4.
+    # Level 0, row 1, column 2: an anchor of 64 px around (16, 8), whose centre moves by 6.4.
     torch.testing.assert_close(found[1 * 16 + 2, :4] * size, torch.tensor([22.4 - 64, 8 - 32, 22.4 + 64, 8 + 32]))
-    # Level 1, row 1, column 2: 128 px about (32, 16); twice the deltas are 25.6 px and four times the width.
+    # Level 1, row 1, column 2: 128 px around (32, 16); twice the deltas are 25.6 px and four times the width.
     expected = torch.tensor([57.6 - 256, 16 - 64, 57.6 + 256, 16 + 64])
     torch.testing.assert_close(found[128 + 1 * 8 + 2, :4] * size, expected)
     torch.testing.assert_close(found[:, 5], torch.full((171,), math.sqrt(0.5 * 0.8)))
@@ -269,7 +269,7 @@ def test_gradients_reach_every_parameter(model):
     sum(model(images((96, 100), (64, 128)), targets).values()).backward()
     for name, parameter in model.named_parameters():
         if name == "boxes.scales":
-            assert parameter.grad[:2].all()  # the last levels have no positive in so small an image
+            assert parameter.grad[:2].all()  # the last levels have no positive anchor in so small an image
         else:
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
@@ -311,7 +311,7 @@ def test_export_for_any_size(model):
         def forward(self, x: Tensor) -> Tensor:
             return self.model.candidates(x)
 
-    # Of an example whose last map has more than one row and column, since PyTorch takes a side of 1 to be fixed.
+    # The example's last map must have more than one row and column, because PyTorch treats a side of 1 as fixed.
     sides = {0: Dim("batch", min=1, max=8), 2: 32 * Dim("h", min=1, max=40), 3: 32 * Dim("w", min=1, max=40)}
     program = export(Candidates(), (torch.zeros(2, 3, 160, 192),), dynamic_shapes=(sides,)).module()
     for size in ((1, 3, 224, 160), (3, 3, 192, 288)):

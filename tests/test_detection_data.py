@@ -1,4 +1,4 @@
-"""Annotations of objects: layouts, faults that are told, boxes that stay on their objects, batches by orientation."""
+"""Detection annotations: formats, reported faults, boxes that stay on their objects, batches by orientation."""
 
 import json
 import warnings
@@ -44,7 +44,7 @@ SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 
 
 def save_photo(path: Path, size: tuple[int, int] = (64, 48), box: Sequence[int] = (), exif: int | None = None) -> Path:
-    """A grey photo, with a red rectangle (left, upper, right, lower) if asked for."""
+    """A grey photo, with a red rectangle (left, top, right, bottom) on request."""
     path.parent.mkdir(parents=True, exist_ok=True)
     photo = Image.new("RGB", size, (90, 90, 90))
     if box:
@@ -73,7 +73,7 @@ def thing(number: int, of: int, box: Any = (8, 6, 20, 10), category: Any = 3, **
 
 @pytest.fixture
 def cocos(tmp_path: Path) -> Path:
-    """COCO's layout with four photos to train on and three to validate, one object each."""
+    """COCO's layout with four training and three validation photos, one object each."""
     root = tmp_path / "set"
     (root / "annotations").mkdir(parents=True)
     for split, first, count in (("train", 1, 4), ("val", 11, 3)):
@@ -86,7 +86,7 @@ def cocos(tmp_path: Path) -> Path:
 
 
 def with_training(root: Path, annotations: Sequence[Any], images: Sequence[Any] | None = None) -> Path:
-    """Put other annotations into the training file of `cocos`."""
+    """Write other annotations into the training file of `cocos`."""
     photos = [image(i) for i in range(1, 5)] if images is None else images
     (root / "annotations" / "instances_train2017.json").write_text(coco(photos, annotations))
     return root
@@ -95,7 +95,7 @@ def with_training(root: Path, annotations: Sequence[Any], images: Sequence[Any] 
 def one_set(
     folder: Path, sizes: Sequence[tuple[int, int]], boxes: Sequence[Sequence[int]], masks: bool = False
 ) -> BoxSet:
-    """Photos with one red object each; with `masks` their outlines are polygons."""
+    """Photos with one red object each; with `masks`, their outlines are polygons."""
     annotations = []
     for i, box in enumerate(boxes):
         x1, y1, x2, y2 = box
@@ -111,7 +111,7 @@ def one_set(
 
 
 def red_region(picture: Tensor) -> list[int]:
-    """Left, upper, right and lower edge of what is red in a normalised tensor."""
+    """Left, top, right and bottom edge of the red area in a normalised tensor."""
     colours = picture * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     rows, columns = torch.nonzero((colours[0] > 0.6) & (colours[1] < 0.25), as_tuple=True)
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
@@ -133,7 +133,7 @@ def test_coco_is_read(cocos: Path) -> None:
     assert objects.boxes.tolist() == [[8, 6, 28, 16], [1, 2, 4, 6]]
     assert objects.labels.tolist() == [1, 0]
     assert objects.crowd.tolist() == [False, True]
-    assert objects.areas.tolist() == [33.5, 12.0]  # the file's, and that of the box where it gives none
+    assert objects.areas.tolist() == [33.5, 12.0]  # the file's, or that of the box if the file gives none
     assert objects.ids.tolist() == [5, 6]
     assert objects.single().ids.tolist() == [5]
     kinds = [a.dtype.name for a in (objects.boxes, objects.labels, objects.crowd, objects.areas, objects.ids)]
@@ -234,7 +234,7 @@ def test_faulty_objects_are_left_out_and_told(cocos: Path, entry: dict[str, Any]
     assert told in f"{name}: {why}"
     checked = check_boxes(splits, 0.1)
     phrase = why.partition(":")[0]
-    assert checked.notes[1] == f"left out of 13 objects and photos: 1 x '{phrase}'"  # 2 + 3 objects, 7 photos, it
+    assert checked.notes[1] == f"left out of 13 objects and photos: 1 x '{phrase}'"  # 2 + 3 objects, 7 photos, this one
     with pytest.raises(UserError, match=r"1 of 13 objects and photos cannot be used \(7\.7%\), more than --max-broken"):
         check_boxes(splits, 0.07)
 
@@ -337,7 +337,7 @@ def test_val_with_other_categories(cocos: Path) -> None:
     file.write_text(coco([image(11)], [thing(1, 11)], [*CATEGORIES, stranger]))
     with pytest.raises(UserError, match=r"has categories that the training photos' file lacks: tree\."):
         open_boxes(str(cocos))
-    # Fewer, under other numbers, are taken by their names.
+    # A smaller set of classes with other ids is matched by name.
     file.write_text(coco([image(11)], [thing(1, 11, category=1)], [{"id": 1, "name": "ball"}]))
     splits = open_boxes(str(cocos))
     assert splits.val.annotations[0].labels.tolist() == [1]
@@ -392,7 +392,7 @@ def test_masks_are_those_of_pycocotools(cocos: Path) -> None:
     generator = np.random.default_rng(0)
     noise = generator.random((5, 48, 64)) < np.array([0.02, 0.5, 0.98, 0.0, 1.0])[:, None, None]
     drawn: list[Any] = [coded(mask) for mask in noise]
-    drawn += [(generator.random((n, 24)) * 90 - 13).tolist() for n in (1, 3)]  # also over the edge
+    drawn += [(generator.random((n, 24)) * 90 - 13).tolist() for n in (1, 3)]  # also across the edge
     drawn += [SQUARE, {"size": [48, 64], "counts": [100, 60, 2912]}, {"size": [48, 64], "counts": [0, 3072]}]
     with_training(cocos, [thing(i, 1, segmentation=outline) for i, outline in enumerate(drawn)])
     splits = open_boxes(str(cocos))
@@ -403,7 +403,7 @@ def test_masks_are_those_of_pycocotools(cocos: Path) -> None:
     masks = splits.train.annotations[0].masks(48, 64)
     assert (masks.dtype, masks.shape) == (np.uint8, (10, 48, 64))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools has not followed numpy 2
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools does not support numpy 2
         expected = np.stack([reference.annToMask(reference.anns[i]) for i in range(10)])
     assert np.array_equal(masks, expected)
     assert np.array_equal(masks[:5], noise)
@@ -463,7 +463,7 @@ def test_voc_is_read(voc: Path) -> None:
     assert splits.test is not None
     assert [part.name(0) for part in (splits.train, splits.val, splits.test)] == [f"JPEGImages/{n}.jpg" for n in "ace"]
     first, second = splits.train.annotations
-    # Pixels count from 1 and the last is included: 1 to 64 is the whole width, 0 to 64.
+    # Pixels count from 1 and the last is included: 1 to 64 is the full width, 0 to 64.
     assert first.boxes.tolist() == [[0, 0, 64, 48], [8.5, 6, 28, 16]]
     assert first.crowd.tolist() == [True, False]
     assert [splits.class_names[label] for label in first.labels] == ["cat", "tvmonitor"]
@@ -697,7 +697,7 @@ def test_unknown_layouts(tmp_path: Path, cocos: Path) -> None:
         open_boxes(str(cocos))
 
 
-# ---- what other programs write
+# ---- files from other programs
 
 
 def voc_photo(photo: Path, xml: Path, name: str = "dog") -> None:
@@ -727,7 +727,7 @@ def test_xml_of_no_photo(tmp_path: Path) -> None:
 
 
 def test_photos_none_of_which_can_be_used(tmp_path: Path) -> None:
-    """The reasons are told, and not that there are too few to split."""
+    """The error gives these reasons, not that there are too few photos to split."""
     for i in range(4):
         save_photo(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.xml").write_text(voc_xml(voc_object("dog", (9, 7, 28, 16)), size=(48, 64)))
@@ -783,7 +783,7 @@ def test_a_text_file_that_cannot_be_read_takes_its_photo_along(yolo: Path) -> No
     ],
 )
 def test_yolo_with_names_in_a_text_file(tmp_path: Path, photos: str, names: str, texts: str) -> None:
-    """LabelImg's, Label Studio's and CVAT's ways; also below a folder that is called images."""
+    """The layouts of LabelImg, Label Studio and CVAT; also below a folder named images."""
     root = tmp_path / "images" / "set"
     for i in range(8):
         save_photo(root / photos / f"{i}.png")
@@ -799,7 +799,7 @@ def test_yolo_with_names_in_a_text_file(tmp_path: Path, photos: str, names: str,
 
 
 def test_coco_of_other_programs(cocos: Path, tmp_path: Path) -> None:
-    """Ids and crowds of loosely typed writers, paths of Windows, outlines that are empty."""
+    """Ids and crowds from loosely typed exporters, Windows paths, empty outlines."""
     photos = [{**image(i, f"train2017\\{i}.png"), "id": float(i)} for i in range(1, 5)]
     objects = [
         thing(1, 1, iscrowd="0", area=10**400),
@@ -822,7 +822,7 @@ def test_coco_of_other_programs(cocos: Path, tmp_path: Path) -> None:
 
 
 def test_the_root_of_roboflows_categories(cocos: Path) -> None:
-    """It has the project's name, which one of the classes may have too."""
+    """The file is named after the project, which may also be the name of a class."""
     categories = [
         {"id": 0, "name": "box", "supercategory": "none"},
         {"id": 1, "name": "box", "supercategory": "box"},
@@ -837,7 +837,7 @@ def test_the_root_of_roboflows_categories(cocos: Path) -> None:
     with_training(cocos, [thing(1, 1, category=0)])
     text = coco([image(1)], [thing(1, 1, category=0)], categories[:1] + categories[2:])
     (cocos / "annotations" / "instances_train2017.json").write_text(text)
-    assert open_boxes(str(cocos), classes=["box"]).train.objects == 1  # it has an object, and so is a class
+    assert open_boxes(str(cocos), classes=["box"]).train.objects == 1  # it has an object, so it is a class
 
 
 def test_a_test_split_without_truth_is_passed_over(yolo: Path, cocos: Path) -> None:
@@ -992,7 +992,7 @@ def test_large_jitter(tmp_path: Path) -> None:
         if not len(target["boxes"]):
             cut += 1
             continue
-        if picture.shape[2] >= 64:  # in smaller ones the colours run
+        if picture.shape[2] >= 64:  # in smaller photos the colours bleed
             assert (target["boxes"] - torch.tensor([red_region(picture)])).abs().max() <= 1
         assert target["masks"].flatten(1).any(1).all()
     assert min(widths) < 30
@@ -1003,7 +1003,7 @@ def test_large_jitter(tmp_path: Path) -> None:
 def test_a_box_is_drawn_anew_around_what_a_crop_left_of_the_mask() -> None:
     transform = plain("large", sides=(64,))
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
-    masks[0, :20, :60], masks[0, :60, :8] = 1, 1  # a hook, whose box is mostly empty
+    masks[0, :20, :60], masks[0, :60, :8] = 1, 1  # an L shape, whose box is mostly empty
     masks[1, 30:50, 30:50] = 1
     stated = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
         [[0.0, 0, 60, 60], [30, 30, 50, 50]], format="XYXY", canvas_size=(64, 64)
@@ -1059,7 +1059,7 @@ def test_crowds_are_not_trained_on(tmp_path: Path) -> None:
 def test_photos_that_break_later(tmp_path: Path) -> None:
     boxes = one_set(tmp_path, [(64, 48)] * 4, [(8, 10, 30, 40), (9, 10, 30, 40), (2, 10, 30, 40), (4, 4, 8, 8)])
     boxes.images[1].write_bytes(b"no photo")
-    save_photo(boxes.images[2], (48, 64))  # turned since
+    save_photo(boxes.images[2], (48, 64))  # rotated since it was checked
     dataset = BoxDataset(boxes, plain(), training=True)
     picture, target, position = dataset[0, 1]
     assert position == ~1
@@ -1092,7 +1092,7 @@ def test_batches_of_one_orientation() -> None:
     assert len(batches) == len(sampler) == 37 // 4
     wide = [{bool(sizes[i][1] >= sizes[i][0]) for i in batch} for batch in batches]
     assert [len(each) for each in wide] == [1] * 8 + [2]  # 5 of 23, 3 of 14; 3 and 2 are left over: one batch of 4
-    assert 0 < [each == {True} for each in wide[:5]].count(True) < 5  # in no order of orientation
+    assert 0 < [each == {True} for each in wide[:5]].count(True) < 5  # not sorted by orientation
     seen = [i for batch in batches for i in batch]
     assert len(set(seen)) == len(seen) == 36
     assert list(sampler) == list(GroupedSampler(sizes, 4, seed=3))
@@ -1163,7 +1163,7 @@ def test_loaders(tmp_path: Path, workers: int) -> None:
     assert torch.equal(picture, transform(BoxDataset(boxes, transform, training=False).picture(1)))
 
 
-# ---- many, and real ones
+# ---- many photos, and real ones
 
 
 def test_many_objects_are_read_in_linear_time(tmp_path: Path) -> None:
@@ -1224,7 +1224,7 @@ def test_tiny_coco(shared_data: Path) -> None:
 
 
 def test_a_photo_that_is_cut_off_is_found_before_it_would_stop_a_validation(cocos: Path) -> None:
-    """To train on it may stay: there it is replaced by the next one."""
+    """In the training split it may stay: there the next photo replaces it."""
     val, train = cocos / "val2017" / "11.png", cocos / "train2017" / "1.png"
     for photo in (val, train):
         photo.write_bytes(photo.read_bytes()[:-40])
@@ -1237,7 +1237,7 @@ def test_a_photo_that_is_cut_off_is_found_before_it_would_stop_a_validation(coco
 
 
 def test_what_has_nothing_to_score_is_passed_over(cocos: Path) -> None:
-    """A test file without photos is no reason not to train; a split of crowds alone is not scored."""
+    """A test file without photos does not prevent training; a split with only crowds is not scored."""
     (cocos / "annotations" / "instances_test2017.json").write_text(coco([image(21)], [thing(1, 21)]))
     splits = check_boxes(open_boxes(str(cocos)), max_broken=0.0)
     assert splits.test is None

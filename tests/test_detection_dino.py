@@ -1,4 +1,4 @@
-"""DINO: noisy queries, matching, losses, the choice of queries, refinement, padding and export."""
+"""DINO: noisy queries, matching, losses, query selection, refinement, padding and export."""
 
 from itertools import permutations
 from math import cos, exp, log, pi, sin
@@ -18,7 +18,7 @@ TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 
 
 class Patches(nn.Module):
-    """A backbone whose every place sees its own pixels alone; padding is not zero in its maps."""
+    """A backbone where each position sees only its own pixels; padding is not zero in its maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Patches(nn.Module):
 
 
 def detector(queries: int = 12, layers: int = 2, backbone: nn.Module | None = None, moved: bool = True) -> Dino:
-    """A small DINO for 3 classes; `moved` as after some training, where no weight is zero any more."""
+    """A small DINO for 3 classes; `moved` is as after some training, with no weight at zero any more."""
     torch.manual_seed(0)
     model = Dino(backbone or Patches(), [8] * 4, 3, queries, layers)
     if moved:
@@ -57,7 +57,7 @@ def corners(box: list[float]) -> tuple[float, float, float, float]:
 
 
 def giou(one: list[float], other: list[float]) -> float:
-    """Rezatofighi et al. 2019, of boxes as centre and size."""
+    """Rezatofighi et al. 2019, for boxes as centre and size."""
     (a, b, c, d), (e, f, g, h) = corners(one), corners(other)
     overlap = max(min(c, g) - max(a, e), 0) * max(min(d, h) - max(b, f), 0)
     union = one[2] * one[3] + other[2] * other[3] - overlap
@@ -178,7 +178,7 @@ def test_noisy_queries():
     torch.testing.assert_close(noise.wanted_boxes[0].view(33, 2, 3, 4), boxes[0].expand(33, 2, 3, 4))
     edges = torch.cat([grouped[..., :2] - grouped[..., 2:] / 2, grouped[..., :2] + grouped[..., 2:] / 2], -1)
     true = torch.tensor([corners(box) for box in boxes[0].tolist()])
-    moves = (edges - true).abs() / boxes[0][:, 2:].repeat(1, 2)  # in sides of the box
+    moves = (edges - true).abs() / boxes[0][:, 2:].repeat(1, 2)  # relative to the sides of the box
     assert moves[:, 0].max() < 0.2
     assert moves[:, 0].max() > 0.19
     assert moves[:, 1].min() > 0.2
@@ -412,7 +412,7 @@ def test_published_size_and_selection():
 
 
 class Candidates(nn.Module):
-    """What is exported."""
+    """The module that is exported."""
 
     def __init__(self, model: Dino) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Exported detectors find what the run finds, say what they are, and are used without PyTorch."""
+"""Exported detectors find what the run finds, carry their metadata, and run without PyTorch."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ CARD = Card(
 
 
 def small_detector(framework: str) -> Detector:
-    """A detector of few weights that were not trained, whose norms know what photos are like."""
+    """A small untrained detector whose norms have seen the statistics of photos."""
     config = DetectorConfig(
         backbone="dmformer_n",
         backbone_args=dict(TINY),
@@ -105,7 +105,7 @@ def retinanet() -> Detector:
 
 @pytest.fixture(scope="module")
 def runs(retinanet, tmp_path_factory) -> Path:
-    """The best/ folder of the RetinaNet, and files of ONNX and OpenVINO that were exported from it."""
+    """The best/ folder of the RetinaNet, and the ONNX and OpenVINO files exported from it."""
     folder = tmp_path_factory.mktemp("runs")
     save_detector(folder / "run" / "best", retinanet.config, retinanet.model.state_dict())
     written = export(str(folder / "run"), out=str(folder / "boxes.onnx"), speed=False)
@@ -162,7 +162,7 @@ def test_file_says_what_it_is(runs):
 
 
 def test_file_scores_as_the_run_does(runs, retinanet, tmp_path):
-    """What the RetinaNet finds on the first photo is taken for the truth of all three."""
+    """The objects that the RetinaNet finds on the first photo serve as ground truth for all three."""
     (tmp_path / "images").mkdir()
     images, objects = [], []
     for i, size in enumerate(((90, 70), (70, 90), (64, 48)), 1):
@@ -259,10 +259,10 @@ def test_box_difference():
     expected[..., :4], expected[..., 4:] = (0.1, 0.2, 1.4, 0.9), 0.5
     answer = expected.copy()
     answer[0, 3, 2], answer[0, 5, 0] = 3.0, 0.102
-    assert box_difference(expected, answer, queries=False) == pytest.approx(0.002, abs=1e-6)  # 3 and 1.4 are cut
+    assert box_difference(expected, answer, queries=False) == pytest.approx(0.002, abs=1e-6)  # 3 and 1.4 are clipped
     answer[0, 7, 5] = 0.7
     assert box_difference(expected, answer, queries=False) == pytest.approx(0.2)
-    assert box_difference(expected, answer, queries=True) < 0.003  # of one candidate of twenty nothing is asked
+    assert box_difference(expected, answer, queries=True) < 0.003  # one candidate in twenty may be anything
     answer[0, 8:10, 5] = 0.7
     assert box_difference(expected, answer, queries=True) == pytest.approx(0.2)
     answer[0, 0, 0] = np.nan
@@ -271,7 +271,7 @@ def test_box_difference():
 
 
 def found_by(card: Card, candidates: np.ndarray, image: Image.Image) -> tuple[Detections, np.ndarray]:
-    """What a file finds that answers with these candidates (N, 6), and the image that it was given."""
+    """The objects from a file that outputs these candidates (N, 6), and the image that it received."""
     given = []
     session = Session(lambda images: given.append(images) or candidates[None], lambda: None)
     return ExportedDetector(session, card, "NumPy").detect(image), given[0]
@@ -289,7 +289,7 @@ def test_boxes_come_back_to_the_photo():
         assert found.labels.tolist() == [1, 0]
         assert found.scores.tolist() == pytest.approx([0.9, 0.4])
         width, height = size
-        # of the 96 rows for a photo of 80 x 100, 80 are the photo's
+        # of the 96 rows for a photo of 80 x 100, 80 belong to the photo
         filled = 96 / 80 if size == (80, 100) else 1
         assert found.boxes[0] == pytest.approx([width / 4, filled * height / 2, 3 * width / 4, height])
         assert found.boxes[1] == pytest.approx([0, 0, width / 2, height])
@@ -299,7 +299,7 @@ def test_boxes_come_back_to_the_photo():
 
 
 def test_photos_of_a_model_without_padding_become_multiples_of_32():
-    """A photo of 80 x 100 px becomes 64 x 80, and then 64 x 64, halves being even; one of 128 x 16 has 32 rows."""
+    """A photo of 80 x 100 px becomes 64 x 80, then 64 x 64 (halves round to even); one of 128 x 16 has 32 rows."""
     boxes = replace(BOXES, filled=False, queries=3, per_place=1)
     for size, shape in (((80, 100), (64, 64)), ((128, 16), (32, 128)), ((80, 110), (96, 64))):
         candidates = np.zeros((3, 6), np.float32)
@@ -365,7 +365,7 @@ def test_fused_detectors_agree(framework):
 
 
 def found_without_threshold(model: DetectionModel, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """What a model finds among few regions, however unsure."""
+    """What a model finds among few regions, whatever their scores."""
     for module in model.modules():
         if hasattr(module, "score_thresh"):
             module.score_thresh = 0.0

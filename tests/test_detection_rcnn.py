@@ -1,4 +1,4 @@
-"""Mask R-CNN against torchvision's own, Cascade R-CNN against plain loops and cases worked by hand."""
+"""Mask R-CNN against torchvision's own, Cascade R-CNN against plain loops and cases computed by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ CLASSES = 3
 
 
 def tiny(framework, **options):
-    """Over a tiny backbone, with few proposals and samples, and answers that differ from place to place."""
+    """Over a tiny backbone, with few proposals and samples, and outputs that differ from position to position."""
     torch.manual_seed(0)
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
     model = framework(backbone, channels, CLASSES, **options)
@@ -49,7 +49,7 @@ def images(*sizes):
 
 
 def target(boxes, labels, size):
-    """Whose masks are the ellipses in the boxes."""
+    """Boxes whose masks are the ellipses inside them."""
     boxes = torch.tensor(boxes).reshape(-1, 4)
     y, x = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
     centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -67,13 +67,13 @@ EMPTY = [target([], [], size) for size in SIZES]
 
 
 def torchvisions(model):
-    """torchvision's own Mask R-CNN with the model's kind of pyramid and its state."""
+    """torchvision's own Mask R-CNN with the same kind of pyramid and the model's state dict."""
     other = TorchvisionMaskRCNN(
         tiny(mask_rcnn).pyramid,
         1 + CLASSES,
         image_mean=[0.0] * 3,
         image_std=[1.0] * 3,
-        min_size=128,  # sizes stay as they are: in evaluation by these numbers
+        min_size=128,  # images are not resized: in evaluation because of these numbers
         max_size=192,
         _skip_resize=True,  # and in training
         rpn_pre_nms_top_n_train=100,
@@ -83,7 +83,7 @@ def torchvisions(model):
         box_batch_size_per_image=16,
         box_detections_per_img=6,
     )
-    # Batches of ours are channels last: other kernels, whose rounding may swap proposals of like scores.
+    # Our batches are channels_last: they use other kernels, whose rounding may swap proposals of similar scores.
     other.backbone.register_forward_pre_hook(lambda _, x: x[0].contiguous(memory_format=torch.channels_last))
     other.load_state_dict({name.replace("pyramid.", "backbone.", 1): each for name, each in model.state_dict().items()})
     return other
@@ -114,7 +114,7 @@ def test_mask_rcnn_loses_what_torchvisions_loses():
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
     assert all(loss > 0 for loss in losses.values())
     torch.testing.assert_close(losses, expected)
-    assert [each["labels"].tolist() for each in TARGETS] == [[0, 2], [1]]  # as they were
+    assert [each["labels"].tolist() for each in TARGETS] == [[0, 2], [1]]  # unchanged
 
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
@@ -134,7 +134,7 @@ def test_numbers_are_the_papers(framework):
 @pytest.mark.parametrize(
     ("framework", "name", "depths", "published"),
     [
-        # SMT-S as it is published has one block in its last stage: the code's second one adds 2.1 M.
+        # The published SMT-S has one block in its last stage: the second one in the code adds 2.1 M.
         (mask_rcnn, "smt_s", (3, 4, 18, 1), 40),
         (mask_rcnn, "smt_b", (4, 6, 28, 2), 52),
         (cascade_rcnn, "smt_s", (3, 4, 18, 1), 78),
@@ -144,7 +144,7 @@ def test_published_sizes(framework, name, depths, published):
     backbone, channels = open_backbone(name, "a detector", backbone_args={"depths": depths})
     model = framework(backbone, channels, 80)
     parameters = sum(each.numel() for each in model.parameters())
-    if framework is cascade_rcnn:  # SMT's has boxes of each class, which the paper of the cascade has not
+    if framework is cascade_rcnn:  # SMT's version has boxes per class, which the Cascade R-CNN paper has not
         parameters += 3 * (80 - 1) * 4 * (1024 + 1)
     assert round(parameters / 1e6) == published
 
@@ -171,7 +171,7 @@ def test_gradients_reach_every_parameter(framework, targets):
 def test_boxes_are_not_rounded_under_autocast(framework):
     model = tiny(framework)
     for heads in getattr(model, "stages", None) or [model.roi_heads]:
-        heads.detections_per_img = 24  # enough to judge by, however a processor computes in bfloat16
+        heads.detections_per_img = 24  # far enough apart, however a processor computes in bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(images(*SIZES), TARGETS)
         with torch.no_grad():
@@ -181,7 +181,7 @@ def test_boxes_are_not_rounded_under_autocast(framework):
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     for boxes in [*proposals, *(each["boxes"] for each in found)]:
         assert boxes.dtype == torch.float32
-        inside = boxes[(boxes > 64) & (boxes < 128)]  # where bfloat16 has halves of a pixel
+        inside = boxes[(boxes > 64) & (boxes < 128)]  # where bfloat16 resolves half a pixel
         assert len(inside) > 3
         assert (inside != inside.bfloat16().float()).float().mean() > 0.9
     for each in found:
@@ -200,7 +200,7 @@ def test_without_masks(framework):
 
 
 def test_pooling_of_small_images():
-    """33 px padded to 64: torchvision's pooling would take the finest map's stride for 2 and not for 4."""
+    """33 px padded to 64: torchvision's pooling would infer a stride of 2 for the finest map instead of 4."""
     maps = {str(level): images((64 >> level + 2,) * 2)[0][None] for level in range(4)} | {"pool": torch.zeros(1)}
     box = torch.tensor([[3.0, 5.0, 30.0, 21.0]])
     expected = roi_align(maps["0"], [box], 7, spatial_scale=0.25, sampling_ratio=2)
@@ -208,7 +208,7 @@ def test_pooling_of_small_images():
 
 
 def test_stages_sample_at_their_overlaps():
-    """Boxes that cover 45, 55, 65 and 75 hundredths of the object, then the object's own."""
+    """Boxes that cover 45, 55, 65 and 75 % of the object, then the object's own box."""
     model = tiny(cascade_rcnn, masks=False)
     shares = [0.45, 0.55, 0.65, 0.75]
     proposals = [torch.tensor([[10.0, 10.0, 110.0, 10 + 100 * share] for share in shares])]
@@ -221,7 +221,7 @@ def test_stages_sample_at_their_overlaps():
 
 
 class Proposed(nn.Module):
-    """In the place of the proposals: these."""
+    """Use these in place of the proposals."""
 
     def __init__(self, boxes):
         super().__init__()
@@ -233,14 +233,14 @@ class Proposed(nn.Module):
 
 @torch.no_grad()
 def answer(layer, *numbers):
-    """Let a layer give these numbers everywhere."""
+    """Make a layer output these numbers everywhere."""
     layer.weight.zero_()
     layer.bias.copy_(torch.tensor(numbers))
 
 
 @torch.no_grad()
 def test_cascade_by_hand():
-    """The box goes 10 px right, 20 down, gets twice as wide; the scores and masks are means of the stages'."""
+    """The box moves 10 px right, 20 down, and becomes twice as wide; scores and masks are the means over the stages."""
     model = tiny(cascade_rcnn).eval()
     model.add_module(
         "rpn", Proposed([torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.tensor([[100.0, 90.0, 120.0, 110.0]])])
@@ -253,7 +253,7 @@ def test_cascade_by_hand():
         answer(stage.box_predictor.cls_score, *(math.log(each) + 3 for each in probability))
         answer(stage.get_submodule("mask_predictor.mask_fcn_logits"), *(math.log(each / (1 - each)) for each in mask))
     found = model(images(*SIZES))
-    # The second box is cut by its image, 128 px wide, after the last stage.
+    # After the last stage the second box is clipped to its image, 128 px wide.
     for each, box in zip(found, ([10.0, 40.0, 90.0, 80.0], [95.0, 100.0, 128.0, 120.0]), strict=True):
         torch.testing.assert_close(each["boxes"], torch.tensor([box, box]))
         torch.testing.assert_close(each["scores"], torch.tensor([0.58, 0.18]))
@@ -280,7 +280,7 @@ def test_scores_are_of_all_heads_on_the_boxes_of_the_last():
 
 
 def iou(a, b, generalised=False):
-    """Of two boxes, in plain numbers."""
+    """For two boxes, in plain numbers."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(width, 0) * max(height, 0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap
@@ -289,7 +289,7 @@ def iou(a, b, generalised=False):
 
 
 def move(box, delta, weights):
-    """A box by its delta, in plain numbers."""
+    """A box from its deltas, in plain numbers."""
     dx, dy, dw, dh = (each / weight for each, weight in zip(delta, weights, strict=True))
     width, height = box[2] - box[0], box[3] - box[1]
     x, y = (box[0] + box[2]) / 2 + dx * width, (box[1] + box[3]) / 2 + dy * height
@@ -298,7 +298,7 @@ def move(box, delta, weights):
 
 
 def plain_losses(model, maps, proposals, sizes, targets):
-    """Cascade Mask R-CNN's losses of its stages, box by box."""
+    """The losses of the stages of Cascade Mask R-CNN, box by box."""
     losses = {}
     boxes = [each.tolist() for each in proposals]
     truth = [each["boxes"].tolist() for each in targets]
@@ -357,7 +357,7 @@ def test_cascade_losses_against_loops(targets):
 
 
 def test_losses_of_boxes_by_hand():
-    """(0, 0, 10, 10) moved 5 right: IoU 1/3, nothing wasted around both. Its delta is 10 x 0.5, the object's 0."""
+    """(0, 0, 10, 10) moved 5 right: IoU 1/3, no gap in the enclosing box. The delta is 10 x 0.5, the object's 0."""
     deltas = torch.tensor([[5.0, 0.0, 0.0, 0.0]], requires_grad=True)
     box, coder = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), BoxCoder(CODER_WEIGHTS[0])
     assert giou_loss(deltas, box, box, coder).item() == pytest.approx(10 * (1 - 1 / 3))
@@ -374,7 +374,7 @@ def test_another_loss_of_boxes():
     for stage in model.stages:
         answer(stage.box_predictor.bbox_pred, 0.0, 0.0, 0.0, 0.0)
     losses = model(images((128, 192)), [{"boxes": TARGETS[0]["boxes"][:1], "labels": torch.tensor([0])}])
-    # The object is 60 x 70 at (40, 55), the box 58 x 72 at (41, 56); a sample more is the object's own, one is far.
+    # The object is 60 x 70 at (40, 55), the box 58 x 72 at (41, 56); one more sample is the object, one is far away.
     for number, weights in enumerate(CODER_WEIGHTS):
         off = (1 / 58, 1 / 72, math.log(60 / 58), math.log(72 / 70))
         each = [share * weight for share, weight in zip(off, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""`report` of detection: the page's figures against those worked out by hand, and what data must not do to it."""
+"""`report` of detection: the numbers on the page against hand-computed ones, and data that must not break it."""
 
 import math
 import re
@@ -30,9 +30,9 @@ HEADINGS = [
 
 
 def two_images():
-    """Two cats and a dog, of which a cat is missed; and a small dog, found twice, taken for a cat and badly placed.
+    """Two cats and a dog, with one cat missed; and a small dog, found twice, taken for a cat and badly located.
 
-    The last detection is below the score from which F1 is highest; the crowd hides the one before.
+    The last detection is below the score with the highest F1; the crowd matches the one before it.
     """
     first = make_truth([[10, 10, 110, 110], [150, 100, 250, 190], [200, 10, 220, 30]], [0, 1, 0])
     second = make_truth([[10, 10, 50, 50], [100, 10, 290, 190]], [1, 0], [False, True])
@@ -59,7 +59,7 @@ def make_report(names=NAMES, found=None, truths=None, masked=False, **changes):
         "split": "test",
         "class_names": names,
         "palette": default_palette(len(names)),
-        "history": [],  # plots take their time
+        "history": [],  # plots take time
         "image_names": [f"photo {i}.jpg" for i in range(len(found))],
         "found": [replace(each, masks=None) for each in found],
         "truths": truths,
@@ -87,9 +87,9 @@ def html(tmp_path_factory):
 
 
 def test_verdict(html):
-    """Cats: one of two found first, precision 1 up to a recall of 0.5, 51 of 101. Dogs: both, before anything wrong.
+    """Cats: one of two found first, precision 1 up to a recall of 0.5, 51 of 101. Dogs: both, before any wrong one.
 
-    F1 at 0.7: 3 right ones of 3, 4 objects, 6 / 7.
+    F1 at 0.7: 3 of 3 correct, 4 objects, 6 / 7.
     """
     text = Page(html).text
     assert (
@@ -128,7 +128,7 @@ def test_classes_worst_first(html):
 
 
 def test_curves(html):
-    """One of the mean, and of the two classes one each, named below in any script."""
+    """One curve for the mean and one for each of the two classes, with the names below in any script."""
     text = Page(html).text.split("Each class at IoU 0.5")[1]
     assert text.startswith("cat: AP50 50.5 %dog: AP50 100.0 %")
     assert html.count('class="plot"') == 3 + 2 + 1 + 2
@@ -154,7 +154,7 @@ def test_short_history(tmp_path, history):
 
 
 def test_wrong_detections(tmp_path):
-    """With a surer score for the right ones below them, the wrong ones of the second photo count."""
+    """If the correct detections below have higher scores, the false positives of the second photo count."""
     found, truths = two_images()
     found[0] = make_found(found[0].boxes, found[0].labels, [0.58, 0.56])
     page = Page(written(tmp_path, make_report(found=found, truths=truths)))
@@ -169,7 +169,7 @@ def test_wrong_detections(tmp_path):
 
 
 def test_all_kinds_of_wrong_detections(tmp_path):
-    """Each is as sure as the right one, so that all count."""
+    """Each has the same score as the correct one, so all of them count."""
     truth = make_truth([[0, 0, 40, 40], [100, 0, 140, 40], [100, 100, 200, 190]], [0, 1, 2], [False, False, True])
     found = make_found(
         [[0, 0, 40, 40], [0, 0, 40, 39], [100, 0, 140, 40], [0, 0, 40, 12], [100, 0, 140, 12], [250, 150, 280, 190]],
@@ -195,7 +195,7 @@ def test_missed(html):
 
 
 def test_missed_of_every_class(tmp_path):
-    """Of 20 cats and 2 dogs that are missed, 10 cats and both dogs are shown, the largest first."""
+    """Of 20 missed cats and 2 missed dogs, the page shows 10 cats and both dogs, the largest first."""
     cats = make_truth([[0, 0, 10 + i, 20] for i in range(20)], [0] * 20)
     dogs = make_truth([[0, 0, 5, 5], [0, 0, 6, 5]], [1, 1])
     nothing = make_found([], [], [])
@@ -207,7 +207,7 @@ def test_missed_of_every_class(tmp_path):
 
 
 def test_crops_show_the_box(tmp_path, monkeypatch):
-    """The frame round a missed object lies round it, wherever it is in the photo."""
+    """The frame encloses a missed object wherever it is in the photo."""
     truth = make_truth([[280, 190, 300, 200], [0, 0, 300, 200], [100, 50, 110, 60]], [0, 0, 0])
     photo = Image.new("RGB", SIZE[::-1], "black")
     for box in truth.boxes[[0, 2]]:
@@ -229,7 +229,7 @@ def test_crops_show_the_box(tmp_path, monkeypatch):
 
 
 def test_few_pictures(html):
-    """F1 at 0.7: the first photo 2 of 2 found, 3 there; the second 1 and 1."""
+    """F1 at 0.7: in the first photo 2 of 2 correct, 3 objects; in the second 1 and 1."""
     shown = Page(html).text.split("All photos, the worst first")[1]
     assert shown.startswith(
         "2 found3 objects in the truthphoto 0.jpg F1 80.0 %1 found1 object in the truthphoto 1.jpg F1 100.0 %"
@@ -238,7 +238,7 @@ def test_few_pictures(html):
 
 
 def test_pictures_in_groups(tmp_path):
-    """Of 14 photos the first has nothing; the others have one object and i wrong detections."""
+    """Of 14 photos the first has nothing; the others have one object and i false positives."""
     boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(14)]
     truths = [make_truth([], [])] + [make_truth(boxes[:1], [0])] * 13
     found = [make_found([], [], [])] + [make_found(boxes[: i + 1], [0] * (i + 1), [0.5] * (i + 1)) for i in range(13)]
@@ -250,7 +250,7 @@ def test_pictures_in_groups(tmp_path):
 
 
 def test_masks(tmp_path, monkeypatch):
-    """They are predicted again for the pictures alone, and lie over the object."""
+    """They are predicted again only for the pictures, and lie over the object."""
     found, truths = two_images()
     whole = np.zeros((2, *SIZE), bool)
     whole[0, 10:110, 10:110] = whole[1, 100:190, 150:250] = True
@@ -339,7 +339,7 @@ def test_needs_nothing_else(html):
 
 
 def test_hostile_names(tmp_path):
-    """Names are shown as they are and stay text, wherever they come from, those from right to left too."""
+    """Names appear unchanged and stay text, from any source, including right-to-left scripts."""
     evil = HOSTILE[0]
     boxes = [[60 * k, 0, 60 * k + 40, 40] for k in range(4)]
     truths = [make_truth(boxes, [0, 1, 2, 3]), make_truth(boxes, [3, 2, 1, 0])]
@@ -351,7 +351,7 @@ def test_hostile_names(tmp_path):
         title=f"{evil} on {evil}",
         split=evil,
         image_names=[evil, HOSTILE[1]],
-        faults=[(evil + "\udcff", evil)],  # as Python gives a file name that is no Unicode
+        faults=[(evil + "\udcff", evil)],  # how Python represents a file name that is not Unicode
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
@@ -361,7 +361,7 @@ def test_hostile_names(tmp_path):
 
 @pytest.mark.parametrize("K", [1, 7, 8, 60, 80])
 def test_number_of_classes(tmp_path, K):
-    """Every class has an object but the last of many; the first is missed."""
+    """Every class has an object except the last of many; the first class is missed."""
     names = [f"class {k}" for k in range(K)]
     present = max(K - 1, 1)
     boxes = [[3 * k, 0, 3 * k + 3, 40] for k in range(present)]
@@ -381,13 +381,13 @@ def test_number_of_classes(tmp_path, K):
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
 def test_in_a_browser(tmp_path):
-    """The browser finds every section, and follows the choice of light or dark."""
+    """The browser finds every section and follows the light or dark setting."""
     written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     positions = [page.text.index(heading) for heading in HEADINGS]
     assert positions == sorted(positions)
     backgrounds = []
-    for scheme in ("1", "0"):  # Blink's numbers for light and dark
+    for scheme in ("1", "0"):  # Blink's values for light and dark
         shot = tmp_path / f"{scheme}.png"
         chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
         backgrounds.append(sum(Image.open(shot).convert("RGB").getpixel((2, 2))))

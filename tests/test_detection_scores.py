@@ -1,4 +1,4 @@
-"""Scores of detections against pycocotools on made images, on one process and on two, and against cases by hand."""
+"""Detection scores against pycocotools on synthetic images, on one process and on two, and hand-computed cases."""
 
 import contextlib
 import io
@@ -58,7 +58,7 @@ def random_boxes(generator, n):
 
 
 def made(seed, masks=False, images=24):
-    """Images with few or no objects, crowds, areas unlike the boxes', equal scores, and in one 130 of one class."""
+    """Images with few or no objects, crowds, areas unlike the boxes', equal scores, and one with 130 of one class."""
     generator = np.random.default_rng(seed)
     data = []
     for i in range(images):
@@ -92,7 +92,7 @@ def metered(data, masks=False):
 
 
 def by_pycocotools(data, kind):
-    """COCO's own evaluation: its twelve figures, and (IoU, recall, class, area, most) precisions and recalls."""
+    """COCO's own evaluation: its twelve figures, and precision and recall by (IoU, recall, class, area, maximum)."""
 
     def record(i, box, label):
         left, upper, right, lower = box.astype(float).tolist()
@@ -131,7 +131,7 @@ def by_pycocotools(data, kind):
 
 
 def figures(ap):
-    """As COCO has them, with -1 for none."""
+    """As COCO reports them, with -1 for none."""
     values = [ap.ap, ap.ap50, ap.ap75, ap.small, ap.medium, ap.large, ap.ar1, ap.ar10, ap.ar100]
     return [-1 if value is None else value for value in values]
 
@@ -171,7 +171,7 @@ def test_equal_to_pycocotools(seed, masks):
 
 
 def test_recall_of_exactly_a_threshold():
-    """3 of 5 found, then a false one: precision is 1 up to a recall of 0.6, which is 61 of the 101."""
+    """3 of 5 found, then a false positive: precision is 1 up to a recall of 0.6, which is 61 of the 101 points."""
     boxes = [[20 * k, 0, 20 * k + 10, 10] for k in range(6)]
     truth = make_truth(boxes[:5], [0] * 5)
     found = make_found([*boxes[:3], boxes[5]], [0] * 4, [0.9, 0.8, 0.7, 0.6])
@@ -191,7 +191,7 @@ def test_order_and_repetition_of_images_do_not_count():
 
 
 def test_interval_is_that_of_copied_images():
-    """A resample weighs the images; sets with copies of them, scored anew, have the same AP50."""
+    """A resample weights the images; datasets with repeated images, scored from scratch, give the same AP50."""
     data = made(3, images=6)
     times = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), 40).astype(float)
     values = []
@@ -248,7 +248,7 @@ open(f"{sys.argv[2]}/{rank}.json", "w").write(json.dumps(results))
 
 
 def test_two_processes(tmp_path):
-    """Of unequal numbers of images, some on both, and none on one, every process gets the scores of the whole."""
+    """Processes have different numbers of images, some on both, none on one; each gets the scores of all images."""
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -271,7 +271,7 @@ def test_gathered_on_one_process():
 
 
 def test_overlaps():
-    """With a crowd it is the share of the detection that is within."""
+    """For a crowd it is the fraction of the detection that lies inside."""
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 5, 9]], np.float32)
     truths = np.array([[5, 0, 15, 10], [5, 0, 15, 10]], np.float32)
     expected = [[50 / 150, 50 / 100], [0, 0], [0, 0]]
@@ -279,18 +279,18 @@ def test_overlaps():
 
 
 def test_match():
-    """Two cats beside each other, a dog in the place of the first, and a crowd of cats."""
+    """Two cats side by side, a dog at the position of the first, and a crowd of cats."""
     truth = make_truth(
         [[0, 0, 10, 10], [4, 0, 14, 10], [0, 0, 10, 10], [40, 0, 100, 60]], [0, 0, 1, 0], [False, False, False, True]
     )
     found = make_found(
         [
-            [3, 0, 13, 10],  # nearer to the second cat, though it overlaps the first by 70 of 130 too
+            [3, 0, 13, 10],  # closer to the second cat, though it also overlaps the first by 70 of 130
             [5, 0, 15, 10],  # only the second cat is close enough, and it is taken
             [2, 0, 12, 10],  # takes the first
-            [50, 10, 60, 20],  # in the crowd, as are many
+            [50, 10, 60, 20],  # in the crowd, which may match any number
             [60, 10, 70, 20],
-            [50, 10, 60, 20],  # a dog: of another class than the crowd
+            [50, 10, 60, 20],  # a dog: not the class of the crowd
             [0, 0, 10, 10],
         ],
         [0, 0, 0, 0, 0, 1, 1],
@@ -305,7 +305,7 @@ def test_match():
 
 @pytest.mark.parametrize("iou", [0.5, 0.75])
 def test_match_by_the_rule_written_out(iou):
-    """The loop of pycocotools' `evaluateImg`, over one class after the other."""
+    """The loop of pycocotools' `evaluateImg`, one class after the other."""
     for found, truth in made(6):
         matched, ignored = match(found, truth, iou)
         expected, left = np.full(len(found), -1), np.zeros(len(found), bool)
@@ -332,7 +332,7 @@ def test_reasons():
     truth = make_truth([[0, 0, 10, 10], [30, 0, 40, 10], [60, 0, 90, 30]], [0, 1, 0], [False, False, True])
     found = make_found(
         [
-            [0, 0, 10, 10],  # right
+            [0, 0, 10, 10],  # correct
             [0, 0, 10, 9],  # the same object
             [30, 0, 40, 10],  # a dog
             [0, 0, 10, 3],  # 3 of 10 rows

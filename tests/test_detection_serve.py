@@ -1,4 +1,4 @@
-"""A detector behind the server: its answers, its picture, what it refuses, and its page."""
+"""A detector behind the server: its responses, its overlay, what it refuses, and its page."""
 
 import asyncio
 from dataclasses import replace
@@ -22,7 +22,7 @@ LABELS = np.array([1, 0, 1])
 
 
 class Finder:
-    """A detector that finds three objects at the same places of every photo; with masks, all of each box."""
+    """A detector that finds three objects at the same positions in every photo; with masks, each mask fills its box."""
 
     task, name, form, class_names, palette = "detection", "finder", "NumPy", ["cat", "<b>dog</b>"], PALETTE
     category_ids = (3, 7)
@@ -163,7 +163,7 @@ def test_the_page_of_a_detector(tmp_path):
         page.wait_for_selector("#overlay")
         rows = [row.replace("\u00a0", " ").split("\n") for row in page.locator("#bars li").all_inner_texts()]
         assert rows == [["<b>dog</b>", "87.5 %"], ["cat", "50.0 %"]]
-        assert page.locator("#bars b").count() == 0  # the name is no HTML
+        assert page.locator("#bars b").count() == 0  # the name is not interpreted as HTML
         assert page.locator("#said").inner_text().startswith("Surest: <b>dog</b>, 87.5")
         assert "reduced to 350 x 250 pixels" in page.locator("#caption").inner_text()
         assert page.locator("#overlay").get_attribute("alt") == "The photo, a frame round each object"

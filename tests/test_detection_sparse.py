@@ -1,4 +1,4 @@
-"""Sparse R-CNN: matching, losses, the dynamic head, the stages, what is found."""
+"""Sparse R-CNN: matching, losses, the dynamic head, the stages, the detections."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def make(proposals: int = 4, stages: int = 1) -> SparseRCNN:
 
 @pytest.fixture(scope="module")
 def model() -> SparseRCNN:
-    """Of four proposals and one stage; tests leave it as it is."""
+    """With four proposals and one stage; tests do not change it."""
     return make()
 
 
@@ -52,7 +52,7 @@ def cost(logit: float, box: list[float], truth: list[float], width: float, heigh
 
 
 def cheapest(logits: Tensor, boxes: Tensor, target: dict[str, Tensor], width: float, height: float) -> dict[int, int]:
-    """Of every object its proposal, by the cheapest of all ways to give each object one."""
+    """The proposal matched to each object: the cheapest of all assignments."""
     objects = list(zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True))
 
     def total(choice: tuple[int, ...]) -> float:
@@ -66,7 +66,7 @@ def cheapest(logits: Tensor, boxes: Tensor, target: dict[str, Tensor], width: fl
 
 @pytest.fixture(params=range(4))
 def case(request) -> tuple[Tensor, Tensor, list[dict[str, Tensor]], Tensor]:
-    """Logits and boxes of three images of 4 proposals, with 3, 0 and 1 objects, and the images' scales."""
+    """Logits and boxes of three images with 4 proposals each, with 3, 0 and 1 objects, and the scales of the images."""
     generator = torch.Generator().manual_seed(request.param)
     logits, boxes = torch.randn(3, 4, 3, generator=generator), some_boxes(12, generator).reshape(3, 4, 4)
     targets = [
@@ -168,7 +168,7 @@ def test_stage_in_plain_operations():
 
 
 class Fixed(nn.Module):
-    """A stage with the same answers for every proposal; it remembers what it was given."""
+    """A stage with the same outputs for every proposal; it records its inputs."""
 
     def __init__(self, deltas: list[float], logits: list[float]) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Fixed(nn.Module):
 
 @pytest.fixture
 def fixed() -> SparseRCNN:
-    """Two stages of `Fixed`: the first moves boxes, the second makes them wider."""
+    """Two stages of `Fixed`: the first moves boxes, the second widens them."""
     model = make(proposals=2)
     model.stages = nn.ModuleList([Fixed([0.2, -0.4, 0, 0], [0, 0, 0.0]), Fixed([0, 0, math.log(2), 0], [-1, 2.0, 1])])
     model.proposal_boxes.data = torch.tensor([[0.5, 0.5, 1, 1], [0.25, 0.5, 0.5, 0.25]])
@@ -193,7 +193,7 @@ def fixed() -> SparseRCNN:
 def test_decoding_worked_by_hand(fixed):
     batch = batched(images((60, 80), (96, 100)))
     (_, first), (logits, second) = fixed.answers(batch)
-    # Of the first image: (0, 0, 80, 60), and (0, 22.5, 40, 37.5). Centres move by 0.2 / 2 of the width to the right and
+    # In the first image: (0, 0, 80, 60), and (0, 22.5, 40, 37.5). Centres move by 0.2 / 2 of the width to the right and
     # 0.4 / 2 of the height up.
     torch.testing.assert_close(first[0], torch.tensor([[8, -12, 88, 48], [4, 19.5, 44, 34.5]]))
     torch.testing.assert_close(second[0], torch.tensor([[-32, -12, 128, 48], [-16, 19.5, 64, 34.5]]))
@@ -212,14 +212,14 @@ def test_what_is_found(fixed):
         torch.testing.assert_close(found["scores"], scores)
         assert found["labels"].tolist() == [1, 1, 2, 2, 0, 0]
     rows = sorted(first["boxes"][:2].tolist())
-    assert rows == [[0, 0, 80, 48], pytest.approx([0, 19.5, 64, 34.5])]  # cut at the image's edges
+    assert rows == [[0, 0, 80, 48], pytest.approx([0, 19.5, 64, 34.5])]  # clipped to the image
     fixed.most = 3
     assert [len(found["scores"]) for found in fixed(images((60, 80), (96, 100)))] == [3, 3]
 
 
 @torch.no_grad()
 def test_what_lies_beyond_the_image_is_not_found(fixed):
-    """A box in what the image is filled up with takes none of the places of those in it."""
+    """A box in the padding does not displace one inside the image."""
     fixed.proposal_boxes.data[1] = torch.tensor([1.75, 0.5, 0.25, 0.25])
     fixed.most = 3
     for found in fixed(images((60, 80), (96, 100))):
@@ -231,7 +231,7 @@ def test_what_lies_beyond_the_image_is_not_found(fixed):
 def test_regions_are_of_the_level_of_their_size(fixed, monkeypatch):
     maps = {str(level): torch.full((1, 256, 256 >> level, 256 >> level), 10.0**level) for level in range(5)}
     monkeypatch.setattr(fixed.pyramid, "forward", lambda x: maps)
-    for side, value in ((60, 1), (130, 10), (230, 100), (470, 1000), (900, 1000)):  # 112, 224 and 448 part P2 to P5
+    for side, value in ((60, 1), (130, 10), (230, 100), (470, 1000), (900, 1000)):  # 112, 224 and 448 separate P2 to P5
         fixed.proposal_boxes.data = torch.tensor([0.5, 0.5, side / 1024, side / 1024]).repeat(2, 1)
         fixed.answers(batched(images((1024, 1024))))
         torch.testing.assert_close(fixed.stages[0].regions, torch.full((2, 256, 7, 7), float(value)))
@@ -239,8 +239,8 @@ def test_regions_are_of_the_level_of_their_size(fixed, monkeypatch):
 
 @torch.no_grad()
 def test_regions_are_where_the_boxes_are(fixed, monkeypatch):
-    # Images of 33 px are padded to 64, so that strides must not be told from their own size. Places of the map at
-    # stride 4 hold their columns: RoIAlign without a shift of half a pixel reads x / 4 from a box's middle.
+    # Images of 33 px are padded to 64, so strides must not be inferred from the image size. The values of the map at
+    # stride 4 are its column numbers: RoIAlign without a half-pixel shift reads x / 4 from the centre of a box.
     columns = torch.arange(16.0).expand(1, 256, 16, 16)
     maps = {"0": columns, **{str(level): torch.zeros(1, 256, 16 >> level, 16 >> level) for level in range(1, 5)}}
     monkeypatch.setattr(fixed.pyramid, "forward", lambda x: maps)

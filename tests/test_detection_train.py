@@ -1,4 +1,4 @@
-"""Training, scoring and predicting with detectors: from a recipe to the run folder, and what is done with it."""
+"""Training, evaluating and predicting with detectors: from a recipe to the run folder and its use."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe) -> No
 
 
 def test_it_learns(box_recipe: DetectionRecipe) -> None:
-    """Coloured boxes on grey noise are found again after a quarter of a minute of training."""
+    """After a quarter of a minute of training, the detector finds coloured boxes on grey noise."""
     recipe = replace(box_recipe, framework="atss", epochs=50, validate_every=50, sides=(96,), image_size=96)
     recipe = replace(recipe, max_side=160)
     run = train(recipe)
@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_run(box_recipe: DetectionRecipe) -> None:
 
 
 def test_two_processes_train_and_score_as_one(box_recipe: DetectionRecipe, tmp_path: Path) -> None:
-    """The losses are means over each process's photos, so only what is counted over all is the same: the scores."""
+    """The losses are means over the photos of each process, so only values over all photos agree: the scores."""
     recipe = replace(box_recipe, batch_size=1, epochs=1, name="two", ema=None)
     train_on_two_processes(recipe, tmp_path)
     folder = Path(recipe.out) / "two"
@@ -260,7 +260,7 @@ def test_what_cannot_be_meant_is_told(box_recipe: DetectionRecipe, changes: dict
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """A detector's folder as a run leaves it, of random weights that find something everywhere."""
+    """A detector's folder as a run leaves it, with random weights that find something everywhere."""
     config = DetectorConfig(
         backbone="dmformer_n",
         backbone_args={"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},

@@ -1,4 +1,4 @@
-"""Deterministic, framework-free fill of a state dict: every tensor from its key and shape alone."""
+"""Fill a state dict deterministically and without any library: every tensor depends only on its key and shape."""
 
 import math
 import zlib
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def fill(key: str, shape: Sequence[int]) -> np.ndarray | None:
-    """float32 array for `key`, or None where the tensor must keep its own value (integer buffers)."""
+    """A float32 array for `key`, or None if the tensor must keep its own value (integer buffers)."""
     if key.endswith(("num_batches_tracked", "relative_position_index")):
         return None
     rng = np.random.default_rng(zlib.crc32(key.encode()))
