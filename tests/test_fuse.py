@@ -1,4 +1,4 @@
-"""The inference form gives the answers of the model that it is made from."""
+"""The fused model gives the outputs of the model that it was made from."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ import dmformer
 
 MODELS = {
     "dmformer_n": {},
-    "dmformer_n without gate and expansion": {"gate": False, "expand_ratio": None},  # the norm stands before padding
+    "dmformer_n without gate and expansion": {"gate": False, "expand_ratio": None},  # the norm is before the padding
     "dmformer_n without layer scale": {"layer_scale": None},
     "dmformer_n with SAM": {"mixer": "sam"},
     "dmformer_n with pooling": {"mixer": "pooling"},
@@ -23,7 +23,7 @@ MODELS = {
     "vitaev2_s": {},
 }
 NORMS_LEFT = {
-    "dmformer_n": 1,  # the one that closes the features
+    "dmformer_n": 1,  # the norm that closes the features
     "dmformer_n with SAM": 1,
     "dmformer_n with pooling": 11,
 }

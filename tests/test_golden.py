@@ -1,12 +1,12 @@
-"""The authors' own code, run once on weights and images made by a formula: every stage and the logits must agree.
+"""Outputs of the authors' own code, run once on generated weights and images: every stage and the logits must match.
 
-`golden/<variant>.json` holds what that code answered in float32 on a CPU: the keys, shapes and dtypes of its state
-dict, and of every stage and the logits the shape, mean, (unbiased) deviation, largest magnitude, and the first and last
-eight values. `golden/fill.py` makes the weights, each from its key and shape, and the images. The keys are the authors'
-too, so the loading of published files is part of what is compared.
+`golden/<variant>.json` holds the float32 outputs of that code on a CPU: the keys, shapes and dtypes of its state dict,
+and for every stage and the logits the shape, mean, (unbiased) standard deviation, largest magnitude, and the first and
+last eight values. `golden/fill.py` generates the weights, each from its key and shape, and the images. The keys are the
+authors' too, so the tests also cover the loading of published files.
 
-Stages are tokens in row-major order, (1, N, C): of VAN and SMT after the LayerNorm that closes a stage, of ViTAE and
-ViTAEv2 after each layer. In vitae_b layers 0 and 1 are the embedding and nothing, layer 2 is all cells.
+Stages are tokens in row-major order, (1, N, C): for VAN and SMT after the LayerNorm that closes a stage, for ViTAE and
+ViTAEv2 after each layer. In vitae_b, layers 0 and 1 are the embedding and an empty layer, and layer 2 is all cells.
 """
 
 import json
@@ -24,7 +24,7 @@ import dmformer
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
-"""Of the largest magnitude. The worst seen is 1.1e-6."""
+"""Relative to the largest magnitude. The largest error seen is 1.1e-6."""
 
 VARIANTS = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))}
 CASES = [(variant, i) for variant, golden in VARIANTS.items() for i in range(len(golden["cases"]))]
@@ -40,7 +40,7 @@ ONE_PART = {
 
 @cache
 def authors_model(variant: str) -> nn.Module:
-    """Our model with the weights that the authors' model had."""
+    """Our model with the weights of the authors' model."""
     state = {}
     for key, shape, dtype in VARIANTS[variant]["keys"]:
         values = fill(key, shape)
@@ -71,7 +71,7 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def worst_error(actual: Tensor, expected: dict[str, Any]) -> float:
-    """Over the first and last values and the statistics, as a share of the largest magnitude."""
+    """Over the first and last values and the statistics, as a fraction of the largest magnitude."""
     assert list(actual.shape) == expected["shape"]
     flat = actual.double().flatten()
     found = torch.cat([flat[:8], flat[-8:], torch.stack([flat.mean(), flat.std(), flat.abs().max()])])
@@ -85,7 +85,7 @@ def test_parameters(variant):
 
 
 def errors(model: nn.Module, case: dict[str, Any]) -> list[float]:
-    """Of every stage and the logits."""
+    """For every stage and the logits."""
     wanted = [*case["stages"], case["logits"]]
     return [worst_error(a, w) for a, w in zip(answers(model, case["input"]), wanted, strict=True)]
 
@@ -98,7 +98,7 @@ def test_every_stage_and_the_logits_agree(variant, case):
 
 @pytest.mark.parametrize("variant", ONE_PART)
 def test_a_change_of_one_percent_is_seen(variant):
-    """The proof can fail: each of these changes is one that the comparison above would refuse."""
+    """The comparison can fail: each of these changes makes it fail."""
     model, case = authors_model(variant), VARIANTS[variant]["cases"][0]
     weight = model.get_parameter(ONE_PART[variant])
     original = weight.detach().clone()

@@ -1,4 +1,4 @@
-"""The convolutions of a fused model against separate operators, on the one-pass path and beside it."""
+"""The convolutions of a fused model against separate operators, on the one-pass path and on the others."""
 
 import copy
 import io
@@ -132,7 +132,7 @@ def test_where_it_steps_aside():
         assert fused(x).dtype == torch.bfloat16
     assert fused(x[:0]).shape == (0, 8, 4, 4)
     with pytest.raises(RuntimeError):
-        fused(x.bfloat16())  # as any convolution: weights of another type
+        fused(x.bfloat16())  # like any convolution: weights of another type
     assert torch.equal(torch.compile(fused, backend="eager", fullgraph=True)(x), conv()(x))
     graph = torch.export.export(fused, (x,)).graph
     assert [str(n.target) for n in graph.nodes if n.op == "call_function"] == ["aten.conv2d.default"]

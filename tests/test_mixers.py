@@ -29,7 +29,7 @@ ABLATIONS = {
     "gate / 4": {"gate_reduction": 4},
     "gate of 1": {"gate_reduction": 1000},
 }
-# By hand, at 32 channels: expand 32 * 32 + 32 = 1056, as have reduce and proj; levels (9 + 25 + 49) * 32 = 2656;
+# By hand, at 32 channels: expand 32 * 32 + 32 = 1056, the same for reduce and proj; levels (9 + 25 + 49) * 32 = 2656;
 # BatchNorm 64; gate 2 * 32 + 2 + 32 * 2 + 32 = 162.
 PARAMETERS = {
     "default": 6050,
@@ -53,12 +53,12 @@ def batch_norm(x: Tensor, norm: torch.nn.BatchNorm2d, training: bool) -> Tensor:
 
 
 def linear(x: Tensor, conv: torch.nn.Conv2d) -> Tensor:
-    """A 1x1 convolution, as the matrix product that it is."""
+    """A 1x1 convolution as a matrix product."""
     return torch.einsum("oi,bihw->bohw", conv.weight[:, :, 0, 0], x) + conv.bias[:, None, None]
 
 
 def dma(m: DMA, x: Tensor, dilations: list[int], training: bool) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     e = x if isinstance(m.expand, torch.nn.Identity) else linear(x, m.expand)
     levels = sum(
         F.conv2d(e, conv.weight, padding="same", dilation=d, groups=e.shape[1])
@@ -73,7 +73,7 @@ def dma(m: DMA, x: Tensor, dilations: list[int], training: bool) -> Tensor:
 
 
 def make(ablation: dict) -> tuple[DMA, Tensor, list[int]]:
-    """A mixer in float64 with nothing at a neutral value, images, and the dilations meant."""
+    """A mixer in float64 with no parameter at a neutral value, images, and the expected dilations."""
     torch.manual_seed(0)
     mixer = DMA(DIM, **ablation).double()
     for tensor in (mixer.norm.weight, mixer.norm.running_var):
@@ -114,7 +114,7 @@ def test_dma_parameters_counted_by_hand(name):
     ids=["default", "undilated", "3x3", "5x5d2"],
 )
 def test_dma_reaches_as_far_as_its_widest_level(ablation, extent):
-    """The paper's extents: 3, 9 and 19 pixels. The gate sees the whole image, so it is left out."""
+    """The paper's extents: 3, 9 and 19 pixels. The gate is left out, because it sees the whole image."""
     torch.manual_seed(0)
     mixer = DMA(8, gate=False, **ablation).eval()
     x = torch.randn(1, 8, 31, 31, requires_grad=True)
@@ -138,7 +138,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """In float64, with nothing at a neutral value."""
+    """In float64, with no parameter at a neutral value."""
     generator = torch.Generator().manual_seed(0)
     module.double()
     for m in module.modules():
@@ -155,7 +155,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 
 def depthwise_taps(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A depth-wise convolution as a sum of shifted, weighted images; an even kernel's middle is its upper left one."""
+    """A depth-wise convolution as a sum of shifted, weighted images; an even kernel's centre is the upper left one."""
     k, d = conv.kernel_size[0], conv.dilation[0]
     before = d * (k - 1) // 2
     padded = F.pad(x, (before, d * (k - 1) - before) * 2)
@@ -168,7 +168,7 @@ def depthwise_taps(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def assert_same_with_gradients(module: nn.Module, formula, *inputs: Tensor) -> None:
-    """Outputs, and gradients by the first input and all parameters, of module(*inputs) and formula(module, *inputs)."""
+    """Outputs, and gradients with respect to the first input and all parameters, of module(*inputs) and its formula."""
     inputs[0].requires_grad_()
     wanted = [inputs[0], *(p for p in module.parameters() if p.requires_grad)]
     expected, actual = formula(module, *inputs), module(*inputs)
@@ -181,7 +181,7 @@ def assert_same_with_gradients(module: nn.Module, formula, *inputs: Tensor) -> N
 # ---- LKA
 
 KERNELS = [(21, 3), (21, 4), (24, 3), (7, 2), (5, 1), (9, 9)]
-"""(K, d). With 21, 4 and with 24, 3 the dilated kernel is even: 6 taps of distance 4, and 8 of distance 3."""
+"""(K, d). With 21, 4 and with 24, 3 the dilated kernel is even: 6 taps 4 apart, and 8 taps 3 apart."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def lka(m: LKA, x: Tensor) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     u = gelu(linear(x, m.proj1))
     attention = linear(depthwise_taps(depthwise_taps(u, m.kernel.local), m.kernel.dilated), m.kernel.point)
     return x + linear(u * attention, m.proj2)
@@ -250,7 +250,7 @@ def test_cost_is_that_of_the_modules(kernel_size, dilation):
 
 
 def test_three_is_the_cheapest_dilation_for_21():
-    """VAN, section 3: 74 weights a channel, after 450, 130, 74, 85, 106, ..."""
+    """VAN, section 3: 74 weights per channel, after 450, 130, 74, 85, 106, ..."""
     weights = [(decomposed_cost(21, d, 64).parameters - 64**2) // 64 for d in range(1, 22)]
     assert weights[:5] == [442, 130, 74, 85, 106]
     assert min(weights) == weights[2]
@@ -259,13 +259,13 @@ def test_three_is_the_cheapest_dilation_for_21():
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "extent"), [(21, 3, 23), (7, 2, 9), (5, 1, 5)])
 def test_large_kernel_reaches_its_extent(kernel_size, dilation, extent):
-    """(2 d - 1) + d (ceil(K / d) - 1): for K = 21, d = 3 it is 23, a little more than K."""
+    """(2 d - 1) + d (ceil(K / d) - 1): for K = 21, d = 3 it is 23, slightly more than K."""
     torch.manual_seed(0)
     kernel = LargeKernel(8, kernel_size, dilation).double()
     x = noise(1, 8, 31, 31).requires_grad_()
     kernel.dilated(kernel.local(x))[0, :, 15, 15].sum().backward()
     rows, columns = x.grad[0].abs().sum(0).nonzero().T
-    # an even kernel has one tap more below and to the right of the middle
+    # an even kernel has one more tap below and to the right of the centre
     after, before = extent // 2, (extent - 1) // 2
     for seen in (rows, columns):
         assert (15 - seen.min().item(), seen.max().item() - 15) == (before, after)
@@ -293,7 +293,7 @@ def saa(m: SAA, x: Tensor) -> Tensor:
 
 
 def sam(m: SAM, x: Tensor) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     return linear(saa(m.saa, mhmc(m.mhmc, linear(x, m.s))) * linear(x, m.v), m.proj)
 
 
@@ -301,7 +301,7 @@ def sam(m: SAM, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("arguments", [{}, {"heads": 2, "expand_ratio": 3}, {"heads": 1}], ids=str)
 def test_sam_equals_its_formula(arguments, training):
     module = randomised(SAM(16, **arguments)).train(training)
-    module.saa.norm.momentum = 0.0  # both run in training, and only once may the statistics move
+    module.saa.norm.momentum = 0.0  # both run in training mode, and the statistics may move only once
     assert_same_with_gradients(module, sam, noise(2, 16, 13, 10))
 
 
@@ -340,7 +340,7 @@ def test_sam_parameters_counted_by_hand():
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """(B, N, C) each; a head at a time, softmax written out."""
+    """(B, N, C) each; one head at a time, softmax written out."""
     d = q.shape[-1] // heads
     outs = []
     for h in range(heads):
@@ -356,7 +356,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def value_conv_attention(m: ValueConvAttention, x: Tensor) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     kv = linear(x, m.kv)
     k, v = kv[:, : x.shape[1]], kv[:, x.shape[1] :]
     y = softmax_attention(flat(linear(x, m.q)), flat(k), flat(v), m.heads)
@@ -369,7 +369,7 @@ def test_value_conv_attention_equals_its_formula(heads):
 
 
 def attention(m: Attention, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     q, k, v = (x @ m.qkv.weight.T + (0 if m.qkv.bias is None else m.qkv.bias)).chunk(3, -1)
     y = softmax_attention(q, k, v, m.heads) @ m.proj.weight.T + m.proj.bias
     return y + v if m.value_skip else y
@@ -391,7 +391,7 @@ def test_heads_must_divide_the_channels(make):
 
 
 def window_attention(m: WindowAttention, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`attention` in each window of the map, which stands amid zeros: half of them, rounded down, come before it."""
+    """`attention` in each window of the map, which is padded with zeros: half of them, rounded down, come before it."""
     (H, W), s = size, m.window
     rows, columns = math.ceil(H / s), math.ceil(W / s)
     top, left = (rows * s - H) // 2, (columns * s - W) // 2
@@ -420,7 +420,7 @@ def test_window_attention_of_another_window():
 
 
 def test_padding_takes_part_in_the_softmax():
-    """A zero token has the bias for a key and a value, as in the authors' code."""
+    """A zero token has the bias as key and value, as in the authors' code."""
     module, x = randomised(WindowAttention(8, 8, 1)), noise(1, 36, 8)
     whole = attention(module, x, (6, 6))
     assert not torch.allclose(module(x, (6, 6)), whole)
@@ -443,7 +443,7 @@ def plain_linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor
 
 
 def tokens_and_features(scale: float) -> tuple[list[Tensor], Tensor]:
-    """q, k, v of this scale and random features of length sqrt(m), in float64."""
+    """q, k, v at this scale and random features of length sqrt(m), in float64."""
     q, k, v = (scale * noise(2, 30, 16, seed=seed) for seed in (1, 2, 3))
     w = nn.init.orthogonal_(torch.empty(8, 16, dtype=torch.float64), generator=torch.Generator().manual_seed(0))
     return [q, k, v], math.sqrt(8) * w
@@ -461,7 +461,7 @@ def test_linear_attention_equals_its_formula(scale):
 
 
 def test_linear_attention_where_1e_8_decides():
-    """All features near e^-20: the formula's answer is then far below the mean of the values, and so must ours be."""
+    """All features are near e^-20: the formula's result is far below the mean of the values, and so must ours be."""
     (_, _, v), w = tokens_and_features(1.0)
     q = k = torch.full((2, 30, 16), math.sqrt(20 / 16 * 2), dtype=torch.float64)
     w = w * 0
@@ -471,7 +471,7 @@ def test_linear_attention_where_1e_8_decides():
 
 
 def logarithmic_linear_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
-    """The same formula for any size of its exponents, with the weights of all pairs of tokens, as logarithms."""
+    """The same formula for exponents of any size, with the weights of all pairs of tokens as logarithms."""
     log_q, log_k = (t @ w.T - (t * t).sum(-1, keepdim=True) / 2 for t in (q, k))
     pairs = torch.logsumexp(log_q[:, :, None] + log_k[:, None], -1) - math.log(len(w))  # (B, N, N)
     largest = pairs.amax(-1, keepdim=True)
@@ -499,7 +499,7 @@ def test_logarithmic_form_is_the_formula(scale, feature_scale):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("scale", "feature_scale"), SHARPNESS)
 def test_linear_attention_under_autocast(scale, feature_scale, dtype):
-    """Outputs and gradients are finite where the formula's exponentials are not, and those of the formula."""
+    """Outputs and gradients are finite even if the formula's exponentials are not, and match the formula."""
     (q, k, v), w = tokens_and_features(1.0)
     inputs = [t.to(dtype).requires_grad_() for t in (scale * q, scale * k, v)]
     w = (feature_scale * w).to(dtype)
@@ -512,21 +512,21 @@ def test_linear_attention_under_autocast(scale, feature_scale, dtype):
     assert_within(actual, expected, rounding, 1e-8)
     cotangent = noise(*expected.shape, seed=4).to(dtype)
     expected_grads = torch.autograd.grad(expected, exact, cotangent.double())
-    # Where one weight is all, terms as large as the features cancel. float32 leaves some of them, because it knows
-    # exponents of thousands to 1e-4 only.
+    # If one weight dominates, terms as large as the features cancel. float32 leaves some of them, because it resolves
+    # exponents of thousands only to 1e-4.
     left = 5e-6 * feature_scale
     for a, e in zip(torch.autograd.grad(actual, inputs, cotangent), expected_grads, strict=True):
         assert_within(a, e, 4 * rounding, left)
 
 
 def assert_within(actual: Tensor, expected: Tensor, share: float, least: float) -> None:
-    """Finite, and within a share of the largest value, or within `least`."""
+    """Finite, and within a fraction of the largest value, or within `least`."""
     assert actual.isfinite().all()
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=max(share * expected.abs().max().item(), least))
 
 
 def performer(m: Performer, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The docstring's formula, in evaluation."""
+    """The formula in the docstring, in evaluation mode."""
     k, q, v = (x @ m.kqv.weight.T + m.kqv.bias).chunk(3, -1)
     return v + plain_linear_attention(q, k, v, m.w) @ m.proj.weight.T + m.proj.bias
 
@@ -572,14 +572,14 @@ def silu(x: Tensor) -> Tensor:
 
 
 def prm(m: PRM, x: Tensor) -> Tensor:
-    """On the image with zeros below and to the right until the stride divides it; tap by tap."""
+    """On the image padded with zeros below and on the right until the stride divides it; tap by tap."""
     stride, (k, _) = m.stride, m.convs[0].kernel_size
     x = F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride))
     height, width = x.shape[2] // stride, x.shape[3] // stride
     maps = []
     for n, d in enumerate(m.dilations):
         conv = m.convs[n % len(m.convs)]
-        padding = -(-((k - 1) * d + 1 - stride) // 2)  # the facts' ceil(((k - 1) d + 1 - s) / 2)
+        padding = -(-((k - 1) * d + 1 - stride) // 2)  # ceil(((k - 1) d + 1 - s) / 2), as published
         wide = F.pad(x, (padding,) * 4)
         out = torch.zeros(x.shape[0], conv.out_channels, height, width, dtype=x.dtype)
         for i in range(k):
@@ -621,7 +621,7 @@ def test_order_of_the_convolutions_modules():
 
 
 def pcm(m: PCM, x: Tensor) -> Tensor:
-    """The convolutions are the framework's: what is tested here is the order, the strides and the norms."""
+    """The convolutions are PyTorch's: this tests the order, the strides and the norms."""
     for layer in m:
         if isinstance(layer, nn.Conv2d):
             assert (layer.kernel_size, layer.padding) == ((3, 3), (1, 1))
@@ -632,7 +632,7 @@ def pcm(m: PCM, x: Tensor) -> Tensor:
 
 
 def reduction_cell(m: ReductionCell, x: Tensor) -> Tensor:
-    """The docstring's formula."""
+    """The formula in the docstring."""
     y = prm(m.prm, m.pool(x))
     size = (y.shape[2], y.shape[3])
     kind = performer if isinstance(m.attn, Performer) else attention
@@ -654,7 +654,7 @@ def test_reduction_cell_equals_its_formula(kind, size):
 
 
 def normal_cell(m: NormalCell, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The docstring's formula; the tokens before the map's get nothing from the convolutions."""
+    """The formula in the docstring; the prefix tokens get nothing from the convolutions."""
     prefix = x.shape[1] - size[0] * size[1]
     local = flat(pcm(m.pcm, x[:, prefix:].transpose(1, 2).unflatten(2, size)))
     y = x + attention(m.attn, norm(x, m.norm1), size) + F.pad(local, (0, 0, prefix, 0))
@@ -682,7 +682,7 @@ def test_class_token_takes_part_in_attention_and_is_dropped():
 
 
 def depthwise_mlp(m: DepthwiseMlp, x: Tensor) -> Tensor:
-    """The docstring's formulas."""
+    """The formulas in the docstring."""
     h = linear(x, m.fc1)
     y = depthwise_taps(h, m.conv)
     return linear(gelu(h + y if m.residual else y), m.fc2)
@@ -730,7 +730,7 @@ def test_pixel_mean_and_its_gradient(memory_format):
 
 
 def test_gradients_before_the_gate_keep_channels_last():
-    """One in another memory format makes the norm before it ten times as slow."""
+    """A convolution in another memory format makes the norm before it ten times as slow."""
     torch.manual_seed(0)
     norm, mixer = nn.BatchNorm2d(32), DMA(32)
     seen = []

@@ -1,6 +1,6 @@
-"""One contract for every variant of every family. A new family extends FAMILIES, SMALL and EXACT, nothing else.
+"""One set of tests for every variant of every family. A new family only extends FAMILIES, SMALL and EXACT.
 
-What only one family has stands at the end.
+Tests for a single family are at the end.
 """
 
 import copy
@@ -34,10 +34,10 @@ SMALL = {
     "vitae_b": {"dim": 96, "depth": 4, "heads": 4, "img_size": (64, 96)},
     "vitaev2_s": {"depths": (1, 1, 2, 1)},
 }
-"""The cheapest variant of each class, for what has to be computed, and arguments that make it cheaper yet."""
+"""The cheapest variant of each class, for tests that compute something, and arguments that make it cheaper still."""
 
 PUBLISHED = {"dmformer_s": (26.7, 5.1), "dmformer_l": (44.9, 9.0)}
-"""Millions of parameters and GMACs of an image of 224 x 224, as the paper rounds them."""
+"""Millions of parameters and GMACs for an image of 224 x 224, as rounded in the paper."""
 
 EXACT = {
     "van_b0": (4_105_800, 0.864),
@@ -62,10 +62,10 @@ EXACT = {
     "vitaev2_48m": (48_674_632, 13.341),
     "vitaev2_b": (89_693_352, 24.373),
 }
-"""Parameters, frozen ones included, and GMACs of an image of 224 x 224, measured on the authors' code."""
+"""Parameters, including frozen ones, and GMACs for an image of 224 x 224, measured on the authors' code."""
 
 PLAIN = {"vitae_b": 12, "vitae_l": 24, "vitae_h": 32}
-"""Cells of the variants without stages: a map after each, all at stride 16, for images of one size by default."""
+"""Cells of the variants without stages: a map after each, all at stride 16, by default for images of one size."""
 
 NAMES = timm.list_models(FAMILIES)
 SIZES = [(32, 32), (33, 47), (97, 64), (224, 160)]
@@ -81,17 +81,17 @@ def strides(name: str) -> list[int]:
 
 
 def sized(name: str, height: int, width: int) -> dict:
-    """Arguments for images of this size, where there must be any."""
+    """Arguments for images of this size, if the model needs any."""
     return {"img_size": (height, width)} if name in PLAIN else {}
 
 
 def any_size(name: str) -> dict:
-    """Arguments for images of any size, where there must be any."""
+    """Arguments for images of any size, if the model needs any."""
     return {"dynamic_img_size": True} if name in PLAIN else {}
 
 
 def build(name: str, **kwargs) -> nn.Module:
-    """The same weights at every call. Norms and layer scales leave their neutral starts, so that no branch hides."""
+    """The same weights in every call. Norms and layer scales are not neutral, so every branch has an effect."""
     torch.manual_seed(0)
     model = timm.create_model(name, **{**SMALL.get(name, {}), **kwargs})
     generator = torch.Generator().manual_seed(0)
@@ -108,7 +108,7 @@ def build(name: str, **kwargs) -> nn.Module:
 
 
 def on_meta(name: str, **kwargs) -> nn.Module:
-    """Shapes without numbers: cheap for any size."""
+    """Shapes without values: cheap for any size."""
     return timm.create_model(name, device="meta", **kwargs).eval()
 
 
@@ -221,7 +221,7 @@ def test_model_without_classifier(name):
 @every_model
 def test_classifier_is_made_where_the_model_is(name):
     model = on_meta(name).to(torch.bfloat16)
-    for num_classes in (5, 0, 7):  # after 0 the head has no parameter left to take the device from
+    for num_classes in (5, 0, 7):  # after 0 the head has no parameter left that tells the device
         model.reset_classifier(num_classes)
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
 
@@ -305,7 +305,7 @@ def test_feature_extraction_by_symbolic_trace(name):
     with torch.inference_mode():
         expected = model.forward_intermediates(x, indices=indices, intermediates_only=True)
         for feature, intermediate in zip(extractor(x).values(), expected, strict=True):
-            if name in PLAIN:  # a cell gives tokens, the class token first
+            if name in PLAIN:  # a cell returns tokens, the class token first
                 feature = feature[:, 1:].transpose(1, 2).unflatten(2, intermediate.shape[2:])
             assert_near(feature, intermediate)
 
@@ -345,7 +345,7 @@ def test_dropping_is_for_training_only(name, rates):
 
 @every_model
 def test_drop_path_grows_linearly_over_all_blocks(name):
-    """Over the stages too: ViTAEv2's authors restart each stage at the depth of the one before it."""
+    """Across stages too: the ViTAEv2 authors restart each stage at the depth of the previous one."""
     model = on_meta(name, drop_path_rate=0.3)
     blocks = [block for stage in model.stages for block in stage.blocks]
     rates = [{m.drop_prob for m in block.modules() if isinstance(m, DropPath)} or {0.0} for block in blocks]
@@ -371,14 +371,14 @@ def test_deterministic_under_a_seed(name):
 
 @small_model
 def test_gradient_checkpointing(name):
-    """Equal outputs and gradients. The running statistics of norms inside blocks are counted twice, as in timm."""
+    """Equal outputs and gradients. The running statistics of norms inside blocks are updated twice, as in timm."""
     x = images()
     model = build(name, drop_path_rate=0.2).train()
     twin = copy.deepcopy(model)
     twin.set_grad_checkpointing()
     results = []
     for m in (model, twin):
-        torch.manual_seed(2)  # both drop the same
+        torch.manual_seed(2)  # both drop the same paths
         out = m(x)
         out.square().mean().backward()
         results.append((out.detach(), [p.grad for p in trainable(m)]))
@@ -472,7 +472,7 @@ def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 @small_model
 def test_export_with_dynamic_shapes(name):
-    """One graph of plain operators for every size whose maps and rows of windows are 2 or more: export sets 1 apart."""
+    """One graph of plain operators for every size whose maps and window rows are 2 or more: export specialises 1."""
     model = build(name, **any_size(name))
     program = export(model, images(64, 96))
     targets = [str(node.target) for node in program.graph.nodes]
@@ -488,7 +488,7 @@ def test_export_with_dynamic_shapes(name):
 
 @pytest.mark.parametrize("name", ["vitae_t", "vitaev2_s"])
 def test_export_where_nothing_is_padded_serves_sizes_that_are(name):
-    """An example that strides and windows divide must not settle how the graph goes on."""
+    """An example that strides and windows divide must not fix the rest of the graph."""
     model = build(name)
     exported = export(model, images(112, 224)).module()
     with torch.inference_mode():
@@ -518,7 +518,7 @@ def test_torchscript(name):
 
 @pytest.fixture
 def saved(request, tmp_path):
-    """A model with three named classes in a local folder, as `save_for_hf` leaves it."""
+    """A model with three named classes in a local folder, as `save_for_hf` writes it."""
     model = build(request.param, num_classes=3)
     labels = {"label_names": ["cat", "dog", "owl"]}
     save_for_hf(model, str(tmp_path), model_config=labels, safe_serialization=True)
@@ -552,7 +552,7 @@ def test_saved_model_is_fine_tuned_on_other_classes(saved):
 
 @saved_small_model
 def test_saved_model_reads_grey_images(saved):
-    """timm sums the first convolution over its channels, so a grey image gives what its RGB copy gave."""
+    """timm sums the first convolution over its channels, so a grey image gives the same output as its RGB copy."""
     model, source = saved
     loaded = timm.create_model(source, pretrained=True, in_chans=1).eval()
     grey = images(channels=1)
@@ -560,7 +560,7 @@ def test_saved_model_reads_grey_images(saved):
         assert_near(loaded(grey), model(grey.expand(-1, 3, -1, -1)))
 
 
-# ---- DMFormer, the mixers of others in its place, by hand: parameters of one at C channels
+# ---- DMFormer, other families' mixers in its place; parameters of one with C channels, by hand
 PEERS = {
     "identity": lambda C: 0,
     "pooling": lambda C: 0,
@@ -618,7 +618,7 @@ def test_smt_l_has_layer_scale():
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "taps"), [(7, 2, 9 + 16), (35, 3, 25 + 144), (9, 9, 289 + 1)])
 def test_van_with_another_kernel(kernel_size, dilation, taps):
-    """(2 d - 1)^2 + ceil(K / d)^2 weights a channel in the place of 5^2 + 7^2."""
+    """(2 d - 1)^2 + ceil(K / d)^2 weights per channel instead of 5^2 + 7^2."""
     arguments = {"kernel_size": kernel_size, "dilation": dilation}
     channels = 3 * 32 + 3 * 64 + 5 * 160 + 2 * 256
     assert parameters(on_meta("van_b0", **arguments)) == EXACT["van_b0"][0] + channels * (taps - 74)
@@ -638,12 +638,12 @@ def cells(C: int) -> int:
 
 # What an option adds to vitae_t, by hand. A reduction cell with C channels in its pyramid's map and 64 out has norms of
 # 2 C + 128, random features 32 * 64 = 2048, kqv 192 C + 192, proj 4160, MLP 8320; its PCM has 36928 a convolution of 64
-# to 64 channels, 1792 from 3 channels, and BatchNorm 128. So all of it but the pyramid is, in stages 1 and 2:
+# to 64 channels, 1792 from 3 channels, and BatchNorm 128. So everything but the pyramid is, in stages 1 and 2:
 CELLS = (
     (512 + 128) + 2048 + (192 * 256 + 192) + 4160 + 8320 + (1792 + 2 * 36928 + 128),
     (384 + 128) + 2048 + (192 * 192 + 192) + 4160 + 8320 + (3 * 36928 + 128),
 )
-# and in stage 3, with 256 channels in its pyramid's map and out, and 64, 128, 128, 256 in its PCM:
+# and in stage 3, with 256 channels in its pyramid's map and output, and 64, 128, 128, 256 in its PCM:
 THIRD_CELL = (512 + 512) + 128 * 256 + (768 * 256 + 768) + 3 * 65792 + (73856 + 147584 + 295168 + 256)
 OPTIONS = {
     "transformer": (  # no random features, no bias of kqv
@@ -727,14 +727,14 @@ def test_sinusoids_of_the_third_stage():
         n, i = torch.meshgrid(torch.arange(12 + class_token), torch.arange(128), indexing="ij")
         angles = n / 10000.0 ** (2 * i / 256)
         assert size == (3, 4)
-        # the encoding is made in float32
+        # the encoding is computed in float32
         torch.testing.assert_close((tokens - without)[0, :, 0::2], angles.sin().double(), rtol=0, atol=1e-5)
         torch.testing.assert_close((tokens - without)[0, :, 1::2], angles.cos().double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", ["performer_less", "shared", "all"])
 def test_saved_options_read_grey_images(option, tmp_path):
-    """They have other first convolutions than the published configurations name."""
+    """Their first convolutions differ from those in the published configurations."""
     model = build("vitae_t", **OPTIONS[option][0])
     save_for_hf(model, str(tmp_path), safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
@@ -751,7 +751,7 @@ def positions(model: nn.Module) -> Tensor:
 
 
 def resized(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """The class token's position as it is, the map's by bicubic interpolation."""
+    """The class token's position embedding is unchanged; the map's are resized by bicubic interpolation."""
     map_ = table[:, 1:].transpose(1, 2).unflatten(2, grid)
     map_ = F.interpolate(map_, size=new, mode="bicubic", antialias=True)
     return torch.cat([table[:, :1], map_.flatten(2).transpose(1, 2)], 1)
@@ -798,7 +798,7 @@ def test_set_input_size():
 @pytest.mark.parametrize("saved_size", [(64, 64), (96, 160), (32, 128)], ids=str)
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (128, 32)], ids=str)
 def test_plain_vitae_is_saved_and_loaded_at_another_size(saved_size, size, tmp_path):
-    """(64, 64), (32, 128) and (128, 32) have as many positions, of different maps."""
+    """(64, 64), (32, 128) and (128, 32) have the same number of positions on different maps."""
     model = build("vitae_b", img_size=saved_size)
     save_for_hf(model, str(tmp_path), safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size).eval()
@@ -819,7 +819,7 @@ def test_resized_plain_vitae_is_saved_at_its_new_size(tmp_path):
 
 
 def test_positions_of_an_unknown_map():
-    """A bare state dict does not say its height and width: a square map is assumed, the same shape taken as it is."""
+    """A plain state dict does not give height and width: a square map is assumed; the same shape is taken unchanged."""
     square, wide = build("vitae_b", img_size=64), build("vitae_b", img_size=(96, 160))
     model = build("vitae_b", img_size=(96, 160))
     dmformer.load_weights(model, square.state_dict())

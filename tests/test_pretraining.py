@@ -1,4 +1,4 @@
-"""Pretraining on several sets of photos, labelled or not; probes of features."""
+"""Pretraining on several sources of photos, labelled or not; probes of features."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from dmformer.utils.errors import UserError
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """Two labelled sets, which share a class's name, and photos without labels at any depth, one of them broken."""
+    """Two labelled sources that share the name of a class, and unlabelled photos at any depth, one of them broken."""
     root = tmp_path / "sets"
     for name, classes in (("one", list(COLOURS)), ("two", ["red car", "other"])):
         for c, label in enumerate(classes):
@@ -111,7 +111,7 @@ def test_batches_have_the_size_of_their_epoch(pretraining):
 
 
 def test_loaders_can_be_sent_to_readers_of_any_kind(pretraining):
-    """Where processes are not forked, their data set is pickled."""
+    """If processes are not forked, their dataset is pickled."""
     job = PretrainingJob(pretraining)
     for loader in (job.train_loader(0, 1, False), job.val_loader(0, 1, False)):
         sent = pickle.loads(pickle.dumps(loader.dataset))
@@ -181,7 +181,7 @@ def test_resumed_run_equals_one_never_stopped(pretraining, monkeypatch):
 
 
 def test_two_processes_give_the_gradients_of_one(pretraining, tmp_path):
-    """And count every held-out photo once."""
+    """The processes also count every held-out photo once."""
     plain = replace(pretraining, epochs=1, ema=None, optimizer="sgd", freeze=4)
     one = train(replace(plain, name="one"))
     train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)

@@ -1,4 +1,4 @@
-"""`report`: the figures and words of the page against those worked out by hand, and what data must not do to it."""
+"""`report`: the numbers and words on the page against hand-computed ones, and data that must not break it."""
 
 import math
 import os
@@ -23,7 +23,7 @@ HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictu
 
 
 class Page(HTMLParser):
-    """The tags and attributes of a page, and its text with runs of white space as one space."""
+    """The tags and attributes of a page, and its text with whitespace collapsed."""
 
     def __init__(self, html):
         super().__init__()
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 
 def make_report(names=NAMES, targets=None, predictions=None, confidences=None, **changes):
-    """10 images: of 3 cracks 2 are called sound, with confidence 0.9 and 0.62; the other 8 are right with 0.82."""
+    """10 images: 2 of 3 cracks are called sound, with confidence 0.9 and 0.62; the other 8 are correct with 0.82."""
     if targets is None:
         targets, predictions = [0, 0, 0, 1, 1, 1, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2]
         confidences = [0.82, 0.62, 0.9] + [0.82] * 7
@@ -66,7 +66,7 @@ def make_report(names=NAMES, targets=None, predictions=None, confidences=None, *
 
 
 def needs_nothing_else(html):
-    """Check that a page fetches nothing, runs nothing, and describes its pictures."""
+    """Check that a page loads nothing, runs nothing, and describes its pictures."""
     page = Page(html)
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
     fetched = [value for name, value in page.attributes if name in ("src", "srcset", "href")]
@@ -79,7 +79,7 @@ def needs_nothing_else(html):
 
 
 def shows_names_as_text(html):
-    """Check that none of `HOSTILE`, which the page shows, became a part of it."""
+    """Check that no part of `HOSTILE`, which the page shows, became markup."""
     page = Page(html)
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
@@ -101,7 +101,7 @@ def html(tmp_path_factory):
 
 
 def test_verdict(html):
-    """8 of 10 right: Wilson's interval is 49.0 to 94.3, and holds the 60 % of always saying sound."""
+    """8 of 10 correct: Wilson's interval is 49.0 to 94.3 and contains the 60 % of always predicting sound."""
     text = Page(html).text
     assert "On 10 test photos dmformer_n is right 80.0 % of the time (95 % interval 49.0 to 94.3)" in text
     assert "; always answering 'sound' would be right 60.0 %. The data do not show that the model does better" in text
@@ -171,7 +171,7 @@ def test_needs_nothing_else(html):
 
 
 def test_hostile_names(tmp_path):
-    """Names are shown as they are and stay text, wherever they come from."""
+    """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
     targets = [0, 1, 2, 3] * 3
     report = make_report(
@@ -182,7 +182,7 @@ def test_hostile_names(tmp_path):
         title=f"{evil} on {evil}",
         split=evil,
         image_names=[evil] * 12,
-        broken=[(evil + "\udcff", evil)],  # as Python gives a file name that is no Unicode
+        broken=[(evil + "\udcff", evil)],  # how Python represents a file name that is not Unicode
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
@@ -207,7 +207,7 @@ def test_short_history(tmp_path, history):
 
 @pytest.mark.parametrize(("K", "matrix"), [(2, True), (16, True), (60, False)])
 def test_number_of_classes(tmp_path, K, matrix):
-    """Every class has two photos; of class 0 both are called class 1, of the last class there is none."""
+    """Every class has two photos; both of class 0 are predicted as class 1, and the last class has none."""
     names = [f"class {k}" for k in range(K)]
     targets = [k for k in range(K - 1) for _ in range(2)] + [0] * 2
     predictions = [1, 1, *targets[2:]]
@@ -215,7 +215,7 @@ def test_number_of_classes(tmp_path, K, matrix):
     text = Page(html).text
     assert ('aria-label="Confusion matrix"' in html) == matrix
     assert ("A matrix of 60 classes cannot be read" in text) == (K == 60)
-    assert ("class 0class 1250.0 %" in text) == (K > 15)  # truth, prediction, photos, share
+    assert ("class 0class 1250.0 %" in text) == (K > 15)  # truth, prediction, photos, fraction
     assert ('title="class 0 → class 1: 2">2</td>' in html) == (K == 2)
     assert f"1 of {K} classes has no photo here and so no row." in text
     assert ("29 classes between are left out" in text) == (K == 60)
@@ -262,14 +262,14 @@ def chromium(tmp_path, *args):
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
 def test_in_a_browser(tmp_path):
-    """The browser finds every section, draws something, and follows the choice of light or dark."""
+    """The browser finds every section, draws something, and follows the light or dark setting."""
     written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     assert "On 10 test photos dmformer_n is right 80.0 % of the time" in page.text
     positions = [page.text.index(heading) for heading in HEADINGS]
     assert positions == sorted(positions)
     backgrounds = []
-    for scheme in ("1", "0"):  # Blink's numbers for light and dark
+    for scheme in ("1", "0"):  # Blink's values for light and dark
         shot = tmp_path / f"{scheme}.png"
         chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
         image = Image.open(shot).convert("RGB")

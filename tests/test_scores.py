@@ -1,4 +1,4 @@
-"""Scores against scikit-learn and against figures worked by hand."""
+"""Scores against scikit-learn and against hand-computed values."""
 
 import pytest
 import sklearn.metrics
@@ -39,12 +39,12 @@ def test_interval_by_hand():
     probabilities = torch.tensor([[0.9, 0.1]] * 90 + [[0.1, 0.9]] * 10)
     scores = score(probabilities, torch.zeros(100, dtype=torch.long), ["a", "b"])
     assert scores.top1.value == pytest.approx(0.9)
-    assert scores.top1.low == pytest.approx(0.8256, abs=1e-4)  # Wilson's interval of 90 in 100
+    assert scores.top1.low == pytest.approx(0.8256, abs=1e-4)  # Wilson's interval for 90 of 100
     assert scores.top1.high == pytest.approx(0.9448, abs=1e-4)
     assert scores.auroc is None  # there is no image of b
     assert scores.balanced_accuracy.value == pytest.approx(0.9)  # over the classes that have images
     assert [c.count for c in scores.classes] == [100, 0]
-    assert scores.calibration_error == pytest.approx(0, abs=1e-5)  # all say 0.9, and 0.9 are right
+    assert scores.calibration_error == pytest.approx(0, abs=1e-5)  # all have confidence 0.9, and 0.9 are correct
 
 
 def test_nothing_to_score():

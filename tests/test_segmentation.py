@@ -1,4 +1,4 @@
-"""Semantic segmentation: models, loss, inference by windows and scales, training, scores, prediction."""
+"""Semantic segmentation: models, loss, inference with windows and scales, training, scores, prediction."""
 
 import csv
 import json
@@ -125,7 +125,7 @@ def test_unfit_backbones_are_refused():
 
 
 class Positional(nn.Module):
-    """Logits that tell where in the input a pixel was, and what stood there."""
+    """Logits that encode where in the input a pixel was, and its value."""
 
     def forward(self, x):
         rows = torch.arange(x.shape[-2]).view(1, 1, -1, 1).expand(1, 1, *x.shape[-2:])
@@ -175,7 +175,7 @@ def test_likeliest_class_is_found_some_classes_at_a_time(monkeypatch, at_once):
 def test_fused_segmenter_agrees(head):
     model = segmentation_model("dmformer_n", 4, head, backbone_args=TINY, width=64).train()
     with torch.no_grad():
-        for seed in range(3):  # statistics of their own for the norms
+        for seed in range(3):  # separate statistics for the norms
             model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
     model.eval()
     x = seeded_images(1, 3, 64, 96)
@@ -184,7 +184,7 @@ def test_fused_segmenter_agrees(head):
 
 
 def test_endless_sampler():
-    """Every image comes once a pass, epochs go on where the last one stopped, and processes share each step."""
+    """Every image comes once per epoch, epochs continue where the last one stopped, processes share each iteration."""
     whole = StepSampler(5, 4, seed=3, steps=5)
     whole.epoch = 0
     keys = [key for batch in whole for key in batch]
@@ -202,7 +202,7 @@ def test_endless_sampler():
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
 def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
-    """Train, then check the scores against scikit-learn's on the same predictions, and use the run as a user would."""
+    """Train, compare the scores with scikit-learn's on the same predictions, and use the run as a user would."""
     run = train(replace(mask_recipe, head=head, iterations=60, validate_every=30))
     assert read_recipe(run.folder / "recipe.yaml").iterations == 60
     rows = (run.folder / "metrics.csv").read_text().splitlines()
@@ -262,7 +262,7 @@ def test_resumed_run_equals_one_never_stopped(mask_recipe, monkeypatch, steps):
 
 
 def test_shares_of_the_images_add_up(mask_recipe):
-    """The loaders of three processes, which four images do not fill evenly, together give what one gives."""
+    """The loaders of three processes, which do not split four images evenly, together give the images of one loader."""
     job = SegmentationJob(with_normalisation(mask_recipe))
     model, _ = job.build_model()
     device = torch.device("cpu")
@@ -273,7 +273,7 @@ def test_shares_of_the_images_add_up(mask_recipe):
 
 
 def test_starting_weights(mask_recipe, tmp_path):
-    """Of a classifier the backbone; of another segmenter all but the last convolutions where the classes differ."""
+    """From a classifier, the backbone; from another segmenter, all but the last convolutions if the classes differ."""
     recipe = with_normalisation(mask_recipe)
     torch.manual_seed(1)
     classifier = timm.create_model("dmformer_n", num_classes=7, **recipe.parsed_model_args())
@@ -307,7 +307,7 @@ def test_frozen_stages_stay(mask_recipe):
     start, end = job.build_model()[0].state_dict(), open_segmenter(str(run.folder)).model.state_dict()
     names = [name for name in start if name.startswith("backbone.")]
     changed = {name.split(".")[1] for name in names if not torch.equal(start[name], end[name])}
-    assert changed == {"stages_2", "stages_3"}  # weights and BatchNorm's statistics
+    assert changed == {"stages_2", "stages_3"}  # weights and BatchNorm statistics
 
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
@@ -359,7 +359,7 @@ def test_truncated_images_are_found_before_training_and_named_in_the_report(mask
     torn.write_bytes(torn.read_bytes()[:-900])
     with pytest.raises(UserError, match=r"images/training/0\.png"):
         train(mask_recipe)
-    run = train(replace(mask_recipe, max_broken=0.2))  # the first try has left nothing behind
+    run = train(replace(mask_recipe, max_broken=0.2))  # the first attempt has left nothing behind
     assert "images/training/0.png" in run.report.read_text(encoding="utf-8")
 
 
@@ -482,7 +482,7 @@ def test_missing_extra_is_named(monkeypatch):
 
 
 def test_two_processes_validate_and_report_as_one(mask_recipe, tmp_path):
-    """With a learning rate of 0 the weights stay; each process scores its share of the images, and they add up."""
+    """With a learning rate of 0 the weights stay; each process scores its part of the images, and the parts add up."""
     still = replace(mask_recipe, iterations=2, validate_every=2, lr=0.0, lr_min=0.0, ema=None, freeze=4)
     one = train(replace(still, name="one"))
     train_on_two_processes(replace(still, name="two", batch_size=2), tmp_path)

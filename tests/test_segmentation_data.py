@@ -1,4 +1,4 @@
-"""Ids and their mapping, layouts of folders, faults that are told, and pictures that stay on their masks."""
+"""Ids and their mapping, folder layouts, reported faults, and images that stay aligned with their masks."""
 
 import io
 import re
@@ -48,7 +48,7 @@ def flat(
     photometric: bool = False,
     largest_share: float = 1.0,
 ) -> PairTransform:
-    """A transform that scales and crops, and nothing else unless it is asked to."""
+    """A transform that only scales and crops, unless the test asks for more."""
     return train_transform(crop, resize, scale, hflip, photometric, largest_share, MEAN, STD)
 
 
@@ -60,7 +60,7 @@ def blocks(seed: int, size: tuple[int, int] = (60, 40), block: int = 10, classes
 
 
 def photo(ids: np.ndarray) -> Image.Image:
-    """A picture whose colours are the classes."""
+    """An image whose colours are the classes."""
     table = np.full((256, 3), UNLABELLED, np.uint8)
     table[: len(COLOURS)] = COLOURS
     return Image.fromarray(table[ids])
@@ -120,7 +120,7 @@ def test_ids_are_mapped(rules, stored, expected, dtype):
         (dict(num_classes=4, ignore_index=()), [3, 255, 4], (4, 255)),
         (dict(num_classes=4, reduce_zero_label=True), [0, 4, 5, 254], (5, 254)),
         (dict(num_classes=4, reduce_zero_label=True, ignore_index=()), [0, 4, 255], (255,)),
-        (dict(num_classes=4, ignore_index=(0,)), [0, 1, 4], (4,)),  # counts from 1, and 0 ignored without a shift
+        (dict(num_classes=4, ignore_index=(0,)), [0, 1, 4], (4,)),  # counts from 1, and 0 is ignored without a shift
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
@@ -157,7 +157,7 @@ def as_file(image: Image.Image, format: str = "PNG", **options) -> io.BytesIO:
 
 
 def packed_png(ids: np.ndarray, bits: int) -> io.BytesIO:
-    """A grey PNG of a few bits a pixel, as optimisers write them."""
+    """A grey PNG with a few bits per pixel, as optimisers write it."""
     rows = [b"".join(format(int(v), f"0{bits}b").encode() for v in row) for row in ids]
     raw = b"".join(b"\0" + int(row.ljust(-(-len(row) // 8) * 8, b"0"), 2).to_bytes(-(-len(row) // 8)) for row in rows)
 
@@ -518,7 +518,7 @@ def test_turned_images_fit_masks_as_they_are_shown(pairs):
     exif[0x0112] = 6  # stored on its side: to be turned clockwise
     photo(blocks(1)).rotate(90, expand=True).save(pairs.images[1], exif=exif)
     assert check_evaluation_pairs(pairs, 0.0)[1] == []
-    assert check_pairs(splits_of(pairs), 32, 0.0)[1] == []  # by the header alone
+    assert check_pairs(splits_of(pairs), 32, 0.0)[1] == []  # from the header alone
     image, ids = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0).picture(1)
     assert image.size == (60, 40)
     assert agreement(image, ids) > 0.95
@@ -636,7 +636,7 @@ def test_masks_of_0_and_255_are_pointed_out(pairs):
 
 
 def agreement(image: Image.Image | np.ndarray, ids: np.ndarray) -> float:
-    """Share of the pixels away from borders whose class is that of the nearest colour."""
+    """Fraction of the pixels away from borders whose class is that of the nearest colour."""
     pixels = np.asarray(image).astype(float)
     table = np.concatenate([COLOURS, [UNLABELLED]]).astype(float)
     nearest = np.linalg.norm(pixels[:, :, None] - table, axis=-1).argmin(-1)
@@ -711,8 +711,8 @@ def test_crops_cover_the_whole_range():
 @pytest.mark.parametrize(("limit", "least", "most"), [(0.75, 0.98, 1.0), (1.0, 0.3, 0.7)])
 def test_one_class_does_not_cover_a_crop(limit, least, most):
     ids = np.zeros((100, 60), np.uint8)
-    ids[:, 30:] = 1  # 15 of 31 places of a crop are balanced enough
-    ids[:10] = IGNORE  # counts neither way
+    ids[:, 30:] = 1  # 15 of 31 positions of a crop are balanced enough
+    ids[:10] = IGNORE  # ignored in both counts
     transform = flat(30, None, (1.0, 1.0), largest_share=limit)
     torch.manual_seed(0)
     kept = []
@@ -842,7 +842,7 @@ def test_pairs_that_break_later_are_replaced_in_training_alone(pairs):
         training[0, 0]
 
 
-# ---- real ones, and the picture
+# ---- real data, and the picture in the documentation
 
 
 def test_camvid(shared_data):

@@ -1,4 +1,4 @@
-"""`report` of segmentation: the page's figures against those worked out by hand, and what data must not do to it."""
+"""`report` of segmentation: the numbers on the page against hand-computed ones, and data that must not break it."""
 
 import math
 import re
@@ -27,7 +27,7 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "met
 
 
 class Nesting(HTMLParser):
-    """Fails where an end tag does not close the element that is open."""
+    """Fails if an end tag does not close the open element."""
 
     def __init__(self, html):
         super().__init__()
@@ -45,7 +45,7 @@ class Nesting(HTMLParser):
 
 
 def two_images():
-    """10 x 10 each. Half of the 20 cars' pixels are called road; the second has 10 pixels without a label."""
+    """10 x 10 each. Half of the cars' 20 pixels are predicted as road; the second image has 10 unlabelled pixels."""
     truth, prediction = np.zeros((2, 10, 10), dtype=np.uint8), np.zeros((2, 10, 10), dtype=np.uint8)
     truth[0, :2], prediction[0, 0] = 1, 1
     truth[1, 5:9], prediction[1, 5:] = 2, 2
@@ -96,7 +96,7 @@ def html(tmp_path_factory):
 def test_verdict(html):
     """IoU: road 130 of 140 pixels, car 10 of 20, sky 40 of 40. Always road: 130 of 190 pixels, over three classes.
 
-    A resample of the first image alone has (80 / 90 + 10 / 20) / 2, one of the second alone has 1.
+    A resample of only the first image gives (80 / 90 + 10 / 20) / 2, one of only the second gives 1.
     """
     text = Page(html).text
     assert "On 2 test photos dmformer_n reaches a mean IoU of 81.0 % (95 % interval 69.4 to 100.0)" in text
@@ -161,7 +161,7 @@ def test_few_pictures(html):
 
 
 def test_pictures_in_groups(tmp_path):
-    """17 images with i pixels wrong; the first has no labelled pixel and is not shown. Large ones are reduced."""
+    """17 images with i wrong pixels; the first has no labelled pixel and is not shown. Large ones are reduced."""
     truth = np.zeros((17, 400, 800), dtype=np.uint8)
     prediction = truth.copy()
     for i in range(17):
@@ -215,7 +215,7 @@ def test_needs_nothing_else(html):
 
 
 def test_hostile_names(tmp_path):
-    """Names are shown as they are and stay text, wherever they come from."""
+    """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
     truth, prediction = two_images()
     truth[0, 9], prediction[0, 8:] = 3, 3
@@ -225,7 +225,7 @@ def test_hostile_names(tmp_path):
         title=f"{evil} on {evil}",
         split=evil,
         image_names=[evil, HOSTILE[1]],
-        broken=[(evil + "\udcff", evil)],  # as Python gives a file name that is no Unicode
+        broken=[(evil + "\udcff", evil)],  # how Python represents a file name that is not Unicode
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
@@ -235,7 +235,7 @@ def test_hostile_names(tmp_path):
 
 @pytest.mark.parametrize(("K", "matrix"), [(3, True), (20, True), (60, False), (150, False)])
 def test_number_of_classes(tmp_path, K, matrix):
-    """Every class has a pixel but the last; the third and fourth are called by each other's names."""
+    """Every class but the last has a pixel; the third and fourth are confused with each other."""
     names = list(ADE20K.class_names) if K == 150 else [f"class {k}" for k in range(K)]
     truth = np.arange(K - 1, dtype=np.uint8)[None, None]
     prediction = truth.copy()
@@ -246,14 +246,14 @@ def test_number_of_classes(tmp_path, K, matrix):
     text = Page(html).text
     assert ('aria-label="Confusion matrix"' in html) == matrix
     assert (f"A matrix of {K} classes cannot be read" in text) == (not matrix)
-    assert (f"{names[2]}{names[3 % K]}1100.0 %" in text) == (K > 15)  # truth, prediction, pixels, share
+    assert (f"{names[2]}{names[3 % K]}1100.0 %" in text) == (K > 15)  # truth, prediction, pixels, fraction
     assert f"1 of {K} classes has no pixel here and so no row." in text
     assert (f"{K - 1 - 30} classes between are left out" in text) == (K > 50)
-    assert html.count('<li><i style="--own:') == (K if matrix else K - 1)  # of many classes those in the pictures
+    assert html.count('<li><i style="--own:') == (K if matrix else K - 1)  # with many classes, those in the pictures
 
 
 def test_predicted_only_and_rare(tmp_path):
-    """A class that is predicted and never there, and one with 1 of 10,000 pixels."""
+    """A class that is predicted and never present, and one with 1 of 10,000 pixels."""
     truth, prediction = np.zeros((1, 100, 100), dtype=np.uint8), np.zeros((1, 100, 100), dtype=np.uint8)
     truth[0, 0, 0], prediction[0, 5] = 1, 2
     text = Page(written(tmp_path, make_report(masks=(truth, prediction)))).text
@@ -266,13 +266,13 @@ def test_predicted_only_and_rare(tmp_path):
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
 def test_in_a_browser(tmp_path):
-    """The browser finds every section, and follows the choice of light or dark."""
+    """The browser finds every section and follows the light or dark setting."""
     written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     positions = [page.text.index(heading) for heading in HEADINGS]
     assert positions == sorted(positions)
     backgrounds = []
-    for scheme in ("1", "0"):  # Blink's numbers for light and dark
+    for scheme in ("1", "0"):  # Blink's values for light and dark
         shot = tmp_path / f"{scheme}.png"
         chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
         backgrounds.append(sum(Image.open(shot).convert("RGB").getpixel((2, 2))))

@@ -1,4 +1,4 @@
-"""`tasks.segmentation_scores`: against scikit-learn and against counts worked out by hand."""
+"""`tasks.segmentation_scores`: against scikit-learn and against counts computed by hand."""
 
 import json
 import math
@@ -15,7 +15,7 @@ NAMES = [f"class {k}" for k in range(K)]
 
 
 def random_masks(seed, images=7, size=40):
-    """Class 4 is never true and class 5 neither true nor predicted; the last image has no label; a third is right."""
+    """Class 4 never occurs, class 5 is not even predicted; the last image has no label; a third is correct."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 4, (images, size, size))
     chance = rng.integers(0, 5, truth.shape)
@@ -26,7 +26,7 @@ def random_masks(seed, images=7, size=40):
 
 
 def counted(truth, prediction):
-    """Masks (N, H, W) -> confusion and counts as `score_masks` wants them, by scikit-learn."""
+    """Masks (N, H, W) -> confusion and counts as `score_masks` takes them, by scikit-learn."""
     matrices = []
     for t, p in zip(truth, prediction, strict=True):
         labelled = t != 255
@@ -84,7 +84,7 @@ def test_sums_over_the_set():
 
 
 def test_interval():
-    """It is the same each time, holds the value, is narrower with more images, and is nothing where all are alike."""
+    """It is the same each time, contains the value, is narrower with more images, and is a point if all are alike."""
     truth, prediction = random_masks(4, images=20)
     prediction[:10] = np.where(truth[:10] == 255, 0, truth[:10])
     few = score_masks(*counted(truth, prediction), NAMES)

@@ -1,4 +1,4 @@
-"""The server: its answers, what it refuses, its batches, its page in a browser, and how it ends."""
+"""The server: its responses, what it refuses, its batches, its page in a browser, and how it stops."""
 
 import asyncio
 import base64
@@ -54,7 +54,7 @@ PALETTE = ((200, 40, 40), (40, 200, 40))
 
 
 class Colours:
-    """A classifier that knows three colours; a closed gate holds its work up, an error ends it."""
+    """A classifier that knows three colours; a closed gate blocks it, an error makes it fail."""
 
     task, name, form, class_names, at_least = "classification", "colours", "NumPy", NAMES, 8
 
@@ -77,7 +77,7 @@ class Colours:
 
 
 class Halves:
-    """A segmenter to which dark pixels are one class and bright ones another."""
+    """A segmenter with one class for dark pixels and another for bright ones."""
 
     task, name, form, class_names, palette = "segmentation", "halves", "NumPy", ["dark", "bright"], PALETTE
 
@@ -100,7 +100,7 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
 
 
 def half_bright(size: tuple[int, int] = (40, 20)) -> bytes:
-    """Of the columns, the right quarter is white."""
+    """The right quarter of the columns is white."""
     values = np.zeros((size[1], size[0], 3), np.uint8)
     values[:, -(size[0] // 4) :] = 255
     return encoded(Image.fromarray(values))
@@ -134,7 +134,7 @@ async def serving(
 
 @contextmanager
 def in_a_thread(predictor: Any, source: str, limits: Limits) -> Iterator[str]:
-    """The address of a server in this process, which has PyTorch already."""
+    """The address of a server in this process, which has loaded PyTorch already."""
     metrics = Metrics()
     service = open_service(source, predictor, limits, metrics)
     with listen("127.0.0.1", 0) as place:
@@ -154,12 +154,12 @@ def decoded(uri: str) -> Image.Image:
 
 
 async def sample(client: httpx.AsyncClient, line: str) -> float:
-    """A figure of /metrics by its name and labels; 0 where it is not."""
+    """A value of /metrics by its name and labels; 0 if it is missing."""
     text = (await client.get("/metrics")).text
     return next((float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(f"{line} ")), 0.0)
 
 
-# Answers
+# Responses
 
 
 def test_classes_of_one_and_of_several_images():
@@ -429,7 +429,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read():
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Of a PNG with one bit a pixel, whose data never come."""
+    """Of a PNG with one bit per pixel, whose data never arrive."""
     head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
     chunk = (13).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
     return b"\x89PNG\r\n\x1a\n" + chunk + bytes([0, 0, 0, 9]) + b"IDAT"
@@ -536,7 +536,7 @@ def test_names_and_addresses_beyond_the_loopback():
         async with serving(Colours(), names=names, any_address=True) as client:
             for host, origin, status in [
                 ("photos.example.org", "https://photos.example.org", 200),
-                ("127.0.0.1:8000", "https://photos.example.org", 200),  # a proxy that puts its own Host
+                ("127.0.0.1:8000", "https://photos.example.org", 200),  # a proxy that sets its own Host
                 ("192.0.2.7:8000", "http://192.0.2.7:8000", 200),
                 ("192.0.2.7:8000", "http://192.0.2.8:8000", 403),
                 ("rebound.example", "http://rebound.example", 403),
@@ -664,7 +664,7 @@ def test_a_timeout_is_told_and_the_work_left_out():
                 assert answer.headers["retry-after"] == "1"
             model.gate.set()
             assert (await client.post("/predict", files=form(png()))).status_code == 200
-            assert model.batches == [1, 1]  # that which had begun, and the last
+            assert model.batches == [1, 1]  # the one that had begun, and the last
             assert await sample(client, "dmformer_requests_in_hand") == 0
 
     asyncio.run(ask())
@@ -757,7 +757,7 @@ def test_no_more_images_are_decoded_than_the_model_can_soon_use():
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> str:
-    """The folder of a classifier that was trained on three colours, in few steps."""
+    """The folder of a classifier trained on three colours in a few iterations."""
     model: Any = timm.create_model("dmformer_n", num_classes=3, layer_scale=1.0, **TINY)
     data_config = resolve_data_config({"input_size": (3, 64, 64), "crop_pct": 1.0}, model=model)
     prepare: Any = create_transform(**data_config)
@@ -776,7 +776,7 @@ def classifier(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory) -> str:
-    """The folder of a segmenter that was not trained."""
+    """The folder of an untrained segmenter."""
     config = SegmenterConfig(
         backbone="dmformer_n",
         backbone_args=TINY,
@@ -938,14 +938,14 @@ def test_addresses():
 
 @contextmanager
 def started(*command: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A process that serves, and its address."""
+    """A serving process, and its address."""
     process = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background job has it ignored, and passes that on
+        # a shell's background job ignores it, and its children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -1007,7 +1007,7 @@ def test_it_answers_what_it_has_before_it_ends(number, code):
 
 @contextmanager
 def browser_page(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
-    """A page of the server in a browser, and what the browser's console says."""
+    """A page of the server in a browser, and the messages on the browser's console."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed: no browser to open the page in")
@@ -1027,7 +1027,7 @@ def browser_page(address: str, **options: Any) -> Iterator[tuple[Any, list[str]]
 
 
 def choose(page: Any, file: Path) -> None:
-    """Choose a file as the keyboard does it: Tab to the control, Enter."""
+    """Choose a file with the keyboard: Tab to the control, Enter."""
     for _ in range(10):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "file":
@@ -1087,7 +1087,7 @@ def test_the_page_of_a_segmenter(segmenter, tmp_path):
         shares = dict(row.split("\n") for row in page.locator("#bars li").all_inner_texts())
         assert set(shares) <= {"sky", "ground", "<i>box</i>"}
         assert sum(float(text.split()[0]) for text in shares.values()) == pytest.approx(100, abs=0.2)
-        assert page.locator("#bars i").count() == 0  # the name is no HTML
+        assert page.locator("#bars i").count() == 0  # the name is not interpreted as HTML
         largest = page.locator("#bars li").first
         colours = {"sky": "rgb(90, 140, 230)", "ground": "rgb(60, 160, 60)", "<i>box</i>": "rgb(200, 60, 50)"}
         swatch = largest.locator(".swatch").evaluate("element => getComputedStyle(element).backgroundColor")

@@ -1,4 +1,4 @@
-"""The notebook of the documentation does what it says, from photos to a served model."""
+"""The notebook of the documentation runs and does what it says, from photos to a served model."""
 
 import json
 from pathlib import Path

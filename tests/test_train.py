@@ -1,4 +1,4 @@
-"""The loop: what it writes, how it stops and goes on, and what several processes do."""
+"""The loop: what it writes, how it stops and resumes, and what several processes do."""
 
 import csv
 import math
@@ -69,7 +69,7 @@ def test_run_folder(recipe, photos):
     assert "蓝天" in page
     assert "100.0\N{NO-BREAK SPACE}%" in page
 
-    # timm, the other commands and the page agree about best/
+    # timm, the other commands and the page agree on best/
     model = timm.create_model(f"local-dir:{run.folder / 'best'}", pretrained=True).eval()
     classifier = open_classifier(str(run.folder))
     assert classifier.class_names == sorted(p.name for p in photos.iterdir())
@@ -128,7 +128,7 @@ def test_killed_run_goes_on_from_its_last_save(recipe, monkeypatch):
     with pytest.raises(KilledError):
         train(killed)
     resumed = train(replace(killed, resume=True))
-    assert len(count) == 3 + 4  # the third step is done again
+    assert len(count) == 3 + 4  # the third iteration is repeated
     assert_same(final_weights(whole.folder), final_weights(resumed.folder))
 
 
@@ -200,7 +200,7 @@ def test_every_family_trains_evaluates_and_predicts(model, precision, recipe, ph
 
 
 def test_accumulated_batches_equal_one(recipe):
-    """Two batches of 4 give the gradients of one of 8, in a model without BatchNorm's batch statistics."""
+    """Two batches of 4 give the gradients of one batch of 8, in a model without BatchNorm's batch statistics."""
     plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4, lr_batch=8)
     one = train(replace(plain, name="one", batch_size=8))
     two = train(replace(plain, name="two", batch_size=4, accumulate=2))
@@ -253,14 +253,14 @@ def test_options_train(recipe, options):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_whole(name, tmp_path):
     recipe = RECIPES[name]()
-    replace(recipe, weights="best/", data=recipe.data or "photos/").check()  # some cannot do without
+    replace(recipe, weights="best/", data=recipe.data or "photos/").check()  # some cannot do without them
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     assert read_recipe(tmp_path / "r.yaml") == recipe
     assert yaml.safe_load(recipe.to_yaml())["model"] == recipe.model
     assert timm.is_model(recipe.model)
 
 
-PAPERS = {  # facts: epochs, batch, learning rate at its batch, weight decay, drop path, and what else the paper says
+PAPERS = {  # epochs, batch size, learning rate and its batch, weight decay, drop path, and other details
     "imagenet1k_dmformer_s": (300, 1024, 1e-3, 0.05, 0.1, {}),
     "imagenet1k_dmformer_l": (300, 1024, 1e-3, 0.05, 0.2, {}),
     "imagenet1k_van_b2": (310, 1024, 1e-3, 0.05, 0.1, {"cooldown_epochs": 10, "warmup_epochs": 5.0, "erasing": 0.25}),
@@ -306,7 +306,7 @@ def test_cool_down_keeps_the_lowest_learning_rate(recipe):
 
 
 def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
-    """Two half batches on two processes move the weights as one batch on one (BatchNorm's statistics kept out)."""
+    """Two half batches on two processes update the weights as one batch on one does (BatchNorm aside)."""
     plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4)
     one = train(replace(plain, name="one", batch_size=8))
     train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)
@@ -318,7 +318,7 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
 
 
 def test_the_command_runs_on_two_processes(recipe, tmp_path):
-    """As the documentation has it: the first process alone prints the scores, and every one ends well."""
+    """As in the documentation: only the first process prints the scores, and every process exits cleanly."""
     arguments = ["train", "scratch", "--data", recipe.data, "--out", recipe.out, "--name", "two", "--epochs", "1"]
     arguments += ["--model-args", *recipe.model_args, "--image-size", "32", "--batch-size", "4", "--workers", "0"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -335,7 +335,7 @@ def test_the_command_runs_on_two_processes(recipe, tmp_path):
 
 
 def command_of(recipe: ClassificationRecipe, *arguments: str) -> list[str]:
-    """`dmformer train` of the small model on the photos, by SGD without anything that is drawn for each process."""
+    """`dmformer train` of the small model on the photos, by SGD and without per-process randomness."""
     options = ["--data", recipe.data, "--out", recipe.out, "--model-args", *recipe.model_args, "--image-size", "32"]
     options += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--tracker", "none", "--optimizer", "sgd"]
     options += ["--ema", "none", "--freeze", "4", "--precision", "no", *arguments]

@@ -1,7 +1,7 @@
-"""`kernels.triton_taps` against the framework in float64: on a GPU, or else in Triton's interpreter.
+"""`kernels.triton_taps` against PyTorch in float64: on a GPU, or else in Triton's interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, which other tests have done by then, so that without a GPU a child
-process runs this file. There tiles are 4 rows, 8 columns and 16 channels at most: small images have several.
+Triton reads TRITON_INTERPRET on import, which other tests have done by then. Without a GPU a child process therefore
+runs this file. There, tiles have at most 4 rows, 8 columns and 16 channels, so small images have several.
 """
 
 import os
@@ -29,7 +29,7 @@ if HERE:
 
 
 def here(test):
-    """Collect a test where the kernels run: 75 skips would say nothing."""
+    """Collect a test only where the kernels run: 75 skips would say nothing."""
     return test if HERE else None
 
 
@@ -55,7 +55,7 @@ TOLERANCES = {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.b
     torch.float32: 2e-6,
     torch.float64: 1e-13,
 }
-"""Largest error over the largest value. The lower dtypes round a float32 sum once, by half of eps."""
+"""Largest error divided by the largest value. The lower dtypes round a float32 sum once, by half of eps."""
 
 formats = pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -175,7 +175,7 @@ def test_gradients_of_a_part(wanted):
 
 @here
 def test_other_strides():
-    """Sliced, expanded and transposed inputs and gradients give what their copies give, in channels_last."""
+    """Sliced, expanded and transposed inputs and gradients give the same results as their copies, in channels_last."""
     x, weights, dilations, _, _ = make(SMALL, (2, 3, 5, 5))
     for view in (x[:, :, ::2, 1:], x[:1].expand(2, -1, -1, -1), x.transpose(2, 3)):
         out = taps(view, weights, dilations)
@@ -277,7 +277,7 @@ def test_columns_of_equal_taps_are_looped_over():
 
 def norm_reference(x, weights, dilations, norm: nn.BatchNorm2d, stored: torch.dtype) -> Tensor:
     z = reference(x, weights, dilations)
-    return F.relu(norm(z + (z.detach().to(stored).double() - z.detach())))  # the norm sees what is stored
+    return F.relu(norm(z + (z.detach().to(stored).double() - z.detach())))  # the norm sees the stored values
 
 
 @here
@@ -300,7 +300,7 @@ def test_norm_relu_equals_batch_norm(levels, memory_format, dtype):
     assert actual.is_contiguous(memory_format=memory_format)
     assert not mean.requires_grad
     assert not var.requires_grad
-    # The standard deviation scales an error of z: 4 roundings where the plain form has them too.
+    # The standard deviation scales an error of z: 4 roundings, as in the plain form.
     tolerance = 4 * TOLERANCES[dtype]
     assert_near([actual], [expected], tolerance)
     count = x.numel() / 5
@@ -341,7 +341,7 @@ def test_statistics_of_a_large_mean_do_not_cancel(memory_format):
 
 @here
 def test_memory_kept_for_backward():
-    """x and the sum before the norm, once each; the plain form keeps the branches and the norm's output too."""
+    """x and the sum before the norm, once each; the plain form also keeps the branches and the norm's output."""
     x, weights, dilations, bias, _ = make(SMALL, (2, 5, 5, 9))
     kept: dict[int, Tensor] = {}
 
@@ -361,7 +361,7 @@ def test_memory_kept_for_backward():
 
 
 @here
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck inspects it
 @formats
 def test_operators_are_well_formed(memory_format):
     x, weights, dilations, bias, grad = make(((3, 2),), (2, 2, 3, 4), memory_format=memory_format)
@@ -417,7 +417,7 @@ def test_the_same_at_each_run():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-# ---- what is asked wrongly
+# ---- invalid arguments
 
 
 @here
@@ -505,7 +505,7 @@ def test_other_wrong_input():
 @here
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_mixer_takes_the_kernels(training, monkeypatch):
-    """DMA with `kernels.depthwise` at work on Triton, against its plain form, running statistics included."""
+    """DMA with `kernels.depthwise` on Triton, against its plain form, including running statistics."""
     taken: list[str] = []
     for name in ("depthwise_taps", "depthwise_taps_norm_relu"):
         function = getattr(triton_taps, name)
@@ -526,7 +526,7 @@ def test_mixer_takes_the_kernels(training, monkeypatch):
 
 @here
 def test_fused_model_takes_the_kernels(monkeypatch):
-    """The levels of a fused DMA in one pass, norm and ReLU included."""
+    """The levels of a fused DMA in one pass, including norm and ReLU."""
     torch.manual_seed(0)
     model = timm.create_model("dmformer_n", num_classes=3).to(DEVICE).eval()
     x = torch.randn(1, 3, 32, 32, device=DEVICE)

@@ -1,6 +1,6 @@
-"""Published weights: every layout loads strictly, is recognised and converted; what does not fit is told in one line.
+"""Published weights: every key layout loads strictly, is recognised and converted; a misfit gives a one-line error.
 
-The golden key lists are the authors' own; OpenMMLab's and Hugging Face's names are derived from them here by hand.
+The golden key lists are the authors' own; the names of OpenMMLab and Hugging Face are derived from them here by hand.
 """
 
 import json
@@ -32,7 +32,7 @@ VARIANTS = ["van_b0", "smt_t", "vitae_t", "vitaev2_s"]
 
 @cache
 def authors(variant: str) -> dict[str, Tensor]:
-    """A state dict as the authors' file of a variant holds it, with small random numbers."""
+    """A state dict like the authors' file of a variant, with small random numbers."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for key, shape, dtype in json.loads((GOLDEN / f"{variant}.json").read_text())["keys"]:
@@ -139,7 +139,7 @@ def test_wrappers_prefixes_and_suffixes(wrapper, suffix, tmp_path):
 
 @pytest.mark.parametrize("variant", ["van_b0", "vitae_t"])
 def test_timm_takes_the_authors_file_itself(variant, tmp_path):
-    """As it takes any file; so a pyramid of features starts from published weights."""
+    """It accepts any file; so a feature pyramid can start from published weights."""
     torch.save({"state_dict": authors(variant)}, tmp_path / "weights.pth")
     arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
     assert_same(timm.create_model(variant, **arguments).state_dict(), loaded(variant, authors(variant)))
@@ -274,7 +274,7 @@ def test_converted_weights_predict_and_fine_tune(photos, recipe, tmp_path):
 
 
 def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """Files that must be refused, and what the error has to say."""
+    """Files that must be refused, and the text of the error."""
     van, smt = authors("van_b0"), authors("smt_t")
     shape = {**van, "block2.1.attn.proj_1.weight": torch.zeros(64, 65, 1, 1)}
     states = {

@@ -1,9 +1,9 @@
 """timm's own test suite, run on the models of this package: `python tests/timm_suite.py [names, as in "dmformer_*"]`.
 
-Downloads the source distribution of the installed timm with pip, takes its tests out, and runs `test_models.py` on
-every model that this package registers, or on those named. timm's tests are used as they are, but for one line: the
-list of module names whose models are tested for `forward_intermediates` gets our modules' names in front. Exits with
-0 when no test failed and every model passed at least one.
+Downloads the source distribution of the installed timm with pip, extracts its tests, and runs `test_models.py` on
+every model that this package registers, or on the named ones. timm's tests are used unchanged, except for one line: our
+module names are prepended to the list of modules whose models are tested for `forward_intermediates`. The exit code is
+0 if no test failed and every model passed at least one.
 """
 
 import re
@@ -26,7 +26,7 @@ FILTERS = "FEAT_INTER_FILTERS = [\n"
 
 
 class OnlyOurs:
-    """A pytest plugin: keeps the tests of our models and counts what they gave, (model, outcome) -> tests."""
+    """A pytest plugin: selects the tests of our models and counts their outcomes, (model, outcome) -> tests."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, str]] = Counter()
@@ -56,7 +56,7 @@ def fetch_tests(folder: Path) -> Path:
     subprocess.run([*pip, requirement], check=True)
     (archive,) = folder.glob("timm-*.tar.gz")
     with tarfile.open(archive) as tar:
-        # Without timm's package: the tests must meet the installed one.
+        # Without timm's package: the tests must import the installed one.
         members = [m for m in tar.getmembers() if re.match(r"[^/]+/(tests/|pyproject\.toml$)", m.name)]
         tar.extractall(folder, members, filter="data")
     (tests,) = folder.glob("timm-*/tests/test_models.py")
