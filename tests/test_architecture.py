@@ -139,7 +139,7 @@ def test_training_knows_no_task():
             assert all(task(other) is None for other in imported(name)), name
 
 
-def test_no_circle_of_modules():
+def test_no_import_cycles():
     """Of imports at module level, except those of a package's __init__.py from its own modules."""
     graph = {name: {o for o in imported(name, functions=False) if o != name} for name in MODULES}
     TopologicalSorter(graph).prepare()  # raises CycleError

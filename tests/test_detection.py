@@ -114,7 +114,7 @@ def test_losses_reach_every_parameter_with_and_without_objects() -> None:
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_an_empty_batch_is_pushed_towards_nothing() -> None:
+def test_an_empty_batch_pushes_scores_towards_zero() -> None:
     model = tiny().train()
     losses = model(images((96, 96), (96, 96)), [targets()[1]] * 2)
     assert isinstance(losses, dict)

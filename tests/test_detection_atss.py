@@ -99,7 +99,7 @@ def test_a_positive_has_its_centre_inside_the_object():
     assert assign(torch.tensor([[-2, 0, 6, 16.0], *far]), [1, 1, 1], box, nearest=1).tolist() == [0, -1, -1]
 
 
-def test_an_anchor_of_two_objects_is_that_of_the_higher_overlap():
+def test_an_anchor_of_two_objects_goes_to_the_higher_overlap():
     anchors = torch.tensor([[0, 0, 16, 16], [-30, -30, -20, -20], [-60, -60, -40, -40.0]])
     boxes = torch.tensor([[0, 0, 16, 12], [0, 0, 16, 14.0]])  # IoUs 0.75 and 0.875, both above their thresholds
     assert assign(anchors, [1, 1, 1], boxes, nearest=1).tolist() == [1, -1, -1]

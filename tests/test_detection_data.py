@@ -355,7 +355,7 @@ def test_the_training_file_tells_the_classes(cocos: Path) -> None:
     assert splits.test.annotations[0].labels.tolist() == [1]
 
 
-def test_a_split_of_which_no_photo_is_left(yolo: Path) -> None:
+def test_a_split_without_any_usable_photo(yolo: Path) -> None:
     for name in "ab":
         (yolo / "images" / "train" / f"{name}.png").write_bytes(b"no photo")
     with pytest.raises(UserError, match=r"no photo in .*\(train\) can be used: images/train/a\.png: cannot be read"):
@@ -763,7 +763,7 @@ def test_lists_of_yolo(yolo: Path) -> None:
         open_boxes(str(yolo))
 
 
-def test_a_text_file_that_cannot_be_read_takes_its_photo_along(yolo: Path) -> None:
+def test_an_unreadable_text_file_leaves_out_its_photo(yolo: Path) -> None:
     (yolo / "labels" / "train" / "b.txt").write_text("0 0.5 0.5 0.25 0.5", "utf-16")
     splits = open_boxes(str(yolo))
     assert [splits.train.name(i) for i in range(len(splits.train))] == ["images/train/a.png"]
@@ -1236,7 +1236,7 @@ def test_a_photo_that_is_cut_off_is_found_before_it_would_stop_a_validation(coco
     assert len(splits.train) == 4
 
 
-def test_what_has_nothing_to_score_is_passed_over(cocos: Path) -> None:
+def test_splits_with_nothing_to_score_are_skipped(cocos: Path) -> None:
     """A test file without photos does not prevent training; a split with only crowds is not scored."""
     (cocos / "annotations" / "instances_test2017.json").write_text(coco([image(21)], [thing(1, 21)]))
     splits = check_boxes(open_boxes(str(cocos)), max_broken=0.0)

@@ -223,7 +223,7 @@ def test_visibility_by_hand():
     assert visible[1, 0].int().tolist() == [[0, 0, 0, 0, 1, 1]] * 6
 
 
-def test_noisy_queries_change_nothing_of_the_matching_ones_nor_of_other_groups():
+def test_noisy_queries_do_not_affect_matching_queries_or_other_groups():
     model = detector().eval()
     memory = model.encode(torch.rand(1, 3, 64, 64), None)
     first = model.propose(memory)

@@ -92,7 +92,7 @@ def test_feature_losses():
     assert float(feature_loss(a, b, "mse")) == pytest.approx((1 + 1 + 1 + 4) / 4)
 
 
-def test_what_is_left_of_the_mass_is_spread_over_the_other_classes():
+def test_remaining_probability_is_spread_over_the_other_classes():
     whole = whole_distribution(torch.tensor([[4, 1]]), torch.tensor([[0.5, 0.2]]), 5)
     torch.testing.assert_close(whole, torch.tensor([[0.1, 0.2, 0.1, 0.1, 0.5]]))
     torch.testing.assert_close(

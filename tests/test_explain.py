@@ -239,7 +239,7 @@ def test_a_layer_that_is_changed_in_place_and_one_that_is_called_twice():
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-def test_what_speaks_for_nothing_is_zero():
+def test_a_map_without_evidence_is_zero():
     subject = subject_of("dmformer_n")
     nn.init.zeros_(subject.model.head.fc.weight)
     found = class_activation(subject, images(), [0, 1])

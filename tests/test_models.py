@@ -487,7 +487,7 @@ def test_export_with_dynamic_shapes(name):
 
 
 @pytest.mark.parametrize("name", ["vitae_t", "vitaev2_s"])
-def test_export_where_nothing_is_padded_serves_sizes_that_are(name):
+def test_export_of_an_unpadded_example_accepts_padded_sizes(name):
     """An example that strides and windows divide must not fix the rest of the graph."""
     model = build(name)
     exported = export(model, images(112, 224)).module()
