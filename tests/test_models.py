@@ -864,7 +864,7 @@ def test_the_classifier_does_not_read_the_last_class_token():
         (
             "vitae_t",
             {"token_types": ("performer", "no", "performer")},
-            "token_types must be of performer, transformer, pooling, performer_less, not 'no'",
+            "token_types must be among performer, transformer, pooling, performer_less, not 'no'",
         ),
         ("vitae_t", {"fuse": "no"}, "fuse must be cat or sum, not 'no'"),
         ("vitae_t", {"position": "no"}, "position must be none, sinusoid or learned, not 'no'"),

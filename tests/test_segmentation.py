@@ -120,7 +120,7 @@ def test_loss_without_labelled_pixels_is_zero_not_nan():
 def test_unfit_backbones_are_refused():
     with pytest.raises(UserError, match="strides 16, 16, 16; a segmenter needs 4, 8, 16 and 32"):
         segmentation_model("vit_tiny_patch16_224", 3)
-    with pytest.raises(UserError, match="cannot be a backbone of a segmenter"):
+    with pytest.raises(UserError, match="cannot be the backbone of a segmenter"):
         segmentation_model("dmformer_n", 3, backbone_args={"colour": 1})
 
 

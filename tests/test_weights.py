@@ -295,7 +295,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
             {**van, "norm4.bias": torch.full((256,), float("inf"))},
             "stages.3.norm.bias holds values that are not",
         ),
-        "empty": ({}, "holds no state dict"),
+        "empty": ({}, "contains no state dict"),
     }
     files = {}
     for name, (state, message) in states.items():

@@ -10,8 +10,8 @@ from ..utils.model_names import model_names
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, ImageNet-1K top-1 in % if published, what that
-    was trained on, and the paper's number."""
+    """A model: parameters in millions, 10^9 multiply-adds at 224 x 224, published ImageNet-1K top-1 in % or None, the
+    training data of that figure, and the paper's number."""
 
     name: str
     parameters: float
@@ -22,7 +22,7 @@ class Entry:
 
 
 def catalogue(pattern: str = "*") -> list[Entry]:
-    """Our models whose name matches a shell pattern or contains it, measured on the spot (no weights are made)."""
+    """Our models whose name matches a shell pattern or contains it; sizes are computed without creating weights."""
     import timm
 
     from . import PUBLISHED
@@ -46,7 +46,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
 
 
 def count_gmacs(model: Any, height: int, width: int | None = None) -> float:
-    """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image, without computing them."""
+    """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image, without running it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

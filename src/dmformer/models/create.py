@@ -1,4 +1,4 @@
-"""A model of timm or ours by its name, told of the size where it is made for one, and with random weights."""
+"""Create models, timm's or ours, by name, at a given image size and with reproducible random weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ..utils.errors import UserError, first_line, unknown
 
 SEED = 0
-"""Of random weights."""
+"""Seed of the random weights."""
 
 
 def create(name: str, image_size: int, arguments: dict[str, Any]) -> Any:
-    """timm's `create_model`, told of the size where a model is made for one.
+    """Call timm's `create_model`, passing the image size to models built for a fixed size.
 
     Raises:
-        UserError: Arguments that it does not take.
+        UserError: The model does not accept these arguments.
     """
     try:
         return timm.create_model(name, **{**size_argument(name, image_size), **arguments})
@@ -27,25 +27,25 @@ def create(name: str, image_size: int, arguments: dict[str, Any]) -> Any:
 
 
 def size_argument(name: str, image_size: int) -> dict[str, int]:
-    """What a model that is made for one size of images has to be told of it."""
+    """The size argument of a model built for a fixed image size; empty for other models."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
     return {"img_size": image_size} if cfg.fixed_input_size else {}
 
 
 def own_size(name: str) -> int:
-    """Side in pixels of the images that a model of timm or ours is made for."""
+    """Default image side in pixels of a model, timm's or ours."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
     return int((cfg.input_size or (3, 224, 224))[-1])
 
 
 def random_model(name: str, image_size: int) -> nn.Module:
-    """A model of timm or ours in evaluation mode, with random weights that are always the same.
+    """A model, timm's or ours, in evaluation mode, with reproducible random weights.
 
-    The statistics of its BatchNorms are those of noise, so that folding them has something to fold.
+    Its BatchNorm statistics are computed from noise, so that folding them is not trivial.
 
     Args:
-        name: Its name.
-        image_size: Of a model that is made for one size, and of the noise.
+        name: Name of the model.
+        image_size: Image size of the noise, and of a model built for a fixed size.
     """
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
@@ -56,7 +56,7 @@ def random_model(name: str, image_size: int) -> nn.Module:
 
 
 def settled_on_noise(model: nn.Module, image_size: int) -> nn.Module:
-    """A model in evaluation mode, the statistics of its BatchNorms those of noise."""
+    """The model in evaluation mode, with BatchNorm statistics computed from noise."""
     norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     settle_norms(model, norms, [torch.randn(2, 3, image_size, image_size)] if norms else [])
     return model
@@ -64,7 +64,7 @@ def settled_on_noise(model: nn.Module, image_size: int) -> nn.Module:
 
 @torch.no_grad()
 def settle_norms(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], batches: Sequence[Tensor]) -> None:
-    """Bring the statistics of some of a model's BatchNorms to those of batches of images (B, 3, H, W), in place."""
+    """Recompute the statistics of some of a model's BatchNorms from batches of images (B, 3, H, W), in place."""
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

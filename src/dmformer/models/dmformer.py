@@ -27,7 +27,7 @@ PEERS: dict[str, Callable[[int], nn.Module]] = {
     "pooling": lambda dim: Pooling(),
     "identity": lambda dim: nn.Identity(),
 }
-"""Mixers of others in the place of DMA, to compare; "pooling" is PoolFormer's."""
+"""Other papers' mixers as replacements of DMA, for comparison; "pooling" is PoolFormer's."""
 
 
 class DMFormer(HierarchicalBackbone):
@@ -37,12 +37,12 @@ class DMFormer(HierarchicalBackbone):
         dims: Channels of the four stages.
         depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        mixer: "dma", one of `PEERS` by name, or what makes a mixer from the number of channels.
-        levels, dilated, gate, expand_ratio, gate_reduction: Of DMA, see there; the paper's ablations.
-        layer_scale: Initial layer scale, or None for none.
+        mixer: "dma", a name in `PEERS`, or a callable that makes a mixer from the number of channels.
+        levels, dilated, gate, expand_ratio, gate_reduction: See `DMA`; they include the paper's ablations.
+        layer_scale: Initial layer scale; None disables it.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ PUBLISHED = {
     "dmformer_s": Published(None, None, (Weights("in1k", 82.8, note="no weights were published"),)),
     "dmformer_l": Published(None, None, (Weights("in1k", 83.6, note="no weights were published"),)),
 }
-"""Top-1 of version 1 of the paper, abstract."""
+"""Top-1 from the abstract of version 1 of the paper."""
 
 default_cfgs = make_cfgs(
     PUBLISHED,
@@ -103,14 +103,14 @@ default_cfgs = make_cfgs(
 
 @register_model
 def dmformer_n(pretrained: bool = False, **kwargs) -> DMFormer:
-    """2.3 M parameters, 2.1 M without the classifier; ours, for a CPU, an edge device or a quick start."""
+    """2.3 M parameters, 2.1 M without the classifier; our size, for CPUs, edge devices or a quick start."""
     args = dict(dims=(32, 64, 128, 192), depths=(2, 2, 4, 2), mlp_ratios=(4, 4, 4, 4))
     return create(DMFormer, "dmformer_n", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_t(pretrained: bool = False, **kwargs) -> DMFormer:
-    """About 4 M parameters; ours, at the size of VAN-B0 and PVTv2-B0."""
+    """About 4 M parameters; our size, close to VAN-B0 and PVTv2-B0."""
     args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), mlp_ratios=(8, 8, 4, 4))
     return create(DMFormer, "dmformer_t", pretrained, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""What every family shares: the published figures of a variant, timm's configurations made from them, and creation."""
+"""Shared by every family: published figures of variants, timm configurations made from them, and model creation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ Model = TypeVar("Model", bound=HierarchicalBackbone)
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that the authors published, or the figure that a paper gives for weights that were not.
+    """Weights that the authors published, or a paper's figure for unpublished weights.
 
     Attributes:
         tag: timm's tag: "in1k", "in22k", "in22k_ft_in1k", "in22k_ft_in1k_384".
         top1: ImageNet-1K top-1 in %, None for weights with the 21,841 classes of ImageNet-22K.
         files: Names of the published files.
-        note: What else is to be known of them.
-        crop_pct: Share of the resized image that they are evaluated on, None for the family's.
+        note: Further remark.
+        crop_pct: Fraction of the resized image that is evaluated; None for the family's default.
     """
 
     tag: str = "in1k"
@@ -43,12 +43,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Published:
-    """The published size of a variant and its weights, the default first.
+    """Published size and weights of a variant, the default weights first.
 
     Attributes:
-        parameters: Millions, None where the paper gives none.
-        gflops: 10^9 multiply-adds of an image of 224 x 224, likewise.
-        weights: What was published.
+        parameters: Millions; None if the paper does not state them.
+        gflops: 10^9 multiply-adds for a 224 x 224 image; None if the paper does not state them.
+        weights: The published weights.
     """
 
     parameters: float | None
@@ -57,12 +57,12 @@ class Published:
 
     @property
     def top1(self) -> float | None:
-        """Trained on ImageNet-1K alone where that is published, else the first figure there is."""
+        """The figure for training on ImageNet-1K only, if published, else the first available figure."""
         return next((w.top1 for w in self.weights if w.top1 is not None), None)
 
     @property
     def trained_on(self) -> str | None:
-        """What the weights of `top1` were trained on, as timm's tags have it."""
+        """Training data of the weights behind `top1`, as a timm tag."""
         return next((w.tag for w in self.weights if w.top1 is not None), None)
 
 
@@ -70,9 +70,9 @@ def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: An
     """timm's default configurations of a family, {"variant.tag": cfg}, preprocessing included.
 
     Args:
-        published: By variant.
-        stride: Of the last map.
-        common: What differs from ImageNet's mean and deviation, bicubic, crop 0.9 at 224 px, for the whole family.
+        published: Published figures by variant.
+        stride: Stride of the last feature map.
+        common: The family's deviations from the default: ImageNet's mean and std, bicubic, crop 0.9 at 224 px.
     """
     cfgs = {}
     for variant, entry in published.items():
@@ -101,14 +101,14 @@ def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: An
 def create(
     cls: type[Model], variant: str, pretrained: bool, args: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Model:
-    """Build a model of stages through timm.
+    """Build a staged model through timm.
 
     Args:
         cls: Class of the model.
         variant: Name of its configuration.
-        pretrained: Whether to load weights that the configuration names.
-        args: The variant's own arguments.
-        given: The caller's, which go before those.
+        pretrained: Whether to load the weights named by the configuration.
+        args: Arguments of the variant.
+        given: Arguments of the caller, which override `args`.
     """
     stages = tuple(range(len(args["dims"])))
     return build_model_with_cfg(
@@ -122,9 +122,9 @@ def create(
 
 
 def to_our_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What timm calls on weights that it loads: published layouts get our names, the rest stays for timm to refuse.
+    """timm's filter for weights on loading: rename the keys of published layouts; leave others for timm to reject.
 
-    `create_model(..., pretrained=True, pretrained_cfg_overlay={"file": "van_b0.pth"})` so takes the authors' file.
+    This lets `create_model(..., pretrained=True, pretrained_cfg_overlay={"file": "van_b0.pth"})` load authors' files.
     """
     found = recognise(state_dict)
     if found is None:

@@ -1,4 +1,4 @@
-"""A backbone's four maps, at strides 4, 8, 16 and 32, for the heads of segmentation and detection."""
+"""A backbone's four feature maps, at strides 4, 8, 16 and 32, for segmentation and detection heads."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ UNDECAYED = ("pos_embed", "absolute_pos_embed", "relative_position_bias_table", 
 def open_backbone(
     name: str, what: str, weights: dict[str, Tensor] | None = None, backbone_args: dict[str, Any] | None = None
 ) -> tuple[nn.Module, list[int]]:
-    """A backbone of ours or timm's that answers with maps, and the channels of the last four of them.
+    """A backbone, ours or timm's, that returns feature maps, and the channels of the last four maps.
 
     Args:
-        name: timm's name.
-        what: What it is wanted for, in words: "a segmenter".
-        weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: For `timm.create_model`.
+        name: timm's name of the model.
+        what: Purpose of the backbone, for error messages: "a segmenter".
+        weights: State dict of the backbone as a classifier; the head may be missing.
+        backbone_args: Arguments for `timm.create_model`.
 
     Raises:
-        UserError: A backbone without maps at strides 4, 8, 16 and 32, or without these arguments.
+        UserError: The backbone has no maps at strides 4, 8, 16 and 32, or does not accept these arguments.
     """
     start: dict[str, Any] = {}
     if weights is not None:
@@ -32,34 +32,34 @@ def open_backbone(
     try:
         backbone: Any = timm.create_model(name, features_only=True, **start, **(backbone_args or {}))
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
-        raise UserError(f"{name} cannot be a backbone of {what}: {first_line(error)}") from None
+        raise UserError(f"{name} cannot be the backbone of {what}: {first_line(error)}") from None
     strides = list(backbone.feature_info.reduction())
     if strides[-4:] != STRIDES:
-        raise UserError(f"{name} gives maps at strides {', '.join(map(str, strides))}; {what} needs 4, 8, 16 and 32.")
+        raise UserError(f"{name} has feature maps at strides {', '.join(map(str, strides))}; {what} needs 4, 8, 16 and 32.")
     return backbone, list(backbone.feature_info.channels())[-4:]
 
 
 def last_maps(backbone: nn.Module, x: Tensor) -> list[Tensor]:
-    """(B, 3, H, W) -> the four maps (B, C, H/stride, W/stride) of a backbone of `open_backbone`."""
+    """(B, 3, H, W) -> the four maps (B, C, H/stride, W/stride) of a backbone from `open_backbone`."""
     maps = backbone(x)[-4:]
     return [m.permute(0, 3, 1, 2) for m in maps] if getattr(backbone, "output_fmt", None) == Format.NHWC else maps
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Parameters that timm spares the weight decay in a backbone, under their names in a model that holds one."""
+    """Names, within `model`, of the backbone's parameters that timm excludes from weight decay."""
     return {name for name, _ in model.named_parameters() if name.endswith(UNDECAYED)}
 
 
 def freeze_maps(backbone: nn.Module, stages: int) -> list[nn.Module]:
-    """Keep the first stages of a backbone of `open_backbone` as they are; returns the frozen parts.
+    """Freeze the first stages of a backbone from `open_backbone`; return the frozen modules.
 
     Raises:
-        UserError: A backbone whose parts are not told by its maps.
+        UserError: The backbone's stages cannot be identified from its maps.
     """
     children = dict(backbone.named_children())
     ends = [name.replace(".", "_") for name in backbone.feature_info.module_name()][-4:]  # type: ignore[operator, union-attr]
     if not set(ends) <= set(children):
-        raise UserError(f"--freeze works on backbones made of stages, which {type(backbone).__name__} is not.")
+        raise UserError(f"--freeze needs a backbone made of stages, which {type(backbone).__name__} is not.")
     last = list(children).index(ends[min(stages, 4) - 1])
     parts = list(children.values())[: last + 1]
     for part in parts:

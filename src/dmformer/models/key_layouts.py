@@ -1,7 +1,7 @@
-"""The key layouts of published weights, and the names that their tensors have here.
+"""Key layouts of published weights, and the names of their tensors in our models.
 
 A layout is a table of names. `{s}` is the stage, counted from `first`; `{j}` the block; `{n}` any other number; `*` the
-tensor's own name. A name that maps to None is accepted and dropped: no computation reads it.
+tensor's own name. A name that maps to None is accepted and dropped, because nothing uses it.
 """
 
 import re
@@ -17,15 +17,15 @@ CELL = "stages.{s}.downsample."
 
 @dataclass(frozen=True)
 class Layout:
-    """How one code base names the tensors of one family.
+    """How one codebase names the tensors of one family.
 
     Attributes:
-        name: Whose layout.
+        name: Owner and family of the layout, for messages.
         family: Name of the module in `models`.
-        table: Their names to ours.
+        table: From their names to ours.
         first: Number of the first stage.
-        prefix: Stands before every name, or before none.
-        linear: Whether linear layers there are 1x1 convolutions here.
+        prefix: Prefix of either all names or none.
+        linear: Whether their linear layers are 1x1 convolutions in our models.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Layout:
         return [(_pattern(theirs), ours) for theirs, ours in self.table.items()]
 
     def rename(self, key: str) -> tuple[bool, str | None]:
-        """Whether the layout knows a name, and ours for it; None for what is dropped."""
+        """Whether the layout knows a name, and our name for it; None if it is dropped."""
         for pattern, ours in self._rules:
             match = pattern.fullmatch(key.removeprefix(self.prefix))
             if match:
@@ -51,7 +51,7 @@ class Layout:
         return False, None
 
     def apply(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """The tensors under our names, and the names that the layout does not know."""
+        """The tensors under our names, and the names unknown to the layout."""
         renamed, unknown = {}, []
         for key, tensor in state.items():
             known, name = self.rename(key)
@@ -228,9 +228,9 @@ LAYOUTS = (VAN, VAN_OPENMMLAB, VAN_TRANSFORMERS, SMT, VITAE, VITAE_PLAIN, VITAEV
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor], list[str]] | None:
-    """The layout that knows most names of a state dict, the renamed tensors, and the names that it does not know.
+    """The layout that knows most names of a state dict, the renamed tensors, and the names unknown to it.
 
-    None where no layout knows as many as half of the names, nor any other than a classifier's.
+    None if no layout knows at least half of the names and at least one name outside the classifier.
     """
     best = None
     for layout in LAYOUTS:

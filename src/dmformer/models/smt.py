@@ -1,7 +1,7 @@
 """SMT: an evolutionary hybrid network, from Scale-Aware Modulation in early stages to attention in late ones.
 
-"Scale-Aware Modulation Meet Transformer", ICCV 2023, arXiv 2307.08579. Exact: the authors' weights load and give the
-authors' outputs.
+"Scale-Aware Modulation Meet Transformer", ICCV 2023, arXiv 2307.08579. Exact: the authors' weights load and reproduce
+the authors' outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,17 @@ class SMT(HierarchicalBackbone):
         dims: Channels of the four stages.
         depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        stem_kernel: First kernel of the stem.
-        strategy: How stage 3 passes from SAM to attention (section 3): "alternate" (the paper's choice, even blocks
+        stem_kernel: Size of the stem's first kernel.
+        strategy: How stage 3 changes from SAM to attention (section 3): "alternate" (the paper's choice, even blocks
             SAM), "half" (its second half is attention), "sam" or "attention" throughout. Stages 1 and 2 are SAM, stage
-            4 is attention. Reconstruction: "half" of an odd depth has the smaller half SAM.
+            4 is attention. Reconstruction: for "half" with an odd depth, the smaller half is SAM.
         sam_heads: Heads of SAM, with kernels 3, 5, 7, ...
-        expand_ratio: Of the scale-aware aggregation.
+        expand_ratio: Expansion ratio of the scale-aware aggregation.
         heads: Heads of attention in stages 3 and 4.
-        layer_scale: Initial layer scale, or None for none.
+        layer_scale: Initial layer scale; None disables it.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def smt_t(pretrained: bool = False, **kwargs) -> SMT:
 
 @register_model
 def smt_s(pretrained: bool = False, **kwargs) -> SMT:
-    """SMT-S, 22.6 M parameters, published 83.7 %; depths=(3, 4, 18, 1) is the size that the paper states, 20.4 M."""
+    """SMT-S, 22.6 M parameters, published 83.7 %; depths=(3, 4, 18, 1) has the size stated in the paper, 20.4 M."""
     args = dict(dims=(64, 128, 256, 512), depths=(3, 4, 18, 2), mlp_ratios=(4, 4, 4, 2), stem_kernel=3)
     return create(SMT, "smt_s", pretrained, args, kwargs)
 

@@ -1,7 +1,7 @@
-"""VAN: a hierarchical backbone of Large Kernel Attention.
+"""VAN: a hierarchical backbone with Large Kernel Attention.
 
-"Visual Attention Network", Computational Visual Media 2023, arXiv 2202.09741. Exact: the authors' weights load and give
-the authors' outputs.
+"Visual Attention Network", Computational Visual Media 2023, arXiv 2202.09741. Exact: the authors' weights load and
+reproduce the authors' outputs.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ class VAN(HierarchicalBackbone):
         dims: Channels of the four stages.
         depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        kernel_size, dilation: Of the large kernel, see `LKA`.
-        layer_scale: Initial layer scale, or None for none.
-        norm_eps: Of the LayerNorm that closes each stage: 1e-6, 1e-5 in the authors' segmentation backbone.
+        kernel_size, dilation: Size and dilation of the large kernel, see `LKA`.
+        layer_scale: Initial layer scale; None disables it.
+        norm_eps: Epsilon of each stage's final LayerNorm: 1e-6, or 1e-5 in the authors' segmentation backbone.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

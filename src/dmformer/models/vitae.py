@@ -1,7 +1,7 @@
 """ViTAE: three stages of reduction and normal cells (T to S), and plain stacks of normal cells (B to H).
 
 "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", NeurIPS 2021, arXiv 2106.03348; the large
-sizes "ViTAEv2", arXiv 2202.10108. Exact: the authors' weights load and give the authors' outputs.
+sizes "ViTAEv2", arXiv 2202.10108. Exact: the authors' weights load and reproduce the authors' outputs.
 """
 
 import math
@@ -40,22 +40,22 @@ class ViTAE(HierarchicalBackbone):
         embed_dims: Channels of one dilation in each stage's pyramid.
         dims: Channels of the three stages ("token dims").
         depth: Normal cells, all in the third stage.
-        heads: Of the normal cells.
-        mlp_ratio: Of the normal cells' MLP and of the hidden width of their convolutions.
+        heads: Heads of the normal cells.
+        mlp_ratio: Expansion ratio of the normal cells' MLP and convolutions.
         groups: Of the normal cells' convolutions.
         token_types: Type of each reduction cell: "performer", "transformer", "pooling" (max-pooling, then transformer)
             or "performer_less" (the pyramid alone).
-        fuse, shared: How the pyramids fuse their dilations and whether these share one kernel, see `PRM`.
-        class_token: Adds a class token to the third stage.
+        fuse, shared: How the pyramids fuse their dilations, and whether the dilations share one kernel; see `PRM`.
+        class_token: Whether to add a class token to the third stage.
         position: "sinusoid" adds the sinusoid encoding to the third stage's tokens. The paper describes both; the
             published weights have neither.
         drop: Dropout in the reduction cells.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last normal cell, growing linearly from 0 at the first.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
 
     Reconstructions: "pooling" is a 3x3 max-pooling with the stage's stride before a pyramid of stride 1; the classifier
-    reads the mean of the map's tokens with a class token too, as the authors' larger sizes do.
+    reads the mean of the map's tokens even if there is a class token, as in the authors' larger sizes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ViTAE(HierarchicalBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         if position == "learned":
-            raise ValueError("position must be none or sinusoid: learned positions are of vitae_b, vitae_l and vitae_h")
+            raise ValueError("position must be none or sinusoid: only vitae_b, vitae_l and vitae_h have learned positions")
         with building_on(device, dtype):
             stages = []
             for i, (embed, dim, kind) in enumerate(zip(embed_dims, dims, token_types, strict=True)):
@@ -96,7 +96,7 @@ class ViTAE(HierarchicalBackbone):
                 else:
                     stages.append(CellStage(dim, reduction, cells))
             super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate)
-        # which convolutions timm adapts to other channels: the options have fewer than the configurations name
+        # The convolutions that timm adapts to other channels: fewer with some options than in the configurations.
         modules = self.stages[0].get_submodule("downsample").named_modules()
         names = [name for name, _ in modules if re.fullmatch(r"(prm\.)?convs\.\d|pcm\.0", name)]
         self._traits = {"first_conv": tuple(f"stages.0.downsample.{n}" for n in names)}
@@ -105,9 +105,9 @@ class ViTAE(HierarchicalBackbone):
 def _reduction(
     i: int, kind: TokenType, before: int, embed: int, dim: int, fuse: Literal["cat", "sum"], shared: bool, drop: float
 ) -> tuple[nn.Module, int]:
-    """The reduction cell of stage i and the channels that it gives."""
+    """The reduction cell of stage i and its output channels."""
     if kind not in get_args(TokenType):
-        raise ValueError(f"token_types must be of {', '.join(get_args(TokenType))}, not {kind!r}")
+        raise ValueError(f"token_types must be among {', '.join(get_args(TokenType))}, not {kind!r}")
     stride, pool = STRIDES[i], None
     if kind == "pooling":
         stride, pool = 1, nn.MaxPool2d(3, STRIDES[i], padding=1)
@@ -131,14 +131,14 @@ class ViTAEPlain(HierarchicalBackbone):
     Args:
         dim: Channels, C.
         depth: Normal cells.
-        heads: Of the normal cells; the groups of their convolutions are dim / 4.
+        heads: Heads of the normal cells; their convolutions have dim / 4 groups.
         patch_size: Side of a patch.
-        img_size: Height and width of the images that the learned positions are for, a multiple of the patch size.
-        dynamic_img_size: Accept images of any size from `patch_size` up, with the positions resized for each.
-        mlp_ratio: Of the cells' MLP and of the hidden width of their convolutions.
+        img_size: Image height and width that the learned positions are made for, multiples of the patch size.
+        dynamic_img_size: Accept images of any size from `patch_size` up, and resize the positions for each.
+        mlp_ratio: Expansion ratio of the cells' MLP and convolutions.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last cell, growing linearly from 0 at the first.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -225,15 +225,15 @@ class ViTAEPlain(HierarchicalBackbone):
         intermediates_only: bool = False,
         return_prefix_tokens: bool = False,
     ) -> list | tuple[Tensor, list]:
-        """Features with those after chosen cells, each (B, C, H/16, W/16).
+        """Final features, and those after the chosen cells, each (B, C, H/16, W/16).
 
         Args:
             x: Images, (B, in_chans, H, W).
-            indices: Last n cells if int, all if None, else these cells.
+            indices: The last n cells if int, all if None, else these cells.
             norm: No effect: the norm comes after the pooling.
-            stop_early: Stop after the last cell wanted.
+            stop_early: Stop after the last requested cell.
             output_fmt: "NCHW", the only format.
-            intermediates_only: Return the list alone.
+            intermediates_only: Return only the list.
             return_prefix_tokens: Return (map, class token (B, 1, C)) for each cell.
         """
         if output_fmt != "NCHW":
@@ -252,7 +252,7 @@ class ViTAEPlain(HierarchicalBackbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the chosen cells do not need, in place; returns their indices."""
+        """Drop, in place, what the chosen cells do not need; return their indices."""
         stage = self._stage()
         take, last = feature_take_indices(len(stage.blocks), indices)
         shortened = last < len(stage.blocks) - 1
@@ -299,10 +299,10 @@ default_cfgs = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Give published layouts our names, and learned positions the model's size, as timm does on loading.
+    """timm's filter on loading: rename the keys of published layouts and resize learned positions to the model.
 
     Raises:
-        UserError: It is not known which height and width the positions are for.
+        UserError: The height and width that the positions are made for are unknown.
     """
     state_dict = to_our_names(state_dict, model)
     name = "stages.0.pos_embed"
@@ -311,7 +311,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         return state_dict
     tokens, new = table.shape[1] - 1, model.stages[0].grid  # type: ignore[index,union-attr]
     old = None
-    if "img_size" in getattr(model, "pretrained_model_args", {}):  # those of a folder or repository that timm reads
+    if "img_size" in getattr(model, "pretrained_model_args", {}):  # from a folder or repository that timm reads
         old = get_pretrained_grid_size(model, state_dict.get("stages.0.downsample.weight"), tokens)
     if old is None and own.shape == table.shape:
         old = new

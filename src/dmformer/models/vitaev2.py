@@ -1,7 +1,7 @@
 """ViTAEv2: a hierarchical backbone of reduction and normal cells, with windowed attention in its early stages.
 
 "ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond", IJCV 2023, arXiv
-2202.10108. Exact: the authors' weights load and give the authors' outputs.
+2202.10108. Exact: the authors' weights load and reproduce the authors' outputs.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class ViTAEv2(HierarchicalBackbone):
         dims: Channels of the four stages ("token dims").
         depths: Normal cells of the four stages.
         heads, reduction_heads: Heads of each stage's normal cells and of its reduction cell.
-        groups, reduction_groups: Groups of the convolutions, likewise.
+        groups, reduction_groups: Groups of the convolutions of each stage's normal cells and of its reduction cell.
         window: Side of the attention windows of the first two stages.
-        mlp_ratio: Of the normal cells' MLP and of the hidden width of their convolutions.
+        mlp_ratio: Expansion ratio of the normal cells' MLP and convolutions.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last cell, growing linearly from 0 at the first. The authors' code
             restarts each stage at the depth of the one before it; here the depths add up.
-        device, dtype: Where and as what the parameters are made.
+        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

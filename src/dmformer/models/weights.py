@@ -1,4 +1,4 @@
-"""Read weights of ours and of others into models. Files are untrusted: tensors are read, nothing in them is run."""
+"""Load our own and published weights into models. Files are untrusted: only tensors are read, no code is run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from .vitae import checkpoint_filter_fn
 Head = Literal["keep", "drop", "imagenet1k"]
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
-"""Under which key files keep their tensors, the first that is there."""
+"""Keys under which files store their tensors; the first one present is used."""
 
 OTHER_DEPTHS: dict[str, dict[str, Any]] = {"smt_s": {"depths": (3, 4, 18, 1)}}
-"""Arguments of a second form in which a variant was published."""
+"""Arguments of a variant's second published form."""
 
 POSITIONS = "stages.0.pos_embed"
-"""Learned positions of vitae_b, vitae_l and vitae_h: a class token's and one a patch."""
+"""Learned positions of vitae_b, vitae_l and vitae_h: one for the class token and one per patch."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Match:
     """A variant that a state dict was compared with.
 
     Attributes:
-        variant: Its name.
-        arguments: Of `timm.create_model`, where it is not the default form.
-        differences: One phrase each, the classifier left out; none where the weights are the variant's.
+        variant: Name of the variant.
+        arguments: Arguments for `timm.create_model`; empty for the default form.
+        differences: One phrase per difference outside the classifier; empty if the weights match.
     """
 
     variant: str
@@ -51,7 +51,7 @@ class Match:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors, .pth or .pth.tar file, out of the wrappers `state_dict_ema`, `state_dict`, `model`.
+    """Tensors of a .safetensors, .pth or .pth.tar file, unwrapped from `state_dict_ema`, `state_dict` or `model`.
 
     Raises:
         UserError: The file is missing, damaged, or holds anything but tensors in plain containers.
@@ -65,45 +65,45 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or not a weights file: {first_line(error)}") from None
-    except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file provokes
-        raise UserError(f"{path} is refused, it needs more than tensors to be read: {first_line(error)}") from None
+    except Exception as error:  # pickle.UnpicklingError and anything else that a malicious file provokes
+        raise UserError(f"{path} is refused, because it contains more than tensors: {first_line(error)}") from None
     return unwrapped(state, str(path))
 
 
 def unwrapped(state: Any, where: str) -> dict[str, Tensor]:
-    """A state dict out of the wrappers that published files have, `module.` taken off its names."""
+    """A state dict without the wrappers of published files and without the prefix `module.`."""
     while isinstance(state, Mapping) and any(isinstance(state.get(w), Mapping) for w in WRAPPERS):
         state = next(state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping))
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
-        raise UserError(f"{where} holds no state dict: tensors by name are expected.")
+        raise UserError(f"{where} contains no state dict (tensors by name).")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a .safetensors file, whole or not at all."""
+    """Write a .safetensors file atomically."""
     with whole_file(path) as part:
         safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
 
 
 def to_best_device(model: nn.Module) -> torch.device:
-    """Move a model to the GPU, if there is one, in the memory format that suits convolutions."""
+    """Move a model to the GPU, if there is one, in the memory format that is fastest for convolutions."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return device
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], head: Head = "keep") -> None:
-    """Load weights into a model, strictly: every tensor is used and every parameter filled.
+    """Load weights into a model, strictly: every tensor is used and every parameter is set.
 
     Args:
-        model: One of timm's or ours. Ours also take their authors' files and those of OpenMMLab and Hugging Face.
+        model: A model, timm's or ours. Ours also load files of the authors, OpenMMLab and Hugging Face.
         source: A weights file, a folder with model.safetensors, hf-hub:owner/name, or a state dict.
-        head: "keep" the classifier of the weights; "drop" it and leave the model's as it is, for other classes; or
-            take from one of ImageNet-22K's 21,841 classes the rows of "imagenet1k", by WordNet synset (one of the
-            thousand, n04399382, is not among them and keeps the model's row).
+        head: "keep" uses the classifier of the weights. "drop" ignores it and leaves the model's unchanged, for other
+            classes. "imagenet1k" takes its rows, by WordNet synset, from a classifier of ImageNet-22K's 21,841 classes
+            (n04399382 is not among them and keeps the model's row).
 
     Raises:
-        UserError: A file that cannot be read, or weights of another family, variant or class count.
+        UserError: The file cannot be read, or the weights are of another family, variant or number of classes.
     """
     where, state = _read(source)
     own = model.state_dict()
@@ -122,7 +122,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], head:
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
-    """What a source is called in an error, and its state dict."""
+    """Name of a source for error messages, and its state dict."""
     if isinstance(source, Mapping):
         return "the state dict", unwrapped(source, "the state dict")
     if str(source).startswith("hf-hub:"):
@@ -132,10 +132,10 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Tensor
 
 
 def our_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """A state dict of the authors, OpenMMLab or Hugging Face under our names; one that has ours already as it is.
+    """Rename a state dict of the authors, OpenMMLab or Hugging Face to our names; our own is returned unchanged.
 
     Raises:
-        UserError: Tensors that the layout of the others does not know, as when two models are mixed.
+        UserError: It contains tensors that its layout does not know, for example because two models are mixed.
     """
     found = recognise(state)
     if found is None:
@@ -143,8 +143,8 @@ def our_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     layout, renamed, unknown = found
     if unknown:
         raise UserError(
-            f"{where} is laid out as {layout.name}, but also holds {_listed(unknown)}, which that has not: "
-            "it mixes two models, or is of a changed one."
+            f"{where} has the key layout of {layout.name}, but also contains {_listed(unknown)}: "
+            "it mixes two models, or is of a modified one."
         )
     return renamed
 
@@ -176,9 +176,9 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 
 def compare(own: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
-    """How a state dict differs from the names and shapes of a model, a phrase each; counters may be missing."""
+    """How a state dict differs from a model's names and shapes, one phrase per difference; counters may be missing."""
     missing = [f"lacks {n}" for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    surplus = [f"holds {n}, which the model has not" for n in state if n not in own]
+    surplus = [f"contains {n}, which the model lacks" for n in state if n not in own]
     wrong = [
         f"has {n} of shape {tuple(state[n].shape)}, not {own[n]}"
         for n in own
@@ -188,7 +188,7 @@ def compare(own: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> 
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights that this package wrote for such a model; UserError for weights of another one."""
+    """Load weights that this package wrote for the same kind of model; UserError for others."""
     differences = compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, state)
     if differences:
         raise UserError(f"{where} is of another model: it {sentence(differences)}.")
@@ -196,7 +196,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
 
 
 def identify(state: Mapping[str, Tensor]) -> Match | None:
-    """The variant that a state dict with our names is of, or the nearest; None where none has half of its names."""
+    """The variant of a state dict with our names, or the nearest one; None if none has half of its names."""
     best = None
     for variant in PUBLISHED:
         for arguments in ({}, OTHER_DEPTHS.get(variant)):
@@ -204,7 +204,7 @@ def identify(state: Mapping[str, Tensor]) -> Match | None:
                 continue
             own = _shapes(variant, tuple(arguments.items()))
             body = {n: v for n, v in state.items() if not n.startswith("head.fc.")}
-            if POSITIONS in own and POSITIONS in body:  # their number follows the images, not the variant
+            if POSITIONS in own and POSITIONS in body:  # their number depends on the image size, not the variant
                 own = {**own, POSITIONS: (1, body[POSITIONS].shape[1], own[POSITIONS][2])}
             if len(own.keys() & body.keys()) < len(body) / 2:
                 continue
@@ -221,7 +221,7 @@ def _shapes(variant: str, arguments: tuple[tuple[str, Any], ...]) -> dict[str, t
 
 
 def _imagenet1k_rows(rows: Tensor, own: Tensor, where: str) -> Tensor:
-    """The rows of ImageNet-1K's classes out of those of ImageNet-22K's."""
+    """The classifier rows of ImageNet-1K's classes, taken from those of ImageNet-22K."""
     wide, narrow = ImageNetInfo("imagenet-22k").label_names(), ImageNetInfo("imagenet-1k").label_names()
     if len(rows) != len(wide) or len(own) != len(narrow):
         raise UserError(

@@ -1,1 +1,1 @@
-"""What models are made of: skeleton, layers, mixers, kernels, and the fused form; they know of no task."""
+"""Building blocks of the models: skeleton, layers, mixers, kernels and the fused form; independent of any task."""

@@ -1,11 +1,11 @@
-"""The one skeleton: blocks of (norm, token mixer, norm, MLP), stages of blocks, a pyramid of stages.
+"""The skeleton shared by all models: blocks of (norm, token mixer, norm, MLP), stages of blocks, a pyramid of stages.
 
     image -> Stage 1 (stride 4) -> Stage 2 (8) -> Stage 3 (16) -> Stage 4 (32) -> norm -> pooling -> classifier
 
 ViTAE has three stages.
 
 What differs between families is passed in: the token mixer, the MLP and the downsampling are callables or modules,
-never names. Everything is NCHW.
+never names. All maps are NCHW.
 """
 
 import math
@@ -58,13 +58,13 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling, blocks and an optional closing norm: (B, C', H', W') -> (B, C, H, W).
+    """Downsampling, blocks and an optional final norm: (B, C', H', W') -> (B, C, H, W).
 
     Args:
         dim: Channels out, C.
-        downsample: Brings (B, C', H', W') to (B, C, H, W); the stem in the first stage.
-        blocks: Keep the shape.
-        norm: Closes the stage.
+        downsample: Maps (B, C', H', W') to (B, C, H, W); the stem in the first stage.
+        blocks: Blocks that keep the shape.
+        norm: Final norm of the stage.
     """
 
     def __init__(self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
@@ -85,18 +85,18 @@ class Stage(nn.Module):
 
 
 class HierarchicalBackbone(nn.Module):
-    """Stages at strides 4, 8, 16, 32 with a classifier, the interface that timm expects of a model.
+    """Stages at strides 4, 8, 16, 32 with a classifier, with the interface that timm expects of a model.
 
     (B, in_chans, H, W) -> (B, num_classes); any H and W from 32 up.
 
     Args:
-        stages: The pyramid, first stage with the stem.
-        norm: Closes the features that the head pools.
-        in_chans: Channels of the images, as the stem was built for.
-        num_classes: Size of the classifier; 0 leaves the pooled features.
-        global_pool: timm's pooling name; "" leaves the feature map.
+        stages: The pyramid; the first stage includes the stem.
+        norm: Final norm, before the head's pooling.
+        in_chans: Channels of the images, which the stem was built for.
+        num_classes: Number of classes; with 0 the model returns the pooled features.
+        global_pool: timm's pooling name; with "" the model returns the feature map.
         drop_rate: Dropout before the classifier.
-        head: Pooling and classifier, with the interface of timm's `ClassifierHead`, which is the default.
+        head: Pooling and classifier, with the interface of timm's `ClassifierHead` (the default).
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class HierarchicalBackbone(nn.Module):
 
     @torch.jit.ignore  # type: ignore[arg-type]
     def no_weight_decay(self) -> set[str]:
-        """Class tokens and positions: without weight decay, as are the vectors that timm's optimisers exempt."""
+        """Class tokens and positions get no weight decay; timm's optimisers already exempt vectors."""
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
     @torch.jit.ignore  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ class HierarchicalBackbone(nn.Module):
 
     @torch.jit.ignore  # type: ignore[arg-type]
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only the blocks' inputs and compute them again in the backward pass."""
+        """Trade time for memory: store only the blocks' inputs and recompute the blocks in the backward pass."""
         self.grad_checkpointing = enable
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
@@ -156,7 +156,7 @@ class HierarchicalBackbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; `num_classes=0` removes it, `global_pool=""` the pooling as well."""
+        """Replace the classifier; `num_classes=0` removes it, `global_pool=""` also removes the pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))  # type: ignore[arg-type]
         self.head_hidden_size = self.head.num_features
@@ -170,15 +170,15 @@ class HierarchicalBackbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features with those of chosen stages, each (B, C_i, H/2^(i+2), W/2^(i+2)).
+        """Final features, and those of the chosen stages, each (B, C_i, H/2^(i+2), W/2^(i+2)).
 
         Args:
             x: Images, (B, in_chans, H, W).
-            indices: Last n stages if int, all if None, else these stages.
-            norm: Apply the closing norm to the last stage's intermediate.
-            stop_early: Stop after the last stage wanted.
+            indices: The last n stages if int, all if None, else these stages.
+            norm: Apply the final norm to the last stage's features.
+            stop_early: Stop after the last requested stage.
             output_fmt: "NCHW", the only format.
-            intermediates_only: Return the list alone.
+            intermediates_only: Return only the list.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be NCHW, not {output_fmt}")
@@ -193,7 +193,7 @@ class HierarchicalBackbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the chosen stages do not need, in place; returns their indices."""
+        """Drop, in place, what the chosen stages do not need; return their indices."""
         take, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
@@ -220,9 +220,9 @@ class HierarchicalBackbone(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise a whole model: He-normal by fan-out for convolutions, 0.02 for linear layers, zero biases.
+    """Initialise a whole model: He-normal by fan-out for convolutions, std 0.02 for linear layers, zero biases.
 
-    VAN, appendix of its code's training set-up; DMFormer does not state its own (reconstruction).
+    From the training set-up in VAN's code; DMFormer does not state its own (reconstruction).
     """
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
@@ -238,7 +238,7 @@ def init_weights(module: nn.Module) -> None:
 
 @contextmanager
 def building_on(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
-    """Modules made inside are created on this device with this dtype; None keeps the current one."""
+    """Create modules inside the context on this device with this dtype; None keeps the current default."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype or previous)
     try:

@@ -1,9 +1,9 @@
 """The inference form of a model: norms, layer scales, biases and residuals folded into the convolutions beside them.
 
-In evaluation BatchNorm is x -> a x + b with fixed a and b a channel, so it disappears into a convolution before it, or
-into a 1x1 convolution after it (which has no padding, so borders stay right); a layer scale disappears into the linear
-map before it, and a residual around a depth-wise convolution into its middle tap. What reads a folded norm besides,
-such as a residual inside the mixer, gets a and b itself.
+In evaluation mode, BatchNorm is x -> a x + b with fixed a and b per channel. It can be folded into a preceding
+convolution, or into a following 1x1 convolution (which has no padding, so borders stay exact). A layer scale folds into
+the preceding linear map, and a residual around a depth-wise convolution into its centre tap. Any other consumer of a
+folded norm, such as a residual inside the mixer, applies a and b itself.
 """
 
 import copy
@@ -37,26 +37,26 @@ from .mixers.sam import SAM
 log = logging.getLogger(__name__)
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", GELU: "gelu", nn.SiLU: "silu"}
-"""What a convolution takes along in its pass; the exact GELU only."""
+"""Activations that a convolution can apply in the same pass; for GELU, only the exact form."""
 
 
 def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """An equal model for inference: BatchNorms, layer scales and biases folded, drop path gone.
+    """Build an equivalent model for inference: BatchNorms, layer scales and biases folded, drop path removed.
 
-    Its convolutions take the sums, products and activations that follow them along, in one pass on a CPU with oneDNN
-    (`fused`). Answers agree to about 1e-6 of the largest in float32. Convert it to bfloat16 afterwards, so that the
-    weights are rounded once. The names of its parameters are not the model's: save the model itself.
+    Each convolution also applies the sum, product or activation that follows it, in one pass on a CPU with oneDNN
+    (`fused`). In float32, outputs agree to about 1e-6 of the largest value. Convert to bfloat16 after fusing, so that
+    the weights are rounded only once. The parameter names differ from the original model's, so save the original.
 
     Args:
-        model: Any of ours, whole or as `features_only` gives it, in evaluation mode; of others, the BatchNorms that
-            follow convolutions in a sequence are folded.
+        model: One of our models in evaluation mode, complete or from `features_only`. In other models, only BatchNorms
+            that follow a convolution in a sequence are folded.
         inplace: Change the model itself instead of a copy.
 
     Returns:
-        The model, without gradients, with `folded`, a count of what was folded by kind; it is also logged.
+        The model, without gradients. Its attribute `folded` counts what was folded by kind; the counts are also logged.
 
     Raises:
-        ValueError: The model is in training mode, where norms follow the batch and cannot be folded.
+        ValueError: The model is in training mode, where norms use batch statistics and cannot be folded.
     """
     if any(m.training for m in model.modules()):
         raise ValueError("only a model in evaluation mode can be fused: call model.eval() first")
@@ -83,7 +83,7 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 
 def _fuse_block(block: Block, folded: Counter[str]) -> nn.Module:
-    """A block whose parts have taken in its norms where they are BatchNorms, its layer scales and its residuals."""
+    """A block with its BatchNorms, layer scales and residuals folded into its other layers."""
     folded["layer scales"] += isinstance(block.scale1, LayerScale2d) + isinstance(block.scale2, LayerScale2d)
     return FusedBlock(_fuse_mixer(block, folded), _fuse_mlp(block, folded))
 
@@ -174,7 +174,7 @@ def _fuse_mlp(block: Block, folded: Counter[str]) -> nn.Module:
 
 
 def _fold_norms(sequence: nn.Sequential, folded: Counter[str]) -> None:
-    """Fold each BatchNorm that follows a convolution in a sequence into it."""
+    """Fold each BatchNorm in a sequence into the convolution that it follows."""
     names = list(sequence._modules)
     for name, following in pairwise(names):
         conv, norm = sequence._modules[name], sequence._modules[following]
@@ -185,7 +185,7 @@ def _fold_norms(sequence: nn.Sequential, folded: Counter[str]) -> None:
 
 
 def _fuse_convolutions(module: nn.Module) -> None:
-    """Put fused convolutions in the place of a module's own, each with the activation that follows it in a sequence."""
+    """Replace a module's convolutions by fused ones, each with the activation that follows it in a sequence."""
     if isinstance(module, nn.Sequential):
         kept = [name for name, child in module.named_children() if not isinstance(child, nn.Identity)]
         for name, following in pairwise(kept):
@@ -205,7 +205,7 @@ def _is_fusable(act: nn.Module | None) -> bool:
 
 
 def _affine(norm: nn.BatchNorm2d | None, dim: int) -> tuple[Tensor, Tensor]:
-    """a and b of a norm in evaluation, a x + b, in float64; 1 and 0 for none."""
+    """a and b in float64 of a norm in evaluation mode, a x + b; 1 and 0 if there is no norm."""
     if norm is None:
         return torch.ones(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
     a = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
@@ -213,7 +213,7 @@ def _affine(norm: nn.BatchNorm2d | None, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _gamma(scale: nn.Module, dim: int) -> Tensor:
-    """The factors of a layer scale in float64; ones for none."""
+    """The factors of a layer scale in float64; ones if there is no layer scale."""
     return scale.gamma.double() if isinstance(scale, LayerScale2d) else torch.ones(dim, dtype=torch.float64)
 
 
@@ -224,7 +224,7 @@ def _matrix(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def _pointwise(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> nn.Conv2d:
-    """A 1x1 convolution of a matrix (out, in), with the type and the place of another."""
+    """A 1x1 convolution from a matrix (out, in), with the dtype and device of another."""
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None).to(like.weight)
     conv.weight.copy_(weight[:, :, None, None])
     if bias is not None:
@@ -233,13 +233,13 @@ def _pointwise(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> nn.Conv2
 
 
 def _after_norm(conv: nn.Conv2d, a: Tensor, b: Tensor) -> nn.Conv2d:
-    """A 1x1 convolution of a x + b as one of x."""
+    """Fold a x + b into the 1x1 convolution that follows it."""
     weight, bias = _matrix(conv)
     return _pointwise(weight * a, bias + weight @ b, conv)
 
 
 def _scaled(conv: nn.Conv2d, gamma: Tensor) -> nn.Conv2d:
-    """A 1x1 convolution with factors after it as one."""
+    """Fold a layer scale into the 1x1 convolution that precedes it."""
     weight, bias = _matrix(conv)
     return _pointwise(gamma[:, None] * weight, gamma * bias, conv)
 

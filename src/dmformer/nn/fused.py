@@ -1,4 +1,4 @@
-"""What a fused model is made of: convolutions that add, multiply and activate in one pass, and the blocks of them.
+"""Layers of a fused model: convolutions that add, multiply and activate in one pass, and blocks built from them.
 
 Built by `fuse`; for inference only. State dicts, exported and compiled graphs see plain convolutions.
 """
@@ -15,19 +15,19 @@ from .kernels import cpu, onednn
 from .kernels.depthwise import depthwise_sum, is_fast_path, way
 
 HIDDEN_BYTES = 8 * 2**20
-"""An MLP works on so many images at a time that its hidden map stays below this, and so in the processor's cache."""
+"""An MLP splits its batch so that its hidden map stays below this size, and so in the processor's cache."""
 
 
 class FusedConv(nn.Conv2d):
     """act(conv(x)), act(conv(x) + other) or act(conv(x) * other): (B, C, H, W) -> (B, C', H', W').
 
-    On a CPU with oneDNN in one pass, with packed weights, and with taps dropped that see only padding; elsewhere and in
-    traced, compiled and exported graphs as separate operators.
+    On a CPU with oneDNN it runs in one pass, with packed weights and without the taps that see only padding. Elsewhere,
+    and in traced, compiled and exported graphs, it runs as separate operators.
 
     Args:
-        conv: The convolution to take over, its parameters included.
-        activation: "none", "relu", "gelu" or "silu"; comes last; with an `other`, "none" or "relu".
-        combination: What is done with `other`, "add" or "mul".
+        conv: The convolution to replace; its parameters are reused.
+        activation: "none", "relu", "gelu" or "silu", applied last; with `other`, only "none" or "relu".
+        combination: How to combine with `other`, "add" or "mul".
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FusedConv(nn.Conv2d):
         self._packed: dict[Any, tuple[Tensor, Sequence[int], int]] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None, inplace: bool = False) -> Tensor:
-        """`inplace` allows the sum to be written into `other`."""
+        """`inplace` allows writing the sum into `other`."""
         if not self.is_one_pass(x):
             if self.gains and is_fast_path(x):
                 out = depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
@@ -89,7 +89,7 @@ class FusedConv(nn.Conv2d):
         )
 
     def is_one_pass(self, x: Tensor) -> bool:
-        """Whether `x` is computed in one pass, without gradients, and a sum in place if asked."""
+        """Whether `x` is computed in one pass, without gradients, with sums in place if requested."""
         return (
             way(x) == "cpu"
             and x.numel() > 0
@@ -103,10 +103,10 @@ class FusedConv(nn.Conv2d):
         )
 
     def _weight_for(self, x: Tensor) -> tuple[Tensor, Sequence[int], int]:
-        """The weight packed for inputs like `x`, the padding that the convolution does, and the zeros to write."""
-        key, packed = (x.shape, x.dtype), self._packed  # the layout depends on both
+        """The weight packed for inputs like `x`, the convolution's padding, and the number of zeros to write."""
+        key, packed = (x.shape, x.dtype), self._packed  # the packed order depends on both
         if key not in packed:
-            # Two are kept, for a last batch that is smaller. Another thread may be reading the old ones.
+            # Keep two, because the last batch may be smaller. Replace the dict: another thread may be reading it.
             latest = dict(list(packed.items())[-1:])
             self._packed = packed = latest | {key: self._pack(x.shape)}
         return packed[key]
@@ -118,7 +118,7 @@ class FusedConv(nn.Conv2d):
         shape = torch.Size((*shape[:-1], shape[-1] + 2 * margin))
         return onednn.pack(weight, shape, self.stride, padding, self.dilation, self.groups), padding, margin
 
-    # The packed weight is made again from what is saved, copied, moved or loaded.
+    # Saving, copying, moving or loading drops the packed weights; they are repacked on the next call.
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": {}}
@@ -139,7 +139,7 @@ class FusedSum(nn.Module):
     """ReLU of a sum of depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        convs: Of equal channels, stride 1 and "same" padding; the first has the bias.
+        convs: Convolutions of equal channels, stride 1 and "same" padding; the first has the bias.
     """
 
     def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
@@ -183,7 +183,7 @@ class FusedDMA(nn.Module):
         z   = ReLU(levels'(W1' x))
         out = x + sigmoid(F2' ReLU(F1' GAP(x))) * (W' x + W'' z)
 
-    with W' = s W3 a and W'' = s W3 W2; constants go to the biases.
+    with W' = s W3 a and W'' = s W3 W2; constants are folded into the biases.
     """
 
     def __init__(
@@ -231,11 +231,11 @@ class FusedLKA(nn.Module):
 
 
 class FusedSAM(nn.Module):
-    """x + SAM(norm(x)) of SMT, each convolution with what follows it: (B, C, H, W) -> (B, C, H, W).
+    """SMT's x + SAM(norm(x)), each convolution fused with what follows it: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        norm: Of x.
-        sam: With a folded norm, a fused projection `saa.proj1` that multiplies and a fused `proj`.
+        norm: Norm of x.
+        sam: SAM with its norm folded, a fused projection `saa.proj1` that multiplies, and a fused `proj`.
     """
 
     def __init__(self, norm: nn.Module, sam: nn.Module) -> None:
@@ -250,7 +250,7 @@ class FusedSAM(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + scale(layer(norm(x))), for what has no fused form: (B, C, H, W) -> (B, C, H, W)."""
+    """x + scale(layer(norm(x))), for layers without a fused form: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, norm: nn.Module, layer: nn.Module, scale: nn.Module) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class Residual(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """A block whose parts add their input themselves: (B, C, H, W) -> (B, C, H, W)."""
+    """A block whose mixer and MLP include their residuals: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, mixer: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -276,11 +276,11 @@ class FusedBlock(nn.Module):
 
 
 class FusedMlp(nn.Module):
-    """x + fc2(act(conv(fc1(x)))): (B, C, H, W) -> (B, C, H, W); on a CPU a few images at a time.
+    """x + fc2(act(conv(fc1(x)))): (B, C, H, W) -> (B, C, H, W); on a CPU, a few images at a time.
 
     Args:
-        fc1, conv, fc2: With their activations and whatever stood before and after them folded; `conv` is depth-wise.
-        norm: Of x before fc1, where it could not be folded.
+        fc1, conv, fc2: Convolutions with activations, norms and scales folded in; `conv` is depth-wise.
+        norm: Norm of x before fc1, if it could not be folded.
     """
 
     def __init__(self, norm: nn.Module, fc1: FusedConv, conv: nn.Module, fc2: FusedConv) -> None:
@@ -291,7 +291,7 @@ class FusedMlp(nn.Module):
         self.fc2 = fc2
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """`inplace` allows the result to be written into `x`."""
+        """`inplace` allows writing the result into `x`."""
         if not self.fc1.is_one_pass(x):
             return self.fc2(self.conv(self.fc1(self.norm(x))), x)
         out = x.contiguous(memory_format=torch.channels_last)

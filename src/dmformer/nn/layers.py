@@ -1,4 +1,4 @@
-"""Layers that timm.layers lacks: stems, downsampling between stages, depth-wise convolutions, an MLP with one."""
+"""Layers missing from timm.layers: stems, downsampling, depth-wise convolutions and an MLP with one."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,7 +38,7 @@ class NormStem(nn.Sequential):
     Args:
         in_chans: Channels of the images.
         dim: Channels out.
-        kernel_size: Of the first convolution.
+        kernel_size: Kernel size of the first convolution.
     """
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int = 3) -> None:
@@ -59,7 +59,7 @@ class Downsample(nn.Sequential):
         dim: Channels out.
         kernel_size: Odd; 3 between stages.
         stride: 2 between stages.
-        bias: Whether the convolution has one before its norm.
+        bias: Whether the convolution has a bias.
         norm: Makes the norm from the number of channels.
     """
 
@@ -84,22 +84,22 @@ class DepthwiseConv(nn.Conv2d):
         kernel_size: Height and width of the kernel.
         dilation: Distance between its taps.
 
-    It runs through `nn.kernels.depthwise` where the framework is slow; elsewhere, and in traced or
-    exported graphs, it is a plain convolution, as it is in state dicts.
+    It uses `nn.kernels.depthwise` where PyTorch is slow. Elsewhere, in traced or exported graphs, and in state dicts it
+    is a plain convolution.
     """
 
     def __init__(self, dim: int, kernel_size: int, dilation: int = 1) -> None:
-        reach = dilation * (kernel_size - 1)  # pixels of padding, both sides together; uneven only for an even kernel
+        reach = dilation * (kernel_size - 1)  # total padding in pixels; odd only for an even kernel
         super().__init__(dim, dim, kernel_size, padding=reach // 2, dilation=dilation, groups=dim)
         self.uneven = reach % 2 == 1
-        # The framework's 3x3 is fast both ways; what is ours serves odd kernels only.
+        # PyTorch's 3x3 is fast forward and backward; our kernels support odd sizes only.
         self.gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.gains and is_fast_path(x):
                 return depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
-        if self.uneven:  # one more row below and column to the right; padding="same" would warn that it does this
+        if self.uneven:  # pad one more row below and column to the right; padding="same" would do so with a warning
             x = F.pad(x, (0, 1, 0, 1))
         return self._conv_forward(x, self.weight, self.bias)
 
@@ -107,8 +107,8 @@ class DepthwiseConv(nn.Conv2d):
 class GELU(nn.GELU):
     """The exact GELU, of any shape.
 
-    On a CPU a channels_last image is taken as (B, H, W, C), the order that it lies in memory: PyTorch hands only
-    contiguous tensors to oneDNN, which takes half to two thirds of the time.
+    On a CPU, a channels_last image is viewed as (B, H, W, C), its order in memory: PyTorch passes only contiguous
+    tensors to oneDNN, which takes half to two thirds of the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ class GELU(nn.GELU):
 class PixelMean(nn.Module):
     """Mean over all pixels: (B, C, H, W) -> (B, C, 1, 1).
 
-    In training on a CPU a channels_last image is averaged as (B, H, W, C), so that the gradient has that order too:
-    `x.mean((2, 3))` answers with one in NCHW order, and the BatchNorm before it, which gets the sum of that and of
+    In training on a CPU, a channels_last image is averaged as (B, H, W, C), so that its gradient has that order too.
+    The gradient of `x.mean((2, 3))` is in NCHW order; the preceding BatchNorm, which receives the sum of it and of
     channels_last gradients, then takes ten times as long.
     """
 
@@ -134,7 +134,7 @@ class PixelMean(nn.Module):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` is an image in channels_last memory format and not in the usual one as well."""
+    """Whether `x` is an image in channels_last memory format and not also contiguous."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
@@ -149,7 +149,7 @@ class DepthwiseMlp(nn.Module):
     Args:
         dim: Channels, C.
         hidden: Channels of h.
-        residual: Whether h is added to its convolution.
+        residual: Whether to add h to the convolution's output.
     """
 
     def __init__(self, dim: int, hidden: int, residual: bool = False) -> None:
@@ -173,11 +173,11 @@ class DepthwiseSum(nn.Module):
 
     Args:
         dim: Channels, C.
-        levels: One (odd kernel size, dilation) a branch.
-        bias: Whether a bias is added, which the first convolution has.
+        levels: One (odd kernel size, dilation) per branch.
+        bias: Whether to add a bias, held by the first convolution.
 
-    The sum runs through `nn.kernels.depthwise` where that is fast; elsewhere, and in traced or exported graphs, it is
-    made of plain convolutions. State dicts hold plain convolutions always.
+    The sum uses `nn.kernels.depthwise` where that is fast. Elsewhere, and in traced or exported graphs, it uses plain
+    convolutions. State dicts always hold plain convolutions.
     """
 
     def __init__(self, dim: int, levels: Sequence[tuple[int, int]], bias: bool = False) -> None:

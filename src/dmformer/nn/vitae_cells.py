@@ -28,8 +28,8 @@ class PCM(nn.Sequential):
 
     Args:
         dims: Channels before, between and after the convolutions.
-        strides: One a convolution; their product is s.
-        groups: Of every convolution.
+        strides: One per convolution; their product is s.
+        groups: Groups of every convolution.
         first_norm: False drops the BatchNorm after the first convolution, as in ViTAE's reduction cells.
         last_act: Whether SiLU also follows the last convolution, as in ViTAE.
     """
@@ -57,14 +57,14 @@ class PCM(nn.Sequential):
 class PRM(nn.Module):
     """Pyramid Reduction Module: (B, C, H, W) -> (B, out_dim, ceil(H/stride), ceil(W/stride)).
 
-    One convolution with GELU a dilation, fused (ViTAE, section 3). Zeros below and to the right serve sizes that the
-    stride does not divide, which the authors do not allow.
+    One convolution with GELU per dilation, fused (ViTAE, section 3). Sizes that the stride does not divide, which the
+    authors do not allow, are padded with zeros below and to the right.
 
     Args:
         in_chans: Channels in, C.
         dim: Channels of each dilation.
-        kernel_size, stride, dilations: Of the convolutions; an odd size.
-        fuse: "cat" puts the dilations behind each other (out_dim = dim * len(dilations)), "sum" adds them.
+        kernel_size, stride, dilations: Of the convolutions; `kernel_size` is odd.
+        fuse: "cat" concatenates the dilations (out_dim = dim * len(dilations)), "sum" adds them.
         shared: One kernel for all dilations.
     """
 
@@ -119,11 +119,11 @@ class ReductionCell(nn.Module):
 
     Args:
         prm: The pyramid that reduces and embeds.
-        attn: Token mixer from prm.out_dim to dim channels; it brings its own skip of the values where it has one.
-        pcm: From C to dim channels, of the same stride.
+        attn: Token mixer from prm.out_dim to dim channels; includes the skip of the values, if there is one.
+        pcm: From C to dim channels, with the same stride.
         dim: Channels out.
-        pool: Stands before `prm`, for the type "pooling".
-        drop: Dropout in the MLP, of ratio 1.
+        pool: Pooling before `prm`, for the type "pooling".
+        drop: Dropout in the MLP, whose expansion ratio is 1.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class NormalCell(nn.Module):
         y   = x + attn(norm1(x)) + PCM(x)
         out = y + mlp(norm2(y))
 
-    The convolutions see the map alone: the P tokens before it (a class token) get nothing from them.
+    The convolutions see only the map, not the P tokens before it (a class token).
 
     Args:
         dim: Channels, C.
@@ -160,7 +160,7 @@ class NormalCell(nn.Module):
         pcm: Keeps the shape of the map.
         mlp_ratio: Hidden width of the MLP over C.
         drop_path: Probability of dropping each branch, per sample.
-        norm_eps: Of both norms.
+        norm_eps: Epsilon of both norms.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class CellStage(Stage):
         dim: Channels, C.
         downsample: The reduction before the cells.
         cells: Normal cells.
-        class_token: Put a learned token before the map's; it takes part in attention and is dropped at the end.
-        position: What is added to the tokens: nothing, sinusoids, or a learned table for `grid`.
-        grid: Height and width of the map that learned positions are for.
-        any_grid: Whether learned positions are resized for other maps, which are refused otherwise.
+        class_token: Prepend a learned token to the map's tokens; it takes part in attention and is dropped at the end.
+        position: Position encoding: none, sinusoids, or a learned table for `grid`.
+        grid: Height and width of the map that the learned positions were made for.
+        any_grid: Whether to resize the learned positions for other maps; if not, other maps raise an error.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class CellStage(Stage):
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens that the first cell receives, (B, P + H * W, C), and (H, W)."""
+        """The input tokens of the first cell, (B, P + H * W, C), and (H, W)."""
         x = self.downsample(x)
         size = (x.shape[2], x.shape[3])
         x = to_tokens(x)
@@ -263,7 +263,7 @@ def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
 @torch.fx.wrap
 @register_notrace_function
 def positions(table: Tensor, size: tuple[int, int], grid: tuple[int, int], prefix: int, any_grid: bool) -> Tensor:
-    """A learned table for `grid`, resized to `size` if that is allowed: (1, P + h * w, C) -> (1, P + H * W, C)."""
+    """A learned table for `grid`, resized to `size` if allowed: (1, P + h * w, C) -> (1, P + H * W, C)."""
     if any_grid:
         return resample_abs_pos_embed(table, [size[0], size[1]], [grid[0], grid[1]], num_prefix_tokens=prefix)
     torch._assert(

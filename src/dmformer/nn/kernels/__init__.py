@@ -1,4 +1,4 @@
-"""Tensor-only kernels: the same arithmetic as the framework's operators, arranged to run faster."""
+"""Kernels on plain tensors: the same arithmetic as PyTorch's operators, arranged to run faster."""
 
 import os
 
@@ -6,8 +6,8 @@ MODES = ("auto", "plain", "triton")
 
 
 def chosen_mode() -> str:
-    """How the environment's DMFORMER_KERNELS wants depth-wise convolutions computed; ValueError for what is unknown."""
+    """The mode of depth-wise convolutions, from the environment variable DMFORMER_KERNELS; ValueError if unknown."""
     mode = os.environ.get("DMFORMER_KERNELS", "auto")
     if mode not in MODES:
-        raise ValueError(f"the environment's DMFORMER_KERNELS must be one of {', '.join(MODES)}, not {mode!r}")
+        raise ValueError(f"the environment variable DMFORMER_KERNELS must be one of {', '.join(MODES)}, not {mode!r}")
     return mode

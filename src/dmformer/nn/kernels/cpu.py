@@ -1,14 +1,14 @@
-"""Sums of depth-wise convolutions on a CPU, forward and backward, without the framework's slow paths.
+"""Sums of depth-wise convolutions on a CPU, forward and backward, without PyTorch's slow paths.
 
 PyTorch on a CPU runs widely dilated depth-wise convolutions, and the gradients of kernels above 3x3, at 1 to 15
 GFLOP/s. Four rearrangements of the same sums avoid that:
 
-- Padding. oneDNN's fast kernels refuse a dilated convolution for its padding to the left and right alone, so those
+- Padding. oneDNN's fast kernels reject a dilated convolution only for its padding to the left and right, so those
   zeros are written into the image.
 - Reach. A tap further from the centre than the image is wide sees only zero padding, so it is dropped.
-- Strips. oneDNN is fast at the gradients of plain kernels up to 3 wide, so wider ones are made of strips of 3 columns.
-  With zeros enough at the end of each row, the input that a strip sees is the same memory from another start. A dilated
-  kernel is a plain one on each of the d x d phases of pixels whose coordinates are equal modulo d.
+- Strips. oneDNN is fast at the gradients of undilated kernels up to 3 wide, so wider ones are built from strips of 3
+  columns. With enough zeros at the end of each row, the input of a strip is the same memory at another offset. A
+  dilated kernel is an undilated one on each of the d x d phases of pixels whose coordinates are equal modulo d.
 - Products. On small images, where those zeros cost too much, the gradient of the taps in one kernel row is read off the
   diagonals of a matrix product of the output's gradient and the shifted input, summed over images and rows:
   dW[i, j] = sum_u M_i[u, u + j d], where M_i[u, v] = sum_{b,y} dY[b, y, u] X[b, y + i d, v].
@@ -23,12 +23,12 @@ from torch import Tensor
 from . import onednn
 
 WIDEST_BFLOAT16 = 13
-"""oneDNN 3.13 never returns from a depth-wise convolution in bfloat16 whose kernel is wider, on images of more than 32
-columns; those are computed in float32."""
+"""oneDNN 3.13 hangs on a depth-wise convolution in bfloat16 with a wider kernel, on images of more than 32 columns;
+those are computed in float32."""
 
 
 WIDEST_PRODUCT = 64
-"""Columns beyond which the products, which do W / k times the work, are not considered."""
+"""Maximum image width for the products, which do W / k times the work."""
 
 
 class DepthwiseSum(torch.autograd.Function):
@@ -46,7 +46,7 @@ class DepthwiseSum(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         grad_x, grad_w = None, [None] * len(weights)
         if ctx.needs_input_grad[0]:
-            # The adjoint of a "same" correlation is the same correlation with its kernel turned by 180 degrees.
+            # The adjoint of a "same" correlation is the same correlation with its kernel rotated by 180 degrees.
             grad_x = forward(grad, [w.contiguous().flip(-2, -1) for w in weights], ctx.dilations)
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         if any(ctx.needs_input_grad[3:]):
@@ -78,10 +78,10 @@ def forward(x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias
 
 
 def fit(weight: Tensor, dilation: int, height: int, width: int) -> tuple[Tensor, list[int], int]:
-    """How oneDNN is to compute a "same" convolution with an odd kernel (C, 1, ky, kx) on images of this size.
+    """Arguments for a "same" oneDNN convolution with an odd kernel (C, 1, ky, kx) on images of this size.
 
     Returns:
-        The kernel without taps out of reach, the padding that the convolution does in height and width, and the zeros
+        The kernel without taps out of reach, the convolution's padding in height and width, and the number of zeros
         to write to the left and right of the image beforehand, with `pad_width`.
     """
     weight = crop_to_reach(weight, dilation, height, width)
@@ -90,7 +90,7 @@ def fit(weight: Tensor, dilation: int, height: int, width: int) -> tuple[Tensor,
 
 
 def is_refused(dilation: int, padding: int) -> bool:
-    """Whether oneDNN's fast depth-wise kernels refuse a convolution, for its dilation and its padding in width."""
+    """Whether oneDNN's fast depth-wise kernels reject a convolution for its dilation and its padding in width."""
     return dilation > 1 and padding > onednn.WIDEST_PADDING
 
 
@@ -122,13 +122,14 @@ def weight_gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor], dilatio
         taps = next(products) if level in small else gradient_by_strips(x, grad, *level)
         margin_y, margin_x = weight.shape[-2] // 2 - ry, weight.shape[-1] // 2 - rx
         padded = F.pad(taps[:, None], (margin_x, margin_x, margin_y, margin_y))
-        grads.append(torch.empty_like(weight).copy_(padded))  # with the weight's strides, which DDP's buckets have too
+        grads.append(torch.empty_like(weight).copy_(padded))  # with the weight's strides, as in DDP's buckets
     return grads
 
 
 def is_made_of_strips(height: int, width: int, reach: tuple[int, int], dilation: int) -> bool:
-    """Whether strips are the faster way to a gradient (benchmarks/depthwise_cpu.py): 2 to 5 times where the kernel is
-    not higher than the image or phase, beyond which oneDNN is slow again; and on wide images, where products waste."""
+    """Whether strips are faster than products for a gradient (benchmarks/depthwise_cpu.py): by 2 to 5 times where the
+    kernel is not higher than the image or phase (oneDNN is slow beyond that), and on wide images, where products waste
+    work."""
     return 2 * reach[0] + 1 <= -(-height // dilation) or width > WIDEST_PRODUCT
 
 
@@ -141,8 +142,8 @@ def gradient_by_strips(x: Tensor, grad: Tensor, reach: tuple[int, int], d: int) 
         return _gradient_of_strip(x, grad, 1, 1)
     ry, rx = (max(r, 1) for r in reach)
     n, h, w = d * d * B, -(-H // d), -(-W // d)
-    # Rows of `pitch` pixels for the input, 2 less for the gradient; the zeros at a row's end stand for what is to the
-    # right of it and to the left of the next, and those before the first row for what is to the left of that.
+    # Rows of `pitch` pixels for the input, 2 less for the gradient. The zeros at the end of a row pad that row on the
+    # right and the next row on the left; those before the first row pad it on the left.
     pitch = w + max(rx, 2)
     image, strip = _phases(x, d, h, pitch, rx), _phases(grad, d, h, pitch - 2, 0)
     strip = strip.view(n, h, pitch - 2, C).permute(0, 3, 1, 2)
@@ -162,7 +163,7 @@ def _gradient_of_strip(x: Tensor, grad: Tensor, reach: int, padding: int) -> Ten
 
 
 def _phases(x: Tensor, d: int, height: int, width: int, margin: int) -> Tensor:
-    """Pixels of equal coordinates modulo d as images of wider rows, with `margin` pixels of zeros before and after all:
+    """Pixels of equal coordinates modulo d as images with wider rows, with `margin` zero pixels before and after all:
     (B, C, H, W) -> ((d * d * B * height * width + 2 * margin) * C), flat."""
     B, C = x.shape[:2]
     pixels = d * d * B * height * width
@@ -186,8 +187,8 @@ def gradients_by_products(x: Tensor, grad: Tensor, levels: Sequence[tuple[tuple[
     for product, s in zip(products, shifts, strict=True):
         n = (H - abs(s)) * B
         torch.bmm(grad[:, max(-s, 0) * B :][:, :n].mT, x[:, max(s, 0) * B :][:, :n], out=product)
-    # Row u of a product holds dY's column W - 1 - u. Read with rows longer by W - 1, row u has moved u to the right, so
-    # that the diagonals stand in columns: (S, C, W, W) -> (S, C, W, 2 W - 1) -> (S, C, 2 W - 1)
+    # Row u of a product holds dY's column W - 1 - u. Read with rows longer by W - 1, row u shifts right by u, so
+    # that the diagonals become columns: (S, C, W, W) -> (S, C, W, 2 W - 1) -> (S, C, 2 W - 1)
     sheared = F.pad(products, (0, W)).flatten(2)[..., : W * (2 * W - 1)].unflatten(-1, (W, 2 * W - 1))
     diagonals = sheared.sum(-2)
     return [

@@ -1,11 +1,11 @@
-"""Depth-wise convolutions, and sums of several over one input, in the fastest exact way for device, dtype and shape.
+"""Depth-wise convolutions, and sums of several over one input, by the fastest exact method for device, dtype and shape.
 
-- On a CPU: the framework's convolutions, rearranged where they are slow (`cpu`).
+- On a CPU: PyTorch's convolutions, rearranged where they are slow (`cpu`).
 - On an NVIDIA GPU with Triton: one pass over the input for the whole sum (`triton_taps`).
 - Elsewhere, and in traced and exported graphs: plain convolutions.
 
-The environment variable DMFORMER_KERNELS says otherwise: "plain" for plain convolutions everywhere, "triton" for
-Triton's wherever it runs, which with TRITON_INTERPRET=1 is on a CPU too; "auto" is the default.
+The environment variable DMFORMER_KERNELS overrides the choice: "plain" for plain convolutions everywhere, "triton" for
+Triton wherever it runs (with TRITON_INTERPRET=1 also on a CPU); "auto" is the default.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ MODE = chosen_mode()
 
 
 def way(x: Tensor) -> Way:
-    """How depth-wise convolutions of `x` are computed; compiled graphs keep plain operators on a CPU."""
+    """The method for depth-wise convolutions of `x`; compiled graphs keep plain operators on a CPU."""
     if MODE == "plain" or not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return "plain"  # x is a proxy where torch.fx traces
+        return "plain"  # torch.fx traces with a proxy for x
     if x.device.type == "cuda" or MODE == "triton":
         return "triton" if _has_triton() and _triton().supports(x) else "plain"
     return "cpu" if x.device.type == "cpu" and not torch.compiler.is_compiling() else "plain"
@@ -37,7 +37,7 @@ def way(x: Tensor) -> Way:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """The framework's own convolutions for a while, to compare with; for the whole process."""
+    """Use PyTorch's own convolutions inside the context, for comparison; affects the whole process."""
     global MODE
     before, MODE = MODE, "plain"
     try:
@@ -47,7 +47,7 @@ def plain_kernels() -> Iterator[None]:
 
 
 def is_fast_path(x: Tensor) -> bool:
-    """Whether `depthwise_sum` computes `x` otherwise than plainly."""
+    """Whether `depthwise_sum` computes `x` by a faster method than plain convolutions."""
     return way(x) != "plain"
 
 
@@ -61,11 +61,11 @@ def depthwise_sum(
     """Sum over l of depth-wise convolutions of one input, stride 1, "same" padding: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        x: Images, (B, C, H, W). On a CPU best in channels_last memory format; so is the result.
-        weights: One odd kernel (C, 1, k_l, k_l) a level.
-        dilations: One distance between taps a level.
+        x: Images, (B, C, H, W). On a CPU, channels_last is fastest; the result is channels_last.
+        weights: One odd kernel (C, 1, k_l, k_l) per level.
+        dilations: One distance between taps per level.
         bias: (C), added once.
-        relu: Whether a ReLU follows.
+        relu: Whether to apply a ReLU.
 
     Differentiable once. Equal to the sum of `torch.nn.functional.conv2d` up to rounding.
 
@@ -90,10 +90,10 @@ def depthwise_sum(
 def depthwise_sum_norm_relu(
     x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], norm: nn.BatchNorm2d
 ) -> Tensor | None:
-    """ReLU(norm(depthwise_sum(x))) of a norm in training, whose statistics are taken in the pass that makes the sum.
+    """ReLU(norm(depthwise_sum(x))) in training, with the norm's statistics computed in the same pass as the sum.
 
-    (B, C, H, W) -> (B, C, H, W). The norm's running statistics are brought up to date. None where this form does not
-    exist: without Triton, in evaluation, for norms that are synchronised or have no parameters.
+    (B, C, H, W) -> (B, C, H, W). Updates the norm's running statistics. Returns None where this form does not exist:
+    without Triton, in evaluation mode, and for norms that are synchronised or have no parameters.
     """
     if way(x) != "triton" or type(norm) is not nn.BatchNorm2d or not norm.training or not norm.affine:
         return None
@@ -107,7 +107,7 @@ def depthwise_sum_norm_relu(
 
 @torch.no_grad()
 def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move running statistics towards a batch's, as BatchNorm does: its variance is the unbiased one there."""
+    """Update running statistics from a batch's, as BatchNorm does, with the unbiased variance."""
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     factor = 1.0 / norm.num_batches_tracked.float() if norm.momentum is None else norm.momentum  # type: ignore[union-attr]
     for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):

@@ -1,17 +1,17 @@
-"""Depth-wise convolution over a list of taps on a GPU, with its epilogue or BatchNorm's statistics, in Triton.
+"""Triton kernels for depth-wise convolution over a list of taps on a GPU, with an epilogue or BatchNorm's statistics.
 
-    out[b, c, y, x] = sum_t w[c, t] X[b, c, y + dy_t, x + dx_t],    zero outside of the image
+    out[b, c, y, x] = sum_t w[c, t] X[b, c, y + dy_t, x + dx_t],    zero outside the image
 
-A framework runs DMA's three branches, their sum, BatchNorm and ReLU in about 16 passes over the tensor. Here the
-branches are merged into one list of 81 taps (`merge_taps`), and inference is one pass, training two forward. A program
-holds some rows of output in registers and slides over the input rows, each of which it loads once per column of taps
-for all the outputs that it reaches: 2.2 times fewer loads than one a tap. Sums are float32, or float64 for float64.
-All reductions have a fixed order, without atomics, so that a result is the same at each run.
+Eager PyTorch runs DMA's three branches, their sum, BatchNorm and ReLU in about 16 passes over the tensor. Here the
+branches are merged into one list of 81 taps (`merge_taps`); inference takes one pass, the forward pass of training two.
+A program holds some output rows in registers and slides over the input rows. It loads each input row once per column of
+taps, for all outputs that the row reaches: 2.2 times fewer loads than one per tap. Sums are float32, or float64 for
+float64. All reductions have a fixed order, without atomics, so that results are reproducible.
 
-Importing this module needs Triton. With TRITON_INTERPRET=1 in the environment before that, it runs on CPU tensors.
+Importing this module requires Triton. If TRITON_INTERPRET=1 is set before the import, it runs on CPU tensors.
 """
 
-# Kernels are not quite Python: tuples are concatenated, not unpacked, and static_range is no iterator.
+# Triton kernels are not quite Python: tuples are concatenated, not unpacked, and static_range is not an iterator.
 # ruff: noqa: RUF005
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 
@@ -26,14 +26,14 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
-"""True where Triton's interpreter runs the kernels, on CPU tensors."""
+"""True if Triton's interpreter runs the kernels, on CPU tensors."""
 
 MAX_ROWS, MAX_COLUMNS, BLOCK, PROGRAMS = (4, 8, 64, 6) if INTERPRETED else (8, 64, 2048, 2048)
-"""Largest tile, elements of an elementwise tile and number of programs that reduce; small ones test all borders."""
+"""Largest tile, elements of an elementwise tile, and programs per reduction; small values make tests cover borders."""
 
 
 def supports(x: Tensor) -> bool:
-    """Whether the kernels take x: on a GPU (or interpreted), 4-D, of a floating dtype, not empty, and `fits`."""
+    """Whether the kernels support x: on a GPU (or interpreted), 4-D, of a floating dtype, not empty, and `fits`."""
     return (
         x.device.type == ("cpu" if INTERPRETED else "cuda")
         and x.ndim == 4
@@ -44,7 +44,7 @@ def supports(x: Tensor) -> bool:
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the offsets within an image, the halo's among them, and the number of pixels fit into 31 bits."""
+    """Whether the offsets within an image, including its halo, and the number of pixels fit into 31 bits."""
     return x.ndim == 4 and 2 * x.shape[1:].numel() < 2**31 and x.shape[0] * x.shape[2:].numel() < 2**31
 
 
@@ -53,9 +53,9 @@ def fits(x: Tensor) -> bool:
 
 @functools.cache
 def _merge(sizes: tuple[int, ...], dilations: tuple[int, ...]) -> tuple:
-    """Offsets of the merged taps, and the runs (places where it begins, length) to add, which make their weights.
+    """Offsets of the merged taps, and the runs (start places, length) of branch taps to add up to their weights.
 
-    A place counts the branches' taps column by column. Columns of taps with the same dy lie together, so that the
+    A place numbers the branches' taps column by column. Columns of taps with the same dy are adjacent, so that the
     kernels can loop over them.
     """
     places: dict[tuple[int, int], list[int]] = {}
@@ -82,20 +82,20 @@ def _merge(sizes: tuple[int, ...], dilations: tuple[int, ...]) -> tuple:
 
 @torch.compiler.assume_constant_result
 def _constant_merge(sizes: tuple[int, ...], dilations: tuple[int, ...]) -> tuple:
-    """`_merge`, whose cache torch.compile would trace into and warn of."""
+    """`_merge`, hidden from torch.compile, which would trace into its cache and warn."""
     return _merge(sizes, dilations)
 
 
 def merge_taps(weights: Sequence[Tensor], dilations: Sequence[int]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """The one list of taps of depth-wise convolutions whose outputs are added.
+    """Merge depth-wise convolutions whose outputs are added into one list of taps.
 
     Args:
-        weights: One odd square kernel (C, 1, k, k) a branch.
-        dilations: One distance between taps a branch.
+        weights: One odd square kernel (C, 1, k, k) per branch.
+        dilations: One distance between taps per branch.
 
     Returns:
-        Weights (C, T), differentiable, and their T distinct offsets (dy, dx). Coinciding taps are added, in float32
-        where the kernels' dtype is lower; the result is float32 then, as the sum has no room in the lower dtype.
+        Weights (C, T), differentiable, and their T distinct offsets (dy, dx). Coinciding taps are added. Kernels of a
+        lower dtype are added in float32 and the result stays float32, because the lower dtype cannot hold the sum.
     """
     if not weights or len(weights) != len(dilations) or any(d < 1 for d in dilations):
         raise ValueError(f"each of {len(weights)} kernels needs a dilation of 1 or more, not {list(dilations)}")
@@ -104,7 +104,7 @@ def merge_taps(weights: Sequence[Tensor], dilations: Sequence[int]) -> tuple[Ten
         if w.ndim != 4 or w.shape[:2] != (C, 1) or w.shape[2] != w.shape[3] or w.shape[2] % 2 == 0:
             raise ValueError(f"a kernel must be ({C}, 1, k, k) with k odd, not {tuple(w.shape)}")
     offsets, runs = _constant_merge(tuple(w.shape[-1] for w in weights), tuple(dilations))
-    # (C, 1, ky, kx) -> (kx * ky, C), the layout that the kernels read
+    # (C, 1, ky, kx) -> (kx * ky, C), the order that the kernels read
     taps = torch.cat([w.permute(3, 2, 1, 0).flatten(0, 2) for w in weights])
     if taps.dtype in (torch.float16, torch.bfloat16):
         taps = taps.float()
@@ -118,10 +118,10 @@ def merge_taps(weights: Sequence[Tensor], dilations: Sequence[int]) -> tuple[Ten
 
 
 class _Plan(str):
-    """How a tile goes through the taps. A string, by which Triton's caches tell plans apart, with the parsed form.
+    """The order in which a tile visits the taps. A string, which Triton's caches use as a key, plus the parsed form.
 
     parts: One (dx of each column, [(first tap, step to the next column's)], [(input row, tap or -1 for each of the
-    output's rows)]) for each set of columns that share their dy.
+    output's rows)]) for each set of columns with the same dy.
     """
 
     parts: list
@@ -130,7 +130,7 @@ class _Plan(str):
 
 @functools.cache
 def _make_plan(offsets: tuple[int, ...], H: int, W: int, rows: int) -> _Plan:
-    # Taps further than the image is wide see only padding. Where one tile spans the image, so do rows outside of it.
+    # Taps further than the image is wide see only padding. If one tile spans the image, so do rows outside it.
     height = H if rows >= H else 0
     columns: dict[int, list[tuple[int, int]]] = {}
     for t, (dy, dx) in enumerate(zip(offsets[::2], offsets[1::2], strict=True)):
@@ -176,7 +176,7 @@ def _size(plan, *path):
 
 
 def _tuned(kernel):
-    """The kernel with its block size chosen by timing, once a shape and dtype: 2, 4 or 8 elements a thread."""
+    """The kernel with its block size autotuned once per shape and dtype: 2, 4 or 8 elements per thread."""
     if INTERPRETED:
         return kernel
     sizes = {256: 4, 512: 8, 1024: 8, 2048: 8}
@@ -184,7 +184,7 @@ def _tuned(kernel):
     configs[2].maxnreg = 128  # so that two programs fit into a multiprocessor
 
     def prune(configs, arguments, **more):
-        # A contiguous image is read one element a thread at a time: above 2 of them, addresses spill the registers.
+        # A contiguous image is read one element per thread at a time: above 2 elements, addresses spill the registers.
         last = {**arguments, **more}["CHANNELS_LAST"]
         return [c for c in configs if (c.kwargs["TILE"] >= 512 if last else c.kwargs["TILE"] <= 512)]
 
@@ -194,7 +194,7 @@ def _tuned(kernel):
 
 @triton.jit
 def _locate(tile, H, W, C, tiles_y, tiles_x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """First row and column of a tile, and where its image begins; only the latter can exceed 31 bits."""
+    """First row and column of a tile, and the offset of its image; only the offset can exceed 31 bits."""
     y, x = (tile // tiles_x) % tiles_y * ROWS, tile % tiles_x * COLUMNS
     return y, x, (tile // tiles_x // tiles_y).to(tl.int64) * (C * H * W)
 
@@ -220,7 +220,7 @@ def _taps_kernel(
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     tile = tl.program_id(0) // blocks
     top, left, image = _locate(tile, H, W, C, tiles_y, tiles_x, ROWS, COLUMNS)
-    y = top + tl.arange(0, 1)[:, None]  # (1, 1) for masks: the interpreter takes a scalar's comparison for a number
+    y = top + tl.arange(0, 1)[:, None]  # (1, 1) for masks: the interpreter treats a scalar comparison as a number
     column = left + tl.arange(0, COLUMNS)
     stride_y, stride_x, stride_c = (W * C, C, 1) if CHANNELS_LAST else (W, 1, H * W)
     place = column[:, None] * stride_x + c[None, :] * stride_c
@@ -229,7 +229,7 @@ def _taps_kernel(
     for _ in tl.static_range(ROWS):
         acc = acc + (tl.zeros((COLUMNS, CHANNELS), FLOAT),)
     for p in tl.static_range(_size(PLAN)):
-        # A loop, not unrolled: ptxas would load far ahead and run out of registers, and take a minute.
+        # Not unrolled: ptxas would take a minute, prefetch too far ahead and run out of registers.
         for i in range(_size(PLAN, p, 0)):
             dx = _column(i, PLAN, p)
             w = ()
@@ -253,7 +253,7 @@ def _taps_kernel(
             value = tl.where(value < 0.0, 0.0, value)  # NaN stays, as in torch
         stored = value.to(out.dtype.element_ty)
         tl.store(out + image + (top + r) * stride_y + place, stored, mask=inside & (y + r < H))
-        if STATISTICS:  # of the values as stored: these are what the norm will see
+        if STATISTICS:  # of the values as stored, which the norm will see
             acc = acc[:r] + (stored.to(FLOAT),) + acc[r + 1 :]
             total += tl.where(inside & (y + r < H), stored.to(FLOAT), 0.0)
     if STATISTICS:
@@ -309,7 +309,7 @@ def _weight_grad_kernel(
     PLAN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FLOAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A program sums one column of taps over a share of the tiles; neighbours read the same tiles at the same time."""
+    """Each program sums one column of taps over part of the tiles; neighbours read the same tiles at the same time."""
     CHANNELS: tl.constexpr = TILE // COLUMNS
     blocks = tl.cdiv(C, CHANNELS)
     c = tl.program_id(1) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -331,7 +331,7 @@ def _combine_kernel(
 ):  # fmt: skip
     """Chan's formula for all tiles at once: M2 = sum_i (M2_i + n_i (mean_i - mean)^2)."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    first = tl.load(means + c, mask=c < C, other=0.0)  # sums of distances from it lose no digits to a large mean
+    first = tl.load(means + c, mask=c < C, other=0.0)  # summing differences from it loses no digits to a large mean
     count = (tiles // tiles_y // tiles_x).to(FLOAT) * (H * W)
     near = tl.zeros((STEP, CHANNELS), FLOAT)
     for start in range(0, tiles, STEP):
@@ -357,7 +357,7 @@ def _combine_kernel(
 
 @triton.jit
 def _pixels(tile, c, C, P, CHANNELS_LAST: tl.constexpr, PIXELS: tl.constexpr):
-    """Places of a tile (PIXELS, CHANNELS) among outer x P pixels, and which of them exist."""
+    """Offsets of a tile (PIXELS, CHANNELS) among outer x P pixels, and a mask of those that exist."""
     tiles = tl.cdiv(P, PIXELS)
     pixel = tile % tiles * PIXELS + tl.arange(0, PIXELS)
     stride_p, stride_c = (C, 1) if CHANNELS_LAST else (1, P)
@@ -394,7 +394,7 @@ def _norm_relu_sums_kernel(
     grad, z, mean, var, weight, bias, partial, eps, C, P, splits, tiles,
     CHANNELS_LAST: tl.constexpr, FLOAT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of g and of g xhat over a share of the pixels, where g = grad behind the ReLU."""
+    """Sums of g and of g xhat over part of the pixels, where g is the gradient before the ReLU."""
     blocks = tl.cdiv(C, CHANNELS)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     split = tl.program_id(0) // blocks
@@ -428,14 +428,14 @@ def _norm_relu_grad_kernel(
     tl.store(out + place, dz.to(out.dtype.element_ty), mask=inside)
 
 
-# ---- operators. Opaque ones rather than triton_op: that would let the compiler see the kernels, but it takes neither
-# plans nor the interpreter, and there is nothing that it could fuse into them.
+# ---- operators. Opaque rather than triton_op: that would let the compiler see the kernels, but it supports neither
+# plans nor the interpreter, and the compiler could fuse nothing into them.
 
 DTYPES = {torch.float16: tl.float32, torch.bfloat16: tl.float32, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def _launch(kernel: Any, programs: Any, x: Tensor, *arguments: Any) -> None:
-    """Run a kernel on x's device. Fusion of multiplication and addition is asked for: Triton's default will change."""
+    """Run a kernel on x's device. Request fused multiply-add explicitly, because Triton's default will change."""
     options: dict[str, Any] = {"enable_fp_fusion": True}
     if kernel in (_taps_kernel, _weight_grad_kernel):
         options |= {"TILE": 128} if INTERPRETED else {}
@@ -455,11 +455,11 @@ def _like(x: Tensor) -> Tensor:
 
 def _check(x: Tensor, weight: Tensor | None, offsets: Sequence[int], bias: Tensor | None = None) -> None:
     if x.ndim != 4:
-        raise ValueError(f"x must be (B, C, H, W), not of {x.ndim} dimensions")
+        raise ValueError(f"x must be (B, C, H, W), not a tensor of {x.ndim} dimensions")
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, not {x.dtype}")
     if len(offsets) % 2 or not offsets or len(set(zip(offsets[::2], offsets[1::2], strict=True))) < len(offsets) // 2:
-        raise ValueError("offsets must be dy, dx of one tap after another, each pair once (`merge_taps` adds taps)")
+        raise ValueError("offsets must be a flat list of dy, dx pairs without duplicates (`merge_taps` adds taps)")
     C, T = x.shape[1], len(offsets) // 2
     for name, tensor, shape in (("weight", weight, (C, T)), ("bias", bias, (C,))):
         if tensor is not None:
@@ -483,7 +483,7 @@ def _require(x: Tensor) -> None:
 
 @functools.cache
 def _tile(H: int, W: int) -> tuple[int, int]:
-    """Rows and columns of a tile: few wasted, few loaded twice; most images are multiples of 7 or 8 pixels high."""
+    """Rows and columns of a tile: few wasted, few loaded twice; most maps are multiples of 7 or 8 pixels high."""
     rows = 7 if H % 7 == 0 and not INTERPRETED else -(-H // -(-H // MAX_ROWS))
     widths = [2**n for n in range(MAX_COLUMNS.bit_length())]
     return rows, min(widths, key=lambda n: -(-W // n) * (n + 8))  # 8: the halo that a tile adds, half of it cached
@@ -589,7 +589,7 @@ def _(x, weight, offsets):
 
 
 def _pixel_tiles(z: Tensor) -> tuple[int, int, int, int, bool]:
-    """Tiles, pixels an image (channels_last: of all images, which lie in one row), and a tile's pixels and channels."""
+    """Tiles, pixels per image (channels_last: of all images, stored in one row), and a tile's pixels and channels."""
     B, C, H, W = z.shape
     last = not z.is_contiguous()
     outer, pixels = (1, B * H * W) if last else (B, H * W)
@@ -624,7 +624,7 @@ def _(z, mean, var, weight, bias, eps):
 def _norm_relu_grad(
     grad: Tensor, z: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of z, and those of bias and weight stacked."""
+    """The gradient of z, and the gradients of bias and weight, stacked."""
     B, C, H, W = z.shape
     if z.numel() == 0:
         return _like(z), z.new_zeros(2, C, dtype=_statistics_dtype(z))
@@ -685,13 +685,13 @@ def _taps_statistics_setup(ctx, inputs, output) -> None:
 
 def _norm_relu_setup(ctx, inputs, output) -> None:
     *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)  # not the output: the ReLU's mask is made again from z
+    ctx.save_for_backward(*tensors)  # not the output: the ReLU's mask is recomputed from z
 
 
 def _norm_relu_backward(ctx, grad: Tensor):
     grad_z, sums = _norm_relu_grad(grad, *ctx.saved_tensors, ctx.eps)
     weight, bias = ctx.saved_tensors[3:]
-    # The mean and the variance are z's own, so that grad_z holds what goes through them.
+    # The mean and variance are computed from z, so grad_z includes the gradient through them.
     return grad_z, None, None, sums[1].to(weight.dtype), sums[0].to(bias.dtype), None
 
 
@@ -700,7 +700,7 @@ _taps_statistics.register_autograd(lambda ctx, *g: _taps_backward(ctx, *g)[:3], 
 _norm_relu.register_autograd(_norm_relu_backward, setup_context=_norm_relu_setup)
 
 
-# ---- what others call
+# ---- public functions
 
 
 def _prepare(x: Tensor, weight: Tensor, offsets: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -718,14 +718,14 @@ def depthwise_taps(
     """Depth-wise convolution over a list of taps, stride 1, size kept: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        x: Images, contiguous or channels_last, and so is the result; others become channels_last.
+        x: Images, contiguous or channels_last; the result has the same memory format. Others become channels_last.
         weight: (C, T), of any floating dtype.
         offsets: (dy, dx) of each tap.
         bias: (C), added to the sum.
-        relu: Whether a ReLU follows.
+        relu: Whether to apply a ReLU.
 
-    Differentiable by x, weight and bias. BatchNorm at inference costs nothing here: its scale belongs into `weight`,
-    its shift into `bias`. Raises ValueError or TypeError for shapes, dtypes or devices that do not fit.
+    Differentiable with respect to x, weight and bias. BatchNorm at inference costs nothing here: fold its scale into
+    `weight` and its shift into `bias`. Raises ValueError or TypeError for shapes, dtypes or devices that do not match.
     """
     x, weight, flat = _prepare(x, weight, offsets)
     return _taps(x, weight, bias, flat, relu)
@@ -737,21 +737,21 @@ def depthwise_taps_norm_relu(
     """ReLU(BatchNorm(depthwise_taps(x))) with the batch's statistics, for training: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        x, weight, offsets: As of `depthwise_taps`.
+        x, weight, offsets: As for `depthwise_taps`.
         norm_weight: (C).
         norm_bias: (C).
         eps: Added to the variance.
 
     Returns:
-        The output; mean and biased variance, (C) in float32 (float64 for float64), by which the caller updates its
-        running statistics and which carry no gradient. An empty batch has zeros for both.
+        The output; mean and biased variance, (C) in float32 (float64 for float64), without gradients, from which the
+        caller updates its running statistics. For an empty batch both are zero.
 
-    Backward keeps x and the sum before the norm, and no other image-sized tensor.
-    Raises ValueError for one value a channel and for eps of 0 or less, as `torch.nn.BatchNorm2d` does.
+    The backward pass stores x and the sum before the norm, and no other image-sized tensor.
+    Raises ValueError for a single value per channel and for eps of 0 or less, as `torch.nn.BatchNorm2d` does.
     """
     x, weight, flat = _prepare(x, weight, offsets)
     if x.ndim == 4 and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        raise ValueError(f"batch statistics need more than 1 value a channel, not x of {tuple(x.shape)}")
+        raise ValueError(f"batch statistics need more than 1 value per channel, but x is {tuple(x.shape)}")
     if eps <= 0:
         raise ValueError(f"eps must be positive, not {eps}")
     z, mean, var = _taps_statistics(x, weight, flat)

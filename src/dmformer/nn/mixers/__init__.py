@@ -1,1 +1,1 @@
-"""Token mixers: one class a file, each a callable dim -> module that keeps the shape (B, C, H, W)."""
+"""Token mixers: one class per file, each a callable dim -> module that keeps the shape (B, C, H, W)."""

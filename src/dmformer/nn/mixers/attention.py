@@ -11,7 +11,7 @@ class ValueConvAttention(nn.Module):
 
         out = proj(softmax(q k^T / sqrt(d)) v + DW3(v))
 
-    As in SMT's later stages (the authors' code; the depth-wise path carries the position).
+    Used in SMT's later stages (the authors' code); the depth-wise path encodes the position.
 
     Args:
         dim: Channels, C.
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         dim: Channels of queries, keys, values and out, C'.
         heads: Heads, each of d = C' / heads channels.
         qkv_bias: Whether the projection to queries, keys and values has a bias.
-        value_skip: Whether the values are added to the result; it stands for the residual where C' is not C.
+        value_skip: Whether to add the values to the result; replaces the residual where C' is not C.
     """
 
     def __init__(self, in_dim: int, dim: int, heads: int, qkv_bias: bool = True, value_skip: bool = False) -> None:
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """`size`, the height and width of the map that the tokens are of, is not used here."""
+        """`size`, the height and width of the tokens' map, is not used here."""
         qkv = self.qkv(x)
         y = self.proj(self.attend(qkv))
         return y + qkv.chunk(3, -1)[2] if self.value_skip else y

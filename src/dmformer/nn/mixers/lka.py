@@ -8,7 +8,7 @@ from ..layers import GELU, DepthwiseConv
 
 
 def decompose(kernel_size: int, dilation: int) -> tuple[int, int]:
-    """Sides of the depth-wise and of the dilated depth-wise kernel that stand for one of kernel_size x kernel_size.
+    """Sides of the depth-wise and the dilated depth-wise kernel that replace a kernel_size x kernel_size kernel.
 
     (2 d - 1, ceil(K / d)): (5, 7) for K = 21, d = 3 (VAN, section 3).
 
@@ -22,7 +22,7 @@ def decompose(kernel_size: int, dilation: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and floating-point operations for one image (a multiply-add counts as two)."""
+    """Parameters, and floating-point operations per image (a multiply-add counts as two)."""
 
     parameters: int
     flops: int
@@ -35,7 +35,7 @@ def decomposed_cost(kernel_size: int, dilation: int, dim: int, height: int = 1, 
 
 
 def plain_cost(kernel_size: int, dim: int, height: int = 1, width: int = 1) -> Cost:
-    """Cost of the K x K convolution of C to C channels that the decomposition replaces, without bias: K^2 C^2."""
+    """Cost of the K x K convolution from C to C channels that the decomposition replaces, without bias: K^2 C^2."""
     return _cost(kernel_size**2 * dim**2, height * width)
 
 
@@ -44,7 +44,7 @@ def _cost(parameters: int, pixels: int) -> Cost:
 
 
 class LargeKernel(nn.Module):
-    """A K x K convolution, decomposed, as a gate on its input: (B, C, H, W) -> (B, C, H, W).
+    """A decomposed K x K convolution that gates its input: (B, C, H, W) -> (B, C, H, W).
 
         out = u * W DW_d(DW(u))
 
@@ -53,7 +53,7 @@ class LargeKernel(nn.Module):
 
     Args:
         dim: Channels, C.
-        kernel_size: Side K of the kernel that is stood for.
+        kernel_size: Side K of the kernel that is decomposed.
         dilation: Dilation d.
     """
 

@@ -28,7 +28,7 @@ class Performer(nn.Module):
         super().__init__()
         features = dim // 2
         self.w = nn.Parameter(torch.empty(features, dim), requires_grad=False)
-        self.w.grad = torch.zeros_like(self.w)  # timm asks every parameter for its gradient; a frozen one's is zero
+        self.w.grad = torch.zeros_like(self.w)  # timm reads every parameter's gradient, including a frozen one's
         self.kqv = nn.Linear(in_dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(drop)

@@ -27,13 +27,13 @@ class MHMC(nn.Module):
 class SAA(nn.Module):
     """Scale-Aware Aggregation: (B, C, H, W) -> (B, C, H, W) (SMT, section 3).
 
-    Channels are regrouped so that each group holds one channel of every head, mixed inside the groups with an
+    Channels are regrouped so that each group holds one channel of every head, mixed within the groups with an
     expansion, then across them: out = W1 GELU(BN(W0 shuffle(x))), W0 in C / heads groups.
 
     Args:
         dim: Channels, C.
-        heads: Heads of the mixed convolution before it.
-        expand_ratio: Width between W0 and W1 over C.
+        heads: Heads of the preceding mixed convolution.
+        expand_ratio: Ratio of the width between W0 and W1 to C.
     """
 
     def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:
@@ -64,7 +64,7 @@ class SAM(nn.Module):
     Args:
         dim: Channels, C.
         heads: Heads of the mixed convolution, with kernels 3, 5, 7, ...
-        expand_ratio: Of the aggregation.
+        expand_ratio: Expansion ratio of the aggregation.
     """
 
     def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""Attention inside windows that do not overlap (ViTAEv2, stages 1 and 2)."""
+"""Attention within non-overlapping windows (ViTAEv2, stages 1 and 2)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,14 @@ from .attention import Attention
 
 
 class WindowAttention(Attention):
-    """`Attention` inside each window of a map: (B, N, C) -> (B, N, C'), N = H * W.
+    """`Attention` within each window of a map: (B, N, C) -> (B, N, C'), N = H * W.
 
-    The map is padded with zeros to a multiple of the window, half of it before and half after, and the padding takes
-    part in the softmax, as in the authors' code; windows are not shifted and have no position bias (ViTAEv2, section
-    3).
+    The map is zero-padded to a multiple of the window, half before and half after. The padding takes part in the
+    softmax, as in the authors' code. Windows are not shifted and have no position bias (ViTAEv2, section 3).
 
     Args:
         in_dim, dim, heads, qkv_bias: See `Attention`.
-        window: Side of a window.
+        window: Side of a window in tokens.
     """
 
     def __init__(self, in_dim: int, dim: int, heads: int, qkv_bias: bool = True, window: int = 7) -> None:
@@ -25,7 +24,7 @@ class WindowAttention(Attention):
         self.window = window
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """`size` is the height and width of the map that the tokens are of."""
+        """`size` is the height and width of the tokens' map."""
         (B, _, C), (H, W), s = x.shape, size, self.window
         rows, columns = (H + s - 1) // s, (W + s - 1) // s
         top, left = (rows * s - H) // 2, (columns * s - W) // 2
@@ -42,11 +41,11 @@ class WindowAttention(Attention):
 @torch.fx.wrap
 @register_notrace_function
 def pad_map(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
-    """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C): zeros put around the map, or borders cut off.
+    """(B, H, W, C) -> (B, top + H + bottom, left + W + right, C): pad the map with zeros, or crop its borders.
 
-    Cut with negative padding, because the sizes that a slice was exported for decide how its graph goes on.
+    Crops by negative padding, because the graph of an exported slice depends on the sizes that it was exported for.
     """
     if torch.jit.is_scripting() or not torch.compiler.is_compiling():
-        if top == 0 and bottom == 0 and left == 0 and right == 0:  # saves a copy; a graph must not depend on it
+        if top == 0 and bottom == 0 and left == 0 and right == 0:  # saves a copy; a graph must not branch on it
             return x
     return F.pad(x, (0, 0, left, right, top, bottom))
