@@ -51,7 +51,7 @@ def test_every_form_type_and_batch_size_has_a_row(measured):
         (f, "bfloat16") for f in bf16
     ]
     assert Counter((r.form, r.dtype, r.batch_size) for r in rows) == Counter((*k, b) for k in kinds for b in (1, 2))
-    assert "onnxruntime in bfloat16 is left out: ONNX Runtime computes in float32 on a CPU" in said
+    assert "onnxruntime in bfloat16 is skipped: ONNX Runtime only computes in float32 on a CPU" in said
     assert told.count("timing dmformer_n/fused/float32") == 2 * (1 + 2)
     assert told[0] == "preparing dmformer_n"
 
@@ -90,7 +90,7 @@ def test_training_rows():
         ("eager", "bfloat16", 1, None),
         ("eager", "bfloat16", 2, None),
     ]
-    assert said == ["fused in bfloat16 is left out: only the plain, the eager and the compiled form can be trained"]
+    assert said == ["fused in bfloat16 is skipped: only the plain, eager and compiled forms can be trained"]
     if sys.platform == "linux":
         assert all(r.memory_mb > 5 for r in rows)  # the gradients alone take 9 MB
 
@@ -134,14 +134,14 @@ def test_what_fails_is_left_out_with_the_reason(monkeypatch):
     rows = bench(["resnet18", "dmformer_n"], say=said.append, **QUICK)
     assert [(r.model, r.form, r.batch_size) for r in rows] == [("dmformer_n", "eager", 1), ("dmformer_n", "eager", 2)]
     assert said == [
-        "resnet18 is left out: too small an image",
-        "dmformer_n/fused/float32 is left out from batch 1 on: the reason",
+        "resnet18 is skipped: too small an image",
+        "dmformer_n/fused/float32 is skipped from batch 1 on: the reason",
     ]
     with pytest.raises(UserError, match="nothing could be measured"):
         bench(["dmformer_n"], forms=("fused",), say=said.append, **QUICK)
     rows = bench(["dmformer_n"], baseline="dmformer_n/fused", say=said.append, **QUICK)
     assert [r.ratio for r in rows] == [None, None]
-    assert said[-1] == "the baseline dmformer_n/fused could not be measured: there are no ratios"
+    assert said[-1] == "the baseline dmformer_n/fused could not be measured, so there are no ratios"
 
 
 def test_rounds_are_interleaved():
@@ -189,7 +189,7 @@ def test_combinations_that_do_not_exist():
     assert why_not("fused", "float32", "inference", "cuda") is None
     assert "trained" in why_not("openvino", "float32", "training", "cpu")
     assert "scaled" in why_not("eager", "float16", "training", "cuda")
-    assert "CPUs only" in why_not("openvino", "bfloat16", "inference", "cuda")
+    assert "only measured on CPUs" in why_not("openvino", "bfloat16", "inference", "cuda")
     assert "float32" in why_not("onnxruntime", "float16", "inference", "cpu")
 
 
@@ -337,7 +337,7 @@ def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
         (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: no file can be written there"),
         (["--csv", "."], "--csv .: no file can be written there"),
         (["--plot", "a.pdf"], "ends in .svg or .png"),
-        (["--mode", "training", "--forms", "fused"], "no form is left"),
+        (["--mode", "training", "--forms", "fused"], "no form to measure"),
         (["--mode", "training", "van_b0"], "names come first"),
         (["--form", "eager"], "unknown option '--form': did you mean --forms"),
     ],
@@ -354,7 +354,7 @@ def test_mistakes_are_one_line_before_any_work(capsys, monkeypatch, tmp_path, ar
 
 def test_what_the_machine_lacks_is_told(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "PyTorch sees no such device here" in run(capsys, "bench", "--device", "cuda")[2]
+    assert "PyTorch finds no CUDA device" in run(capsys, "bench", "--device", "cuda")[2]
     monkeypatch.setattr("dmformer.bench.rounds.find_spec", lambda package: None)
     err = run(capsys, "bench", "--forms", "openvino")[2]
     assert err == "dmformer: the form openvino needs the package onnx: pip install 'dmformer[export]'.\n"

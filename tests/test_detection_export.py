@@ -311,7 +311,7 @@ def test_photos_of_a_model_without_padding_become_multiples_of_32():
 
 
 def test_answers_of_another_shape_are_refused():
-    with pytest.raises(UserError, match=r"run answers to images of 1 x 3 x 32 x 128 with 1 x 13 x 6 numbers"):
+    with pytest.raises(UserError, match=r"run has an output of 1 x 13 x 6 for images of 1 x 3 x 32 x 128"):
         found_by(CARD, np.zeros((13, 6), np.float32), photo(200, 50))
 
 

@@ -681,7 +681,7 @@ def test_command(capsys, pictures, monkeypatch):
         (["run", "b", "--beside", "rum"], "rum does not exist; did you mean run?"),
         (
             ["resnet18", "b"],
-            "resnet18 is the name of a model, whose weights would be random: there is nothing to explain",
+            "resnet18 is a model name, so its weights would be random: there is nothing to explain",
         ),
         (["dmformer_n", "b"], "Give a run's best/ folder"),
         (["run", "nothing.jpg"], "nothing.jpg does not exist"),

@@ -431,7 +431,7 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     model = onnx.load(onnx_file)
     onnx.helper.set_model_props(model, CARD.to_metadata())
     onnx.save(model, onnx_file)
-    assert "names 2 classes for a model of 3" in bad(["predict", onnx_file, picture], capsys)
+    assert "names 2 classes, but its model has 3" in bad(["predict", onnx_file, picture], capsys)
     assert "m.onnx exists already" in bad(["export", best, "--out", onnx_file], capsys)
     assert "writes a .xml file" in bad(["export", best, "--to", "openvino", "--out", onnx_file], capsys)
     assert "no file can be written there" in bad(["export", best, "--out", tmp_path / "no" / "m.onnx"], capsys)

@@ -1,1 +1,1 @@
-"""How fast models are and how much memory they take, in several forms, beside one another."""
+"""Benchmark the speed and memory of models in several forms."""

@@ -1,4 +1,4 @@
-"""A plot of what `dmformer bench` measured: accuracy against speed."""
+"""Plot the results of `dmformer bench`: accuracy against speed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from .rounds import Row
 
 
 def plot(rows: Sequence[Row], path: Path) -> list[str]:
-    """Draw published top-1 against speed at the largest batch, a point a model and form, as .svg or .png.
+    """Plot published top-1 against speed at the largest batch, one point per model and form, as .svg or .png.
 
-    A model's points are joined, and its name stands at the fastest.
+    A model's points are connected, and the fastest is labelled with its name.
 
     Returns:
-        The models that are not drawn because no figure of theirs is known.
+        The models that are missing from the plot because their top-1 is unknown.
     """
     batch_size = max(r.batch_size for r in rows)
     shown = [r for r in rows if r.batch_size == batch_size]

@@ -1,7 +1,7 @@
-"""How fast models are, and how much memory they take, beside one another: rows, and the rounds that fill them.
+"""Measure the speed and memory of several models: result rows, and the rounds that fill them.
 
-All candidates are prepared first. Then come rounds, in each of which every candidate has one turn, in an order that is
-drawn anew: what the machine does besides falls on all alike, and candidates are compared within a round.
+All candidates are prepared first. Then every candidate has one turn per round, in a new random order each round. Other
+load on the machine thus affects all candidates alike, and candidates are compared within a round.
 """
 
 import csv
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FORMS = ("plain", "eager", "compiled", "fused", "onnxruntime", "openvino")
 
 RUNTIMES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-"""The forms that are not PyTorch's, with the packages that they need."""
+"""The forms outside PyTorch, with the packages that they need."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,7 +41,7 @@ PEERS = (
     "mambaout_tiny",
     "resnet50",
 )
-"""DMFormer-S and models of timm of its size, and the one that everybody knows."""
+"""DMFormer-S, timm models of its size, and the best-known baseline."""
 
 PEERS_TOP1 = {
     "convnext_tiny": 82.1,
@@ -53,51 +53,51 @@ PEERS_TOP1 = {
     "mambaout_tiny": 82.7,
     "caformer_s18": 83.7,
 }
-"""ImageNet-1K top-1 in % at 224 px, trained on ImageNet-1K alone, as the papers of these models give it."""
+"""ImageNet-1K top-1 in % at 224 px, trained on ImageNet-1K only, as stated in the papers of these models."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one candidate: a model in a form, a type and a batch size."""
+    """Measurements of one candidate: a model in a form, a dtype and a batch size."""
 
     model: str
     form: str
     dtype: str
     batch_size: int
     images_per_second: float
-    """Median of the rounds."""
+    """Median over the rounds."""
     low: float
     """The 25th percentile of images_per_second over the rounds."""
     high: float
-    """The 75th."""
+    """The 75th percentile."""
     latency_ms: float
-    """Of a call with the whole batch, median of the rounds."""
+    """Time of a call with the whole batch, median over the rounds."""
     ratio: float | None
-    """Speed by the baseline's: median of the ratios within each round; None where the baseline has no such batch."""
+    """Speed relative to the baseline's: median of the ratios within rounds; None if the baseline lacks this batch."""
     baseline: str | None
-    """Its model/form/dtype."""
+    """Model/form/dtype of the baseline."""
     memory_mb: float | None
-    """The most that a call needs besides what is held between calls (weights are), in 2^20 bytes; None: not known."""
+    """Peak memory of a call beyond what is held between calls (such as weights), in 2^20 bytes; None if unknown."""
     difference: float | None
-    """Largest difference of the logits from the plain float32 model's, by the largest of those; None in training."""
+    """Largest difference from the plain float32 model's logits, relative to their largest; None in training."""
     parameters_m: float
-    """Millions, before anything is fused."""
+    """Millions, before fusing."""
     gmacs: float
-    """10^9 multiply-adds an image, likewise."""
+    """10^9 multiply-adds per image, before fusing."""
     top1: float | None
-    """Published ImageNet-1K top-1 in %; None: not published or not known here."""
+    """Published ImageNet-1K top-1 in %; None if not published or unknown."""
     mode: str
     image_size: int
     device: str
     layout: str
-    """Of PyTorch's forms; the runtimes choose their own."""
+    """Memory format of the PyTorch forms; the runtimes choose their own."""
     rounds: int
     seconds: float
-    """Least length of a turn."""
+    """Minimum length of a turn."""
     machine: str
     threads: int
     kernels: str
-    """The environment's DMFORMER_KERNELS."""
+    """The environment variable DMFORMER_KERNELS."""
     torch: str
     timm: str
     onnxruntime: str
@@ -109,7 +109,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What has a turn in each round: a model in a form and a type, bound to a batch, with what is known of it."""
+    """A participant of the rounds: a model in a form and a dtype, bound to a batch, with known facts."""
 
     label: str
     run: Callable[[], Any]
@@ -134,28 +134,28 @@ def bench(
     say: Callable[[str], None] = log.warning,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Row]:
-    """Measure every model in every form, type and batch size, in interleaved rounds.
+    """Measure every model in every form, dtype and batch size, in interleaved rounds.
 
     Args:
-        models: Names of ours or of timm's (random weights, always the same), with +fpn or +upernet for a segmenter of
-            150 classes over them; runs' best/ folders; hf-hub:owner/name.
-        forms: Of FORMS. "plain" is "eager" with the framework's own depth-wise convolutions; "fused" is what
-            `dmformer.fuse` returns; the runtimes take the fused model, exported.
-        dtypes: Of DTYPES: weights and images of PyTorch's forms, autocast in training, the arithmetic inside OpenVINO.
-        mode: "inference", or "training": forward, cross entropy, backward and a step of AdamW.
-        batch_sizes: Images a call.
+        models: Model names, ours or timm's (reproducible random weights), with +fpn or +upernet for a segmenter with
+            150 classes on that backbone; runs' best/ folders; hf-hub:owner/name.
+        forms: Among FORMS. "plain" is "eager" with PyTorch's own depth-wise convolutions; "fused" is the result of
+            `dmformer.fuse`; the runtimes run the exported fused model.
+        dtypes: Among DTYPES: weights and images of the PyTorch forms, autocast in training, OpenVINO's arithmetic.
+        mode: "inference", or "training": forward, cross-entropy, backward and an AdamW step.
+        batch_sizes: Images per call.
         image_size: Height and width.
-        device: "cpu" or "cuda"; None for CUDA where there is one.
-        layout: "channels_last" or "contiguous", of PyTorch's forms.
-        threads: Of the CPU; None for as many as PyTorch takes.
-        rounds: Turns a candidate, after one that does not count.
-        seconds: Least length of a turn; calls are repeated until then.
+        device: "cpu" or "cuda"; None for CUDA if available.
+        layout: "channels_last" or "contiguous", for the PyTorch forms.
+        threads: CPU threads; None for PyTorch's default.
+        rounds: Turns per candidate, after one warm-up turn.
+        seconds: Minimum length of a turn; calls are repeated until then.
         baseline: MODEL, MODEL/FORM or MODEL/FORM/DTYPE, whose speed is 1; None for the first.
-        say: Told what was left out and why.
-        progress: Told what is going on, and how many steps of how many are done.
+        say: Called with a remark on everything that was skipped.
+        progress: Called with a description, the number of completed steps and their total.
 
     Raises:
-        UserError: Arguments that make no sense, a missing package, or nothing that could be measured.
+        UserError: An invalid argument, a missing package, or nothing that could be measured.
     """
     _check(forms, dtypes, mode, batch_sizes, device, layout, threads, rounds, seconds)
 
@@ -164,7 +164,7 @@ def bench(
     from . import variants as prepared
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no such device here; leave the option out to measure the CPU.")
+        raise UserError("--device cuda: PyTorch finds no CUDA device; omit the option to measure on the CPU.")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models, batch_sizes = list(dict.fromkeys(models)), sorted(set(batch_sizes))
     kinds = []
@@ -173,9 +173,9 @@ def bench(
         if reason is None:
             kinds.append((form, dtype))
         else:
-            say(f"{form} in {dtype} is left out: {reason}")
+            say(f"{form} in {dtype} is skipped: {reason}")
     if not kinds:
-        raise UserError("no form is left to measure: see the remarks above.")
+        raise UserError("there is no form to measure: see the remarks above.")
     labels = ["/".join((model, *kind)) for model in models for kind in kinds]
     if baseline is not None and not any(_is_under(label, baseline) for label in labels):
         raise unknown("baseline", baseline, [*models, *labels])
@@ -190,14 +190,14 @@ def bench(
                 )
             except UserError:
                 raise
-            except Exception as error:  # whatever a model of others may raise, at an image size that it cannot take
-                say(f"{model} is left out: {first_line(error)}")
+            except Exception as error:  # timm models raise arbitrary errors, e.g. for unsupported image sizes
+                say(f"{model} is skipped: {first_line(error)}")
                 continue
             for kind in kinds:
                 progress(f"preparing {'/'.join((model, *kind))}", i, len(models))
                 candidates += _prepare(ready, model, kind, batch_sizes, say)
         if not candidates:
-            raise UserError("nothing could be measured: every model was left out.")
+            raise UserError("nothing could be measured: every model was skipped.")
         times = interleave(
             [lambda run=c.run: turn(run, seconds) for c in candidates],
             rounds,
@@ -205,7 +205,7 @@ def bench(
         )
     first = next((c.label for c in candidates if baseline is None or _is_under(c.label, baseline)), None)
     if first is None:
-        say(f"the baseline {baseline} could not be measured: there are no ratios")
+        say(f"the baseline {baseline} could not be measured, so there are no ratios")
     bases = {c.batch_size: t for c, t in zip(candidates, times, strict=True) if c.label == first}
     common = {
         "baseline": first,
@@ -226,7 +226,7 @@ def bench(
 def _prepare(
     ready: Any, model: str, kind: tuple[str, str], batch_sizes: Sequence[int], say: Callable[[str], None]
 ) -> list[_Candidate]:
-    """A model's candidates of one form and type, up to the batch size at which it fails."""
+    """A model's candidates of one form and dtype, up to the batch size at which it fails."""
     from .variants import memory_over_rest
 
     label = "/".join((model, *kind))
@@ -245,35 +245,35 @@ def _prepare(
                 "gmacs": ready.gmacs,
                 "top1": published_top1(model),
             }
-        except Exception as error:  # whatever a compiler, an exporter, a runtime or a full memory may raise
-            say(f"{label} is left out from batch {batch_size} on: {first_line(error)}")
+        except Exception as error:  # from the compiler, exporter, runtime, or lack of memory
+            say(f"{label} is skipped from batch {batch_size} on: {first_line(error)}")
             break
         found.append(_Candidate(label, call.run, batch_size, facts))
     return found
 
 
 def why_not(form: str, dtype: str, mode: str, device: str) -> str | None:
-    """Why a form does not exist in a type, or None where it does."""
+    """Why a form does not support a dtype, mode or device; None if it does."""
     if mode == "training" and form not in ("plain", "eager", "compiled"):
-        return "only the plain, the eager and the compiled form can be trained"
+        return "only the plain, eager and compiled forms can be trained"
     if mode == "training" and dtype == "float16":
-        return "training in it needs its loss scaled, which is not done here"
+        return "training in float16 needs loss scaling, which is not supported"
     if form in RUNTIMES and device == "cuda":
-        return "it is measured on CPUs only"
+        return "it is only measured on CPUs"
     if form == "onnxruntime" and dtype != "float32":
-        return "ONNX Runtime computes in float32 on a CPU"
+        return "ONNX Runtime only computes in float32 on a CPU"
     return None
 
 
 def published_top1(model: str) -> float | None:
-    """The ImageNet-1K top-1 in % that a model's paper gives, where this package knows it."""
+    """The ImageNet-1K top-1 in % from a model's paper, if this package knows it."""
     from ..models import PUBLISHED
 
     return PUBLISHED[model].top1 if model in PUBLISHED else PEERS_TOP1.get(model)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as text, a line each under the names of their fields; figures to 5 digits."""
+    """The rows as CSV with a header line; figures to 5 digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
     writer.writeheader()

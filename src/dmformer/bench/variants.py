@@ -1,4 +1,4 @@
-"""A model in the forms in which it can run: plain, eager, compiled, fused, in two runtimes; each bound to images."""
+"""A model in every form: plain, eager, compiled, fused and in two runtimes, each bound to images."""
 
 import contextlib
 import copy
@@ -34,8 +34,8 @@ class Call:
     """A model bound to a batch.
 
     Attributes:
-        run: One inference, which returns the logits, or one training step; waits for the device.
-        release: Give back the memory that is kept for the next call.
+        run: Runs one inference, which returns the logits, or one training step; waits for the device.
+        release: Frees the memory that is kept for the next call.
     """
 
     run: Callable[[], Any]
@@ -43,20 +43,20 @@ class Call:
 
 
 class Forms:
-    """One model and its images, from which every form of it is made.
+    """One model and its images, and the forms made from it.
 
     Args:
-        source: What `open_model` opens.
+        source: See `open_model`.
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
-        device: Where the forms of PyTorch run.
-        channels_last: Whether those have their tensors in channels_last memory format.
-        threads: Of the runtimes.
-        folder: Where the exported file goes.
-        training: Whether training steps are wanted, rather than inferences.
+        device: Device of the PyTorch forms.
+        channels_last: Whether the PyTorch forms use channels_last memory format.
+        threads: Threads of the runtimes.
+        folder: Folder for the exported file.
+        training: Measure training steps instead of inference.
 
     Attributes:
         parameters: Millions.
-        gmacs: 10^9 multiply-adds of one of the images.
+        gmacs: 10^9 multiply-adds per image.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Forms:
         self.reference = None if training else self._infer("plain", "float32", len(images)).run().float().cpu()
 
     def bind(self, form: str, dtype: str, batch_size: int) -> Call:
-        """The model in a form and type, bound to the first `batch_size` images and run once."""
+        """The model in a form and dtype, bound to the first `batch_size` images and run once."""
         if self.training:
             call = self._train(form, dtype, batch_size)
         elif form in ("onnxruntime", "openvino"):
@@ -90,7 +90,7 @@ class Forms:
         return call
 
     def difference(self, call: Call, batch_size: int) -> float | None:
-        """Largest difference of the logits from the plain float32 model's, by the largest of those; of inference."""
+        """Largest difference from the plain float32 model's logits, relative to their largest; None in training."""
         if self.reference is None:
             return None
         reference, logits = self.reference[:batch_size], call.run()
@@ -121,7 +121,7 @@ class Forms:
 
     def _train(self, form: str, dtype: str, batch_size: int) -> Call:
         module, images = self._module(form, "float32").train(), self._on_device(self.images[:batch_size], torch.float32)
-        # A learning rate of 0 costs what any other does, and every step is then the same work.
+        # A learning rate of 0 costs the same as any other, and makes every step the same work.
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
         loss_of, labels = F.cross_entropy, torch.arange(batch_size, device=self.device) % 2
         if isinstance(self.model, SegmentationModel):
@@ -166,11 +166,11 @@ def open_model(source: str, image_size: int) -> nn.Module:
     """A model in evaluation mode on the CPU.
 
     Args:
-        source: A model's name, for random weights that are always the same; NAME+fpn or NAME+upernet for a segmenter of
-            150 classes over it; a run's best/ folder; or hf-hub:owner/name.
-        image_size: Of models that are made for one size.
+        source: A model name, for reproducible random weights; NAME+fpn or NAME+upernet for a segmenter with 150 classes
+            on that backbone; a run's best/ folder; or hf-hub:owner/name.
+        image_size: Image size of models built for a fixed size.
 
-    The statistics of random weights' BatchNorms are those of noise, so that folding them has something to fold.
+    With random weights, BatchNorm statistics are computed from noise, so that folding them is not trivial.
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
         trained = open_trained(source)
@@ -193,10 +193,10 @@ def open_model(source: str, image_size: int) -> nn.Module:
 
 @contextlib.contextmanager
 def set_threads(threads: int | None) -> Iterator[int]:
-    """Let PyTorch use so many threads of the CPU for a while, or as many as it does; gives their number."""
+    """Let PyTorch use this many CPU threads inside the context (None: its default); yields their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    # The forms of every model are compiled from the same few functions: each needs a place among their versions.
+    # All models are compiled through the same few functions: each needs an entry in their compile cache.
     with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000):
         try:
             yield threads or before
@@ -205,9 +205,9 @@ def set_threads(threads: int | None) -> Iterator[int]:
 
 
 def memory_over_rest(call: Call, device: torch.device) -> float | None:
-    """The most memory in MB (2^20 bytes) that one call needs besides what is held between calls, weights for one.
+    """Peak memory in MB (2^20 bytes) of one call beyond what is held between calls, such as weights.
 
-    On a GPU of PyTorch's tensors there; on a CPU of the process, which only Linux tells; None elsewhere.
+    On a GPU, memory of PyTorch's tensors; on a CPU, memory of the process (Linux only); else None.
     """
     call.release()
     gc.collect()
@@ -220,7 +220,7 @@ def memory_over_rest(call: Call, device: torch.device) -> float | None:
         ctypes.CDLL(None).malloc_trim(0)
     try:
         rest = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         call.run()
         return (_resident("VmHWM") - rest) / 2**10
     except OSError:
@@ -228,6 +228,6 @@ def memory_over_rest(call: Call, device: torch.device) -> float | None:
 
 
 def _resident(key: str) -> int:
-    """Kilobytes of this process's memory, from the kernel."""
+    """Memory of this process in kilobytes, from the kernel."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))

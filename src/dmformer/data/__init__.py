@@ -1,1 +1,1 @@
-"""What files hold, whatever the task: photos, detections, colours, windows."""
+"""Data types shared by all tasks: images, detections, colours, windows."""

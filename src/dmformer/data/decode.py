@@ -1,4 +1,4 @@
-"""Any image file as the RGB picture that a person would see, its size for a detector; and which files there are."""
+"""Decode image files to upright RGB, compute a detector's image size, and list image files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,25 +10,26 @@ from PIL import Image, ImageOps
 from ..utils.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""Files that are taken for images in folders and tars."""
+"""Suffixes of files that count as images in folders and tar archives."""
 
 
 class BrokenImageError(Exception):
-    """A file that cannot be read as an image; says why."""
+    """A file cannot be read as an image; the message says why."""
 
 
 def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None) -> Image.Image:
     """Read an image as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, EXIF rotation is applied.
 
-    Transparent pixels are laid over white. 16-bit values are scaled to 8 bits, floating point from their own range.
+    Transparent pixels are blended onto white. 16-bit values are scaled to 8 bits; floating-point values are scaled from
+    their range.
 
     Args:
-        source: A binary file, a path, or an image already opened.
-        at_least: Shorter side in pixels that is enough: a JPEG of twice that or more is decoded at a fraction of its
-            size, which saves most of the time on photos of many megapixels.
+        source: A binary file, a path, or an open image.
+        at_least: Minimum shorter side in pixels. A JPEG of at least twice that size is decoded at a fraction of its
+            size, which saves most of the time on large images.
 
     Raises:
-        BrokenImageError: For whatever keeps the file from being read, size bombs included.
+        BrokenImageError: The file cannot be read for any reason, including decompression bombs.
     """
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
@@ -36,7 +37,7 @@ def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None) -
             image.draft(None, _draft_size(image.size, at_least))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # decoders raise arbitrary errors on damaged input
         raise BrokenImageError(str(error) or type(error).__name__) from error
 
 
@@ -61,16 +62,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted_size(height: int, width: int, side: int, max_side: int) -> tuple[int, int]:
-    """(height, width) in pixels whose shorter side is `side`, or less where the longer would exceed `max_side`."""
+    """(height, width) in pixels with the shorter side `side`, or less if the longer side would exceed `max_side`."""
     scale = min(side / min(height, width), max_side / max(height, width))
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def list_photos(photos: Sequence[str]) -> list[str]:
-    """Files and the images in folders, sorted within each folder; "-" stays.
+    """The given files and the images in the given folders, sorted within each folder; "-" is kept.
 
     Raises:
-        UserError: A path that does not exist, or a folder without images.
+        UserError: A path does not exist, or a folder contains no images.
     """
     names = []
     for photo in photos:
@@ -80,7 +81,7 @@ def list_photos(photos: Sequence[str]) -> list[str]:
         if photo != "-" and path.is_dir():
             found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not found:
-                raise UserError(f"{photo} holds no images ({', '.join(sorted(SUFFIXES))}).")
+                raise UserError(f"{photo} contains no images ({', '.join(sorted(SUFFIXES))}).")
             names += found
         else:
             names.append(photo)

@@ -1,4 +1,4 @@
-"""What a detector finds on one photo: how it is chosen without torch, and how COCO writes it."""
+"""Detections in one image: their selection without torch, and COCO's result format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from .selection import Selection
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects, the surest first.
+    """Detected objects, highest score first.
 
     Attributes:
-        boxes: (n, 4), float32: left, upper, right and lower edge in pixels of the photo.
+        boxes: (n, 4), float32: left, top, right and bottom edges in pixels of the image.
         scores: (n), float32, 0 to 1.
         labels: (n), int64: classes from 0.
-        masks: (n, H, W), bool, of the photo's size; None of a detector of boxes alone.
+        masks: (n, H, W), bool, of the image's size; None if the detector predicts only boxes.
     """
 
     boxes: np.ndarray
@@ -30,7 +30,7 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float) -> "Detections":
-        """Those with at least this score."""
+        """The objects with at least this score."""
         kept = self.scores >= score
         masks = None if self.masks is None else self.masks[kept]
         return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
@@ -39,14 +39,14 @@ class Detections:
 def select(
     candidates: np.ndarray, levels: Sequence[int], size: tuple[int, int], padded: tuple[int, int], selection: Selection
 ) -> Detections:
-    """Objects of one image, as `detection.dense.select` finds them in PyTorch.
+    """Select the objects of one image, like `detection.dense.select` in PyTorch.
 
     Args:
-        candidates: (N, 4 + K): boxes as shares of the padded image (left, upper, right, lower), then the scores.
-        levels: Candidates of each level, N in all.
+        candidates: (N, 4 + K): boxes as fractions of the padded image (left, top, right, bottom), then the scores.
+        levels: Number of candidates on each level, N in total.
         size: Height and width of the image in pixels.
-        padded: Of the padded one.
-        selection: How they are chosen.
+        padded: Height and width of the padded image.
+        selection: Selection rules.
     """
     height, width = size
     scale = np.array([padded[1], padded[0], padded[1], padded[0]], np.float32)
@@ -64,7 +64,7 @@ def select(
         labels.append(classes)
     box, score, label = np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
     box = np.clip(box, 0, np.array([width, height, width, height], np.float32))
-    seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+    seen = (box[:, 2:] > box[:, :2]).all(1)  # boxes entirely in the padding have no area left
     box, score, label = box[seen], score[seen], label[seen]
     order = np.argsort(-score, kind="stable")
     if selection.iou is not None:
@@ -74,7 +74,7 @@ def select(
 
 
 def _not_suppressed(boxes: np.ndarray, labels: np.ndarray, iou: float, most: int) -> list[int]:
-    """The first boxes (n, 4), sorted by score, that overlap none of their class before them by more than `iou`."""
+    """Non-maximum suppression per class over boxes (n, 4) sorted by score; returns at most `most` indices."""
     sizes = boxes[:, 2:] - boxes[:, :2]
     areas = sizes[:, 0] * sizes[:, 1]
     alive = np.ones(len(boxes), bool)
@@ -93,12 +93,12 @@ def _not_suppressed(boxes: np.ndarray, labels: np.ndarray, iou: float, most: int
 
 
 def coco_results(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Objects of a photo as COCO's results have them: bbox (left, upper, width, height) in pixels, score, segmentation.
+    """Objects of an image in COCO's result format: bbox (left, top, width, height) in pixels, score, segmentation.
 
     Args:
         found: The objects; masks become run-length codes, which needs the extra "det".
-        image_id: Of the photo.
-        category_ids: In the order of the labels.
+        image_id: Id of the image.
+        category_ids: Category id of each label.
     """
     outlines = [{} for _ in range(len(found))] if found.masks is None else _encoded(found.masks)
     return [

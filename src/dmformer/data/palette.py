@@ -1,4 +1,4 @@
-"""Colours of classes, which the colour-blind can tell apart."""
+"""Class colours that colour-blind people can distinguish."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -20,10 +20,10 @@ _OKABE_ITO = [
 
 
 def default_palette(n: int) -> list[tuple[int, int, int]]:
-    """n colours, the same for every call: up to 7 from Okabe and Ito's palette, which the colour-blind can tell apart.
+    """n colours, deterministic: the first 7 from Okabe and Ito's palette, which colour-blind people can distinguish.
 
-    Each further one is, of the colours of a grid, the farthest from those before it and from black and white, in the
-    CIELAB space, where distances are about as the eye sees them.
+    Each further colour is the one on a grid that is farthest from the previous ones and from black and white, in CIELAB
+    space, where distances are close to perceived differences.
     """
     grid = np.array(list(product(range(0, 256, 15), repeat=3)))
     lab = to_lab(grid)
@@ -40,7 +40,7 @@ def default_palette(n: int) -> list[tuple[int, int, int]]:
 
 
 def to_lab(colours: np.ndarray) -> np.ndarray:
-    """sRGB colours (N, 3) of 0 to 255 -> CIELAB (N, 3), for daylight (D65)."""
+    """sRGB colours (N, 3), 0 to 255 -> CIELAB (N, 3), for daylight (D65)."""
     share = colours / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])

@@ -1,4 +1,4 @@
-"""How objects are chosen of what every place of an image answers."""
+"""Rules for selecting objects from a detector's candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Selection:
-    """How objects are chosen.
+    """Selection rules.
 
     Attributes:
-        threshold: Least score.
-        per_level: Most candidates, pairs of a place and a class, of each level; None for all.
-        iou: Overlap from which the less sure one of two objects of a class is dropped; None for no such rule.
-        most: Objects of an image.
+        threshold: Minimum score.
+        per_level: Maximum number of candidates, (location, class) pairs, per level; None for all.
+        iou: IoU threshold of non-maximum suppression per class; None disables it.
+        most: Maximum number of objects per image.
     """
 
     threshold: float = 0.05
@@ -24,13 +24,13 @@ class Selection:
 def candidates_by_level(
     height: int, width: int, strides: Sequence[int], per_place: int, queries: int | None
 ) -> list[int]:
-    """Candidates of each level of a detector, for images of this size; of a model with queries, as one level.
+    """Number of candidates on each level of a detector for images of this size; a model with queries has one level.
 
     Args:
-        height, width: Of the images in pixels.
-        strides: Of the levels in pixels; each map is half of the one before, rounded up.
-        per_place: Candidates of each place of a level.
-        queries: Most candidates of a model that chooses among its places, each of which is one; else None.
+        height, width: Size of the images in pixels.
+        strides: Strides of the levels in pixels; each map is half the size of the previous one, rounded up.
+        per_place: Candidates per location of a level.
+        queries: Maximum number of candidates of a model with queries, which has one per location; else None.
     """
     places = [-(-height // stride) * -(-width // stride) for stride in strides]
     return [per_place * n for n in places] if queries is None else [min(queries, sum(places))]

@@ -1,8 +1,8 @@
-"""Where sliding windows begin."""
+"""Positions of sliding windows."""
 
 
 def starts(length: int, window: int, step: int) -> list[int]:
-    """First pixels of the windows along a side of `length`, `step` apart, the last of them ending with the side."""
+    """Start positions of windows along a side of `length`, `step` apart; the last window ends at the side's end."""
     return [*range(0, length - window, step), length - window] if length > window else [0]
 
 

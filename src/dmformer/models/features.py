@@ -35,7 +35,9 @@ def open_backbone(
         raise UserError(f"{name} cannot be the backbone of {what}: {first_line(error)}") from None
     strides = list(backbone.feature_info.reduction())
     if strides[-4:] != STRIDES:
-        raise UserError(f"{name} has feature maps at strides {', '.join(map(str, strides))}; {what} needs 4, 8, 16 and 32.")
+        raise UserError(
+            f"{name} has feature maps at strides {', '.join(map(str, strides))}; {what} needs 4, 8, 16 and 32."
+        )
     return backbone, list(backbone.feature_info.channels())[-4:]
 
 

@@ -81,7 +81,9 @@ class ViTAE(HierarchicalBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         if position == "learned":
-            raise ValueError("position must be none or sinusoid: only vitae_b, vitae_l and vitae_h have learned positions")
+            raise ValueError(
+                "position must be none or sinusoid: only vitae_b, vitae_l and vitae_h have learned positions"
+            )
         with building_on(device, dtype):
             stages = []
             for i, (embed, dim, kind) in enumerate(zip(embed_dims, dims, token_types, strict=True)):

@@ -1,1 +1,1 @@
-"""Exported files read without torch: what a file says of itself, what runs it, and its answers."""
+"""Exported files used without torch: their metadata, their runtimes and their outputs."""

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: whatever is needed to use it that its graph does not hold."""
+"""Metadata of an exported file: everything needed to use it that is not in the graph."""
 
 import json
 from collections.abc import Mapping
@@ -10,29 +10,29 @@ from ..data.selection import Selection, candidates_by_level
 from ..utils.errors import UserError
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
-"""Files that are used without PyTorch, by suffix, and what runs them."""
+"""Runtimes of the files that are used without PyTorch, by suffix."""
 
 Colour = tuple[int, int, int]
 
 LARGEST_SIDE = 16384
-"""In pixels, that a file may ask images to be brought to."""
+"""Maximum side in pixels that a file may ask images to be resized to."""
 LONGEST_NAME, MOST_MASKED = 1000, 255
-"""Letters of a class's name; classes of a segmenter, whose masks have 8 bits."""
+"""Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
 MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
-"""Levels of a detector's pyramid and pixels from place to place, candidates and objects of a photo, ids in JSON."""
+"""Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """From a photo to a detector's images, and from its candidates to objects.
+    """From an image to a detector's input, and from its candidates to objects.
 
     Attributes:
-        category_ids: What annotations call the K classes.
-        side, max_side: Shorter side in pixels that photos are brought to, and most of the longer one.
-        filled: Whether images are filled up with zeros to multiples of 32; else photos are brought to the nearest ones,
-            for a model to which what is filled up would be part of the photo.
+        category_ids: Annotation ids of the K classes.
+        side, max_side: Shorter side in pixels that images are resized to, and maximum of the longer side.
+        filled: Whether images are padded with zeros to multiples of 32. If not, they are resized to the nearest
+            multiples, for a model that would treat padding as part of the image.
         strides, per_place, queries: See `candidates_by_level`.
-        selection: How objects are chosen.
+        selection: Selection rules.
     """
 
     category_ids: list[int]
@@ -45,33 +45,33 @@ class Boxes:
     selection: Selection
 
     def levels(self, height: int, width: int) -> list[int]:
-        """Candidates of each level for images of this size."""
+        """Number of candidates on each level for images of this size."""
         return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
 
 
 @dataclass(frozen=True)
 class Card:
-    """Of an exported model.
+    """Metadata of an exported model.
 
     Attributes:
-        name: The run's.
+        name: Name of the run.
         task: "classification", "segmentation" or "detection".
-        architecture: The model's, by timm's name.
+        architecture: timm's name of the model.
         class_names: K names.
-        mean, std: Of the red, green and blue values, 0 to 1.
-        image_size: Height and width in pixels of a classifier's images, and of the only ones that a segmenter of a
-            fixed size takes; else None.
-        crop_pct, crop_mode, interpolation: Of a classifier's images: the share of the resized photo that is kept,
-            "center" or "squash", and the name of the filter.
-        resize: Shorter side that a segmenter's photos are brought to; None keeps their size.
-        window: Side of its sliding window; None segments photos whole.
+        mean, std: Mean and standard deviation of the red, green and blue values, 0 to 1.
+        image_size: Height and width in pixels of a classifier's images, or of a segmenter built for a fixed size; else
+            None.
+        crop_pct, crop_mode, interpolation: Preprocessing of a classifier: fraction of the resized image that is kept,
+            "center" or "squash", and name of the filter.
+        resize: Shorter side that a segmenter's images are resized to; None keeps their size.
+        window: Side of a segmenter's sliding window; None segments whole images.
         palette: K colours of a segmenter or a detector.
-        reduce_zero_label, ignore_index: How the masks that it was trained on store ids.
-        preprocessing: Whether the graph itself resizes, crops and normalises photos (B, H, W, 3) of 8 bits, instead of
-            taking images (B, 3, H, W) that are.
+        reduce_zero_label, ignore_index: How the training masks stored ids.
+        preprocessing: Whether the graph resizes, crops and normalises images (B, H, W, 3), uint8, itself, instead of
+            taking preprocessed images (B, 3, H, W).
         precision: "float32" or "int8".
-        version: Of this package, which wrote it.
-        boxes: Of a detector; files from before there were detectors say nothing of it.
+        version: Version of this package that wrote the file.
+        boxes: Settings of a detector; missing in files from before detectors were supported.
     """
 
     name: str
@@ -95,12 +95,12 @@ class Card:
     boxes: Boxes | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """Each attribute as JSON, under its name."""
+        """Each attribute as JSON, by name."""
         return {key: json.dumps(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], file: str) -> "Card":
-        """A card that `to_metadata` wrote; UserError for a file whose metadata are anything else."""
+        """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
             values = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name != "boxes"}
             boxes = _boxes(json.loads(metadata.get("boxes", "null")))
@@ -113,12 +113,12 @@ class Card:
 
 
 def is_exported(source: str) -> bool:
-    """Whether a source is a file that `dmformer export` wrote for a runtime, by its suffix."""
+    """Whether a source is a file from `dmformer export` for a runtime, judged by its suffix."""
     return not source.startswith("hf-hub:") and Path(source).suffix.lower() in RUNTIMES
 
 
 def _is_whole(card: Card) -> bool:
-    """Whether the attributes go together."""
+    """Whether the attributes are consistent."""
     classes, coloured = len(card.class_names), len(card.palette or ())
     if card.boxes is not None:
         plain = card.image_size is None and not card.preprocessing
@@ -130,7 +130,7 @@ def _is_whole(card: Card) -> bool:
 
 
 def _boxes(value: Any) -> Boxes | None:
-    """What a card says of boxes, else ValueError."""
+    """The `Boxes` of a card, else ValueError."""
     if value is None:
         return None
     _check_names(value, Boxes)
@@ -163,7 +163,7 @@ def _check_names(value: Any, kind: type) -> None:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A value of the kind that the attribute has, else ValueError: files may come from anyone."""
+    """The value if it is valid for the attribute, else ValueError: files are untrusted."""
     if value is None:
         good = name in ("image_size", "resize", "window", "palette", "ignore_index")
     elif name in ("mean", "std"):

@@ -1,4 +1,4 @@
-"""An exported model with what its file says of itself, used without PyTorch: photos in, classes, masks or boxes out."""
+"""An exported model with its metadata, used without PyTorch: images in, classes, masks or boxes out."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .card import LARGEST_SIDE, RUNTIMES, Boxes, Card
 from .sessions import Session, to_onnxruntime, to_openvino
 
 MULTIPLE = 32
-"""What a detector's images have sides of a multiple of."""
+"""The sides of a detector's images are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class Exported:
         return self.card.class_names
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """What the file answers to a batch, as it takes it: (B, K), (B, K, H, W) of a segmenter, (B, N, 4 + K) of a
+        """The file's output for a batch in its input format: (B, K), (B, K, H, W) for a segmenter, (B, N, 4 + K) for a
         detector.
 
         Raises:
-            UserError: Images that it does not take, or an answer of another shape.
+            UserError: The file does not accept these images, or its output has an unexpected shape.
         """
         size = " x ".join(map(str, images.shape))
         try:
             found = self.session.run(images)
         except Exception as error:  # each runtime has its own
             told = told_by(error, self.form)
-            raise UserError(f"{self.name} in {self.form} does not take images of {size}: {told}") from None
+            raise UserError(f"{self.name} in {self.form} does not accept images of {size}: {told}") from None
         if found.shape != (len(images), *self._answer_shape(images)):
             raise UserError(
-                f"{self.name} answers to images of {size} with {' x '.join(map(str, found.shape))} numbers."
+                f"{self.name} has an output of {' x '.join(map(str, found.shape))} numbers for images of {size}."
             )
         return found
 
     def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
-        """Of the answer to each image."""
+        """Shape of the output for each image."""
         return (len(self.class_names),)
 
 
@@ -69,7 +69,7 @@ class ExportedClassifier(Exported):
     """A `ClassPredictor`."""
 
     def calibration(self, image: Image.Image) -> np.ndarray:
-        """A photo as a batch of 1, as the file takes it."""
+        """An image as a batch of 1, in the file's input format."""
         return self.prepare(image)[None]
 
     @property
@@ -78,7 +78,7 @@ class ExportedClassifier(Exported):
         return round(max(self.card.image_size) / self.card.crop_pct)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """A photo -> (3, H, W), float32; or as it is, (H, W, 3) of 8 bits, where the graph does the rest."""
+        """An image -> (3, H, W), float32; or unchanged, (H, W, 3), uint8, if the graph contains the preprocessing."""
         if self.card.preprocessing:
             return np.asarray(image)
         assert self.card.image_size is not None
@@ -88,7 +88,7 @@ class ExportedClassifier(Exported):
         return normalised(cropped, self.card)
 
     def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """B prepared photos -> (B, K); those of one shape at a time."""
+        """B prepared images -> (B, K); images of equal shape are batched."""
         found = np.empty((len(batch), len(self.class_names)), np.float32)
         for shape in dict.fromkeys(image.shape for image in batch):
             places = [i for i, image in enumerate(batch) if image.shape == shape]
@@ -100,7 +100,7 @@ class ExportedSegmenter(Exported):
     """A `MaskPredictor`."""
 
     def calibration(self, image: Image.Image) -> np.ndarray:
-        """The photo, or the first window of it, as a batch of 1, as the file takes it."""
+        """The image, or its first window, as a batch of 1, in the file's input format."""
         x, window = self._prepared(image), self._window(None)
         if window is not None:
             x = x[:, :window, :window] if self.card.preprocessing else x[:, :, :window, :window]
@@ -113,10 +113,10 @@ class ExportedSegmenter(Exported):
     def segment(
         self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> np.ndarray:
-        """The likeliest class of every pixel of a photo: (H, W), uint8.
+        """The most likely class of every pixel of an image: (H, W), uint8.
 
         Raises:
-            UserError: Scales or flips, which need PyTorch's model.
+            UserError: Scales or flips are requested, which need the PyTorch model.
         """
         if tuple(scales) != (1.0,) or flip:
             raise UserError("--scales and --flip need the run's best/ folder: an exported file predicts once.")
@@ -137,7 +137,7 @@ class ExportedSegmenter(Exported):
         return np.asarray(image)[None] if self.card.preprocessing else normalised(image, self.card)[None]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """As of any file; images smaller than the only size that it takes are filled up, and the answer is cut."""
+        """See `Exported.logits`; images smaller than a file's fixed size are padded, and the logits are cropped."""
         height, width = self._sides(images)
         if self.card.image_size is None:
             return super().logits(images)
@@ -151,7 +151,7 @@ class ExportedSegmenter(Exported):
         return height, width
 
     def _filled(self, x: np.ndarray) -> np.ndarray:
-        """With what becomes 0 when it is normalised, at the right and the bottom."""
+        """Padded at the right and the bottom with values that normalise to 0."""
         if self.card.image_size is None:
             return np.ascontiguousarray(x)
         height, width = self._sides(x)
@@ -168,7 +168,7 @@ class ExportedSegmenter(Exported):
         return window if self.card.image_size is None else min(window or LARGEST_SIDE, *self.card.image_size)
 
     def _windows(self, x: np.ndarray, window: int | None) -> np.ndarray:
-        """Logits (1, K, H, W) of an image by windows that overlap by a third, as `predict_probabilities` has them."""
+        """Logits (1, K, H, W) of an image from windows that overlap by a third, like `predict_probabilities`."""
         height, width = self._sides(x)
         window = self._window(window)
         if window is None or (height <= window and width <= window):
@@ -196,14 +196,14 @@ class ExportedDetector(Exported):
         return self._boxes.category_ids
 
     def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
-        """The objects on a photo of at least a score, in its pixels, the surest first."""
+        """The objects in an image with at least this score, in its pixels, highest score first."""
         x = self.prepare(image)
         found = self.find(x).above(threshold)
         across, down = image.width / x.shape[2], image.height / x.shape[1]
         return replace(found, boxes=found.boxes * np.array([across, down, across, down], np.float32))
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """A photo -> (3, H', W'), float32, resized and normalised as `data.box_transforms.eval_transform` does."""
+        """An image -> (3, H', W'), float32, resized and normalised like `data.box_transforms.eval_transform`."""
         height, width = fitted_size(image.height, image.width, self._boxes.side, self._boxes.max_side)
         if not self._boxes.filled:
             height, width = (max(round(side / MULTIPLE), 1) * MULTIPLE for side in (height, width))
@@ -230,21 +230,21 @@ KINDS = {"classification": ExportedClassifier, "segmentation": ExportedSegmenter
 
 
 def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter | ExportedDetector:
-    """An exported file in its runtime, checked.
+    """Open an exported file in its runtime, and check it.
 
     Args:
-        path: An .onnx file, for ONNX Runtime, or an .xml file with its .bin beside it, for OpenVINO.
-        threads: Of the runtime; as many as this process may use.
+        path: An .onnx file for ONNX Runtime, or an .xml file with its .bin beside it for OpenVINO.
+        threads: Threads of the runtime; by default as many cores as this process may use.
 
     Raises:
-        UserError: A file that is missing, damaged, or not written by `dmformer export`.
+        UserError: The file is missing, damaged, or not written by `dmformer export`.
     """
     file, threads = Path(path), threads or available_cores()
     if not file.is_file():
         raise UserError(f"{path} does not exist.")
     form = RUNTIMES[file.suffix.lower()]
     if form == "OpenVINO" and not file.with_suffix(".bin").is_file():
-        raise UserError(f"{path} has no {file.stem}.bin beside it, which holds its weights.")
+        raise UserError(f"{path} needs its weights in {file.stem}.bin beside it.")
     with needs("export", form):
         try:
             session = (to_onnxruntime if form == "ONNX Runtime" else to_openvino)(file, threads)
@@ -254,12 +254,12 @@ def open_exported(path: str, threads: int | None = None) -> ExportedClassifier |
             raise UserError(f"{path} is not a model that {form} can read: {told_by(error, form)}") from None
     card = Card.from_metadata(session.metadata, path)
     if session.classes is not None and session.classes != len(card.class_names):
-        raise UserError(f"{path} names {len(card.class_names)} classes for a model of {session.classes}.")
+        raise UserError(f"{path} names {len(card.class_names)} classes, but its model has {session.classes}.")
     return KINDS[card.task](session, card, form)
 
 
 def told_by(error: Exception, form: str) -> str:
-    """The line of a runtime's error that says something: OpenVINO begins with places in its source."""
+    """The informative line of a runtime's error: OpenVINO begins with source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines and form == "OpenVINO" else first_line(error)
 
@@ -267,13 +267,13 @@ def told_by(error: Exception, form: str) -> str:
 def resize_and_crop(
     image: Image.Image, size: Sequence[int], crop_pct: float, crop_mode: str, interpolation: str
 ) -> Image.Image:
-    """A photo as timm's evaluation has it: resized, then its middle of `size` (height, width).
+    """Resize an image and crop its centre to `size` (height, width), like timm's evaluation.
 
     Args:
-        image: Of any size.
-        size: Of the result.
-        crop_pct: Share of the resized photo that is kept, each way.
-        crop_mode: "center" keeps the photo's proportions, for square sizes; "squash" does not.
+        image: An image of any size.
+        size: Height and width of the result.
+        crop_pct: Fraction of each side of the resized image that is kept.
+        crop_mode: "center" keeps the aspect ratio, for square sizes; "squash" does not.
         interpolation: Name of Pillow's filter.
     """
     height, width = size
@@ -286,7 +286,7 @@ def resize_and_crop(
 
 
 def shorter_side(image: Image.Image, side: int, interpolation: str) -> Image.Image:
-    """A photo with its shorter side brought to `side`, the longer one rounded down, as torchvision has it."""
+    """Resize an image's shorter side to `side`, and round the longer one down, like torchvision."""
     short, long = min(image.size), max(image.size)
     if short == side:
         return image
@@ -308,7 +308,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(K, h, w) -> (K, *size), corners not aligned, without a filter against aliasing: as PyTorch has it."""
+    """(K, h, w) -> (K, *size), without aligned corners or antialiasing, like PyTorch."""
     for axis, length in ((1, size[0]), (2, size[1])):
         old = maps.shape[axis]
         place = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, None)
@@ -323,4 +323,4 @@ def _filter(name: str) -> Image.Resampling:
     try:
         return Image.Resampling[name.upper()]
     except KeyError:
-        raise UserError(f"the model's interpolation '{name}' is not known.") from None
+        raise UserError(f"the model's interpolation '{name}' is unknown.") from None

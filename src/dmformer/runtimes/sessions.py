@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 METADATA = "dmformer"
-"""Under what name OpenVINO's files keep theirs."""
+"""Name under which OpenVINO's files store their metadata."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model in a runtime: a batch of images -> logits (B, K) or (B, K, H, W), or candidates (B, N, 4 + K).
+    """A model in a runtime: batch of images -> logits (B, K) or (B, K, H, W), or candidates (B, N, 4 + K).
 
     Attributes:
-        run: Answers for one batch; what it returns holds until the next call.
-        release: Give back the memory that the runtime keeps between calls.
-        metadata: What the file says of itself.
-        classes: K, where the file tells.
+        run: Runs one batch; the returned array is valid until the next call.
+        release: Frees the memory that the runtime keeps between calls.
+        metadata: Metadata of the file.
+        classes: K, if the file states it.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -30,7 +30,7 @@ class Session:
 
 
 def to_onnxruntime(path: Path, threads: int) -> Session:
-    """A session of ONNX Runtime on the CPU with `threads` threads that stand still between calls.
+    """An ONNX Runtime session on the CPU with `threads` threads that do not spin between calls.
 
     Fixing the batch and the image size beforehand changes little here: 0 to 5 % on van_b0 and swin_tiny.
     """
@@ -38,7 +38,7 @@ def to_onnxruntime(path: Path, threads: int) -> Session:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is raised, and told by us
+    options.log_severity_level = 4  # errors are raised, and reported by us
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     shrink = onnxruntime.RunOptions()
@@ -59,17 +59,17 @@ def to_onnxruntime(path: Path, threads: int) -> Session:
 
 
 def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequence[int] | None = None) -> Session:
-    """A model of OpenVINO on the CPU.
+    """An OpenVINO model on the CPU.
 
     Args:
         path: An .onnx or .xml file.
-        threads: Of one inference.
-        dtype: "float32", "bfloat16" or "float16", of the arithmetic inside; images and logits are float32.
-        shape: Of all images that will come, which OpenVINO then plans for: 0 to 7 % faster on van_b0 and swin_tiny
-            than with a free batch. None leaves free what the file leaves free.
+        threads: Threads per inference.
+        dtype: "float32", "bfloat16" or "float16" for the internal arithmetic; images and logits are float32.
+        shape: Fixed shape of all images, for which OpenVINO then optimises: 0 to 7 % faster on van_b0 and swin_tiny
+            than with a free batch. None keeps the file's free dimensions.
 
     Raises:
-        RuntimeError: The machine does not compute in this type.
+        RuntimeError: The machine does not support this dtype.
     """
     core = openvino_core()
     model = core.read_model(str(path))
@@ -96,7 +96,7 @@ def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequenc
 
 
 def _classes(told: Sequence[int | None]) -> int | None:
-    """K of an answer's shape, where that tells: of candidates it is the last size without the four of a box."""
+    """K from an output's shape, if known; for candidates, the last size minus the box's four numbers."""
     if len(told) == 3:
         return None if told[2] is None else told[2] - 4
     return told[1] if len(told) > 1 else None
@@ -104,11 +104,11 @@ def _classes(told: Sequence[int | None]) -> int | None:
 
 @functools.cache
 def openvino_core() -> Any:
-    """OpenVINO's core: one, to the end of the process.
+    """OpenVINO's core: a single one, kept until the process ends.
 
-    Each core replaces the stack on which the process handles signals, and when it goes puts back the one that it found.
-    Of two cores that go in the order in which they came, the second puts back the first's, whose memory is freed: the
-    next signal that Python handles, an interrupt or the end of a child process, would end the process.
+    Each core replaces the process's signal stack and restores the previous one when it is destroyed. If two cores are
+    destroyed in the order of their creation, the second restores the first one's stack, whose memory is already freed:
+    the next signal (an interrupt, or the end of a child process) would then crash the process.
     """
     import openvino
 

@@ -1,1 +1,1 @@
-"""What every room may use, and which uses none of them."""
+"""Utilities for all other packages; they import none of them."""

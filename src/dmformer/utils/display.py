@@ -1,6 +1,6 @@
-"""What one sees on the terminal while a command works; on a pipe, a line an epoch.
+"""Progress on the terminal while a command runs; on a pipe, one line per epoch.
 
-rich is imported where something is shown: a command that has nothing to show answers sooner.
+rich is imported only when something is shown, so that other commands start faster.
 """
 
 import sys
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @cache
 def console() -> "Console":
-    """Where progress and remarks go: standard error; results go to standard output."""
+    """The console for progress and remarks, on standard error; results go to standard output."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 class Display:
-    """A progress bar over a run's steps, with the latest figures beside it.
+    """A progress bar over a run's iterations, with the latest figures beside it.
 
     Args:
-        enabled: False on all processes but the first.
+        enabled: False on every process except the first.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -51,17 +51,17 @@ class Display:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        """One remark above the bar."""
+        """Print a remark above the bar."""
         if self.enabled:
             self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, description: str, done: int, total: int, figures: str) -> None:
-        """Move the bar to `done` of `total`."""
+        """Advance the bar to `done` of `total`."""
         self.bar.update(self.task, description=description, completed=done, total=total, figures=figures)
 
 
 def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
-    """Iterate with a progress bar on a terminal; silently elsewhere, if not enabled, and over a single item."""
+    """Iterate with a progress bar on a terminal; silent elsewhere, if not enabled, and for a single item."""
     total = len(items) if isinstance(items, Sized) else None
     if not enabled or total == 1 or not sys.stderr.isatty():
         yield from items

@@ -1,4 +1,4 @@
-"""Packages that come with an extra of the installation."""
+"""Packages that are installed with an optional extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from .errors import UserError
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Tell a missing package inside as the extra that brings it."""
+    """Report a package missing inside the context as a UserError that names the extra to install."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and how a failure to write is told."""
+"""Atomic writing of files and folders, and reporting of write errors."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from .errors import UserError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` only if all went well."""
+    """A temporary path next to `path` to write to; it replaces `path` only on success."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -21,13 +21,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Put the finished folder `new` in the place of `path`; at every moment one of them, or the old one, is there."""
+    """Replace `path` by the finished folder `new`; at every moment the old or the new folder exists."""
     old = path.with_name(f"{path.name}.old")
     recover_folder(path)
     if path.exists():
@@ -38,7 +38,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> bool:
-    """Whether `path` is there, after bringing back the old one if a replacement was cut short."""
+    """Whether `path` exists, after restoring the old folder if a replacement was interrupted."""
     old = path.with_name(f"{path.name}.old")
     if not path.exists() and old.exists():
         old.rename(path)
@@ -46,12 +46,12 @@ def recover_folder(path: Path) -> bool:
 
 
 @contextmanager
-def writing_to(folder: Path, remedy: str = "free some space and go on with --resume") -> Iterator[None]:
-    """Tell a failure to write as a mistake that can be mended; what was saved before is still whole."""
+def writing_to(folder: Path, remedy: str = "free some space and continue with --resume") -> Iterator[None]:
+    """Report a write error as a UserError that says how to fix it; earlier files stay intact."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # torch and safetensors have their own errors for a full disk
+    except Exception as error:  # torch and safetensors raise their own errors for a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} cannot be written: {reason}; {remedy}.") from error

@@ -1,4 +1,4 @@
-"""What the machine is that this process runs on."""
+"""Facts about the machine that this process runs on."""
 
 import os
 import platform
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which a container or a scheduler can limit."""
+    """Number of cores that this process may use; a container or a scheduler can limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The CPU's name, where Linux tells it, or else its architecture, and how many of it there are: "NAME x N"."""
+    """The CPU's name if Linux reports it, else its architecture, and the number of CPUs: "NAME x N"."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

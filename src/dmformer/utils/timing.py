@@ -1,4 +1,4 @@
-"""Candidates timed beside one another, in interleaved rounds."""
+"""Time several candidates in interleaved rounds."""
 
 import random
 import statistics
@@ -10,9 +10,9 @@ from typing import Any
 def interleave(
     turns: Sequence[Callable[[], float]], rounds: int, progress: Callable[[int, int, int], None]
 ) -> list[list[float]]:
-    """What each turn gave in each round, (candidates, rounds); one round before them does not count.
+    """The result of each turn in each round, (candidates, rounds), after one warm-up round.
 
-    The order within a round is drawn anew, from a fixed seed.
+    Each round has a new random order, from a fixed seed.
     """
     order, draw = list(range(len(turns))), random.Random(0)
     results: list[list[float]] = [[] for _ in turns]
@@ -27,7 +27,7 @@ def interleave(
 
 
 def turn(call: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds a call, over as many calls as fill `seconds`; at least one."""
+    """Seconds per call, averaged over as many calls as fill `seconds`; at least one."""
     start, calls = clock(), 0
     while True:
         call()
@@ -38,7 +38,7 @@ def turn(call: Callable[[], Any], seconds: float, clock: Callable[[], float] = t
 
 
 def summarise(batch_size: int, times: Sequence[float], baseline: Sequence[float] | None) -> dict[str, Any]:
-    """The figures of a row from seconds a call in each round, its own and its baseline's."""
+    """The figures of a row, from its own and its baseline's seconds per call in each round."""
     speeds = [batch_size / t for t in times]
     low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
     return {

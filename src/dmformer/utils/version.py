@@ -1,3 +1,3 @@
-"""Of this package; here, for every room may name it."""
+"""Version of this package; in `utils`, so that every package can import it."""
 
 __version__ = "0.1.0"
