@@ -239,7 +239,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         dmformer.export.write, "_write", lambda *args: shutil.copyfile(runs / "boxes.onnx", args[2]) and None
     )
-    with pytest.raises(UserError, match=r"2.0e-03 of an image's side or of a sure score at 256 x 416 px.*Nothing was"):
+    with pytest.raises(UserError, match=r"2.0e-03 of an image's side or of a score of 1 at 256 x 416 px.*Nothing was"):
         export(str(runs / "run"), out=str(tmp_path), speed=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -458,7 +458,7 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys):
     data.mkdir()
     photo(90, 70).save(data / "a.png")
     assert "--preprocessing is for classifiers and segmenters" in bad(["export", best, "--preprocessing"], capsys)
-    assert "leave --no-dynamic-size out" in bad(["export", best, "--no-dynamic-size"], capsys)
+    assert "omit --no-dynamic-size" in bad(["export", best, "--no-dynamic-size"], capsys)
     assert "--int8 is for classifiers and segmenters" in bad(["export", best, "--int8", data, "--data", data], capsys)
     other = small_detector("mask_rcnn")
     save_detector(tmp_path / "other", other.config, other.model.state_dict())

@@ -259,7 +259,7 @@ def test_model_of_one_size_keeps_it(tmp_path):
     written = export(str(tmp_path / "run"), out=str(tmp_path), speed=False)
     assert written.fixed_size
     assert {(a.height, a.width) for a in written.agreements} == {(64, 64)}
-    assert "vitae_b takes images of one size, and so does the file; the batch is free" in written.remarks
+    assert "vitae_b is built for one image size, and so is the file; the batch size is free" in written.remarks
 
 
 def test_photos_of_the_runs_own_data_are_compared_on(photos, recipe, tmp_path):
@@ -282,7 +282,7 @@ def test_a_fault_in_folding_or_resizing_is_seen(best, tmp_path, monkeypatch):
         return fused
 
     monkeypatch.setattr(dmformer.export.write, "fuse", faulty)
-    with pytest.raises(UserError, match="does not answer as PyTorch does"):
+    with pytest.raises(UserError, match="does not agree with PyTorch"):
         export(best, out=str(tmp_path), speed=False, dynamic_size=False)
     monkeypatch.setattr(dmformer.export.write, "fuse", real)
     forward = Preprocessing.forward
@@ -323,7 +323,7 @@ def test_speeds_are_measured_beside_each_other(best, tmp_path, no_tracing, monke
     assert [s.batch for s in written.speeds] == [1, 8]
     assert all(s.exported > 0 and math.isclose(s.ratio, s.exported / s.pytorch) for s in written.speeds)
     assert written.operators == len(onnx.load(tmp_path / "m.onnx").graph.node)
-    assert written.remarks == ["no photos were given or found in the run's recipe: compared on noise"]
+    assert written.remarks == ["no photos were given or found through the run's recipe: compared on noise"]
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(best, tmp_path, no_tracing, monkeypatch):
@@ -334,7 +334,9 @@ def test_a_file_that_answers_otherwise_is_not_kept(best, tmp_path, no_tracing, m
         return lambda images: run(images) * (1 + 2e-3 * (images.shape[-1] == 81))
 
     monkeypatch.setattr(dmformer.export.write, "open_file", slightly_wrong)
-    with pytest.raises(UserError, match=r"not answer as PyTorch does: 2.0e-03 .* at 64 x 81 px.*Nothing was written"):
+    with pytest.raises(
+        UserError, match=r"not agree with PyTorch: it differs by 2.0e-03 .* at 64 x 81 px.*Nothing was written"
+    ):
         export(best, out=str(tmp_path), speed=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -448,7 +450,7 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     (tmp_path / "mine.bin").write_text("mine")
     assert "mine.bin exists already" in bad(["export", best, "--to", "openvino", "--out", "mine.xml"], capsys)
     assert "has no alone.bin beside it" in bad(["predict", alone, picture], capsys)
-    assert "leave --no-dynamic-size out" in bad(["export", best, "--preprocessing", "--no-dynamic-size"], capsys)
+    assert "omit --no-dynamic-size" in bad(["export", best, "--preprocessing", "--no-dynamic-size"], capsys)
     assert "--int8 needs --data" in bad(["export", best, "--int8", photos], capsys)
     assert "--int8 is for onnx and openvino" in bad(["export", best, "--to", "pt2", "--int8", photos], capsys)
     assert "--data is for --int8" in bad(["export", best, "--data", photos], capsys)
@@ -456,7 +458,7 @@ def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, 
     (tmp_path / "m.pt2").write_bytes(b"")
     assert "is an exported file" in bad(["predict", "m.pt2", picture], capsys)
     save_segmenter(tmp_path / "s", replace(segmenter.config, resize=40), segmenter.model.state_dict())
-    assert "leave --preprocessing out" in bad(["export", tmp_path / "s", "--preprocessing"], capsys)
+    assert "omit --preprocessing" in bad(["export", tmp_path / "s", "--preprocessing"], capsys)
     (photos / "torn").mkdir()
     (photos / "torn" / "a.jpg").write_bytes(b"torn")
     assert "none of the 1 photos" in bad(["export", best, "--out", "n.onnx", "--photos", photos / "torn"], capsys)

@@ -1,5 +1,4 @@
-"""Models in files for other runtimes, written and checked with PyTorch; `runtimes` reads them without it.
+"""Export models to files for other runtimes and check them against PyTorch; `runtimes` reads them without PyTorch.
 
-`formats`, `preprocessing` (what may go into the graph before the model), `check`, `quantise`, `write` (all of it
-together).
+`formats`, `preprocessing` (optional first part of the graph), `check`, `quantise`, and `write`, which combines them.
 """

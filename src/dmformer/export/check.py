@@ -1,4 +1,4 @@
-"""Whether an exported file answers as PyTorch does, and how fast each is."""
+"""Compare an exported file's outputs and speed with PyTorch's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from ..tasks.segmentation.segmenter import Segmenter, SegmenterConfig
 from ..utils.timing import interleave, summarise, turn
 
 LIMIT = 1e-3
-"""Largest difference of the logits that is accepted, by the largest of PyTorch's; of boxes, see `box_difference`."""
+"""Maximum accepted difference of logits, relative to PyTorch's largest; for boxes, see `box_difference`."""
 
 SWAPPED = 0.05
-"""Share of the candidates of a model with queries that may differ by more (a reconstruction); see `box_difference`."""
+"""Fraction of a query model's candidates that may differ by more (a reconstruction); see `box_difference`."""
 
 Run = Callable[[np.ndarray], np.ndarray]
 """A batch of images -> logits, or candidates."""
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
-"""What is expected, and an answer -> how far they are apart."""
+"""(expected output, actual output) -> difference."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest difference of the logits of one batch, by the largest of PyTorch's, or of boxes; sides in pixels."""
+    """Largest difference of one batch: logits relative to PyTorch's largest, or boxes; image sides in pixels."""
 
     height: int
     width: int
@@ -45,7 +45,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Speed:
-    """Images a second at one batch size, medians of rounds in turn; ratio, the median of the rounds' ratios."""
+    """Images per second at one batch size, medians over interleaved rounds; the ratio is the median over rounds."""
 
     batch: int
     pytorch: float
@@ -54,7 +54,7 @@ class Speed:
 
 
 def open_file(path: Path, to: str, threads: int) -> Run:
-    """A file of a format of `dmformer export` in its runtime."""
+    """Open a file from `dmformer export` in its runtime."""
     if to == "onnx":
         return to_onnxruntime(path, threads).run
     if to == "openvino":
@@ -64,7 +64,7 @@ def open_file(path: Path, to: str, threads: int) -> Run:
 
 
 def in_numpy(model: Callable[[Tensor], Tensor]) -> Run:
-    """A model of PyTorch as a function of arrays."""
+    """A PyTorch model as a function of NumPy arrays."""
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def in_numpy(model: Callable[[Tensor], Tensor]) -> Run:
 
 
 def measure_of(card: Card) -> Measure:
-    """How far a file's answers are from those of PyTorch."""
+    """The measure of difference between a file's outputs and PyTorch's."""
     if card.boxes is None:
         return difference
     queries = card.boxes.queries is not None
@@ -84,7 +84,7 @@ def measure_of(card: Card) -> Measure:
 def compare(
     reference: Run, exported: Run, batches: Sequence[np.ndarray], measure: Measure | None = None
 ) -> list[Agreement]:
-    """How far two answers to each batch are apart; images (B, 3, H, W) or photos (B, H, W, 3)."""
+    """The difference of two outputs for each batch; preprocessed images (B, 3, H, W) or raw images (B, H, W, 3)."""
     found = []
     for images in batches:
         height, width = images.shape[1:3] if images.shape[-1] == 3 else images.shape[2:4]
@@ -94,7 +94,7 @@ def compare(
 
 
 def difference(expected: np.ndarray, answer: np.ndarray) -> float:
-    """The largest of two answers' differences, by the largest that is expected; of what is no answer, infinity."""
+    """Largest difference of two outputs, relative to the largest expected value; infinity for invalid outputs."""
     if answer.shape != expected.shape or not np.isfinite(answer).all():
         return float("inf")
     largest = float(np.abs(answer - expected).max())
@@ -102,11 +102,11 @@ def difference(expected: np.ndarray, answer: np.ndarray) -> float:
 
 
 def box_difference(expected: np.ndarray, answer: np.ndarray, queries: bool) -> float:
-    """The largest difference of candidates (B, N, 4 + K): edges as shares of the image, to which they are cut, and
-    scores; of what is no answer, infinity.
+    """The largest difference of candidates (B, N, 4 + K): edges as fractions of the image, clipped to it, and scores;
+    infinity for invalid outputs.
 
-    A model with queries begins with its places in the order of their scores. Two that are as good as equal may change
-    places by an error of rounding, and then begin with each other's query: of those, a share may differ.
+    A model with queries sorts its locations by score. A rounding error may swap two almost equal scores, which then
+    start from each other's query. Therefore a fraction of the candidates may differ.
     """
     if answer.shape != expected.shape or not np.isfinite(answer).all():
         return float("inf")
@@ -121,7 +121,7 @@ def speeds(
     rounds: int = 5,
     seconds: float = 0.3,
 ) -> list[Speed]:
-    """Both in turn on each batch, so that what else the machine does falls on both."""
+    """Time both alternately on each batch, so that other load on the machine affects both."""
     pairs = [(run, images) for images in batches for run in (reference, exported)]
     turns = [lambda run=run, images=images: turn(lambda: run(images), seconds) for run, images in pairs]
     times, found = interleave(turns, rounds, lambda *_: None), []
@@ -134,9 +134,9 @@ def speeds(
 
 
 class SessionModel(nn.Module):
-    """An exported file in the place of a model of PyTorch: what the file takes, as a tensor, -> logits.
+    """An exported file with the interface of a PyTorch model: the file's input as a tensor -> logits.
 
-    A segmenter's file that normalises by itself is given its images (B, 3, H, W) as the photos that they were.
+    If a segmenter's file includes normalisation, images (B, 3, H, W) are converted back to raw images first.
     """
 
     def __init__(self, exported: Exported) -> None:
@@ -156,7 +156,7 @@ class SessionModel(nn.Module):
 
 
 class FileClassifier(Classifier):
-    """An `ExportedClassifier` for `evaluate`; one whose file resizes photos is scored one at a time."""
+    """An `ExportedClassifier` for `evaluate`; if the file includes resizing, images are scored one at a time."""
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         model: Any = self.model
@@ -164,7 +164,7 @@ class FileClassifier(Classifier):
 
 
 class SessionDetector(nn.Module):
-    """An exported detector in the place of a detection model: images (3, H, W) -> what is found in each."""
+    """An exported detector with the interface of a detection model: images (3, H, W) -> objects in each."""
 
     def __init__(self, exported: ExportedDetector) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class FileDetector(Detector):
 def as_scored(
     exported: ExportedClassifier | ExportedSegmenter | ExportedDetector,
 ) -> FileClassifier | Segmenter | FileDetector:
-    """An exported file as what `evaluate`, `evaluate_masks` and `evaluate_boxes` score."""
+    """An exported file in the form that `evaluate`, `evaluate_masks` and `evaluate_boxes` score."""
     if isinstance(exported, ExportedDetector):
         return _scored_detector(exported)
     card, model = exported.card, SessionModel(exported)

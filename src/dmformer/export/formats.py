@@ -1,6 +1,6 @@
-"""A model written to a file: ONNX, OpenVINO, PyTorch's exported program, and a program compiled ahead of time.
+"""Write a model to a file: ONNX, OpenVINO, PyTorch's exported program, or a program compiled ahead of time.
 
-All begin with what `torch.export` traces, of plain operators, with free batch, height and width.
+All start from a `torch.export` trace of plain operators, with free batch, height and width.
 """
 
 import warnings
@@ -17,13 +17,13 @@ from ..tasks.detection.frameworks.dense import DenseDetector
 from ..utils.errors import first_line
 
 OPSET = 20
-"""Of ONNX: the first with GELU as one operator."""
+"""ONNX opset: the first with GELU as a single operator."""
 
 OUTPUT, CANDIDATES = "logits", "candidates"
 
 
 class Graph(nn.Module):
-    """Preprocessing and model in one: photos (B, H, W, 3), uint8, -> logits."""
+    """Preprocessing and model in one module: raw images (B, H, W, 3), uint8, -> logits."""
 
     def __init__(self, preprocessing: nn.Module, model: nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Graph(nn.Module):
 
 
 class Candidates(nn.Module):
-    """A detector without the selection of objects: images (B, 3, H, W), sides multiples of 32, -> (B, N, 4 + K)."""
+    """A detector without object selection: images (B, 3, H, W), sides multiples of 32, -> (B, N, 4 + K)."""
 
     def __init__(self, detector: DenseDetector) -> None:
         super().__init__()
@@ -45,20 +45,20 @@ class Candidates(nn.Module):
 
 
 def example_of(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3) -> Tensor:
-    """Two images of a model, or two photos of a `Graph`: a batch of 1 would be taken for a constant."""
+    """A batch of two example inputs: `torch.export` would treat a batch of 1 as constant."""
     if isinstance(model, Graph):
         return torch.zeros(2, *image_size, 3, dtype=torch.uint8)
     return torch.zeros(2, in_chans, *image_size)
 
 
 def free_dimensions(model: nn.Module, dynamic_size: bool) -> tuple[dict[int, Any]]:
-    """What may vary of the input, for `torch.export`."""
+    """The input's free dimensions, for `torch.export`."""
     height, width = (1, 2) if isinstance(model, Graph) else (2, 3)
     return ({0: "batch", **({height: Dim.AUTO, width: Dim.AUTO} if dynamic_size else {})},)
 
 
 def takes_one_size(model: nn.Module) -> bool:
-    """Whether a model is made for images of one size."""
+    """Whether a model is built for a fixed image size."""
     if isinstance(model, Graph):
         return model.preprocessing.size is None and takes_one_size(model.model)
     if getattr(model, "made_for", None) is not None:  # a segmenter
@@ -75,24 +75,24 @@ def export_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B; of `Candidates` to
-    "candidates".
+    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B, or to "candidates" for
+    `Candidates`.
 
-    torch's exporter simplifies the graph: constants folded, what has no effect removed.
+    torch's exporter simplifies the graph: it folds constants and removes dead code.
 
     Args:
-        model: In evaluation mode, float32, on the CPU; best as `dmformer.fuse` returns it. A `Graph` takes "photos"
-            (B, H, W, 3), uint8.
+        model: In evaluation mode, float32, on the CPU; preferably fused by `dmformer.fuse`. The input of a `Graph` is
+            "photos" (B, H, W, 3), uint8.
         path: File to write.
         image_size: Height and width of the example that the model is traced with.
         in_chans: Channels of an image.
-        dynamic_size: Let height and width vary too, as far as the model allows; one that is made for a fixed size keeps
-            it. The graph is larger for it where shapes enter the arithmetic, as in windows.
-        opset: Version of ONNX's operators.
-        metadata: What the file is to say of itself.
+        dynamic_size: Also leave height and width free, unless the model is built for a fixed size. The graph grows if
+            shapes enter the arithmetic, as in windows.
+        opset: ONNX opset version.
+        metadata: Metadata of the file.
 
     Raises:
-        RuntimeError: The model cannot be exported, with the first cause.
+        RuntimeError: The model cannot be exported; the message contains the root cause.
     """
     _check_mode(model)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -112,14 +112,14 @@ def export_onnx(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise RuntimeError(f"torch cannot export it: {first_line(Exception(str(cause)))}") from error
-    assert program is not None  # with dynamo
+    assert program is not None  # always with dynamo
     program.model.metadata_props.update(metadata or {})
     program.save(str(path))
     return path
 
 
 def export_openvino(onnx: Path, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Write OpenVINO's .xml, and .bin beside it, of an ONNX file; weights keep their 32 bits."""
+    """Convert an ONNX file to OpenVINO's .xml and .bin; weights stay in 32 bits."""
     import openvino
 
     model = openvino_core().read_model(str(onnx))
@@ -132,13 +132,13 @@ def export_openvino(onnx: Path, path: Path, metadata: Mapping[str, str]) -> Path
 def export_program(
     model: nn.Module, image_size: tuple[int, int], dynamic_size: bool = True
 ) -> torch.export.ExportedProgram:
-    """The program that `torch.export` makes of a model, for any batch.
+    """Trace a model with `torch.export`, for any batch size.
 
     Args:
         model, image_size, dynamic_size: See `export_onnx`.
 
     Raises:
-        RuntimeError: The model cannot be exported, with the first cause.
+        RuntimeError: The model cannot be exported; the message contains the cause.
     """
     _check_mode(model)
     free = free_dimensions(model, dynamic_size and not takes_one_size(model))
@@ -146,7 +146,7 @@ def export_program(
     try:
         with torch.no_grad():
             return torch.export.export(model, (example_of(model, image_size),), dynamic_shapes=shapes)
-    except Exception as error:  # whatever the tracing of a model provokes
+    except Exception as error:  # tracing raises arbitrary errors
         raise RuntimeError(f"torch cannot export it: {first_line(error)}") from error
 
 
@@ -157,20 +157,20 @@ def export_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Mapp
 
 
 def export_aoti(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Compile for this machine's kind of CPU and write a .pt2 file that `torch._inductor.aoti_load_package` reads.
+    """Compile for this machine's CPU type and write a .pt2 file that `torch._inductor.aoti_load_package` reads.
 
     Needs a C++ compiler.
 
     Raises:
-        RuntimeError: It cannot be compiled here.
+        RuntimeError: The program cannot be compiled here.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler's own making
+        warnings.simplefilter("ignore")  # from the compiler itself
         try:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs={"aot_inductor.metadata": dict(metadata)}
             )
-        except Exception as error:  # whatever the compiler says
+        except Exception as error:  # the compiler raises arbitrary errors
             raise RuntimeError(f"it cannot be compiled here: {first_line(error)}") from error
     return path
 

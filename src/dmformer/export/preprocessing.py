@@ -1,4 +1,4 @@
-"""What may go into a graph before the model: photos as they were decoded in, normalised images out."""
+"""Optional preprocessing in the graph before the model: decoded images in, normalised images out."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,19 +10,19 @@ from ..utils.errors import UserError
 
 
 class Preprocessing(nn.Module):
-    """Photos (B, H, W, 3), uint8, -> images (B, 3, *size), float32: resized, cropped, normalised.
+    """Images (B, H, W, 3), uint8, -> (B, 3, *size), float32: resized, cropped, normalised.
 
-    What Pillow and timm's evaluation do: two passes with a filter that is widened where the photo is made smaller, the
-    first along the width, each rounded to 8 bits. Each pass is a product with a matrix that is made from the photo's
-    size, so that a graph with free sizes has plain operators alone; only the rows and columns that the crop keeps are
-    computed. Equal to Pillow but for single steps of 8 bits in less than five pixels of a thousand, where its weights
-    of 22 bits round otherwise; "squash" of photos whose proportions change much has a few steps more, for Pillow then
-    takes the height first.
+    Same algorithm as Pillow and timm's evaluation: two passes, first along the width, with a filter that is widened for
+    downscaling, each rounded to 8 bits. Each pass is a product with a matrix computed from the image size, so that a
+    graph with free sizes has only plain operators; only the rows and columns inside the crop are computed. Results
+    equal Pillow's except for steps of 1/255 in fewer than five pixels per thousand, where its 22-bit weights round
+    differently. "squash" has a few more such steps if the aspect ratio changes a lot, because Pillow then starts with
+    the height.
 
     Args:
         size: Height and width of the result; None only normalises.
-        mean, std: Of the red, green and blue values, 0 to 1.
-        crop_pct: Share of the resized photo that is kept.
+        mean, std: Mean and standard deviation of the red, green and blue values, 0 to 1.
+        crop_pct: Fraction of the resized image that is kept.
         crop_mode: "center", for square sizes, or "squash".
         interpolation: "bilinear" or "bicubic".
     """
@@ -41,7 +41,7 @@ class Preprocessing(nn.Module):
     ) -> None:
         super().__init__()
         if size is not None and interpolation not in FILTERS:
-            raise UserError(f"photos resized by '{interpolation}' cannot go into the graph: {', '.join(FILTERS)} can.")
+            raise UserError(f"the graph cannot resize photos by '{interpolation}', only by {', '.join(FILTERS)}.")
         self.size = None if size is None else (size[0], size[1])
         self.resized = None if size is None else tuple(math.floor(side / crop_pct) for side in size)
         self.squash, self.interpolation = crop_mode == "squash", interpolation
@@ -59,19 +59,19 @@ class Preprocessing(nn.Module):
         return (x / 255 - self.mean) / self.std
 
     def _weights(self, length: Tensor, other: Tensor, count: int, axis: int) -> Tensor:
-        """The matrix (size[axis], count) of one pass; `length` and `other` are the photo's sides."""
+        """The matrix (size[axis], count) of one pass; `length` and `other` are the image's sides."""
         assert self.size is not None
         assert self.resized is not None
         kept, side = self.size[axis], torch.scalar_tensor(self.resized[axis], dtype=torch.float32)
         new = side if self.squash else torch.where(length <= other, side, torch.floor(side * length / other))
         scale = length / new
-        first = torch.round((new - kept) / 2)  # half to even, as Python's round
+        first = torch.round((new - kept) / 2)  # half to even, like Python's round
         centre = (first + torch.arange(kept, dtype=torch.float32) + 0.5) * scale
         place = torch.arange(count, dtype=torch.float32) + 0.5
         width = scale.clamp(min=1.0)
         distance = (place[None] - centre[:, None]) / width
         reach, kernel = FILTERS[self.interpolation]
-        # Pillow takes the pixels from round(centre - reach) to round(centre + reach), halves upwards
+        # Pillow uses the pixels from round(centre - reach) to round(centre + reach), rounding half up
         low = torch.floor(centre - reach * width + 0.5)[:, None]
         high = torch.floor(centre + reach * width + 0.5)[:, None]
         taken = (place[None] > low) & (place[None] < high)
@@ -98,4 +98,4 @@ FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "bilinear": (1.0, _bilinear),
     "bicubic": (2.0, _bicubic),
 }
-"""How far each reaches in pixels of the result, and its weights by distance."""
+"""Radius of each filter in pixels of the result, and its weights by distance."""

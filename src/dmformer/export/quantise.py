@@ -1,4 +1,4 @@
-"""Weights and activations in 8 bits, by static quantisation of an ONNX file."""
+"""Static quantisation of an ONNX file to 8-bit weights and activations."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def quantise(source: Path, path: Path, images: Iterable[np.ndarray], metadata: Mapping[str, str]) -> Path:
-    """Write an ONNX file whose convolutions and products with weights compute with 8 bits.
+    """Write an ONNX file whose convolutions and products with weights compute in 8 bits.
 
-    Weights have a scale an output channel; activations have the range that the images show. Products of two
-    activations, as in attention, stay in float, as do what goes in and what comes out.
+    Weights have one scale per output channel; activations have the range observed on the images. Products of two
+    activations, as in attention, stay in float, and so do inputs and outputs.
 
     Args:
-        source: An ONNX file of float32.
+        source: An ONNX file in float32.
         path: File to write.
-        images: Batches (B, 3, H, W) or (B, H, W, 3) to calibrate with, as the file takes them.
-        metadata: What the file is to say of itself.
+        images: Calibration batches in the file's input format, (B, 3, H, W) or (B, H, W, 3).
+        metadata: Metadata of the file.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -1,4 +1,4 @@
-"""`dmformer export`: a trained model written for a runtime, checked against PyTorch, and kept only if it agrees."""
+"""`dmformer export`: write a trained model for a runtime, and keep the file only if it agrees with PyTorch."""
 
 import contextlib
 import os
@@ -65,26 +65,26 @@ Format = Literal["onnx", "openvino", "pt2", "aoti"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
 
 CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
-"""Most photos that a file is compared on, and that an int8 file is calibrated on."""
+"""Maximum number of images for the comparison, and for the calibration of an int8 file."""
 PACKAGES: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "pt2": (),
     "aoti": (),
 }
-"""What each format needs of the extra."""
+"""Packages that each format needs."""
 
 GRAPH = "float32.onnx"
-"""The file that the others are made from."""
+"""The file from which the others are converted."""
 BATCHES = (1, 3)
-"""Sizes of the batches that a file is compared on."""
+"""Batch sizes of the comparison."""
 TIMED_BATCHES = (1, 8)
 BOX_SIZE = (256, 320)
-"""Height and width that a detector is traced with: the maps of its last level are larger than 1 x 1."""
+"""Height and width for tracing a detector, such that the maps of its last level are larger than 1 x 1."""
 MASKS = {*MASK_FOLDERS, "gtFine", "SegmentationClass"}
-"""Folders whose pictures are no photos."""
+"""Folders whose images are not photos."""
 PREPROCESSING_LIMIT = 0.05
-"""As `LIMIT`, of a graph that resizes by itself, against the resizing of the run."""
+"""Like `LIMIT`, for resizing in the graph against the run's own resizing."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ class Written:
     """A file that `export` wrote.
 
     Attributes:
-        path: Of the file; OpenVINO's .bin lies beside it.
-        megabytes: On disk, 2^20 bytes.
-        card: What it says of itself.
+        path: Path of the file; OpenVINO's .bin is next to it.
+        megabytes: Size on disk in units of 2^20 bytes.
+        card: Metadata of the file.
         operators: Nodes of an ONNX graph, else None.
-        fixed_size: Whether it takes images of one size only.
-        agreements: With PyTorch.
-        speeds: Beside the fused model in PyTorch; none if not asked for.
-        threads: That both had.
-        scores: Of an int8 file, top-1 or mIoU of the float file and its own.
-        remarks: In words.
+        fixed_size: Whether it accepts only one image size.
+        agreements: Differences from PyTorch.
+        speeds: Speed against the fused PyTorch model; empty if not requested.
+        threads: Threads of both in the speed measurement.
+        scores: For an int8 file, top-1 or mIoU of the float file and of the int8 file.
+        remarks: Remarks for the user.
     """
 
     path: Path
@@ -131,25 +131,26 @@ def export(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Written:
-    """Write a trained model for a runtime, and keep the file only if it answers as PyTorch does.
+    """Write a trained model for a runtime, and keep the file only if its outputs agree with PyTorch's.
 
     Args:
-        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or a model's name, with random weights.
+        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or a model name, for random weights.
         to: ONNX, OpenVINO, PyTorch's exported program, or that program compiled for this machine.
-        out: File to write, or a folder for it; by default the run's name, here.
-        preprocessing: Put resizing, cropping and normalisation into the graph, which then takes photos of 8 bits.
+        out: File to write, or a folder for it; by default a file with the run's name in the current folder.
+        preprocessing: Put resizing, cropping and normalisation into the graph, whose input is then 8-bit images.
         fused: Fold norms, layer scales and residuals first.
-        dynamic_size: Leave height and width free besides the batch, where the model allows it.
-        photos: Files and folders of photos to compare on; by default those of the run's own data, or noise.
-        int8: Folder of photos to calibrate 8-bit weights and activations with; of "onnx" and "openvino".
-        data: Labelled images on which the loss of int8 is measured, as `evaluate` takes them.
-        max_loss: Most that int8 may lose of top-1 or mIoU, from 0 to 1.
-        speed: Measure both beside each other.
-        overwrite: Replace a file that is there.
-        say: Takes a line on what is being done.
+        dynamic_size: Leave height and width free as well as the batch, if the model allows it.
+        photos: Files and folders of images for the comparison; by default from the run's own data, or noise.
+        int8: Folder of images for the calibration of 8-bit weights and activations; for "onnx" and "openvino".
+        data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts.
+        max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
+        speed: Compare the speed with PyTorch's.
+        overwrite: Replace an existing file.
+        say: Called with a line about each step.
 
     Raises:
-        UserError: What cannot be exported, a file in the way, a difference above `LIMIT`, a loss above `max_loss`.
+        UserError: The model cannot be exported, the file exists, the difference is above `LIMIT`, or the loss is above
+            `max_loss`.
     """
     model = _open(source)
     if isinstance(model, Detector):
@@ -158,19 +159,19 @@ def export(
     try:
         Card.from_metadata(card.to_metadata(), card.name)
     except UserError:
-        told = "its classes, crop or normalisation are of no known kind"
+        told = "its classes, crop or normalisation are of an unknown kind"
         raise UserError(f"{card.name} cannot be exported: {told}.") from None
     if preprocessing and not dynamic_size and card.task == "classification":
-        raise UserError("--preprocessing takes photos of any size: leave --no-dynamic-size out.")
+        raise UserError("--preprocessing accepts photos of any size: omit --no-dynamic-size.")
     path = _place(out, to, card.name)
     for target in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
         if target.exists() and (target.is_dir() or not overwrite):
             raise UserError(f"{target} exists already: give another --out, or --overwrite.")
     if not 0 <= max_loss <= 1:
-        raise UserError(f"--max-loss is {max_loss:g}: it is a share from 0 to 1, e.g. 0.01 for one point.")
+        raise UserError(f"--max-loss is {max_loss:g}: it must be a fraction from 0 to 1, e.g. 0.01 for one point.")
     remarks = []
     if (files := list_photos(photos) if photos else own_photos(source)) is None:
-        remarks.append("no photos were given or found in the run's recipe: compared on noise")
+        remarks.append("no photos were given or found through the run's recipe: compared on noise")
     for package in PACKAGES[to]:
         with needs("export", f"--to {to}"):
             import_module(package)
@@ -184,12 +185,12 @@ def export(
         trained, network = (Graph(_preprocessing(card), part).eval() for part in (trained, network))
     fixed = not dynamic_size or takes_one_size(network)
     if fixed and dynamic_size:
-        remarks.append(f"{card.architecture} takes images of one size, and so does the file; the batch is free")
+        remarks.append(f"{card.architecture} is built for one image size, and so is the file; the batch size is free")
     size = _traced_size(card, fixed)
     if fixed and card.task == "segmentation":
         card = replace(card, image_size=list(size))
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out {path}: no file can be written there.")
+        raise UserError(f"--out {path}: cannot write a file there.")
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         workshop, place = Path(folder), Path(folder) / "done" / path.name
@@ -203,9 +204,9 @@ def export(
         exported, agreements = _compared(reference, place, to, threads, batches, card)
         worst = max(agreements, key=lambda a: a.difference)
         if not worst.difference <= LIMIT:
-            what = "the largest logit" if card.boxes is None else "an image's side or of a sure score"
+            what = "the largest logit" if card.boxes is None else "an image's side or of a score of 1"
             raise UserError(
-                f"{to} does not answer as PyTorch does: {worst.difference:.1e} of {what} at "
+                f"{to} does not agree with PyTorch: it differs by {worst.difference:.1e} of {what} at "
                 f"{worst.height} x {worst.width} px, batch {worst.batch}; at most {LIMIT:g} is accepted. "
                 "Nothing was written."
             )
@@ -224,8 +225,8 @@ def export(
             exported, agreements = _compared(reference, place, to, threads, batches, card)
         timed = []
         if speed:
-            say("measuring both in turn")
-            timed_batches = TIMED_BATCHES if card.boxes is None else (1,)  # larger ones take too much memory
+            say("measuring the speed of both")
+            timed_batches = TIMED_BATCHES if card.boxes is None else (1,)  # larger batches need too much memory
             timed_size = size if card.boxes is None else _own_size(card.boxes)
             timed = speeds(in_numpy(network), exported, _batches(pictures, card, [timed_size], timed_batches))
         parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
@@ -239,11 +240,11 @@ def export(
 def _compared(
     reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray], card: Card
 ) -> tuple[Run, list[Agreement]]:
-    """A file in its runtime, and how far it is from PyTorch on each batch."""
+    """A file in its runtime, and its difference from PyTorch on each batch."""
     try:
         exported = open_file(place, to, threads)
         return exported, compare(reference, exported, batches, measure_of(card))
-    except Exception as error:  # each runtime, and each model, has its own
+    except Exception as error:  # each runtime and model raises its own errors
         instead = "; --no-dynamic-size writes it for one size" if card.boxes is None else ""
         raise UserError(
             f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{instead}."
@@ -251,20 +252,20 @@ def _compared(
 
 
 def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
-    """The graph's own resizing against the run's; single steps of 8 bits are not seen, another crop or order is."""
+    """Check the graph's resizing against the run's; tolerates steps of 1/255, but not another crop or channel order."""
     for picture in pictures:
         expected = in_numpy(model.model)(model.prepare(picture)[None])
         apart = difference(expected, exported(np.asarray(picture)[None]))
         if not apart <= PREPROCESSING_LIMIT:
             raise UserError(
-                f"the preprocessing in the graph is not the run's: {apart:.1e} of the largest logit on a photo of "
-                f"{picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. Nothing was "
+                f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit on a "
+                f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. Nothing was "
                 "written."
             )
 
 
 def _check_detector(model: Detector, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
-    """Refuse what a detector's file cannot be."""
+    """Raise UserError for detectors and options that cannot be exported."""
     if not isinstance(model.model, DenseDetector):
         raise UserError(
             f"{model.name} is a detector of the framework {model.config.framework}, which cannot be exported: "
@@ -275,7 +276,7 @@ def _check_detector(model: Detector, preprocessing: bool, dynamic_size: bool, in
     if int8 is not None:
         raise UserError("--int8 is for classifiers and segmenters; this is a detector.")
     if not dynamic_size:
-        raise UserError("a detector's images have all sizes: leave --no-dynamic-size out.")
+        raise UserError("a detector's images vary in size: omit --no-dynamic-size.")
 
 
 def _open(source: str) -> Classifier | Segmenter | Detector:
@@ -295,8 +296,8 @@ def _card(model: Classifier | Segmenter | Detector, preprocessing: bool) -> Card
         made_for = model.model.made_for
         if preprocessing and config.resize is not None:
             raise UserError(
-                f"{name} brings photos to {config.resize} px first, which cannot go into a segmenter's graph: leave "
-                "--preprocessing out."
+                f"{name} resizes photos to {config.resize} px first, which cannot go into a segmenter's graph: omit "
+                "--preprocessing."
             )
         return Card(
             name=name,
@@ -318,7 +319,9 @@ def _card(model: Classifier | Segmenter | Detector, preprocessing: bool) -> Card
     height, width = config["input_size"][-2:]
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash") or (mode == "center" and height != width):
-        raise UserError(f"{name} crops photos by '{mode}' to {height} x {width} px, which exported files do not know.")
+        raise UserError(
+            f"{name} crops photos by '{mode}' to {height} x {width} px, which exported files do not support."
+        )
     return Card(
         name=name,
         task="classification",
@@ -377,16 +380,18 @@ def _place(out: str | None, to: Format, name: str) -> Path:
 
 
 def own_photos(source: str) -> list[str] | None:
-    """Photos of the data that a run's recipe names, where they are still there."""
+    """Images of the run's own data, named by its recipe, if they still exist."""
     if source.startswith("hf-hub:") or not Path(source).is_dir():
         return None
     best = find_config(source).parent
     for recipe in (best / "recipe.yaml", best.parent / "recipe.yaml"):
-        with contextlib.suppress(UserError, OSError, TypeError, ValueError, RecursionError):  # none is no misfortune
+        with contextlib.suppress(
+            UserError, OSError, TypeError, ValueError, RecursionError
+        ):  # the data may be gone; noise is used then
             read = read_recipe(recipe)
             place = (isinstance(read, DetectionRecipe) and read.images) or read.data
             data = Path(place if isinstance(place, str) else place[0])
-            if data.suffix == ".json":  # of COCO's annotations
+            if data.suffix == ".json":  # COCO annotations
                 data = data.parent
             found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]
             if found:
@@ -395,31 +400,31 @@ def own_photos(source: str) -> list[str] | None:
 
 
 def _pictures(files: list[str] | None) -> list[Image.Image]:
-    """Some of the photos, spread over the list; noise where there are none."""
+    """Some of the images, evenly spread over the list; noise if there are none."""
     if files is None:
         noise = np.random.default_rng(0).integers(0, 256, (CHECKED_PHOTOS, 12, 16, 3), dtype=np.uint8)
         return [Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC) for small in noise]
     found = list(_read(spread(files, CHECKED_PHOTOS)))
     if not found:
-        raise UserError(f"none of the {len(files)} photos to compare on can be read, {files[0]} for one.")
+        raise UserError(f"none of the {len(files)} photos to compare on can be read, for example {files[0]}.")
     return found
 
 
 def _read(files: Sequence[str]) -> Iterator[Image.Image]:
-    """Those of the photos that can be read."""
+    """The readable images among the files."""
     for file in files:
         with contextlib.suppress(BrokenImageError):
             yield decode(file)
 
 
 def spread(files: Sequence[str], most: int) -> list[str]:
-    """At most so many of a list, evenly."""
+    """At most `most` files, evenly spread over the list."""
     return [files[i * len(files) // min(most, len(files))] for i in range(min(most, len(files)))]
 
 
 def _traced_size(card: Card, fixed: bool) -> tuple[int, int]:
-    """Height and width of the example: of a model with free sizes at least 64, for a map of 1 x 1 would be taken for a
-    constant."""
+    """Height and width of the example; at least 64 for a model with free sizes, because `torch.export` would treat a
+    1 x 1 map as constant."""
     if card.boxes is not None:
         return BOX_SIZE
     if card.preprocessing and card.task == "classification":
@@ -429,7 +434,7 @@ def _traced_size(card: Card, fixed: bool) -> tuple[int, int]:
 
 
 def _checked_sizes(card: Card, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
-    """Three sizes, one of them that of the example and two of other proportions; that one only where it is fixed."""
+    """Three sizes, the example's and two with other aspect ratios; only the example's if the size is fixed."""
     height, width = size
     if fixed:
         return [(height, width)]
@@ -439,7 +444,7 @@ def _checked_sizes(card: Card, size: tuple[int, int], fixed: bool) -> list[tuple
 
 
 def _own_size(boxes: Boxes) -> tuple[int, int]:
-    """Height and width of a detector's image of a photo of 3 x 4, filled up."""
+    """Height and width of a detector's padded input for an image of aspect ratio 3 : 4."""
     height, width = fitted_size(3, 4, boxes.side, boxes.max_side)
     return height + -height % MULTIPLE, width + -width % MULTIPLE
 
@@ -447,7 +452,7 @@ def _own_size(boxes: Boxes) -> tuple[int, int]:
 def _batches(
     pictures: Sequence[Image.Image], card: Card, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
 ) -> list[np.ndarray]:
-    """Batches of the pictures at each size."""
+    """Batches of the images at each size."""
     made = []
     for rows, columns in sizes:
         images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
@@ -459,13 +464,13 @@ def _batches(
 def _write(
     network: Any, workshop: Path, place: Path, to: Format, size: tuple[int, int], dynamic_size: bool, card: Card
 ) -> None:
-    """Write one file; what it is made from stays in `workshop`."""
+    """Write one file; intermediate files stay in `workshop`."""
     metadata = card.to_metadata()
     try:
         if to in ("onnx", "openvino"):
             graph = export_onnx(network, workshop / GRAPH, size, dynamic_size=dynamic_size, metadata=metadata)
             if to == "onnx" and any(workshop.glob("*.data")):
-                raise RuntimeError("its weights are above 1.5 GB, which one .onnx file does not hold; openvino does")
+                raise RuntimeError("its weights exceed 1.5 GB, too large for one .onnx file; use openvino")
             _from_graph(graph, place, to, metadata)
         else:
             program = export_program(network, size, dynamic_size)
@@ -491,7 +496,7 @@ def _quantise(
     threads: int,
     say: Callable[[str], None],
 ) -> tuple[float, float]:
-    """Put an int8 file in the place of the float one; returns the scores of both."""
+    """Replace the float file by an int8 one; return the scores of both."""
     before: Any = open_exported(str(workshop / GRAPH), threads)
     say(f"calibrating int8 on photos of {photos}")
     files = spread(list_photos([photos]), CALIBRATED_PHOTOS)

@@ -1,4 +1,4 @@
-"""Photos answered by a trained model or an exported file; of the latter without torch."""
+"""Predictions for images with a trained model or an exported file; the latter without torch."""
 
 from .boxes import predict_boxes
 from .classes import predict

@@ -1,4 +1,4 @@
-"""Find objects on photos with a trained model."""
+"""Detect objects in images with a trained model."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +16,12 @@ from .predictor import BoxPredictor, open_predictor
 
 @dataclass(frozen=True)
 class BoxPrediction:
-    """What was found on one photo: its picture with boxes, and the objects, the surest first; or why not."""
+    """Result for one image: the drawing, and the objects with the highest score first; or an error."""
 
     name: str
     picture: str = ""
     objects: tuple[dict[str, Any], ...] = ()
-    """As COCO's results have them, and the "class" by name."""
+    """Objects in COCO's result format, plus the "class" name."""
     error: str | None = None
 
 
@@ -33,23 +33,23 @@ def predict_boxes(
     overwrite: bool = False,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[BoxPrediction]:
-    """Find objects on photos, one `BoxPrediction` each, in order.
+    """Detect objects in images; yield one `BoxPrediction` per image, in order.
 
-    Writes into `out`, below it as in the folder that was given: STEM.detections.png, the photo with boxes, masks and
-    names; and when all are done detections.json, all objects in COCO's format with their scores.
+    Writes into `out`, with the subfolders of the input: STEM.detections.png, the image with boxes, masks and names; at
+    the end, detections.json, all objects in COCO's format with their scores.
 
     Args:
-        source: A run's best/ folder, an exported .onnx or .xml file, or what is open already.
-        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
-        out: Made if it is not there.
-        threshold: Least score of an object.
-        overwrite: Replace files that are there.
-        progress: Wraps the list of files, to show how far it is.
+        source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
+        photos: Files, folders (searched recursively) or "-" for an image on standard input.
+        out: Output folder, created if missing.
+        threshold: Minimum score of an object.
+        overwrite: Replace existing files.
+        progress: Wraps the list of files, to show progress.
 
     Raises:
-        UserError: A path that does not exist, a folder without images, no detector, a file in the way.
+        UserError: A path does not exist, a folder contains no images, the model is not a detector, or a file exists.
     """
-    from ..report.drawing import draw_detections  # here, for classifiers answer sooner without
+    from ..report.drawing import draw_detections  # imported here, so that classifiers start faster
 
     places = {name: suffixed(place, "detections") for name, place in places_in(Path(out), photos)}
     listed = Path(out) / "detections.json"

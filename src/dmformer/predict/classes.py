@@ -1,4 +1,4 @@
-"""Classify photos with a trained model."""
+"""Classify images with a trained model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .predictor import ClassPredictor, open_predictor
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one photo, best first, with their probabilities; or why it could not be read."""
+    """The most likely classes of one image, best first, with their probabilities; or why it could not be read."""
 
     name: str
     classes: list[tuple[str, float]]
@@ -28,17 +28,17 @@ def predict(
     batch_size: int = 16,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[Prediction]:
-    """Classify photos, one `Prediction` each, in order.
+    """Classify images; yield one `Prediction` per image, in order.
 
     Args:
-        source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or what is open already.
-        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
-        top: Classes to return.
-        batch_size: Photos at a time.
-        progress: Wraps the list of files, to show how far it is.
+        source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or an open predictor.
+        photos: Files, folders (searched recursively) or "-" for an image on standard input.
+        top: Number of classes to return.
+        batch_size: Images per batch.
+        progress: Wraps the list of files, to show progress.
 
     Raises:
-        UserError: A path that does not exist, a folder without images, a source that is no classifier.
+        UserError: A path does not exist, a folder contains no images, or the model is not a classifier.
     """
     names = list_photos(photos)
     classifier: Any = open_predictor(source) if isinstance(source, str) else source

@@ -1,4 +1,4 @@
-"""Segment photos with a trained model."""
+"""Segment images with a trained model."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .predictor import MaskPredictor, open_predictor
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """What was made of one photo: files written, and the classes' shares of its pixels, largest first; or why not."""
+    """Result for one image: the written files, and the classes' fractions of its pixels, largest first; or an error."""
 
     name: str
     overlay: str = ""
@@ -35,30 +35,30 @@ def predict_masks(
     overwrite: bool = False,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Iterator[MaskPrediction]:
-    """Segment photos, one `MaskPrediction` each, in order.
+    """Segment images; yield one `MaskPrediction` per image, in order.
 
-    Writes into `out`, below it as in the folder that was given: STEM.overlay.png, the photo with the classes' colours
-    over it; STEM.mask.png, ids of the classes from 0, of the photo's size; and legend.png.
+    Writes into `out`, with the subfolders of the input: STEM.overlay.png, the image overlaid with the classes' colours;
+    STEM.mask.png, class ids from 0 at the image's size; and legend.png.
 
     Args:
-        source: A run's best/ folder, an exported .onnx or .xml file, or what is open already.
-        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
-        out: Made if it is not there.
+        source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
+        photos: Files, folders (searched recursively) or "-" for an image on standard input.
+        out: Output folder, created if missing.
         window: Side of the sliding window; by default the segmenter's own.
-        scales, flip: Of multi-scale testing; see `predict_probabilities`.
-        overwrite: Replace files that are there.
-        progress: Wraps the list of files, to show how far it is.
+        scales, flip: Multi-scale testing; see `predict_probabilities`.
+        overwrite: Replace existing files.
+        progress: Wraps the list of files, to show progress.
 
     Raises:
-        UserError: A path that does not exist, a folder without images, no segmenter, a file in the way.
+        UserError: A path does not exist, a folder contains no images, the model is not a segmenter, or a file exists.
     """
-    from ..report.drawing import legend, overlay  # here, for classifiers answer sooner without
+    from ..report.drawing import legend, overlay  # imported here, so that classifiers start faster
 
     places = dict(places_in(Path(out), photos))
     legend_file = Path(out) / "legend.png"
     taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]
     if legend_file.exists() and not any(Path(out).rglob("*.overlay.png")):
-        taken.append(legend_file)  # somebody else's
+        taken.append(legend_file)  # not ours
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
     segmenter: Any = open_predictor(source) if isinstance(source, str) else source

@@ -1,4 +1,4 @@
-"""Which photos are meant, and where what is made of them goes."""
+"""The images to predict on, and the paths of the output files."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from ..utils.files import whole_file
 
 
 def places_in(out: Path, photos: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Each photo, and the path in `out` that its pictures' names begin with."""
+    """Each image, and the path in `out` that is the prefix of its output files."""
     taken = set()
     for photo in photos:
         for name in list_photos([photo]):
@@ -32,11 +32,11 @@ def suffixed(place: Path, what: str) -> Path:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+    """Write a PNG file atomically."""
     with whole_file(path) as part:
         image.save(part, format="PNG")
 
 
 def content_of(name: str) -> io.BytesIO | str:
-    """What `decode` takes for a file, or for "-"."""
+    """The argument of `decode` for a file, or for "-"."""
     return io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name

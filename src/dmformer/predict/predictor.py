@@ -1,4 +1,4 @@
-"""A trained model that answers for photos, whatever runs it: PyTorch, ONNX Runtime or OpenVINO."""
+"""A trained model that predicts on images, in PyTorch, ONNX Runtime or OpenVINO."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,8 +16,8 @@ class Predictor(Protocol):
 
     Attributes:
         task: "classification", "segmentation" or "detection".
-        name: The run's, or the file's.
-        form: What runs it, in words.
+        name: Name of the run or the file.
+        form: Name of the runtime, for users.
         class_names: K names.
     """
 
@@ -35,18 +35,18 @@ class ClassPredictor(Predictor, Protocol):
     """A classifier.
 
     Attributes:
-        at_least: Shorter side in pixels that a photo needs to have, for `decode`.
+        at_least: Minimum shorter side of an image in pixels, for `decode`.
     """
 
     @property
     def at_least(self) -> int: ...
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """A photo of any size -> what goes into a batch."""
+        """An image of any size -> an item of a batch."""
         ...
 
     def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """B prepared photos -> (B, K)."""
+        """B prepared images -> (B, K)."""
         ...
 
 
@@ -63,7 +63,7 @@ class MaskPredictor(Predictor, Protocol):
     def segment(
         self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> np.ndarray:
-        """The likeliest class of every pixel of a photo: (H, W), uint8."""
+        """The most likely class of every pixel of an image: (H, W), uint8."""
         ...
 
 
@@ -72,7 +72,7 @@ class BoxPredictor(Predictor, Protocol):
 
     Attributes:
         palette: K colours (red, green, blue; 0 to 255).
-        category_ids: What annotations call the classes.
+        category_ids: Annotation ids of the classes.
     """
 
     @property
@@ -81,20 +81,20 @@ class BoxPredictor(Predictor, Protocol):
     def category_ids(self) -> Sequence[int]: ...
 
     def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
-        """The objects on a photo of at least a score, in its pixels, the surest first."""
+        """The objects in an image with at least this score, in its pixels, highest score first."""
         ...
 
 
 def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor | BoxPredictor:
-    """A trained model, ready to answer.
+    """Open a trained model for prediction.
 
     Args:
         source: A run's best/ folder or the run's folder, hf-hub:owner/name, or an exported .onnx or .xml file, which
             is opened without PyTorch.
-        threads: That it computes with, of PyTorch for the whole process; by default as many as there are cores.
+        threads: Compute threads (for PyTorch, of the whole process); by default as many as there are cores.
 
     Raises:
-        UserError: None of these, or one that cannot be read.
+        UserError: The source is none of these, or cannot be read.
     """
     if is_exported(source):
         return open_exported(source, threads)

@@ -55,9 +55,7 @@ class Exported:
             told = told_by(error, self.form)
             raise UserError(f"{self.name} in {self.form} does not accept images of {size}: {told}") from None
         if found.shape != (len(images), *self._answer_shape(images)):
-            raise UserError(
-                f"{self.name} has an output of {' x '.join(map(str, found.shape))} numbers for images of {size}."
-            )
+            raise UserError(f"{self.name} has an output of {' x '.join(map(str, found.shape))} for images of {size}.")
         return found
 
     def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
