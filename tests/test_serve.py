@@ -320,7 +320,7 @@ REFUSALS = {
         "not_an_image",
         "a.eps is not an image",
     ),
-    "too many bytes": (dict(files=form(bytes(60_000))), 413, "too_many_bytes", "a request may have 0.05 MB"),
+    "too many bytes": (dict(files=form(bytes(60_000))), 413, "too_many_bytes", "at most 0.05 MB are allowed"),
     "too many pixels": (
         dict(files=form(png(size=(110, 100)))),
         413,
@@ -350,7 +350,7 @@ REFUSALS = {
     "overlay": (dict(files=form(png()), params={"overlay": "1"}), 400, "no_overlay", "exported file"),
     "mask": (dict(files=form(png()), params={"mask": "1"}), 400, "no_mask", "colours is a classifier"),
     "top": (dict(files=form(png()), params={"top": "0"}), 422, "bad_query", "The parameter 'top' is wrong"),
-    "method": (dict(method="GET"), 405, "wrong_method", "not asked in this way"),
+    "method": (dict(method="GET"), 405, "wrong_method", "does not support this method"),
     "path": (dict(path="/nothing"), 404, "not_found", "nothing here"),
 }
 SMALL = replace(Limits(), max_bytes=50_000, max_pixels=10_000, max_images=3)
@@ -485,7 +485,7 @@ def test_an_error_of_ours_is_an_answer_without_a_traceback(monkeypatch, caplog):
             answer = await client.post("/predict", files=form(png()))
             assert answer.status_code == 500
             assert answer.json() == {
-                "error": "The server failed on this request; its log says more.",
+                "error": "The server failed on this request; see its log.",
                 "reason": "server_error",
             }
             assert answer.headers["x-content-type-options"] == "nosniff"
@@ -643,7 +643,7 @@ def test_a_batcher_finishes_what_it_has_before_it_ends():
     assert failed == ({3, 4} if seen[0] == [0] else {2, 3})
     assert isinstance(futures[3].exception(), BatchError)
     assert [futures[i].result().value for i in (0, 1)] == [0, 1]
-    with pytest.raises(RuntimeError, match="being stopped"):
+    with pytest.raises(RuntimeError, match="shutting down"):
         batcher.submit(7)
 
 
@@ -917,7 +917,7 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(classifier, monkeypatch
     monkeypatch.setattr("dmformer.predict.predictor.open_predictor", lambda *_: pytest.fail("the model was loaded"))
     with listen("127.0.0.1", 0) as place:
         port = place.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1 is taken: give another --port\.$"):
+        with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1 is in use: give another --port\.$"):
             serve([classifier, "--port", str(port)])
 
 
@@ -932,7 +932,7 @@ def test_addresses():
         assert socket.gethostname().lower() in known_names(place, "0.0.0.0", [])
     with pytest.raises(UserError, match=r"--host no\.such\.invalid is not an address of this machine"):
         listen("no.such.invalid", 0)
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be opened"):
         listen("192.0.2.1", 0)
 
 
@@ -1069,7 +1069,7 @@ def test_the_page_of_a_classifier(classifier, tmp_path):
         (tmp_path / "notes.txt").write_text("hello")
         choose(page, tmp_path / "notes.txt")
         page.wait_for_selector("#trouble:not(:empty)")
-        assert page.locator("[role=alert]").inner_text().startswith("notes.txt is not an image that can be read here")
+        assert page.locator("[role=alert]").inner_text().startswith("notes.txt is not an image in a supported format")
         assert page.locator("#bars li").count() == 0
         assert page.locator("#where").is_hidden()
         assert [text for text in said if "415" not in text] == []

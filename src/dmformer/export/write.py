@@ -259,8 +259,8 @@ def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Im
         if not apart <= PREPROCESSING_LIMIT:
             raise UserError(
                 f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit on a "
-                f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. Nothing was "
-                "written."
+                f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. "
+                "Nothing was written."
             )
 
 

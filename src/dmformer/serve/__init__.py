@@ -1,1 +1,1 @@
-"""A model behind a web page and a JSON API, for `dmformer serve`; needs the extra "serve"."""
+"""`dmformer serve`: a model behind a web page and a JSON API; needs the extra "serve"."""

@@ -1,4 +1,4 @@
-"""Where in a photo a classifier finds a class: its class activation, for the overlay."""
+"""Class activation maps of a classifier, for the overlay."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..utils.extras import needs
 
 
 class Activation:
-    """A classifier, opened once more with what its class activation needs.
+    """A classifier, opened a second time for class activation.
 
     Args:
         source: A classifier: a run's best/ folder, or hf-hub:owner/name.
@@ -29,15 +29,15 @@ class Activation:
         self._subject = open_subject(source)
 
     def prepare(self, image: Image.Image) -> Any:
-        """A photo -> a tensor (3, H, W), what the model sees of it."""
+        """An image -> the model's input (3, H, W)."""
         return self._subject.prepare(image)
 
     def seen(self, prepared: Any) -> Image.Image:
-        """A prepared photo as it was before it was normalised."""
+        """A prepared image with its normalisation undone."""
         return self._subject.picture(prepared)
 
     def __call__(self, items: list[tuple[Any, int]]) -> list[np.ndarray]:
-        """Prepared photos with a class each -> an activation (H, W), 0 to 1, each."""
+        """(prepared image, class) pairs -> one activation map (H, W), 0 to 1, per pair."""
         import torch
 
         found = self._activation(self._subject, torch.stack([x for x, _ in items]), [c for _, c in items])

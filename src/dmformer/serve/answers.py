@@ -1,10 +1,10 @@
-"""What the API returns, as its OpenAPI description has it."""
+"""Response models of the API, as in its OpenAPI description."""
 
 from pydantic import BaseModel, Field
 
 
 class ClassShare(BaseModel):
-    """A class of a photo: its probability, or its share of the pixels and its colour."""
+    """A class of an image: its probability, or its fraction of the pixels and its colour."""
 
     name: str = Field(serialization_alias="class")
     probability: float | None = None
@@ -13,7 +13,7 @@ class ClassShare(BaseModel):
 
 
 class Object(BaseModel):
-    """An object on a photo, with its box in pixels of the photo as it was sent: left, upper, right and lower edge."""
+    """An object in an image, with its box in pixels of the uploaded image: left, top, right and bottom edges."""
 
     name: str = Field(serialization_alias="class")
     score: float
@@ -22,7 +22,7 @@ class Object(BaseModel):
 
 
 class Result(BaseModel):
-    """Of one image: classes, likeliest first, shares, largest first, or objects, surest first; or why there is none."""
+    """Result of one image: most likely classes, largest fractions or highest-scoring objects first; or the error."""
 
     name: str
     classes: list[ClassShare] | None = None
@@ -30,27 +30,27 @@ class Result(BaseModel):
     objects: list[Object] | None = None
     overlay: str | None = Field(default=None, description="A PNG as a data URI.")
     overlay_class: str | None = Field(default=None, description="The class that the overlay shows.")
-    mask: str | None = Field(default=None, description="Ids of the classes, from 0: a grey PNG as a data URI.")
+    mask: str | None = Field(default=None, description="Class ids from 0: a grey PNG as a data URI.")
     reduced_to: tuple[int, int] | None = Field(
-        default=None, description="Width and height that a large photo was reduced to before a segmenter or a detector."
+        default=None, description="Width and height to which a large photo was reduced for a segmenter or a detector."
     )
     error: str | None = None
     reason: str | None = None
 
 
 class Seconds(BaseModel):
-    """What the time went into; of several images the longest."""
+    """Time per step; for several images, the longest."""
 
-    read: float = Field(description="The request's body arrived.")
+    read: float = Field(description="Receiving the request's body.")
     prepare: float = Field(description="Decoding, resizing, normalising.")
-    queue: float = Field(description="Waiting for the model, and for others in the same batch.")
-    model: float = Field(description="The batch that the image was in.")
-    overlay: float = Field(description="The class activation, and drawing.")
+    queue: float = Field(description="Waiting for the model and for other images of the batch.")
+    model: float = Field(description="Running the image's batch.")
+    overlay: float = Field(description="Class activation and drawing.")
     total: float
 
 
 class Answer(BaseModel):
-    """To /predict."""
+    """Response of /predict."""
 
     model: str
     form: str
@@ -60,15 +60,17 @@ class Answer(BaseModel):
 
 
 class Trouble(BaseModel):
-    """Why there is no answer: a sentence for people, a word for programs."""
+    """An error: a sentence for people and a code for programs."""
 
     error: str
     reason: str
-    results: list[Result] | None = Field(default=None, description="Of several images that were all refused.")
+    results: list[Result] | None = Field(
+        default=None, description="Results, if several images were sent and all were refused."
+    )
 
 
 class Health(BaseModel):
-    """That the server is ready, and for what."""
+    """State of the server and its model."""
 
     status: str
     model: str
@@ -77,7 +79,7 @@ class Health(BaseModel):
 
 
 class Overlay(BaseModel):
-    """Whether overlays are drawn, or why not."""
+    """Whether overlays are available, or why not."""
 
     offered: bool
     why_not: str | None = None
@@ -94,7 +96,7 @@ class Allowed(BaseModel):
 
 
 class Info(BaseModel):
-    """The model and what may be asked of it."""
+    """The model and the possible requests."""
 
     model: str
     form: str

@@ -1,4 +1,4 @@
-"""The web application: a page for people, an API for programs."""
+"""The web application: a page for people and an API for programs."""
 
 import asyncio
 import time
@@ -29,15 +29,15 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-"""The page's files, by their paths."""
+"""The page's files by URL path."""
 
 PATHS = (*PAGE, "/predict", "/info", "/healthz", "/metrics", "/openapi.json")
 
 MOST = 1000
-"""Classes that can be asked for."""
+"""Maximum number of classes in a request."""
 
 PARTS = ("prepare", "queue", "model", "overlay")
-"""Of an image's time."""
+"""Parts of an image's processing time."""
 
 BODY = {
     "requestBody": {
@@ -54,7 +54,7 @@ BODY = {
         },
     }
 }
-"""What /predict takes, for its OpenAPI description; it reads the body itself, within the limits."""
+"""OpenAPI description of the body of /predict, which reads the body itself, within the limits."""
 
 TROUBLES: dict[int | str, dict[str, Any]] = {
     status: {"model": Trouble} for status in (400, 403, 408, 413, 415, 422, 500, 503, 504)
@@ -67,12 +67,12 @@ def make_app(
     names: Collection[str] = LOOPBACK,
     any_address: bool = False,
 ) -> FastAPI:
-    """The application around a service, which it closes when it ends.
+    """The application around a service; it closes the service at shutdown.
 
     Args:
-        service: Answers.
-        metrics: What the service counts in.
-        names, any_address: By which the server may be reached; see `Guard`.
+        service: Runs the model.
+        metrics: Metrics of the service.
+        names, any_address: Valid hosts; see `Guard`.
     """
     predictor, limits = service.predictor, service.limits
 
@@ -84,7 +84,7 @@ def make_app(
     app = FastAPI(
         title=f"dmformer: {predictor.name}",
         version=__version__,
-        docs_url=None,  # these pages would load scripts of another site
+        docs_url=None,  # these pages would load scripts from another site
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -101,14 +101,16 @@ def make_app(
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, le=MOST, description="Classes to return.")] = TOP,
-        overlay: Annotated[bool, Query(description="Draw where the classifier looks, the mask, or the boxes.")] = False,
+        overlay: Annotated[bool, Query(description="Draw the class activation, the mask, or the boxes.")] = False,
         class_: Annotated[
-            str | None, Query(alias="class", description="The class that the overlay is to show; asks for one.")
+            str | None, Query(alias="class", description="The class that the overlay shows; implies an overlay.")
         ] = None,
-        mask: Annotated[bool, Query(description="Return the mask of a segmenter.")] = False,
-        threshold: Annotated[float, Query(ge=0, le=1, description="Least score of a detector's objects.")] = THRESHOLD,
+        mask: Annotated[bool, Query(description="Return the segmenter's mask.")] = False,
+        threshold: Annotated[
+            float, Query(ge=0, le=1, description="Minimum score of a detector's objects.")
+        ] = THRESHOLD,
     ) -> Any:
-        """Classes of images, their masks, or the objects on them."""
+        """Classes of images, their masks, or the objects in them."""
         wishes = Wishes(top, overlay, class_, mask, threshold)
         service.check(wishes)
         with service.place():
@@ -136,7 +138,7 @@ def make_app(
 
     @app.get("/info", response_model_exclude_none=True)
     async def info() -> Info:
-        """The model, its classes, and what may be asked of it."""
+        """The model, its classes, and the possible requests."""
         palette = getattr(predictor, "palette", None)
         return Info(
             model=predictor.name,
@@ -157,7 +159,7 @@ def make_app(
 
     @app.get("/healthz")
     async def healthz(response: Response) -> Health:
-        """Whether the server is ready, for what watches over it."""
+        """Whether the server is ready, for health checks."""
         if not service.is_alive:
             response.status_code = 503
         status = "ready" if service.is_alive else "failed"
@@ -165,7 +167,7 @@ def make_app(
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
-        """What the server counts, in Prometheus' text format."""
+        """The server's metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type=metrics.content_type)
 
     return app
@@ -184,7 +186,7 @@ async def _read(request: Request, limits: Limits) -> list[Upload]:
 
 
 async def _while_connected(request: Request, work: asyncio.Future[T]) -> T:
-    """What comes of the work, which is left off if the client goes, or the time is over."""
+    """The result of the work, which is cancelled if the client disconnects or the time limit is reached."""
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +204,7 @@ async def _left(request: Request) -> None:
 
 
 def _disconnected() -> Refused:
-    return Refused(400, "disconnected", "The request was broken off.")
+    return Refused(400, "disconnected", "The client disconnected.")
 
 
 def _trouble(found: list[Answered]) -> JSONResponse:
@@ -223,7 +225,7 @@ def _give(content: str, kind: str) -> Any:
 
 
 async def _refuse_path(request: Request, error: Any) -> Response:
-    sentences = {404: "There is nothing here.", 405: "This path is not asked in this way."}
+    sentences = {404: "There is nothing here.", 405: "This path does not support this method."}
     reasons = {404: "not_found", 405: "wrong_method"}
     reason = reasons.get(error.status_code, "refused")
     raise Refused(error.status_code, reason, sentences.get(error.status_code, str(error.detail)), error.headers)
@@ -231,4 +233,4 @@ async def _refuse_path(request: Request, error: Any) -> Response:
 
 async def _refuse_query(request: Request, error: Any) -> Response:
     first = error.errors()[0]
-    raise Refused(422, "bad_query", f"The parameter '{first['loc'][-1]}' is wrong: {first['msg']}.")
+    raise Refused(422, "bad_query", f"The parameter '{first['loc'][-1]}' is invalid: {first['msg']}.")

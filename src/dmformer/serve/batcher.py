@@ -1,4 +1,4 @@
-"""One thread that owns a model, and works on what many requests ask of it in common batches."""
+"""One thread that owns a model and processes items from many requests in shared batches."""
 
 import logging
 import queue
@@ -19,29 +19,29 @@ log = logging.getLogger("dmformer.serve")
 
 @dataclass(frozen=True)
 class Done(Generic[Result]):
-    """A result, with the seconds that its batch took."""
+    """A result, and the duration of its batch in seconds."""
 
     value: Result
     worked: float
 
 
 class BatchError(Exception):
-    """The work on a batch failed; says how, in words for the client. The cause is in the log."""
+    """A batch failed; the message is for the client, the cause is in the log."""
 
 
 class Batcher(Generic[Item, Result]):
     """A queue with one worker thread.
 
-    The worker takes what waits, up to `size` items, and waits up to `wait` seconds for more before it begins. If the
-    work raises an error, this batch's items get it, a `UserError` as it is and others as `BatchError`, and the worker
-    goes on with the next.
+    The worker takes up to `size` waiting items, and waits up to `wait` seconds for more before it starts. If the work
+    raises an error, all items of the batch receive it (a `UserError` unchanged, others as `BatchError`), and the worker
+    continues with the next batch.
 
     Args:
-        work: Items -> results, as many, in their order.
-        size: Most items of a batch.
-        wait: Seconds from the first item of a batch to its start, unless it is full before.
-        watch: Is told the size of every batch and the seconds that it took.
-        name: Of the thread.
+        work: Items -> results, one per item, in the same order.
+        size: Maximum number of items per batch.
+        wait: Maximum seconds from the first item of a batch to its start.
+        watch: Called with the size and the duration in seconds of every batch.
+        name: Name of the thread.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class Batcher(Generic[Item, Result]):
         self._thread.start()
 
     def submit(self, item: Item) -> "Future[Done[Result]]":
-        """Put an item into the queue; a future that is cancelled before its batch begins is left out of it.
+        """Put an item into the queue; if its future is cancelled before its batch starts, it is skipped.
 
         Raises:
             RuntimeError: After `close`.
         """
         waiting = _Waiting(item, Future[Done[Result]]())
-        with self._lock:  # or an item could come behind the end
+        with self._lock:  # so that no item is queued after the end marker
             if self._closed:
-                raise RuntimeError("the server is being stopped")
+                raise RuntimeError("the server is shutting down")
             self._queue.put(waiting)
         return waiting.future
 
     def close(self) -> None:
-        """Finish what is in the queue, and end the thread."""
+        """Process the remaining items and end the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -101,7 +101,7 @@ class Batcher(Generic[Item, Result]):
                 self._finish(batch)
 
     def _next_batch(self) -> tuple[list["_Waiting[Item, Result]"], bool]:
-        """What is to be worked on together, and whether it is the last."""
+        """The next batch, and whether it is the last."""
         batch: list[_Waiting[Item, Result]] = []
         end = None
         while len(batch) < self.size:
@@ -122,13 +122,13 @@ class Batcher(Generic[Item, Result]):
             results = self.work([waiting.item for waiting in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-        except UserError as error:  # says what the model cannot take
+        except UserError as error:  # says which input the model cannot process
             self._fail(batch, error)
             return
         except Exception as error:
             log.exception("a batch of %d failed", len(batch))
             kind = type(error).__name__
-            self._fail(batch, BatchError(f"The model failed on this batch ({kind}); the server's log says more."))
+            self._fail(batch, BatchError(f"The model failed on this batch ({kind}); see the server's log."))
             return
         worked = time.perf_counter() - begin
         self.watch(len(batch), worked)

@@ -1,4 +1,4 @@
-"""What stands before every request: which site it comes from, the headers of its answer, and a last net for errors."""
+"""Middleware for every request: checks of its origin, security headers, and a handler for unexpected errors."""
 
 import ipaddress
 import json
@@ -23,24 +23,24 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Of every answer. Without CORS headers a browser gives no other site's page anything of it to read."""
+"""Headers of every response. There are no CORS headers, so browsers do not let other sites' pages read responses."""
 
 log = logging.getLogger("dmformer.serve")
 
 
 class Guard:
-    """Refuses requests that another site's page makes a browser send, and counts all.
+    """Refuses cross-site requests from browsers, and counts all requests.
 
-    The Host header must name the server: else a page whose name leads to this machine (DNS rebinding) would be of the
-    same site. What changes or computes something, POST, must come from the server's own page or from no page at all,
-    as Origin and Sec-Fetch-Site tell.
+    The Host header must name the server. Otherwise a page whose domain resolves to this machine (DNS rebinding) would
+    count as the same site. POST requests must come from the server's own page or from no page at all, according to
+    Origin and Sec-Fetch-Site.
 
     Args:
-        app: To guard.
-        metrics: Counts the answers.
-        paths: That are counted by their names; any other is "other".
-        names: By which the server may be reached, without port.
-        any_address: Whether it may also be reached by whatever IP address; an address cannot be rebound.
+        app: The application to protect.
+        metrics: Counts the responses.
+        paths: Paths with their own counters; all others count as "other".
+        names: Valid host names, without port.
+        any_address: Whether to accept any IP address as host; an address cannot be rebound.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Guard:
             await _send_error(with_headers, refused)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            if status:  # half an answer cannot be taken back
+            if status:  # a response that has started cannot be replaced
                 raise
             self.metrics.rejected.labels("server_error").inc()
-            told = "The server failed on this request; its log says more."
+            told = "The server failed on this request; see its log."
             await _send_error(with_headers, Refused(500, "server_error", told))
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
@@ -89,7 +89,7 @@ class Guard:
         host = headers.get("host", "")
         if not self._is_known(_hostname(host)):
             raise Refused(
-                403, "strange_host", f"This server is not reached as '{host[:200]}': it must be started with --names."
+                403, "strange_host", f"This server does not accept the host '{host[:200]}': start it with --names."
             )
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
@@ -99,7 +99,7 @@ class Guard:
             raise Refused(403, "other_site", "Pages of other sites may not use this server.")
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether a page of this origin is the server's own; a proxy's scheme and port are its own affair."""
+        """Whether a page of this origin is the server's own; scheme and port may differ behind a proxy."""
         netloc = origin.partition("://")[2].lower()
         return bool(netloc) and (netloc == host.lower() or _hostname(netloc) in self.names.difference(LOOPBACK))
 
@@ -108,7 +108,7 @@ class Guard:
 
 
 def _hostname(netloc: str) -> str:
-    """Host and port -> the host alone, in small letters; "" for what is none."""
+    """Host and port -> the host in lower case; "" if invalid."""
     try:
         return urlsplit(f"//{netloc}").hostname or ""
     except ValueError:

@@ -1,23 +1,23 @@
-"""What a request may ask of the server, and how it is told that it asked too much."""
+"""Limits of a request, and the error for requests that are refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 LONGEST = 100
-"""A longer side of more than so many shorter ones is refused: brought to the model's size, a line of pixels is huge."""
+"""Maximum aspect ratio: a line of pixels, resized by its shorter side to the model's size, would be huge."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed.
+    """Limits of requests.
 
     Attributes:
-        max_bytes: Of a request's body.
-        max_pixels: Of an image, by its header, before it is decoded.
-        max_images: Of a request.
-        timeout: Seconds from a request's first byte to its answer.
-        requests: In hand at once, from reading to answering; with `max_bytes` this bounds the memory.
-        work_pixels: Larger images are reduced to so many before a segmenter.
+        max_bytes: Size of a request's body.
+        max_pixels: Pixels of an image according to its header, checked before decoding.
+        max_images: Images per request.
+        timeout: Seconds from a request's first byte to its response.
+        requests: Concurrent requests, from reading to responding; with `max_bytes` this bounds the memory.
+        work_pixels: Larger images are reduced to this number of pixels for a segmenter.
     """
 
     max_bytes: int = 20 * 10**6
@@ -29,17 +29,17 @@ class Limits:
 
 
 RETRY = {"Retry-After": "1"}
-"""Headers of an answer that is worth another try, in seconds."""
+"""Headers of a response to a request that may be retried, in seconds."""
 
 
-class Refused(Exception):  # noqa: N818  # as an answer, not as a fault
-    """A request, or an image of it, that is not answered.
+class Refused(Exception):  # noqa: N818  # a response rather than an error
+    """A request, or an image in it, is refused.
 
     Args:
-        status: Of HTTP.
-        reason: A word for programs and for the metrics.
-        sentence: What was wrong and what to do, for people.
-        headers: Of the answer.
+        status: HTTP status.
+        reason: Code for programs and for the metrics.
+        sentence: What is wrong and what to do, for people.
+        headers: Headers of the response.
     """
 
     def __init__(self, status: int, reason: str, sentence: str, headers: Mapping[str, str] | None = None) -> None:

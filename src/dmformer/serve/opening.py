@@ -1,4 +1,4 @@
-"""From an opened model to its service, with an overlay if there can be one."""
+"""Create the service of an open model, with an overlay if possible."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .metrics import Metrics
 from .service import BoxService, ClassService, MaskService, Service
 
 SWITCHED_OFF = "The server was started with --no-overlay."
-EXPORTED = "This is an exported file: to see where the model looks, serve the run's best/ folder."
+EXPORTED = "Exported files have no overlay: to see where the model looks, serve the run's best/ folder."
 
 
 def open_service(
@@ -25,15 +25,15 @@ def open_service(
     batch: int = 8,
     wait: float = 0.005,
 ) -> Service:
-    """A service that is warm: it has answered for a grey image.
+    """A service that is warmed up with a grey image.
 
     Args:
-        source: Of the model, which a classifier's overlay needs once more.
+        source: Source of the model, which a classifier's overlay opens a second time.
         predictor: The model.
-        limits: What a request may ask.
-        metrics: Counts what is done.
-        overlay: Whether overlays are wanted. Where they cannot be had, the service says why.
-        batch, wait: Of a classifier; see `Batcher`.
+        limits: Limits of requests.
+        metrics: Metrics of the service.
+        overlay: Whether overlays are wanted. If they are unavailable, the service says why.
+        batch, wait: Batching of a classifier; see `Batcher`.
     """
     model: Any = predictor
     refusal = None if overlay else SWITCHED_OFF
@@ -48,7 +48,9 @@ def open_service(
         if refusal is None:
             try:
                 activation = Activation(source)
-                activation([(activation.prepare(Image.new("RGB", (64, 64))), 0)])  # not every model has maps to show
+                activation(
+                    [(activation.prepare(Image.new("RGB", (64, 64))), 0)]
+                )  # fails for models without feature maps
             except UserError as error:
                 activation, refusal = None, str(error)
         service = ClassService(model, limits, metrics, refusal, activation, batch, wait)

@@ -1,4 +1,4 @@
-"""Pictures in answers: a segmenter's classes over the photo, a detector's boxes on it; PNG as data URIs."""
+"""Images in responses: a segmenter's classes or a detector's boxes over the photo, as PNG data URIs."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from ..data.palette import Palette
 from ..report.drawing import IGNORED, draw_detections, overlay
 
 LARGEST = 1280
-"""Longer side in pixels of the photo under a mask or boxes: for looking at, it need not be larger."""
+"""Maximum longer side in pixels of an overlay; it is only for viewing."""
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as PNG in a data URI."""
+    """An image as a PNG data URI."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
 def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | None = None) -> Image.Image:
-    """A photo with its mask's colours over it, with `LARGEST` as its longer side at most.
+    """An image overlaid with its mask's colours, with a longer side of at most `LARGEST`.
 
     Args:
         photo: W x H.
         ids: (H, W), uint8.
-        palette: A colour for each class.
+        palette: One colour per class.
         only: The class to show; None shows all.
     """
     size = scaled(photo.size, LARGEST / max(photo.size))
@@ -41,13 +41,13 @@ def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | No
 def boxed(
     photo: Image.Image, found: Detections, class_names: Sequence[str], palette: Palette, only: int | None = None
 ) -> Image.Image:
-    """A photo with boxes, masks and names of the objects on it, with `LARGEST` as its longer side at most.
+    """An image with its objects' boxes, masks and names, with a longer side of at most `LARGEST`.
 
     Args:
         photo: W x H.
-        found: In its pixels.
+        found: Objects in pixels of `photo`.
         class_names: K names.
-        palette: A colour for each class.
+        palette: One colour per class.
         only: The class to show; None shows all.
     """
     size = scaled(photo.size, LARGEST / max(photo.size))
@@ -61,24 +61,24 @@ def boxed(
 
 
 def reduced(photo: Image.Image, pixels: int) -> Image.Image:
-    """A photo, made smaller if it has more pixels than that."""
+    """An image, reduced if it has more than `pixels` pixels."""
     size = scaled(photo.size, (pixels / (photo.width * photo.height)) ** 0.5)
     return photo if size == photo.size else photo.resize(size, reducing_gap=3.0)
 
 
 def resized_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) in another size (width, height), each pixel from the nearest."""
+    """A mask (H, W) resized to (width, height) by nearest neighbour."""
     rows, columns = (np.arange(n) * old // n for n, old in zip(size[::-1], ids.shape, strict=True))
     return ids[rows[:, None], columns]
 
 
 def resized_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Boxes (n, 4) of a picture in another size (width, height)."""
+    """Boxes (n, 4) rescaled from one image size (width, height) to another."""
     across, down = new[0] / old[0], new[1] / old[1]
     return boxes * np.array([across, down, across, down], np.float32)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Width and height made smaller, and never larger."""
+    """Width and height, reduced by `scale` but never enlarged."""
     scale = min(1.0, scale)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

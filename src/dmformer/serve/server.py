@@ -1,4 +1,4 @@
-"""The process that serves: it says when it is ready, and finishes what it began before it ends."""
+"""The server process: reports when it is ready, and finishes running requests before it exits."""
 
 import logging
 import signal
@@ -11,28 +11,28 @@ import uvicorn
 from fastapi import FastAPI
 
 GRACE = 5
-"""Seconds that an answer may take to be sent, when the server ends, beyond the longest that it may take to be made."""
+"""Extra seconds at shutdown for sending a response, beyond the time limit for computing it."""
 
 
 KEPT = 75
-"""Seconds that an idle connection is kept: longer than clients and proxies keep theirs, or one that is just being
-closed here might be used once more there."""
+"""Seconds that an idle connection is kept: longer than clients and proxies keep theirs, so that they do not reuse a
+connection while it is being closed here."""
 
 
 def run(app: FastAPI, place: socket.socket, timeout: float, ready: Callable[[], None]) -> None:
-    """Serve until SIGINT, which then is a KeyboardInterrupt, or SIGTERM, which then exits with 143.
+    """Serve until SIGINT, which raises KeyboardInterrupt, or SIGTERM, which exits with 143.
 
-    Both let the requests in hand finish; a second SIGINT does not.
+    Both let running requests finish; a second SIGINT does not.
 
     Args:
         app: The application.
-        place: A socket that listens.
-        timeout: Seconds that a request may take.
-        ready: Is called when requests are answered.
+        place: A listening socket.
+        timeout: Maximum seconds per request.
+        ready: Called as soon as requests are served.
     """
     config = uvicorn.Config(
         app,
-        http="h11",  # discards what is left of a refused request's body, so that its sender gets the answer
+        http="h11",  # discards the rest of a refused request's body, so that the client receives the response
         ws="none",
         log_config=None,
         log_level="warning",
@@ -41,8 +41,8 @@ def run(app: FastAPI, place: socket.socket, timeout: float, ready: Callable[[], 
         timeout_keep_alive=KEPT,
         timeout_graceful_shutdown=round(timeout) + GRACE,
     )
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
-    signal.signal(signal.SIGTERM, _exit)  # uvicorn catches it, and raises it again at its end
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about every malformed form
+    signal.signal(signal.SIGTERM, _exit)  # uvicorn catches the signal, and raises it again at shutdown
     _Server(config, ready).run([place])
 
 

@@ -1,4 +1,4 @@
-"""One model at the service of many requests: an image in, an answer out, in common batches and within the limits."""
+"""One model shared by many requests: image in, result out, in shared batches and within the limits."""
 
 import asyncio
 import time
@@ -28,23 +28,23 @@ from .uploads import Upload, open_image
 T = TypeVar("T")
 
 TOP = 5
-"""Classes of an answer, unless more are asked for."""
+"""Default number of classes in a result."""
 THRESHOLD = 0.3
-"""Least score of an object, unless another is asked for."""
+"""Default minimum score of an object."""
 
 KINDS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
-"""Models by task, in words."""
+"""Kind of model by task, for messages."""
 
 DECODERS = 4
-"""Threads that decode and prepare images, if there are as many cores."""
+"""Maximum number of threads that decode and prepare images; limited by the number of cores."""
 
 GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
-"""A small image, in the plainest format there is."""
+"""A small image in a trivial format."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a request asks for: so many classes, an overlay (of one class), the mask itself, objects of such a score."""
+    """Options of a request: number of classes, overlay (of one class), mask, minimum score of objects."""
 
     top: int = TOP
     overlay: bool = False
@@ -59,7 +59,7 @@ class Wishes:
 
 @dataclass
 class Times:
-    """Seconds that an image took, by what they went into; waiting is what remains of the total."""
+    """Seconds spent on an image by step; the rest of the total is waiting time."""
 
     prepare: float = 0.0
     model: float = 0.0
@@ -80,7 +80,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Answered:
-    """Of one image; the status is that of HTTP if it was the only one."""
+    """Result of one image; `status` is the HTTP status if it is the only image."""
 
     result: Result
     times: Times
@@ -92,10 +92,10 @@ class Service(ABC):
 
     Args:
         predictor: The model.
-        limits: What is allowed.
-        metrics: Counts what is done.
-        overlay_refusal: Why no overlay is drawn, in a sentence; None draws it.
-        ahead: Images that are decoded at once, those in the model included; the others wait as they were sent.
+        limits: Limits of requests.
+        metrics: Metrics of the service.
+        overlay_refusal: Why overlays are not available, in a sentence; None if they are.
+        ahead: Maximum number of decoded images, including those in the model; the others wait undecoded.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Service(ABC):
         self._in_hand = 0
 
     def check(self, wishes: Wishes) -> None:
-        """Refuse a wish that no image could fulfil: a mask of what is no segmenter, an overlay that is not offered, a
-        class that there is not.
+        """Refuse options that are impossible for any image: a mask without a segmenter, an overlay that is not
+        available, or an unknown class.
         """
         if wishes.mask and self.predictor.task != "segmentation":
-            told = f"{self.predictor.name} is a {KINDS[self.predictor.task]}, which makes no masks."
+            told = f"{self.predictor.name} is a {KINDS[self.predictor.task]}, which has no masks."
             raise Refused(400, "no_mask", told)
         if wishes.any_overlay and self.overlay_refusal is not None:
             raise Refused(400, "no_overlay", self.overlay_refusal)
@@ -133,9 +133,9 @@ class Service(ABC):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A request's place among those in hand; refused if all are taken."""
+        """Count a running request; refuse it if there are too many."""
         if self._in_hand >= self.limits.requests:
-            raise Refused(503, "busy", "The server has more to do than it can: try again in a moment.", RETRY)
+            raise Refused(503, "busy", "The server is overloaded: try again in a moment.", RETRY)
         self._in_hand += 1
         self.metrics.in_hand.set(self._in_hand)
         try:
@@ -145,7 +145,7 @@ class Service(ABC):
             self.metrics.in_hand.set(self._in_hand)
 
     async def answer(self, upload: Upload, wishes: Wishes) -> Answered:
-        """What the model finds in one image, or why it finds nothing."""
+        """The model's result for one image, or the reason for a refusal."""
         times = Times()
         try:
             result = await self._answer(upload, wishes, times)
@@ -162,14 +162,14 @@ class Service(ABC):
 
     @abstractmethod
     def warm_up(self) -> None:
-        """Answer for a grey image, so that the first request need not wait for what is made once."""
+        """Run a grey image, so that the first request does not wait for one-time initialisation."""
 
     @property
     def is_alive(self) -> bool:
         return all(batcher.is_alive for batcher in self._batchers)
 
     def close(self) -> None:
-        """Finish what was begun, and end all threads."""
+        """Finish running work and end all threads."""
         for batcher in self._batchers:
             batcher.close()
         self._pool.shutdown()
@@ -181,7 +181,7 @@ class Service(ABC):
         return batcher
 
     def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
-        """The image as a segmenter or a detector is to have it, and the size (width, height) that it came in."""
+        """The image reduced for a segmenter or a detector, and its original size (width, height)."""
         with times.spent_on("prepare"):
             image = open_image(upload, self.limits)
             return reduced(image, self.limits.work_pixels), image.size
@@ -192,7 +192,7 @@ class Service(ABC):
     async def _in_batch(self, batcher: Batcher[Any, Any], item: Any, times: Times, what: str) -> Any:
         try:
             done = await asyncio.wrap_future(batcher.submit(item))
-        except UserError as error:  # the model tells what it cannot take
+        except UserError as error:  # the model says which input it cannot process
             raise Refused(422, "unfit_image", str(error)) from None
         except BatchError as error:
             raise Refused(500, "model_failed", str(error)) from None
@@ -204,10 +204,10 @@ class ClassService(Service):
     """A classifier's service.
 
     Args:
-        predictor, limits, metrics, overlay_refusal: As of `Service`.
-        activation: Draws the overlay, unless that is refused.
-        batch: Most images of a batch.
-        wait: Seconds that a batch waits for more of them.
+        predictor, limits, metrics, overlay_refusal: See `Service`.
+        activation: Computes the overlay, unless overlays are refused.
+        batch: Maximum number of images per batch.
+        wait: Maximum seconds that a batch waits for more images.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class MaskService(Service):
     """A segmenter's service, one image at a time.
 
     Args:
-        predictor, limits, metrics, overlay_refusal: As of `Service`.
+        predictor, limits, metrics, overlay_refusal: See `Service`.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class BoxService(Service):
     """A detector's service, one image at a time.
 
     Args:
-        predictor, limits, metrics, overlay_refusal: As of `Service`.
+        predictor, limits, metrics, overlay_refusal: See `Service`.
     """
 
     def __init__(
@@ -316,7 +316,7 @@ class BoxService(Service):
     ) -> None:
         super().__init__(predictor, limits, metrics, overlay_refusal, ahead=2)
         self.model = predictor
-        self.palette = list(predictor.palette)  # that of many classes takes its time
+        self.palette = list(predictor.palette)  # slow to compute for many classes
         self._objects = self._batcher(lambda images: [predictor.detect(image) for image in images], 1, 0.0, "objects")
 
     async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
@@ -349,5 +349,5 @@ class BoxService(Service):
 
 
 def as_hex(colour: tuple[int, int, int]) -> str:
-    """Red, green and blue as a web page writes them."""
+    """Red, green and blue as a CSS colour."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -1,4 +1,4 @@
-"""A request's images: its body is read piece by piece within the limits, and an image's header before its pixels."""
+"""Images of a request: reads the body in chunks within the limits, and checks an image's header before its pixels."""
 
 import io
 from collections.abc import AsyncIterator
@@ -13,17 +13,17 @@ from ..utils.errors import first_line
 from .limits import LONGEST, Limits, Refused
 
 FIELD = "images"
-"""The field of a form that images come in."""
+"""Name of the form field for images."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's names of what is read; the others are left out, since some run programs."""
+"""Pillow's names of the allowed formats; the others are excluded because some run external programs."""
 
 LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it was sent."""
+    """An uploaded file."""
 
     name: str
     content: bytes
@@ -32,16 +32,16 @@ class Upload:
 async def read_uploads(
     content_type: str, content_length: str | None, body: AsyncIterator[bytes], limits: Limits
 ) -> list[Upload]:
-    """The files in a request's body, a form with the field "images" or one image; no more than the limits is kept.
+    """The files in a request's body, a form with the field "images" or a single image, within the limits.
 
     Args:
-        content_type: The header, which tells the form from the single image.
-        content_length: The header; a body that says it is too large is refused unread.
-        body: Of the request, in pieces.
-        limits: What is allowed.
+        content_type: The header, which distinguishes a form from a single image.
+        content_length: The header; if it exceeds the limit, the body is refused unread.
+        body: Body of the request, in chunks.
+        limits: Limits of requests.
 
     Raises:
-        Refused: No image, too many of them, too many bytes, another kind of body, or a form that is damaged.
+        Refused: No image, too many images, too many bytes, another type of body, or a malformed form.
     """
     if not content_type and content_length in (None, "0"):
         raise _no_image()
@@ -70,20 +70,20 @@ async def read_uploads(
 
 
 def open_image(upload: Upload, limits: Limits, at_least: int | None = None) -> Image.Image:
-    """Decode an image as 8-bit RGB (see `data.decode`), after a look at its header.
+    """Decode an image as 8-bit RGB (see `data.decode`), after checking its header.
 
     Raises:
-        Refused: No image, too many pixels, sides of very unequal length, or broken data.
+        Refused: No image, too many pixels, an extreme aspect ratio, or damaged data.
     """
     try:
         image = Image.open(io.BytesIO(upload.content), formats=readable())
     except Image.UnidentifiedImageError:
         raise Refused(
-            415, "not_an_image", f"{upload.name} is not an image that can be read here ({', '.join(readable())})."
+            415, "not_an_image", f"{upload.name} is not an image in a supported format ({', '.join(readable())})."
         ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # a warning where they are made errors
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, if warnings are errors
         raise _too_many_pixels(upload, "", limits) from None
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # decoders raise arbitrary errors on damaged input
         raise _broken(upload, first_line(error)) from None
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -101,7 +101,7 @@ def open_image(upload: Upload, limits: Limits, at_least: int | None = None) -> I
 
 
 def readable() -> list[str]:
-    """The formats that this Pillow was built with."""
+    """The allowed formats that this build of Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -116,7 +116,7 @@ async def _within(body: AsyncIterator[bytes], limits: Limits) -> AsyncIterator[b
 
 
 class _Form:
-    """The files of a multipart form, from pieces of its body."""
+    """Parses the files of a multipart form from chunks of its body."""
 
     def __init__(self, boundary: bytes, limits: Limits) -> None:
         self.limits = limits
@@ -171,10 +171,14 @@ class _Form:
     def _check_field(self) -> None:
         if self._field != FIELD:
             told = self._field[:LONGEST_NAME]
-            raise Refused(400, "unknown_field", f"The form has a field '{told}': send images as '{FIELD}' alone.")
+            raise Refused(
+                400,
+                "unknown_field",
+                f"The form has an unknown field '{told}': send images in the field '{FIELD}' only.",
+            )
 
     def _keep(self) -> None:
-        if not self._name and not self._content:  # a form that was sent without choosing a file
+        if not self._name and not self._content:  # a form sent without a chosen file
             return
         self.uploads.append(Upload(self._name or f"image {len(self.uploads) + 1}", bytes(self._content)))
         self._content = bytearray()
@@ -184,7 +188,7 @@ class _Form:
 
 
 def _no_image() -> Refused:
-    return Refused(400, "no_image", f"There is no image: send one or several as the field '{FIELD}' of a form.")
+    return Refused(400, "no_image", f"There is no image: send one or more in the field '{FIELD}' of a form.")
 
 
 def _damaged_form() -> Refused:
@@ -193,7 +197,7 @@ def _damaged_form() -> Refused:
 
 def _too_many_bytes(limits: Limits) -> Refused:
     most = f"{limits.max_bytes / 1e6:g} MB"
-    return Refused(413, "too_many_bytes", f"This is too large: a request may have {most}.")
+    return Refused(413, "too_many_bytes", f"The request is too large: at most {most} are allowed.")
 
 
 def _too_many_pixels(upload: Upload, size: str, limits: Limits) -> Refused:
