@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dmformer.nn.fused import FusedConv, FusedMlp
 from dmformer.nn.kernels import onednn
 from dmformer.nn.kernels.depthwise import plain_kernels
+from dmformer.nn.over_cores import over_cores
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 CONVS = {
@@ -158,3 +159,44 @@ def test_mlp_by_slices(inplace, monkeypatch):
     monkeypatch.setattr("dmformer.nn.fused.HIDDEN_BYTES", 2 * 32 * 6 * 7 * 4)  # two images at a time
     assert_near(mlp(x, inplace), expected, 2e-6)
     assert torch.equal(x, before) != inplace
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_of_a_batch_over_cores_equal_the_whole(count, two_threads):
+    x, layer, seen = images(count, 8, 6, 6), conv("3x3 stride 2"), []
+
+    def model(part: Tensor) -> Tensor:
+        seen.append((len(part), torch.get_num_threads(), torch.is_grad_enabled()))
+        return layer(part)
+
+    torch.testing.assert_close(over_cores(model, x), layer(x), rtol=0, atol=1e-6)
+    assert sum(n for n, _, _ in seen) == count
+    assert not any(gradients for _, _, gradients in seen)
+    if count > 1:
+        assert {threads for _, threads, _ in seen} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_parts_over_cores_follow_autocast_and_keep_errors(two_threads):
+    x, layer = images(4, 8, 6, 6), conv()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = over_cores(layer, x)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out, layer(x))
+    with pytest.raises(RuntimeError, match="channels"):
+        over_cores(layer, images(4, 5, 6, 6))
+
+
+def test_gradients_are_not_cut_by_parts(two_threads):
+    x = images(4, 8, 6, 6).requires_grad_()
+    with torch.enable_grad():
+        over_cores(conv(), x).sum().backward()
+    assert x.grad is not None

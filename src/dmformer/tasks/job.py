@@ -53,8 +53,8 @@ class Job(Protocol):
         """Arguments of timm's `create_scheduler_v2`, in epochs."""
         ...
 
-    def loss(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Tensor, Figures]:
-        """The loss of a batch, with its graph, and other figures of it, means over the batch."""
+    def loss(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, with its graph, and other figures of it, means over the batch, left on the device."""
         ...
 
     def validate(

@@ -260,17 +260,18 @@ class Trainer:
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
                 loss, figures = self.job.loss(self.model, inputs, targets)
-            value = loss.item()
-            if not np.isfinite(value):
-                self._not_finite(value)
             accelerator.backward(loss)
             if accelerator.sync_gradients and self.recipe.clip_grad:
                 accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            # Read together, once everything is on its way to a GPU and before the weights move by a loss of nan.
+            values = torch.stack([loss.detach().float(), *(v.detach().float() for v in figures.values())]).tolist()
+            if not np.isfinite(values[0]):
+                self._not_finite(values[0])
             self.optimizer.step()
             self.optimizer.zero_grad()
             if self.ema and accelerator.sync_gradients:
                 self.ema.update(self.bare, step=update)
-        return {"loss": value, **figures}
+        return dict(zip(("loss", *figures), values, strict=True))
 
     def _evaluated(self) -> nn.Module:
         """What is validated and kept."""

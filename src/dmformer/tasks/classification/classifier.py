@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ... import models as models  # registers them with timm
 from ...models.weights import check_fit, read_state_dict, to_best_device, write_state_dict
 from ...nn.fuse import fuse
+from ...nn.over_cores import over_cores
 from ...utils.errors import UserError, first_line, unknown
 from ...utils.files import whole_file
 from ..config import find_config, read_config, run_name, task_of
@@ -48,7 +49,7 @@ class Classifier:
         """B prepared photos -> (B, K)."""
         device = next(self.model.parameters()).device
         images = torch.from_numpy(np.stack(batch)).to(device, memory_format=torch.channels_last)
-        return self.model(images).float().softmax(1).cpu().numpy()
+        return over_cores(self.model, images).float().softmax(1).cpu().numpy()
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
 from ..sampling import once_each
 from .classifier import Classifier, open_classifier
@@ -72,7 +73,7 @@ def predict_all(
     parts = []
     for images, targets, positions in progress(loader):
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        probabilities = model(images).float().softmax(1)
+        probabilities = over_cores(model, images).float().softmax(1)
         parts.append([gather(t.to(device)).cpu() for t in (probabilities, targets, positions)])
     model.train(training)
     if not parts:

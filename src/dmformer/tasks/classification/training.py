@@ -84,7 +84,7 @@ class ClassificationJob:
     def schedule(self) -> dict[str, Any]:
         return cosine_schedule(self.recipe)
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         labels = targets if self.distillation is None else targets["label"]
         inputs, wanted = self.mixup(inputs, labels) if self.mixup else (inputs, labels)
         outputs = model(inputs)
@@ -95,12 +95,12 @@ class ClassificationJob:
             weight=self.class_weights.to(logits.device) if self.class_weights is not None else None,
             label_smoothing=0.0 if self.mixup else self.recipe.label_smoothing,
         )
-        figures = {"top1": (logits.argmax(1) == labels).float().mean().item()}
+        figures = {"top1": (logits.argmax(1) == labels).float().mean()}
         if self.distillation is not None and (answers := self.distillation.answers(targets)) is not None:
             answers = self.mixup.mixed(answers) if self.mixup else answers
             taught, more = self.distillation.loss(outputs, self.teacher_head, answers)
             loss = self.recipe.label_weight * loss + taught
-            figures |= {name: value.item() for name, value in more.items()}
+            figures |= more
         return loss, figures
 
     def validate(

@@ -168,9 +168,9 @@ class DetectionJob:
 
     def loss(
         self, model: nn.Module, inputs: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         losses = model(inputs, targets)
-        return torch.stack(list(losses.values())).sum(), {name: float(loss.detach()) for name, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def validate(
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]

@@ -92,7 +92,7 @@ class PretrainingJob:
     def schedule(self) -> dict[str, Any]:
         return cosine_schedule(self.recipe)
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = model(inputs)
         loss, figures = torch.zeros((), device=inputs.device), {}
         if (answers := self.distillation.answers(targets)) is not None:
@@ -108,7 +108,7 @@ class PretrainingJob:
             labelled = labelled + own.sum()
         if self.labelled:
             figures["top1"] = right / torch.as_tensor(labelled).clamp(min=1)
-        return loss, {name: float(value) for name, value in figures.items()}
+        return loss, figures
 
     @torch.no_grad()
     def validate(

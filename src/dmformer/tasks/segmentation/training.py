@@ -136,14 +136,14 @@ class SegmentationJob:
         decay = {"sched": "poly", "decay_rate": self.recipe.power}
         return {**decay, "num_epochs": self.epochs, "warmup_epochs": warmup}
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = model(inputs)
         weights = self.class_weights.to(targets.device) if self.class_weights is not None else None
         loss = segmentation_loss(outputs, targets, self.recipe.auxiliary_weight, weights)
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         counted = targets != IGNORE
         right = ((logits.argmax(1) == targets) & counted).sum() / counted.sum().clamp(min=1)
-        return loss, {"accuracy": right.item()}
+        return loss, {"accuracy": right}
 
     def validate(
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
