@@ -646,7 +646,7 @@ def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     for i in range(6):
         make_photo((40 * i, 90, 90), i).save(loose / f"{i}.png")
     assert (
-        "The classes are those that the model predicts: run."
+        "The classes are the model's predictions: run."
         in analyse("gates", [classifier], str(loose), str(tmp_path / "out2")).caption
     )
 
@@ -670,7 +670,7 @@ def test_segmenters_see_the_middle_of_photos(tmp_path):
     result = analyse("gates", [str(tmp_path / "seg")], str(tmp_path / "views"), str(tmp_path / "out2"), image_size=32)
     assert {row["width"] for row in read(result.files[0])} == {"32"}
     make_photo((90, 60, 30), 5, (20, 100)).save(tmp_path / "views" / "small.png")
-    with pytest.raises(UserError, match="too small for seg: the smallest leaves 64 x 0 px"):
+    with pytest.raises(UserError, match="too small for seg: the smallest allows 64 x 0 px"):
         analyse("gates", [str(tmp_path / "seg")], str(tmp_path / "views"), str(tmp_path / "out3"))
 
 
@@ -683,11 +683,11 @@ def test_models_that_lack_a_measure_say_what_they_have(classifier, photos, tmp_p
     ):
         with pytest.raises(UserError, match=words):
             analyse(measure, [source], str(photos), str(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"--image-size is for models made by name and for segmenters; a trained"):
+    with pytest.raises(UserError, match=r"--image-size is for models created by name and segmenters; trained"):
         analyse("gates", [classifier], str(photos), str(tmp_path / "out"), image_size=32)
     for path in [*photos.rglob("*.png")][1:]:
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"cka needs 4 images or more, and 1 can be read"):
+    with pytest.raises(UserError, match=r"cka needs at least 4 images, but only 1 can be read"):
         analyse("cka", [classifier], str(photos), str(tmp_path / "out"), 36)
     assert not (tmp_path / "out").exists()
 

@@ -204,7 +204,7 @@ def test_model_is_left_as_it_was():
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         found = class_activation(subject, images(), [0, 1])
-    with pytest.raises(UserError, match="no map"):
+    with pytest.raises(UserError, match="not a map"):
         class_activation(subject, images(), [0, 1], layer="head")
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == required
@@ -251,12 +251,12 @@ def test_a_map_without_evidence_is_zero():
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (5, "has stages 1 to 4, and no stage 5"),
-        ("0", "has stages 1 to 4, and no stage 0"),
+        (5, "has stages 1 to 4, but no stage 5"),
+        ("0", "has stages 1 to 4, but no stage 0"),
         ("stages.9", "unknown layer 'stages.9': did you mean stages."),
-        ("head", r"layer head of dmformer_n gives \(2, 5\), which is no map of the image: take a stage, 1 to 4"),
-        ("head.global_pool", "no map"),
-        ("stages.0.blocks.0.mixer.gate", "gives a single place for an image of 64 x 64"),
+        ("head", r"layer head of dmformer_n returns \(2, 5\), which is not a map of the image: take a stage, 1 to 4"),
+        ("head.global_pool", "not a map"),
+        ("stages.0.blocks.0.mixer.gate", "has a single position for an image of 64 x 64"),
         ("unused", "layer unused of dmformer_n does not reach the logits"),
     ],
 )
@@ -277,7 +277,7 @@ def test_wrong_methods_lists_and_weights_are_told():
         class_activation(subject, images(), [0, 1], "gradcam")
     with pytest.raises(ValueError, match="2 images need as many classes, not 1"):
         class_activation(subject, images(), [0])
-    with pytest.raises(UserError, match="gives a single place for an image of 32 x 32: take an earlier layer"):
+    with pytest.raises(UserError, match="has a single position for an image of 32 x 32: take an earlier layer"):
         class_activation(subject, images(32, 32), [0, 1])
     nn.init.constant_(subject.model.stages[3].blocks[0].mlp.fc1.weight, float("nan"))
     for method in METHODS:
@@ -468,15 +468,15 @@ def test_verdict_says_whether_maps_depend_on_what_was_learnt():
         return verdict([Explanation("p", "m", "c", correlation=v) for v in (*values, None)], "m")
 
     assert told(0.9, 0.3) == (
-        "The maps stay much as they are with weights drawn anew (mean rank correlation 0.60, 2 maps): they say little "
-        "of what was learnt."
+        "The maps hardly change with random weights (mean rank correlation 0.60, 2 maps): they say little about what "
+        "was learnt."
     )
     assert told(0.4) == (
-        "The maps change with weights drawn anew (mean rank correlation 0.40, 1 map): they depend on the weights, not "
-        "on the photo alone."
+        "The maps change with random weights (mean rank correlation 0.40, 1 map): they depend on the weights, not "
+        "only on the photo."
     )
-    assert told() == "No map has anything on it that could be checked."
-    assert "No map" in verdict([Explanation("p", "other", "c", correlation=0.1)], "m")
+    assert told() == "All maps are constant, so there is nothing to check."
+    assert "All maps are constant" in verdict([Explanation("p", "other", "c", correlation=0.1)], "m")
 
 
 def test_names_of_files_are_safe_and_differ():
@@ -622,7 +622,7 @@ def test_explain_segmenters(pictures, monkeypatch):
     assert not any(e.note for e in found)
     found = explain([str(run)], ["b/photo.png"], "out", classes=["box"], layer=3)
     assert [(e.label, e.score, e.note) for e in found] == [
-        ("box", 0.0, "no pixel is called so: the map is that of all pixels")
+        ("box", 0.0, "no pixel is predicted as this class: the map is for all pixels")
     ]
     assert pixels(found[0].file).shape[1] == 2 * 3 * 90 + 8
 
@@ -688,9 +688,9 @@ def test_command(capsys, pictures, monkeypatch):
         (["run", "b", "--top", "0"], "--top must be 1 or more"),
         (["run", "b", "--method", "cam"], "invalid choice 'cam'"),
         (["run", "b", "--layr", "3"], "unknown option '--layr': did you mean --layer"),
-        (["run", "b", "--layer", "7"], "run has stages 1 to 4, and no stage 7"),
+        (["run", "b", "--layer", "7"], "run has stages 1 to 4, but no stage 7"),
         (["run", "b", "--layer", "stages.7"], "unknown layer 'stages.7': did you mean stages."),
-        (["run", "b", "--layer", "head.fc"], "no map of the image"),
+        (["run", "b", "--layer", "head.fc"], "not a map of the image"),
         (["run", "b", "--classes", "hrose"], "unknown class of run 'hrose': did you mean horse?"),
         (["run", "a/broken.jpg"], "a/broken.jpg cannot be read: cannot identify image file"),
         (["run", "b", "--out", "a/broken.jpg"], "a/broken.jpg"),

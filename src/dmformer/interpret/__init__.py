@@ -1,1 +1,1 @@
-"""What a model looks at and how it computes: class activation and measures, as functions of models and images."""
+"""Class activation maps and measures of what a model looks at, as functions of models and images."""

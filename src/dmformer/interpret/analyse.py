@@ -1,4 +1,4 @@
-"""Measure what models look at and how they compute, on photos: a CSV, a plot and a caption that says how to read it."""
+"""Measure on images what models look at and how they compute: a CSV, a plot and a caption that explains it."""
 
 import csv
 import io
@@ -27,14 +27,14 @@ from .subject import Subject, open_subject
 
 @dataclass(frozen=True)
 class Analysis:
-    """What came of a measure.
+    """Results of a measure.
 
     Attributes:
-        header, rows: Of the CSV.
-        short_header, short: Of a table for people; cells are text.
-        caption: How to read the plot, in words.
-        files: What was written.
-        left_out: Photos that could not be read, with the reason.
+        header, rows: Contents of the CSV.
+        short_header, short: Contents of a short table for people; cells are text.
+        caption: Explanation of the plot.
+        files: The written files.
+        left_out: Unreadable images, with the reason.
     """
 
     header: list[str]
@@ -46,7 +46,7 @@ class Analysis:
     left_out: list[tuple[str, str]]
 
     def as_csv(self) -> str:
-        """The rows as they are in the file; numbers with six figures."""
+        """The contents of the CSV file; numbers with six digits."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         cells = ([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in self.rows)
@@ -56,7 +56,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure: what a model must have for it, whether one has it, and the work on all of them."""
+    """A measure: what a model needs for it, a test for that, and the computation on all models."""
 
     needs: str
     has: Callable[[Subject], bool]
@@ -75,34 +75,35 @@ def analyse(
     overwrite: bool = False,
     progress: Progress = lambda items, what: items,
 ) -> Analysis:
-    """Measure models on photos; writes OUT/MEASURE.csv, OUT/MEASURE.png and, of two measures, OUT/MEASURE-maps.png.
+    """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for two measures, OUT/MEASURE-maps.png.
 
     Args:
         measure: A key of `MEASURES`.
-        sources: What `open_subject` opens, one or more; for "cka" one or two.
-        data: Folder of photos, searched to the bottom; class folders where there are some.
-        out: Folder, made if it is not there.
-        images: How many photos: as many of each class as possible, evenly spread over its names; always the same.
-        image_size: Side in pixels of the images of models made by name, and of the middle that is cut out of a
-            segmenter's photos; by default the models' own, and as much as all photos have.
-        blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default the last with SAM of each stage.
-        overwrite: Replace files that are there.
-        progress: Wraps what there is to do, with a word for it.
+        sources: One or more sources for `open_subject`; one or two for "cka".
+        data: Folder of images, searched recursively, possibly with class folders.
+        out: Output folder, created if missing.
+        images: Number of images, balanced over the classes, evenly spread over the file names; deterministic.
+        image_size: Image side in pixels for models created by name, and of the centre crop for segmenters; by default
+            the model's own size, or the largest crop that all images allow.
+        blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default each stage's last block with SAM.
+        overwrite: Replace existing files.
+        progress: Wraps an iterable with a description, to show progress.
 
     Raises:
-        UserError: An unknown measure, a model that lacks it or cannot be opened, no photos, a file in the way.
+        UserError: The measure is unknown, a model does not support it or cannot be opened, there are no images, or a
+            file exists.
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
     what = MEASURES[measure]
     if not 1 <= len(sources) <= what.most_models:
-        raise UserError(f"{measure} takes 1 to {what.most_models} models, not {len(sources)}.")
+        raise UserError(f"{measure} accepts 1 to {what.most_models} models, not {len(sources)}.")
     if blocks and measure != "modulators":
-        raise UserError("--blocks is for modulators.")
+        raise UserError("--blocks is only for modulators.")
     if images < 1:
         raise UserError("--images must be 1 or more.")
     if measure == "cka" and images < LEAST:
-        raise UserError(f"cka needs {LEAST} images or more, not {images}.")
+        raise UserError(f"cka needs at least {LEAST} images, not {images}.")
     place = Path(out)
     check_files(measure, place, overwrite)
     photos = find_photos(Path(data), images)
@@ -112,10 +113,12 @@ def analyse(
             others = ", ".join(name for name, other in MEASURES.items() if other.has(subject))
             raise UserError(f"{subject.name} has no {what.needs}; it has: {others}.")
     if image_size is not None and all(s.trained and s.task == "classification" for s in subjects):
-        raise UserError("--image-size is for models made by name and for segmenters; a trained classifier has its own.")
+        raise UserError(
+            "--image-size is for models created by name and segmenters; trained classifiers have their own."
+        )
     tensors, labels, left_out = _read(photos, subjects, progress)
     if measure == "cka" and len(labels) < LEAST:
-        raise UserError(f"{data}: cka needs {LEAST} images or more, and {len(labels)} can be read.")
+        raise UserError(f"{data}: cka needs at least {LEAST} images, but only {len(labels)} can be read.")
     class_names = sorted({*labels} - {""})
     classes = torch.tensor([class_names.index(label) for label in labels]) if len(class_names) > 1 else None
     names = [subject.name for subject in subjects]
@@ -141,16 +144,16 @@ def analyse(
 
 
 def find_photos(folder: Path, count: int) -> list[tuple[Path, str]]:
-    """A sample of the photos of a folder, searched to the bottom, each with its class, or "" where there are none.
+    """A sample of the images in a folder, searched recursively, each with its class, or "" without classes.
 
-    The class is the first folder below that is not that of a split (train, val, test); there are classes only if every
-    photo lies in such a folder. Of each class as many are taken as possible, evenly spread over the sorted names.
+    The class is the first subfolder that is not a split (train, val, test); there are classes only if every image is in
+    such a folder. The sample is balanced over the classes, and evenly spread over the sorted names.
 
     Raises:
-        UserError: No folder, or no images in it.
+        UserError: The folder does not exist or contains no images.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one of photos.")
+        raise UserError(f"{folder} is not a folder: give a folder of photos.")
     found = sorted(map(Path, list_photos([str(folder)])))
     splits = {name for names in SPLITS.values() for name in names}
     by_class: dict[str, list[Path]] = {}
@@ -170,7 +173,7 @@ def find_photos(folder: Path, count: int) -> list[tuple[Path, str]]:
 def _read(
     photos: Sequence[tuple[Path, str]], subjects: Sequence[Subject], progress: Progress
 ) -> tuple[list[list[Tensor]], list[str], list[tuple[str, str]]]:
-    """The photos as each model receives them, their classes, and the files that cannot be read with the reason."""
+    """The images as prepared for each model, their classes, and the unreadable files with the reason."""
     tensors: list[list[Tensor]] = [[] for _ in subjects]
     labels, left_out = [], []
     for path, name in progress(photos, "reading"):
@@ -188,13 +191,13 @@ def _read(
 
 
 def _one_size(subject: Subject, images: Sequence[Tensor], image_size: int | None) -> Tensor:
-    """Images in one tensor (n, 3, H, W): of a segmenter's the middle, as large as all of them and its strides allow."""
+    """Images in one tensor (n, 3, H, W); for a segmenter, the largest centre crop that images and strides allow."""
     height, width = min(x.shape[1] for x in images), min(x.shape[2] for x in images)
     if subject.task == "segmentation":
         most = subject.image_size or ((image_size, image_size) if image_size else (height, width))
         height, width = min(height, most[0]) // 32 * 32, min(width, most[1]) // 32 * 32
         if min(height, width) < 32 or (subject.image_size and (height, width) != subject.image_size):
-            raise UserError(f"the photos are too small for {subject.name}: the smallest leaves {height} x {width} px.")
+            raise UserError(f"the photos are too small for {subject.name}: the smallest allows {height} x {width} px.")
     corners = [((x.shape[1] - height) // 2, (x.shape[2] - width) // 2) for x in images]
     return torch.stack(
         [x[:, top : top + height, left : left + width] for x, (top, left) in zip(images, corners, strict=True)]
@@ -202,7 +205,7 @@ def _one_size(subject: Subject, images: Sequence[Tensor], image_size: int | None
 
 
 def _about(cases: Sequence[Case], data: Path) -> str:
-    """What was measured on what, and a warning of random weights."""
+    """A description of the data, with a warning if weights are random."""
     sizes = dict.fromkeys(f"{case.images.shape[2]} x {case.images.shape[3]}" for case in cases)
     count, folder = len(cases[0].images), "/".join(data.resolve().parts[-2:])
     text = f"{count} photo{'' if count == 1 else 's'} of {folder}, {' and '.join(sizes)} px."
@@ -222,4 +225,4 @@ MEASURES: dict[str, Measure] = {
     "modulators": Measure("scale-aware modulation of SMT", lambda s: bool(sam_blocks(s)), results.modulators_of),
     "cka": Measure("blocks", lambda s: bool(s.stages), results.cka_of, most_models=2),
 }
-"""What can be measured, by name; `names.MEASURES` says in a line what each is."""
+"""The measures by name; `names.MEASURES` describes each in a line."""

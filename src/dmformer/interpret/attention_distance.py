@@ -1,4 +1,4 @@
-"""How far attention looks: the mean distance in pixels between a query and what it attends to, per layer and head."""
+"""Mean attention distance: pixels between a query and the keys that it attends to, per layer and head."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,18 +16,18 @@ from .hooks import recording
 from .subject import Subject
 
 AT_ONCE = 2**24
-"""Attention weights that are held at a time: 64 MB. All those of 3,136 tokens would be 39 MB a head and image."""
+"""Attention weights held at a time: 64 MB. All weights of 3,136 tokens would take 39 MB per head and image."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the attention weights of a batch follow from, by head: B images of W windows, one for global attention.
+    """Inputs of a batch's attention weights, by head: B images of W windows (one for global attention).
 
     Attributes:
         queries, keys, values: (B * W, heads, N, d).
-        places: Row and column of each token in its window, (N, 2); -1 of tokens before the map's.
-        real: Which tokens are positions of the map, (W, N): a class token and padding are not.
-        linear: Whether queries and keys are features phi, whose products are the weights, rather than the softmax's.
+        places: Row and column of each token in its window, (N, 2); -1 for tokens before the map's.
+        real: Which tokens are positions of the map, (W, N); excludes a class token and padding.
+        linear: Whether queries and keys are features phi whose products are the weights, instead of a softmax.
     """
 
     queries: Tensor
@@ -38,7 +38,7 @@ class Weights:
     linear: bool = False
 
     def rows(self, tokens: slice = slice(None)) -> Tensor:
-        """The weights of these queries on all keys, (B * W, heads, n, N); each row sums to 1."""
+        """The weights of these queries over all keys, (B * W, heads, n, N); each row sums to 1."""
         products = self.queries[:, :, tokens] @ self.keys.transpose(2, 3)
         if self.linear:
             return products / products.sum(-1, keepdim=True)
@@ -50,12 +50,12 @@ class LayerDistance:
     """Distances of one layer.
 
     Attributes:
-        name: Of the module.
+        name: Name of the module.
         kind: "attention", "window attention" or "linear attention".
-        stage: From 1.
-        stride: Of its map, in pixels.
-        pixels: By image and head, (images, heads).
-        uniform: What equal weights would give, in pixels.
+        stage: Number of the stage, from 1.
+        stride: Stride of its map in pixels.
+        pixels: Distances by image and head, (images, heads).
+        uniform: Distance for equal weights, in pixels.
     """
 
     name: str
@@ -67,7 +67,7 @@ class LayerDistance:
 
 
 def attentions(subject: Subject) -> list[tuple[str, nn.Module, int, int]]:
-    """Name, module, stage (from 1) and stride of all attention that is measured: SMT's, ViTAE's and ViTAEv2's."""
+    """Name, module, stage (from 1) and stride of every supported attention: SMT's, ViTAE's and ViTAEv2's."""
     found = []
     for name, module in subject.model.named_modules():
         if isinstance(module, ValueConvAttention | Attention | Performer):
@@ -83,9 +83,9 @@ def attention_distances(subject: Subject, batches: Iterable[Tensor]) -> list[Lay
         distance = mean over queries q of sum_k A[q, k] |centre(q) - centre(k)|
 
     with the attention weights A and the Euclidean distance between the centres of positions, in pixels of the image.
-    What is no position of the map, a class token or a window's padding, counts neither as query nor as key, and each
-    row of A is divided by what remains of it (reconstruction). Of linear attention A is phi(q) phi(k)^T divided by the
-    sums of its rows, without the 1e-8 (reconstruction).
+    Tokens that are not positions of the map, such as a class token or a window's padding, count neither as queries nor
+    as keys, and each row of A is renormalised (reconstruction). For linear attention, A is phi(q) phi(k)^T divided by
+    its row sums, without the 1e-8 (reconstruction).
 
     Args:
         subject: A model with attention.
@@ -109,7 +109,7 @@ def attention_distances(subject: Subject, batches: Iterable[Tensor]) -> list[Lay
 
 
 def mean_distances(weights: Weights) -> Tensor:
-    """The distance in positions, (B, heads); some queries at a time, so that memory is bounded."""
+    """The distance in positions, (B, heads); processes some queries at a time to bound memory."""
     windows, tokens = weights.real.shape
     count, heads = weights.queries.shape[:2]
     real = weights.real.repeat(count // windows, 1)  # (B * W, N)
@@ -118,14 +118,14 @@ def mean_distances(weights: Weights) -> Tensor:
     for part in (slice(start, start + step) for start in range(0, tokens, step)):
         rows = weights.rows(part) * real[:, None, None]
         apart = torch.cdist(weights.places[part], weights.places, compute_mode="donot_use_mm_for_euclid_dist")
-        # a row may lie on the class token whole: then nothing is left to divide by
+        # a row may put all its weight on the class token, which leaves nothing to divide by
         mean = (rows * apart).sum(-1) / rows.sum(-1).clamp(min=1e-30)
         total += (mean * real[:, None, part]).sum(-1)
     return total.reshape(-1, windows, heads).sum(1) / weights.real.sum()
 
 
 def uniform_distance(weights: Weights) -> float:
-    """The same for equal weights, which depends on the map and its windows alone."""
+    """The same for equal weights; depends only on the map and its windows."""
     windows = weights.real.shape[0]
     one = replace(
         weights,
@@ -137,7 +137,7 @@ def uniform_distance(weights: Weights) -> float:
 
 
 def weights_of(module: nn.Module, inputs: tuple[Any, ...]) -> Weights:
-    """Queries, keys and values by head of an attention that was called with these inputs.
+    """Queries, keys and values by head of an attention module called with these inputs.
 
     Args:
         module: `ValueConvAttention`, `Attention`, `WindowAttention` or `Performer`.
@@ -168,7 +168,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _places(tokens: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, 2) and which are real (1, N), of the tokens of a map behind some others."""
+    """Rows and columns (N, 2), and which tokens are real (1, N), of a map's tokens preceded by others."""
     before = tokens - size[0] * size[1]
     grid = torch.cartesian_prod(torch.arange(float(size[0])), torch.arange(float(size[1])))
     return F.pad(grid, (0, 0, before, 0), value=-1.0), (torch.arange(tokens) >= before)[None]
@@ -186,9 +186,9 @@ def _windows(x: Tensor, size: tuple[int, int], side: int) -> Tensor:
 
 
 def _features(queries: Tensor, keys: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive features of the Performer, (B, N, m), each query's and each feature's exponents lowered as they must be.
+    """Positive features of the Performer, (B, N, m), with exponents shifted to avoid overflow.
 
-    What they are lowered by is a factor of a whole row of A: the rows' sums cancel it.
+    The shift is a factor of a whole row of A, so the row sums cancel it.
     """
     logs = [F.linear(x, w) - x.square().sum(-1, keepdim=True) / 2 for x in (queries, keys)]
     top = logs[1].amax(1, keepdim=True)

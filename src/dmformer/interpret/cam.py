@@ -1,7 +1,7 @@
-"""Class activation: which places of a photo a class's score comes from, at any layer of any model.
+"""Class activation maps: the image regions behind a class's score, at any layer of any model.
 
-The methods are those of the library grad-cam. What is here tells it what a layer's output is (a map with the channels
-before or behind, or tokens), and leaves the model as it was.
+The methods are those of the library grad-cam. This module converts a layer's output (a map with channels first or last,
+or tokens) for the library, and leaves the model unchanged.
 """
 
 import math
@@ -25,7 +25,7 @@ METHODS = {
     "eigen-cam": "EigenCAM",
     "layer-cam": "LayerCAM",
 }
-"""Names, and the library's classes. Eigen-CAM asks for no class: its map is the same for all of them."""
+"""The library's classes by method name. Eigen-CAM ignores the class: its map is the same for all classes."""
 
 
 def class_activation(
@@ -36,25 +36,25 @@ def class_activation(
     layer: int | str | None = None,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Where the score of a class comes from: maps (B, H, W) from 0 to 1, of the images' size, on the CPU.
+    """Class activation maps (B, H, W) from 0 to 1, of the images' size, on the CPU.
 
-    The library cuts what is below 0 off, brings each map to 0 at its least and 1 at its greatest, resizes it
-    bilinearly, and does the former again. So two maps cannot be compared by their values; a map without anything above
-    0 (1e-7, that is), or the same everywhere, is 0 everywhere.
+    The library clips negative values, scales each map to the range 0 to 1, resizes it bilinearly, and rescales it.
+    Therefore the values of two maps are not comparable. A map that is constant, or has no value above 0 (precisely,
+    1e-7), becomes 0 everywhere.
 
     Args:
-        subject: Its model is left as it was: mode, parameters' gradients and all.
-        images: (B, 3, H, W), as the subject prepares them.
-        classes: A class an image.
+        subject: Its model is left unchanged, including its mode and the parameters' gradients.
+        images: (B, 3, H, W), as prepared by the subject.
+        classes: One class per image.
         method: A key of `METHODS`.
-        layer: A stage's number, from 1, or a module's name; the last stage by default. A module that is called several
-            times counts as at its first call.
-        masks: (B, H, W), of segmenters: the pixels whose logits of the class are added up; by default those of
+        layer: A stage's number, from 1, or a module's name; the last stage by default. If a module is called several
+            times, its first call counts.
+        masks: (B, H, W), for segmenters: the pixels whose logits of the class are summed; by default those of
             `predicted_masks`.
 
     Raises:
-        UserError: An unknown method or layer, a layer whose output is no map or that does not reach the logits, and
-            logits that are not finite.
+        UserError: The method or layer is unknown, the layer's output is not a map or does not reach the logits, or the
+            logits are not finite.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -77,19 +77,19 @@ def class_activation(
         if found.shape[1:] != (height, width):
             found = _rescaled(found[:, :height, :width])
     if not np.isfinite(found).all():
-        raise UserError(f"{subject.name} gives numbers that are not finite: its weights are damaged.")
+        raise UserError(f"{subject.name} has outputs that are not finite: its weights are damaged.")
     return torch.from_numpy(found)
 
 
 def layer_name(subject: Subject, layer: int | str | None = None) -> str:
-    """The name of the module that `class_activation` takes for a layer; for a stage where its map tells most.
+    """The name of the module that `class_activation` uses for a layer; for a stage, the most informative one.
 
-    A stage that closes with a norm, as VAN's and SMT's do, is looked at before it, for after it all places are equally
-    strong (reconstruction, measured in docs/explain.md). The last block of a ViT that classifies by its class token is
-    looked at where its first norm is: what it makes of the patches comes to nothing.
+    A stage that ends with a norm, as in VAN and SMT, is read before the norm, because all positions have equal strength
+    after it (reconstruction, measured in docs/explain.md). The last block of a ViT that classifies by its class token
+    is read at its first norm, because the block's patch outputs are not used.
 
     Raises:
-        UserError: A layer that the model does not have.
+        UserError: The model has no such layer.
     """
     stages = subject.stages
     number = str(len(stages) if layer is None else layer)
@@ -97,7 +97,7 @@ def layer_name(subject: Subject, layer: int | str | None = None) -> str:
         subject.module(number)
         return number
     if not 1 <= int(number) <= len(stages):
-        raise UserError(f"{subject.name} has stages 1 to {len(stages)}, and no stage {number}.")
+        raise UserError(f"{subject.name} has stages 1 to {len(stages)}, but no stage {number}.")
     name = stages[int(number) - 1]
     part: Any = subject.module(name)
     if isinstance(part, Stage) and len(part.blocks) and not isinstance(part.norm, nn.Identity):
@@ -108,10 +108,10 @@ def layer_name(subject: Subject, layer: int | str | None = None) -> str:
 
 @torch.no_grad()
 def cell_size(subject: Subject, image: Tensor, layer: int | str | None = None) -> tuple[int, int]:
-    """Height and width in pixels of an image (3, H, W) that one value of a layer's map stands for.
+    """Height and width in pixels of an image (3, H, W) that one value of a layer's map represents.
 
     Raises:
-        UserError: As `class_activation`, of the layer.
+        UserError: As in `class_activation`, for the layer.
     """
     name, images = layer_name(subject, layer), _padded(subject.model, image[None])
     as_map, sizes = _reader(subject, name, images), []
@@ -126,11 +126,11 @@ def cell_size(subject: Subject, image: Tensor, layer: int | str | None = None) -
 
 
 def predicted_masks(logits: Tensor, classes: Sequence[int]) -> tuple[Tensor, list[bool]]:
-    """The pixels that a segmenter takes for a class, (B, H, W), all of them where it takes none so; and whether any.
+    """The pixels predicted as a class, (B, H, W), or all pixels if there are none; and whether there are any.
 
     Args:
         logits: (B, K, H, W).
-        classes: A class an image.
+        classes: One class per image.
     """
     masks = logits.argmax(1) == torch.tensor(classes, device=logits.device)[:, None, None]
     found = masks.flatten(1).any(1)
@@ -144,7 +144,7 @@ def _library_class(method: str) -> Callable[..., Any]:
         return getattr(library, METHODS[method])
 
     class EigenCAM(library.EigenCAM):
-        """With a sign that means something, and without matrices of positions by positions, 17 GB at 256 x 256."""
+        """Eigen-CAM with a defined sign, and without matrices of positions by positions (17 GB at 256 x 256)."""
 
         def get_cam_image(
             self, input_tensor: Any, layer: Any, targets: Any, activations: Any, grads: Any, smooth: Any
@@ -155,10 +155,10 @@ def _library_class(method: str) -> Callable[..., Any]:
 
 
 def _first_component(activation: np.ndarray) -> np.ndarray:
-    """Projection of (C, H, W) on its first principal component, (H, W).
+    """Projection of (C, H, W) onto its first principal component, (H, W).
 
-    Its sign is arbitrary; it is turned so that the largest value is positive (Seg-Eigen-CAM, Applied Sciences 2025,
-    15(13) 7562, equation 13), for what is negative is cut off.
+    Its sign is arbitrary; it is chosen such that the largest value is positive (Seg-Eigen-CAM, Applied Sciences 2025,
+    15(13) 7562, equation 13), because negative values are clipped.
     """
     if not np.isfinite(activation).all():
         return np.full(activation.shape[1:], np.nan, np.float32)
@@ -176,7 +176,7 @@ def _rescaled(maps: np.ndarray) -> np.ndarray:
 
 
 def _target(k: int, mask: Tensor | None, size: tuple[int, int], task: str) -> Callable[[Tensor], Tensor]:
-    """What is differentiated for an image of a size, from its logits (K), or (K, H, W) with padding."""
+    """The scalar to differentiate for an image of this size, from its logits (K), or (K, H, W) with padding."""
 
     def of_pixels(logits: Tensor) -> Tensor:
         logits = logits[:, : size[0], : size[1]]
@@ -187,13 +187,13 @@ def _target(k: int, mask: Tensor | None, size: tuple[int, int], task: str) -> Ca
 
 
 def _padded(model: nn.Module, images: Tensor) -> Tensor:
-    """As a segmenter pads them itself: the maps of its layers cover the padding too."""
+    """Images padded as in the segmenter itself, because its layers' maps include the padding."""
     return model.padded(images) if isinstance(model, SegmentationModel) else images
 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, its parameters without gradients; afterwards all as before."""
+    """Put the model into evaluation mode without parameter gradients; restore its state afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
@@ -209,7 +209,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _gradients_from(subject: Subject, name: str, as_map: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let gradients begin at a layer: what comes before costs no more than in evaluation."""
+    """Start gradients at a layer, so that earlier layers cost no more than in evaluation."""
     reached = False
 
     def begin(module: nn.Module, arguments: Any, output: Any) -> Tensor | None:
@@ -217,8 +217,8 @@ def _gradients_from(subject: Subject, name: str, as_map: Callable[[Tensor], Tens
         if reached:
             return None
         reached = True
-        as_map(output)  # tells what cannot be read before anything else fails on it
-        return output.detach().requires_grad_().clone()  # a copy, which the next layer may change in place
+        as_map(output)  # reports an unreadable output before anything else fails
+        return output.detach().requires_grad_().clone()  # a copy, because the next layer may modify it in place
 
     def end(module: nn.Module, arguments: Any, output: Any) -> None:
         if not reached or not output.requires_grad:
@@ -233,7 +233,7 @@ def _gradients_from(subject: Subject, name: str, as_map: Callable[[Tensor], Tens
 
 
 def _reader(subject: Subject, name: str, images: Tensor) -> Callable[[Any], Tensor]:
-    """What brings a layer's output, or its gradient, to a map (B, C, h, w) of its own memory."""
+    """A function that converts a layer's output or gradient to a map (B, C, h, w) in new memory."""
     B, _, height, width = images.shape
     where = f"layer {name} of {subject.name}"
     parts, path = dict(subject.model.named_modules()), name.split(".")
@@ -242,7 +242,7 @@ def _reader(subject: Subject, name: str, images: Tensor) -> Callable[[Any], Tens
 
     def as_map(output: Any) -> Tensor:
         if not isinstance(output, Tensor):
-            raise UserError(f"{where} gives no tensor but a {type(output).__name__}: {_advice(subject)}")
+            raise UserError(f"{where} returns a {type(output).__name__} instead of a tensor: {_advice(subject)}")
         found = None
         if len(output) == B and output.dim() == 4:
             _, a, b, c = output.shape
@@ -255,10 +255,12 @@ def _reader(subject: Subject, name: str, images: Tensor) -> Callable[[Any], Tens
                 if found is None and (grid := _grid(output.shape[1] - prefix, height, width)):
                     found = output[:, prefix:].transpose(1, 2).unflatten(2, grid)
         if found is None:
-            raise UserError(f"{where} gives {tuple(output.shape)}, which is no map of the image: {_advice(subject)}")
+            raise UserError(
+                f"{where} returns {tuple(output.shape)}, which is not a map of the image: {_advice(subject)}"
+            )
         if found.shape[-2:].numel() == 1:
             raise UserError(
-                f"{where} gives a single place for an image of {height} x {width}: take an earlier layer, or a "
+                f"{where} has a single position for an image of {height} x {width}: take an earlier layer, or a "
                 "larger image."
             )
         return found.clone(memory_format=torch.contiguous_format)
@@ -267,18 +269,18 @@ def _reader(subject: Subject, name: str, images: Tensor) -> Callable[[Any], Tens
 
 
 def _covers(h: int, w: int, height: int, width: int) -> bool:
-    """Whether h x w are the places of an image at some stride, each side rounded up or down."""
+    """Whether h x w is the map size of an image at some stride, with each side rounded up or down."""
     least = max(height / (h + 1), width / (w + 1))
     most = min(side / (n - 1) if n > 1 else math.inf for side, n in ((height, h), (width, w)))
     return least < most
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Height and width of the map that so many tokens are of, if there is one; of several the one most alike."""
+    """Height and width of a map with this number of tokens, if any; if several, the best aspect ratio."""
     found = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
     found = [(h, w) for h, w in found if _covers(h, w, height, width)]
     return min(found, key=lambda grid: abs(math.log(grid[0] * width / grid[1] / height)), default=None)
 
 
 def _advice(subject: Subject) -> str:
-    return f"take a stage, 1 to {len(subject.stages)}, or a module that gives a map or tokens."
+    return f"take a stage, 1 to {len(subject.stages)}, or a module that returns a map or tokens."

@@ -1,4 +1,4 @@
-"""Where on photos trained models find what speaks for a class: pictures and a page, with a check of their worth."""
+"""Class activation maps of trained models on images: pictures and an HTML page, with a sanity check."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -32,29 +32,29 @@ from .report import (
 from .subject import Subject, open_subject
 
 SAMPLES = 3
-"""Of the first photos, whose statistics a model with weights drawn anew gets, and whose maps the cascade follows."""
+"""Number of images that set the randomised model's BatchNorm statistics, and whose maps the cascade follows."""
 SHOWN = 40
-"""Most photos on the page."""
+"""Maximum number of images on the page."""
 LARGEST = 2**20
-"""Pixels that a segmenter sees of a photo at the most: larger ones are shrunk."""
+"""Maximum number of pixels of an image for a segmenter; larger images are reduced."""
 LONGEST_STEM, LONGEST_NAME = 100, 60
-"""Bytes of a photo's, and of a model's or a class's, name in the name of a file, of 255 that there may be."""
+"""Maximum bytes of an image, model or class name within a file name, which may have 255."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where a model finds a class on a photo; or why the photo could not be read.
+    """Where a model finds a class in an image; or why the image could not be read.
 
     Attributes:
-        photo: As it was given.
-        model: What the subject is called.
-        label: The class's name.
-        score: Its probability; of a segmenter the share of the pixels that it calls so.
-        file: The picture that was written.
-        correlation: Rank correlation of the map with that of the model with weights drawn anew; None where it was not
-            asked for, or where one of them is the same everywhere.
-        note: What is special about the map.
-        error: Why there is none.
+        photo: Path of the image, as given.
+        model: Name of the subject.
+        label: Name of the class.
+        score: Probability of the class; for a segmenter, the fraction of pixels predicted as the class.
+        file: The written picture.
+        correlation: Rank correlation of the map with the randomised model's; None if not requested, or if one of the
+            maps is constant.
+        note: Remark on the map.
+        error: Why there is no map.
     """
 
     photo: str
@@ -69,9 +69,9 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Maps:
-    """What a model finds on a photo x (3, H, W): N classes, their scores and maps (N, H, W).
+    """A model's result for an image x (3, H, W): N classes, their scores and maps (N, H, W).
 
-    A segmenter has also the pixels that it takes for each class, (N, H, W), and whether there are any.
+    For a segmenter also the pixels predicted as each class, (N, H, W), and whether there are any.
     """
 
     x: Tensor
@@ -84,15 +84,15 @@ class _Maps:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model that is explained.
+    """A model to explain.
 
     Attributes:
         subject: The model.
-        layer: The name of the module.
-        cell: Height and width in pixels of a value of its map.
-        wanted: The classes that were asked for.
-        control: The model with weights drawn anew.
-        followed: What the cascade follows, of the first photos.
+        layer: Name of the module.
+        cell: Height and width in pixels of one value of its map.
+        wanted: The requested classes.
+        control: The randomised model.
+        followed: Results for the first images, which the cascade follows.
     """
 
     subject: Subject
@@ -115,25 +115,25 @@ def explain(
     overwrite: bool = False,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> list[Explanation]:
-    """Show where models find classes on photos: one `Explanation` a photo, model and class, in this order.
+    """Show where models find classes in images: one `Explanation` per image, model and class, in this order.
 
-    Writes into `out`, below it as in the folder that was given: STEM.MODEL.CLASS.png for each map, which shows the
-    photo as the model sees it, the same under its map, and what the colours mean; and index.html, a page of them.
+    Writes into `out`, with the subfolders of the input: STEM.MODEL.CLASS.png for each map, with the image as the model
+    sees it, the image under its map, and a colour scale; and index.html, a page with all maps.
 
     Args:
-        sources: Of one or more models: a run's best/ folder or the run's folder, or hf-hub:owner/name.
-        photos: Files, folders (searched to the bottom) or "-" for an image on standard input.
-        out: Made if it is not there.
-        classes: Names of classes, which every model must have; by default each photo's own `top`.
-        top: Likeliest classes of a photo; of segmenters the largest ones.
+        sources: One or more models: a run's best/ folder or the run's folder, or hf-hub:owner/name.
+        photos: Files, folders (searched recursively) or "-" for an image on standard input.
+        out: Output folder, created if missing.
+        classes: Names of classes, which every model must have; by default the `top` classes of each image.
+        top: Number of most likely classes per image; for segmenters, of the largest ones.
         method, layer: See `class_activation`.
-        check: Compare each map with that of the model with weights drawn anew; see `randomised`.
-        overwrite: Replace files that are there.
-        progress: Wraps the list of files, to show how far it is.
+        check: Compare each map with the randomised model's; see `randomised`.
+        overwrite: Replace existing files.
+        progress: Wraps the list of files, to show progress.
 
     Raises:
-        UserError: A path that does not exist, a folder without images, no photo that can be read, no trained model, a
-            class, layer or method that does not exist, a file in the way.
+        UserError: A path does not exist, a folder contains no images, no image can be read, a model is not trained, a
+            class, layer or method does not exist, or a file exists.
     """
     places, page = dict(places_in(Path(out), photos)), Path(out) / "index.html"
     if page.exists() and not overwrite:
@@ -156,7 +156,7 @@ def explain(
             for model in models:
                 maps = _find(model, image, top, method)
                 controls = None if model.control is None else _activation(model.control, maps, method, model.layer)
-                view, rows = _tell(name, model.subject, maps, controls, places[name], method, taken)
+                view, rows = _write_pictures(name, model.subject, maps, controls, places[name], method, taken)
                 views.append(view)
                 found += rows
                 if check and len(model.followed) < SAMPLES:
@@ -180,19 +180,19 @@ def explain(
 
 
 def verdict(found: Sequence[Explanation], model: str) -> str:
-    """What the check says of a model, in a sentence."""
+    """The result of the sanity check for a model, in a sentence."""
     values = [e.correlation for e in found if e.model == model and e.correlation is not None]
     if not values:
-        return "No map has anything on it that could be checked."
+        return "All maps are constant, so there is nothing to check."
     mean = sum(values) / len(values)
     figure = f"mean rank correlation {mean:.2f}, {len(values)} map{'s' if len(values) > 1 else ''}"
     if mean >= ALIKE:
-        return f"The maps stay much as they are with weights drawn anew ({figure}): they say little of what was learnt."
-    return f"The maps change with weights drawn anew ({figure}): they depend on the weights, not on the photo alone."
+        return f"The maps hardly change with random weights ({figure}): they say little about what was learnt."
+    return f"The maps change with random weights ({figure}): they depend on the weights, not only on the photo."
 
 
 def _open(sources: Sequence[str]) -> list[Subject]:
-    """The models, each with a name of its own."""
+    """The models, each with a unique name."""
     subjects: list[Subject] = []
     for source in sources:
         subject = open_subject(source)
@@ -222,7 +222,7 @@ def _class(subject: Subject, name: str) -> int:
 
 
 def _first_images(names: list[str]) -> dict[str, Image.Image | str]:
-    """The first photos, up to `SAMPLES` that can be read; what cannot be, as the reason."""
+    """The first images, up to `SAMPLES` readable ones; for unreadable ones, the reason."""
     read: dict[str, Image.Image | str] = {}
     for name in names:
         read[name] = _image(name)
@@ -235,7 +235,7 @@ def _first_images(names: list[str]) -> dict[str, Image.Image | str]:
 
 
 def _image(name: str) -> Image.Image | str:
-    """A photo, or why it cannot be read."""
+    """An image, or why it cannot be read."""
     try:
         return decode(content_of(name))
     except BrokenImageError as error:
@@ -243,7 +243,7 @@ def _image(name: str) -> Image.Image | str:
 
 
 def _seen(subject: Subject, image: Image.Image) -> Tensor:
-    """A photo as the model gets it, (3, H, W): of segmenters up to `LARGEST`, or the middle of one size."""
+    """The model's input (3, H, W); for segmenters, limited to `LARGEST` pixels, or a centre crop of a fixed size."""
     x = subject.prepare(image)
     height, width = x.shape[-2:]
     if subject.task == "segmentation" and subject.image_size is not None:
@@ -275,7 +275,7 @@ def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
 
 
 def _activation(subject: Subject, found: _Maps, method: str, layer: str) -> Tensor:
-    """Maps (N, H, W); of segmenters one after the other, for their sake who have large photos."""
+    """Maps (N, H, W); for segmenters one at a time, to limit memory on large images."""
     if found.masks is None:
         x = found.x.expand(len(found.classes), -1, -1, -1)
         return class_activation(subject, x, found.classes, method, layer)
@@ -292,7 +292,7 @@ def _first_only(found: _Maps) -> _Maps:
     return replace(found, classes=found.classes[:1], scores=found.scores[:1], maps=found.maps[:1], masks=masks)
 
 
-def _tell(
+def _write_pictures(
     name: str,
     subject: Subject,
     found: _Maps,
@@ -301,7 +301,7 @@ def _tell(
     method: str,
     taken: set[str],
 ) -> tuple[View, list[Explanation]]:
-    """Write the pictures of a photo; what the page and the caller are told of them."""
+    """Write the pictures of an image; return their descriptions for the page and for the caller."""
     seen = enlarged(subject.picture(found.x))
     panels, rows, control = [], [], None
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -313,9 +313,9 @@ def _tell(
         save_png(side_by_side(seen, over, method), file)
         note = ""
         if found.masks is not None and not called:
-            note = "no pixel is called so: the map is that of all pixels"
+            note = "no pixel is predicted as this class: the map is for all pixels"
         if not values.any():
-            note = "nothing here speaks for it at this layer"
+            note = "nothing supports this class at this layer"
         correlation = None if controls is None else rank_correlation(values, controls[i])
         panels.append(Panel(label, found.scores[i], for_page(over), whereabouts(values.numpy()), note, correlation))
         rows.append(Explanation(name, subject.name, label, found.scores[i], str(file), correlation, note))
@@ -336,7 +336,7 @@ def _facts(model: _Model, found: list[Explanation], method: str) -> ModelFacts:
 
 
 def _followed(model: _Model, method: str) -> list[tuple[str, float | None]]:
-    """Mean rank correlation with the trained model's maps as more and more of it is drawn anew."""
+    """Mean rank correlation with the trained model's maps as the model is progressively randomised."""
     points: list[tuple[str, float | None]] = []
     if not model.followed:
         return points
@@ -359,7 +359,7 @@ def _refuse_existing(places: list[Path], names: list[str]) -> None:
 
 
 def _file(place: Path, model: str, label: str, taken: set[str]) -> Path:
-    """STEM.MODEL.CLASS.png, whatever characters the names have; numbered where another has it, whatever its case."""
+    """STEM.MODEL.CLASS.png with safe characters; numbered if the name is taken, ignoring case."""
     name, number = f"{_stem(place)}.{_safe(model)}.{_safe(label)}", 2
     file = place.with_name(f"{name}.png")
     while str(file).casefold() in taken:
@@ -373,6 +373,6 @@ def _stem(place: Path) -> str:
 
 
 def _safe(text: str, longest: int = LONGEST_NAME) -> str:
-    """The letters, digits, - and _ of a text, with - for all else; at most so many bytes."""
+    """The text with everything but letters, digits, - and _ replaced by -; at most `longest` bytes."""
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
     return kept.encode()[:longest].decode(errors="ignore") or "-"

@@ -1,4 +1,4 @@
-"""What DMFormer's channel gates and depth-wise branches do: how far the input decides them, and which level carries."""
+"""DMFormer's channel gates and depth-wise branches: how much they depend on the input, and which level dominates."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from .hooks import blocks, recording
 from .subject import Subject
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of a block's gates, over images and channels."""
+"""Quantiles of a block's gates over images and channels."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one block's gate and branches did.
+    """Gates and branches of one block.
 
     Attributes:
-        name, label: Of the block, see `hooks.Block`.
-        gates: By image and channel, (n, C), from 0 to 1.
+        name, label: Of the block; see `hooks.Block`.
+        gates: Gates by image and channel, (n, C), from 0 to 1.
         levels: Names of the branches, e.g. "5x5 d2": kernel and dilation.
-        shares: Each branch's share of the variance of their sum, (L,); they add up to 1.
-        rms: Root of each branch's mean square, (L,).
+        shares: Each branch's fraction of the variance of their sum, (L,); the fractions add up to 1.
+        rms: Root mean square of each branch, (L,).
     """
 
     name: str
@@ -36,15 +36,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Variances:
-    """Of the gates of a block: mean over channels of the variance over images, and the variance over channels of the
-    mean over images. Their sum is the whole variance."""
+    """Variances of a block's gates: mean over channels of the variance over images, and variance over channels of the
+    mean over images. Their sum is the total variance."""
 
     across_images: float
     across_channels: float
 
     @property
     def input_share(self) -> float:
-        """How much of the whole lies between images: 0 for gates that do not depend on the input."""
+        """Fraction of the total variance between images: 0 for gates that do not depend on the input."""
         whole = self.across_images + self.across_channels
         return self.across_images / whole if whole else 0.0
 
@@ -61,15 +61,15 @@ def gated_blocks(subject: Subject) -> list[tuple[str, str]]:
 def read_gates(subject: Subject, batches: Iterable[Tensor]) -> tuple[list[Reading], Tensor]:
     """Gates and branches of every block with Dynamic Multi-level Attention, and the class (n,) of each image.
 
-    A branch's share is Cov(branch, sum) / Var(sum), over images and positions, channels weighted by Var(sum); the sum
-    is what the norm receives. The branches are computed as plain convolutions of the sum's input.
+    A branch's fraction is Cov(branch, sum) / Var(sum), over images and positions, with channels weighted by Var(sum);
+    the sum is the norm's input. The branches are computed as plain convolutions of the sum's input.
 
     Args:
         subject: A DMFormer.
         batches: Images, (B, 3, H, W) each.
 
     Returns:
-        The blocks in order, and the class that the model predicts: of a segmenter that of the most pixels.
+        The blocks in order, and the predicted classes; for a segmenter, the class of most pixels.
     """
     places = gated_blocks(subject)
     gates: list[list[Tensor]] = [[] for _ in places]
@@ -92,7 +92,7 @@ def read_gates(subject: Subject, batches: Iterable[Tensor]) -> tuple[list[Readin
 
 
 def branches(mixer: DMA, x: Tensor) -> list[Tensor]:
-    """The terms of the sum in DMA, each (B, C, H, W), of its input: together they are what `mixer.levels` gives."""
+    """The terms of DMA's sum, each (B, C, H, W); they add up to the output of `mixer.levels`."""
     return [conv(x) for conv in mixer.levels.convs]
 
 
@@ -102,14 +102,14 @@ def level_names(mixer: DMA) -> list[str]:
 
 
 class Moments:
-    """Sums over images and positions, per channel, that the branches' shares follow from."""
+    """Sums over images and positions, per channel, from which the branches' fractions are computed."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sums: Tensor = torch.zeros(())  # (4, L, C): of branch, branch^2, branch * sum, sum^2
 
     def add(self, terms: Sequence[Tensor]) -> None:
-        """Take in the branches of a batch, each (B, C, H, W)."""
+        """Add the branches of a batch, each (B, C, H, W)."""
         total = torch.stack(list(terms)).sum(0)
         kinds = ([b, b * b, b * total, total * total] for b in terms)
         self.sums = self.sums + torch.stack(
@@ -118,7 +118,7 @@ class Moments:
         self.count += total.numel() // total.shape[1]
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Shares (L,) and root mean squares (L,) of the branches."""
+        """Fractions (L,) and root mean squares (L,) of the branches."""
         mean, square, product, whole = self.sums / self.count
         total_mean = mean.sum(0)
         covariance, variance = product - mean * total_mean, whole[0] - total_mean.square()
@@ -126,21 +126,21 @@ class Moments:
 
 
 def variances(gates: Tensor) -> Variances:
-    """The variance of gates (n, C) taken apart."""
+    """Decompose the variance of gates (n, C)."""
     gates = gates.double()
     return Variances(gates.var(0, correction=0).mean().item(), gates.mean(0).var(correction=0).item())
 
 
 def between_classes(gates: Tensor, labels: Tensor) -> tuple[Tensor, float, float]:
-    """How much of the gates' variance over images lies between classes.
+    """The fraction of the gates' variance over images that lies between classes.
 
     Args:
         gates: (n, C).
         labels: Class of each image, (n,).
 
     Returns:
-        Of each channel, (C,), nan where it does not vary; of all channels together; and what unrelated classes would
-        give on average, (K - 1) / (n - 1) for K classes among the images.
+        The fraction per channel, (C,), nan for constant channels; the fraction over all channels; and the mean for
+        unrelated classes, (K - 1) / (n - 1) for K classes among the images.
     """
     gates = gates.double()
     deviations = torch.zeros_like(gates)
@@ -153,7 +153,7 @@ def between_classes(gates: Tensor, labels: Tensor) -> tuple[Tensor, float, float
 
 
 def class_channels(gates: Tensor, labels: Tensor, top: int = 5) -> dict[int, list[tuple[int, float]]]:
-    """For each class the channels whose gates differ most: (channel, mean over the class less mean over all images)."""
+    """For each class, the channels whose gates differ most: (channel, class mean - mean over all images)."""
     found = {}
     for label in labels.unique().tolist():
         difference = gates[labels == label].mean(0) - gates.mean(0)

@@ -1,4 +1,4 @@
-"""Where a model's blocks and maps are, and what they receive and give while it runs."""
+"""Find a model's blocks and maps, and record their inputs and outputs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from ..utils.errors import UserError
 from .subject import Subject
 
 KINDS = {"ValueConvAttention": "attention", "Attention": "attention", "WindowAttention": "window attention"}
-"""What a mixer is called by its class; others by the name of the class."""
+"""Display names of mixers by class name; other mixers are called by their class name."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a part: its arguments and what it gave."""
+    """One call of a module: its arguments and output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -26,13 +26,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Block:
-    """A block and its place.
+    """A block of a model.
 
     Attributes:
-        name: Of the module in the model.
-        label: Stage and number in it, both from 1: "3.2"; of a stage that is one block the stage alone.
-        kind: What mixes its positions, e.g. "SAM", "attention", "DMA"; of others the class of the block.
-        stride: Of its map, in pixels.
+        name: Name of the module in the model.
+        label: Stage and number within it, both from 1: "3.2"; only the stage if it is a single block.
+        kind: Its token mixer, e.g. "SAM", "attention", "DMA"; else the class name of the block.
+        stride: Stride of its map in pixels.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Block:
 
 @contextmanager
 def recording(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Call]]:
-    """What these parts of the model receive and give at their latest run inside, by name."""
+    """Record the latest call of these modules inside the context, by name."""
     found: dict[str, Call] = {}
 
     def keep(name: str):
@@ -61,7 +61,7 @@ def recording(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Call
 
 
 def blocks(subject: Subject) -> list[Block]:
-    """The blocks of every stage in order; a stage that is not made of blocks counts as one."""
+    """The blocks of every stage in order; a stage without blocks counts as one block."""
     found = []
     for stage, (name, stride) in enumerate(zip(subject.stages, subject.strides, strict=True), 1):
         module = subject.module(name)
@@ -76,7 +76,7 @@ def blocks(subject: Subject) -> list[Block]:
 
 
 def deepest_blocks(subject: Subject) -> list[Block]:
-    """The blocks at the stride that has the most of them; of several such strides the penultimate, if it is one."""
+    """The blocks at the stride with the most blocks; in a tie, the penultimate stride if it is among them."""
     places = blocks(subject)
     strides = list(dict.fromkeys(place.stride for place in places))
     groups = [[place for place in places if place.stride == stride] for stride in [*strides[-2:-1], *strides[::-1]]]
@@ -84,13 +84,13 @@ def deepest_blocks(subject: Subject) -> list[Block]:
 
 
 def kind(block: nn.Module) -> str:
-    """What mixes the positions of a block: see `Block`."""
+    """The token mixer of a block; see `Block`."""
     mixer = getattr(block, "mixer", None) or getattr(block, "attn", None) or block
     return KINDS.get(type(mixer).__name__, type(mixer).__name__)
 
 
 def grid_of(call: Call, image: Sequence[int], stride: int) -> tuple[int, int]:
-    """Height and width of the map that a block's tokens are of: what it was told, else the image's by the stride."""
+    """Height and width of the map of a block's tokens: from its arguments, else the image size over the stride."""
     if len(call.args) > 1 and isinstance(call.args[1], tuple):
         return call.args[1]
     return image[0] // stride, image[1] // stride
@@ -105,11 +105,11 @@ def as_map(x: Tensor, grid: tuple[int, int], channels_last: bool) -> Tensor:
         channels_last: See `Subject.channels_last_maps`.
 
     Raises:
-        UserError: Of tokens that are too few for the map.
+        UserError: There are too few tokens for the map.
     """
     if x.dim() == 3:
         prefix = x.shape[1] - grid[0] * grid[1]
         if prefix < 0:
-            raise UserError(f"{x.shape[1]} tokens are not those of a map of {grid[0]} x {grid[1]}.")
+            raise UserError(f"{x.shape[1]} tokens do not fit a map of {grid[0]} x {grid[1]}.")
         return to_map(x[:, prefix:], grid)
     return x.permute(0, 3, 1, 2) if channels_last else x

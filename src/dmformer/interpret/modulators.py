@@ -1,4 +1,4 @@
-"""Inside SMT's scale-aware modulation: the maps of its heads, its modulator, its value and its output."""
+"""Maps inside SMT's scale-aware modulation: heads, modulator, value and output."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .hooks import Block, blocks, recording
 from .subject import Subject
 
 CUT = 0.25
-"""Frequencies above this, in periods a position of the map, count as high: half of the highest along an axis."""
+"""Frequencies above this, in periods per position of the map, count as high: half of the highest along an axis."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Part:
     Attributes:
         name: "head 3x3 before", "head 3x3", ..., "modulator", "value" or "output".
         energy: Mean square over images, channels and positions.
-        high: Share of high frequencies in the variance over positions, see `high_frequencies`.
+        high: Fraction of high frequencies in the variance over positions; see `high_frequencies`.
         picture: Mean over channels of the absolute value, (H, W), for the first image.
     """
 
@@ -38,10 +38,10 @@ def sam_blocks(subject: Subject) -> list[Block]:
 
 
 def chosen_blocks(subject: Subject, names: Sequence[str] = ()) -> list[Block]:
-    """The SAM blocks of these names or labels; by default the last of each stage.
+    """The SAM blocks with these names or labels; by default the last of each stage.
 
     Raises:
-        UserError: For a name that is no block with SAM.
+        UserError: A name does not belong to a block with SAM.
     """
     places = sam_blocks(subject)
     if not names:
@@ -58,7 +58,7 @@ def read_modulators(subject: Subject, batches: Iterable[Tensor], places: Sequenc
     """The parts of each of these SAM blocks, in the order of the formula out = proj(SAA(MHMC(s(x))) * v(x)).
 
     A head's map is read before and after its convolution (both before the aggregation, which mixes the heads); the
-    modulator is what the aggregation gives.
+    modulator is the output of the aggregation.
 
     Args:
         subject: An SMT.
@@ -101,8 +101,8 @@ def read_modulators(subject: Subject, batches: Iterable[Tensor], places: Sequenc
 def high_frequencies(x: Tensor) -> tuple[Tensor, Tensor]:
     """Power of the high frequencies, and of all but the mean, in the Fourier transforms of maps (B, C, H, W).
 
-    High are those whose length sqrt(f_y^2 + f_x^2) is above `CUT`; of white noise 80 % of the power is. The transform
-    takes the map as periodic, so opposite borders that differ add some.
+    Frequencies are high if sqrt(f_y^2 + f_x^2) is above `CUT`; for white noise, that is 80 % of the power. The
+    transform treats the map as periodic, so differences between opposite borders contribute.
     """
     power = torch.fft.fft2(x.double()).abs().square().sum((0, 1))
     power[0, 0] = 0

@@ -1,4 +1,4 @@
-"""Plots and pictures of the measures: readable in print and by the colour-blind, each with its caption below."""
+"""Plots of the measures, readable in print and for colour-blind people, each with its caption below."""
 
 import textwrap
 import warnings
@@ -20,27 +20,27 @@ from .modulators import CUT, Part
 from .receptive_field import BlockField, Field
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's; yellow is left out, which white paper swallows."""
+"""Okabe and Ito's palette without yellow, which is hard to see on white."""
 MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx", "++", "oo", "**")
 GREY = "0.45"
 KIND_MARKERS = {"SAM": "o", "attention": "s", "window attention": "P", "DMA": "D", "LKA": "^"}
 FAINTEST = -6
-"""Power of ten of the largest value at which the maps of receptive fields end."""
+"""Lower end of the colour scale of receptive field maps: power of ten relative to the largest value."""
 
 
 def save(figure: Figure, caption: str, path: Path) -> None:
-    """Put the caption below the figure and write it as a PNG, whole or not at all."""
+    """Put the caption below the figure and write it as a PNG atomically."""
     width = figure.get_figwidth()
     figure.supxlabel(textwrap.fill(caption, round(width * 15.5)), x=0.01, ha="left", fontsize=8.5, color="0.2")
     with warnings.catch_warnings(), whole_file(path) as part:
-        # names of runs and classes may be in a script that matplotlib's font lacks: they are in the CSV
+        # Names of runs and classes may need glyphs that matplotlib's font lacks; the CSV has them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(part, format="png", dpi=150)
 
 
 def attention_distance(models: Sequence[tuple[str, list[LayerDistance]]], height: int, width: int) -> Figure:
-    """A point a head, a line through the layers' means, a dash for equal weights; windows are hollow."""
+    """One point per head, a line through the layers' means, a dash for equal weights; hollow points for windows."""
     figure, ((axes,),) = _figure(9, 5)
     for i, (name, layers) in enumerate(models):
         xs = [x + 1 + _shift(i, len(models)) for x in range(len(layers))]
@@ -61,13 +61,15 @@ def attention_distance(models: Sequence[tuple[str, list[LayerDistance]]], height
 
 
 def receptive_field(models: Sequence[tuple[str, list[Field]]], height: int, width: int) -> Figure:
-    """The side of the smallest area that holds half and 95 % of the energy, by the stride of the stage."""
+    """The side of the smallest area with 50 % and 95 % of the energy, against the stage's stride."""
     figure, (panels,) = _figure(9, 4.6, columns=2, sharey=True)
     strides = sorted({field.stride for _, fields in models for field in fields})
     for axes, share in zip(panels, (0.5, 0.95), strict=True):
         for i, (name, fields) in enumerate(models):
             sides = [field.area(share) ** 0.5 for field in fields]
-            several = len({field.stride for field in fields}) < len(fields)  # cells at one stride: the last counts
+            several = len({field.stride for field in fields}) < len(
+                fields
+            )  # for cells at equal stride, the last counts
             by_stride = {field.stride: side for field, side in zip(fields, sides, strict=True)}
             label = f"{name} (last block)" if several else name
             axes.plot(list(by_stride), list(by_stride.values()), label=label, **_line(i))
@@ -88,7 +90,7 @@ def receptive_field(models: Sequence[tuple[str, list[Field]]], height: int, widt
 
 
 def receptive_field_maps(models: Sequence[tuple[str, list[Field]]]) -> Figure:
-    """The energy of each stage's field by the largest, on a logarithmic scale, a row a model."""
+    """The energy of each stage's field relative to its largest value, on a log scale; one row per model."""
     shown = [(name, list({field.stride: field for field in fields}.values())) for name, fields in models]
     columns = max(len(fields) for _, fields in shown)
     height, width = shown[0][1][0].energy.shape
@@ -103,12 +105,12 @@ def receptive_field_maps(models: Sequence[tuple[str, list[Field]]]) -> Figure:
         for axes in row[len(fields) :]:
             axes.set_axis_off()
     bar = figure.colorbar(image, ax=list(panels.flatten()), shrink=0.8, aspect=30)
-    bar.set_label("energy by the largest (power of ten)")
+    bar.set_label("energy relative to the largest (power of ten)")
     return figure
 
 
 def relative_receptive_field(models: Sequence[tuple[str, list[BlockField]]]) -> Figure:
-    """Side by the map's side against the block; the marker says what mixes the positions."""
+    """Side relative to the map's side, per block; the marker shows the token mixer."""
     figure, (panels,) = _figure(9, 4.6, columns=2, sharey=True)
     kinds = dict.fromkeys(field.block.kind for _, fields in models for field in fields)
     markers = {kind: KIND_MARKERS.get(kind, "v") for kind in kinds}
@@ -123,16 +125,16 @@ def relative_receptive_field(models: Sequence[tuple[str, list[BlockField]]]) -> 
         axes.set_title("what the block adds" if added else "the whole block", fontsize=10, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    panels[0].set_ylim(bottom=0)  # of both: they share the axis, and by now its data
+    panels[0].set_ylim(bottom=0)  # both panels share this axis, which now has all data
     for kind, marker in markers.items():
         panels[0].plot([], [], color=GREY, marker=marker, linestyle="", label=kind)
-    panels[0].set_ylabel("side of the smallest area, by the map's side")
+    panels[0].set_ylabel("side of the smallest area / side of the map")
     _legend_above(figure, panels[0])
     return figure
 
 
 def gates(models: Sequence[tuple[str, list[Reading], Tensor | None]]) -> Figure:
-    """A column a model: the gates' distribution, what they depend on, and the branches' shares of their sum."""
+    """One column per model: the gates' distribution, what they depend on, and the branches' fractions of their sum."""
     figure, panels = _figure(max(4.5 * len(models), 7), 9, 3, len(models), sharey="row")
     for (name, blocks, labels), (upper, middle, lower) in zip(models, panels.T, strict=True):
         xs = np.arange(len(blocks))
@@ -163,7 +165,7 @@ def gates(models: Sequence[tuple[str, list[Reading], Tensor | None]]) -> Figure:
             axes.set_xticks(xs, [b.label for b in blocks], fontsize=8)
             axes.set_xlim(-0.5, len(blocks) - 0.5)
         lower.set_xlabel("block (stage.number)")
-    titles = ("gate (0 shuts a channel)", "of the gates' variance between", "branch's share of the sum")
+    titles = ("gate (0 closes a channel)", "fraction of the gates' variance between", "branch's fraction of the sum")
     for axes, title in zip(panels[:, 0], titles, strict=True):
         axes.set_ylabel(title)
         place: Any = dict(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=4, columnspacing=1.2)
@@ -172,21 +174,21 @@ def gates(models: Sequence[tuple[str, list[Reading], Tensor | None]]) -> Figure:
 
 
 def modulators(models: Sequence[tuple[str, list[Block], list[list[Part]]]]) -> Figure:
-    """The share of high frequencies in each part, a line a block."""
+    """The fraction of high frequencies in each part, one line per block."""
     figure, ((axes,),) = _figure(9, 5)
     names = list(dict.fromkeys(part.name for _, _, blocks in models for parts in blocks for part in parts))
     i = 0
     for name, places, blocks in models:
         for place, parts in zip(places, blocks, strict=True):
             axes.plot([], [], label=f"{name}, block {place.label}", **_line(i))
-            for group in (" before", "head", ""):  # lines within the heads alone: the rest is in no order
+            for group in (" before", "head", ""):  # connect only the heads: the other parts have no order
                 inside = [part for part in parts if _group(part) == group]
                 style = _line(i) if group else _points(i)
                 axes.plot([names.index(part.name) for part in inside], [part.high for part in inside], **style)
             i += 1
     axes.axhline(1 - np.pi * CUT**2, color=GREY, linewidth=1, linestyle=":", label="white noise")
     axes.set_xticks(range(len(names)), [n.replace(" ", "\n") for n in names], fontsize=8)
-    axes.set_ylabel("share of high frequencies")
+    axes.set_ylabel("fraction of high frequencies")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_ylim(0, 1)
     _legend_above(figure, axes)
@@ -198,7 +200,7 @@ def _group(part: Part) -> str:
 
 
 def modulator_maps(models: Sequence[tuple[str, np.ndarray, list[Block], list[list[Part]]]]) -> Figure:
-    """A row a block: the photo, then every part's mean absolute value, each on a scale of its own."""
+    """One row per block: the image, then every part's mean absolute value, each on its own scale."""
     rows = [
         (n, photo, place, parts)
         for n, photo, places, found in models
@@ -220,7 +222,7 @@ def modulator_maps(models: Sequence[tuple[str, np.ndarray, list[Block], list[lis
 
 
 def cka(first: str, second: str, rows: Sequence[Block], columns: Sequence[Block], values: Tensor) -> Figure:
-    """A heat map, the first model from top to bottom and the second from left to right."""
+    """A heat map, with the first model from top to bottom and the second from left to right."""
     figure, ((axes,),) = _figure(7.2, 6.4)
     image = axes.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=1, origin="upper", aspect="auto")
     for axis, places in ((axes.yaxis, rows), (axes.xaxis, columns)):
@@ -229,14 +231,14 @@ def cka(first: str, second: str, rows: Sequence[Block], columns: Sequence[Block]
     axes.set_ylabel(f"{first}: block (stage.number)")
     axes.set_xlabel(f"{second}: block (stage.number)")
     axes.grid(False)
-    figure.colorbar(image, ax=axes, label="CKA (1: the same up to rotation and scale)")
+    figure.colorbar(image, ax=axes, label="CKA (1: equal up to rotation and scale)")
     return figure
 
 
 def _figure(
     width: float, height: float, rows: int = 1, columns: int = 1, sharey: bool | str = False
 ) -> tuple[Figure, Any]:
-    """A figure in inches and its axes, an array (rows, columns)."""
+    """A figure, with its size in inches, and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels: Any = figure.subplots(rows, columns, squeeze=False, sharey=sharey)  # type: ignore[arg-type]
     for axes in panels.flatten():
@@ -247,7 +249,7 @@ def _figure(
 
 
 def _line(i: int) -> dict[str, Any]:
-    """What tells model i from the others, with and without colour."""
+    """Line style of model i, distinguishable with and without colour."""
     return {**_points(i), "linestyle": LINES[i % len(LINES)], "linewidth": 1.5}
 
 
@@ -261,11 +263,11 @@ def _points(i: int) -> dict[str, Any]:
 
 
 def _shift(i: int, count: int) -> float:
-    """Where model i's points stand beside the tick, so that those of several do not cover each other."""
+    """Horizontal offset of model i's points from the tick, so that points of several models do not overlap."""
     return 0.14 * (i - (count - 1) / 2)
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:
-    """The legend of one panel above all, where it covers nothing."""
+    """Place the legend of one panel above all panels, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8.5, frameon=False)

@@ -1,7 +1,7 @@
-"""Does a map of class activation depend on what was learnt? The same map of the model with weights drawn anew.
+"""Does a class activation map depend on the learnt weights? Compare it with the map of a randomised model.
 
 "Sanity Checks for Saliency Maps" (Adebayo et al., NeurIPS 2018, arXiv 1810.03292, section 3): a map that hardly changes
-shows the photo, its edges for one, and not what the model has learnt of it.
+shows the image, for example its edges, rather than what the model has learnt.
 """
 
 import copy
@@ -16,22 +16,22 @@ from ..nn.backbone import HierarchicalBackbone, init_weights
 from .subject import Subject
 
 SEED = 1810_03292
-"""No small number, with which a training may have begun: the same numbers would give its first weights again."""
+"""Not a small number: training may have used that seed, which would reproduce its initial weights."""
 
 ALIKE = 0.5
-"""Mean rank correlation from which maps are said to stay the same; a reconstruction, the paper draws no line."""
+"""Mean rank correlation above which maps count as unchanged; a reconstruction, the paper gives no threshold."""
 
 
 def randomised(subject: Subject, images: Sequence[Tensor]) -> Subject:
-    """A copy of the subject with all weights drawn anew, the same ones every time.
+    """A copy of the subject with all weights randomised, reproducibly.
 
-    Modules draw as they do when they are made (`reset_parameters`), the backbones here as they do before training. What
-    has no such rule, class tokens, positions and the like, has its values shuffled (reconstruction). BatchNorms get the
-    statistics of the images, as otherwise nothing might come through them (reconstruction).
+    Modules are initialised as on creation (`reset_parameters`), our backbones as before training. Parameters without an
+    initialisation rule, such as class tokens and positions, are shuffled (reconstruction). BatchNorms get the
+    statistics of the images, because otherwise their output might vanish (reconstruction).
 
     Args:
-        subject: Left as it is.
-        images: Some, each (3, H, W), as the subject prepares them.
+        subject: Not modified.
+        images: Some images (3, H, W), as prepared by the subject.
     """
     model = copy.deepcopy(subject.model)
     _draw(model)
@@ -40,12 +40,12 @@ def randomised(subject: Subject, images: Sequence[Tensor]) -> Subject:
 
 
 def cascade(subject: Subject, images: Sequence[Tensor]) -> Iterator[tuple[str, Subject]]:
-    """The subject with more and more of it drawn anew, from the head down, each with the name of what came last.
+    """The subject with its weights progressively randomised, from the head down, with the name of the latest part.
 
-    One model changes from step to step; in the end it is that of `randomised`.
+    One model is modified from step to step; the last step equals `randomised`.
 
     Args:
-        subject: Left as it is.
+        subject: Not modified.
         images: As for `randomised`.
     """
     drawn = copy.deepcopy(subject.model)
@@ -65,8 +65,8 @@ def cascade(subject: Subject, images: Sequence[Tensor]) -> Iterator[tuple[str, S
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:
-    """Spearman's rank correlation of two maps of one size, from -1 to 1; None where one is the same everywhere."""
-    # torchmetrics' takes a pass over the map for every value that occurs twice.
+    """Spearman's rank correlation of two maps of equal size, from -1 to 1; None if one map is constant."""
+    # torchmetrics' implementation makes a pass over the map for every repeated value.
     x, y = _ranks(a), _ranks(b)
     x, y = x - x.mean(), y - y.mean()
     scale = x.norm() * y.norm()
@@ -74,7 +74,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float | None:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, the mean rank where values are equal."""
+    """Ranks from 1; equal values get their mean rank."""
     _, place, counts = values.flatten().unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
 
@@ -99,14 +99,14 @@ def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
 
 
 def _settle(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm], images: Sequence[Tensor]) -> None:
-    """Bring BatchNorms' statistics to those of the images; one alone has its mirror image beside it, for two values."""
+    """Set the BatchNorms' statistics to those of the images; a single image is joined by its mirror image."""
     same = len({image.shape for image in images}) == 1
     batches = [torch.stack(list(images))] if same else [image[None] for image in images]
     settle_norms(model, norms, [b if len(b) > 1 else torch.cat([b, b.flip(-1)]) for b in batches])
 
 
 def _parts(subject: Subject) -> list[tuple[str, list[str]]]:
-    """Names of the tensors by part, from the head down: what lies up to the end of a stage goes with that stage."""
+    """Names of the tensors by part, from the head down; tensors before the end of a stage belong to that stage."""
     names = [name for name, _ in subject.model.named_parameters()] + [name for name, _ in subject.model.named_buffers()]
     order = {name: i for i, name in enumerate(dict(subject.model.named_modules()))}
     stages = sorted((stage for stage in subject.stages if stage in order), key=lambda stage: order[stage])

@@ -1,4 +1,4 @@
-"""Effective receptive fields: what the unit in the middle of a map depends on, in the image or in a block's input."""
+"""Effective receptive fields: how the central unit of a map depends on the image or on a block's input."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Field:
-    """What the central unit of a stage depends on.
+    """Effective receptive field of a stage's central unit.
 
     Attributes:
-        name: Of the stage's module.
-        stride: Of its map, in pixels.
+        name: Name of the stage's module.
+        stride: Stride of its map in pixels.
         energy: (H, W), mean over images of the squared gradient, summed over the colours.
         contribution: (H, W), mean over images of the gradient's positive part, summed over the colours.
     """
@@ -27,20 +27,20 @@ class Field:
     contribution: Tensor
 
     def area(self, share: float) -> int:
-        """Pixels of the smallest set that holds this share of the energy."""
+        """Number of pixels in the smallest set that contains this fraction of the energy."""
         return smallest_area(self.energy, share)
 
     def square(self, share: float, log: bool = False) -> tuple[float, float]:
-        """The smallest square around the field's middle that holds this share of the contribution.
+        """The smallest square around the field's centre that contains this fraction of the contribution.
 
-        "Scaling Up Your Kernels to 31x31", appendix: the high-contribution area ratio, for shares of 0.2, 0.3, 0.5 and
-        0.99. The paper's code takes the logarithm log10(1 + contribution) first, which depends on the gradient's scale,
-        and centres the square on the image. Here it is centred on the contribution's centre of mass, to half a pixel,
-        for strided convolutions with padding draw from up to half a stride beside it; what lies outside the image does
-        not count (reconstruction).
+        "Scaling Up Your Kernels to 31x31", appendix: the high-contribution area ratio, for fractions of 0.2, 0.3, 0.5
+        and 0.99. The paper's code first takes log10(1 + contribution), which depends on the gradient's scale, and
+        centres the square on the image. Here it is centred on the contribution's centre of mass, to half a pixel,
+        because padding of strided convolutions shifts the field by up to half a stride; pixels outside the image do not
+        count (reconstruction).
 
         Returns:
-            Its side in pixels, and the share of the image's pixels in it.
+            The side in pixels, and the fraction of the image's pixels inside the square.
         """
         values = torch.log10(1 + self.contribution) if log else self.contribution
         away = []
@@ -48,7 +48,7 @@ class Field:
             places = torch.arange(length) + 0.5
             middle = (self.contribution.sum(1 - axis) * places).sum() / self.contribution.sum()
             away.append((places - (2 * middle).round() / 2).abs())
-        reach = torch.maximum(away[0][:, None], away[1])  # a pixel lies on the border of a square of side 2 reach + 1
+        reach = torch.maximum(away[0][:, None], away[1])  # a pixel bounds a square of side 2 reach + 1
         order = reach.flatten().argsort()
         furthest = reach.flatten()[order[_first_to_hold(values.flatten()[order], share)]]
         return 2 * furthest.item() + 1, (reach <= furthest).double().mean().item()
@@ -56,12 +56,12 @@ class Field:
 
 @dataclass(frozen=True)
 class BlockField:
-    """What the central unit of a block's output depends on, over the positions of the block's input.
+    """Effective receptive field of the central unit of a block's output in the block's input.
 
     Attributes:
-        block: Its place.
-        energy: Of the output, (h, w).
-        added: Of what the block adds to its input, (h, w); of a block that changes the shape the same as `energy`.
+        block: The block.
+        energy: Energy for the output, (h, w).
+        added: Energy for output - input, (h, w); equal to `energy` if the block changes the shape.
     """
 
     block: Block
@@ -69,7 +69,7 @@ class BlockField:
     added: Tensor
 
     def relative_side(self, share: float, added: bool = False) -> float:
-        """Side of a square as large as the smallest set that holds this share of the energy, by the map's side."""
+        """Side of a square as large as the smallest set with this fraction of the energy, relative to the map's."""
         energy = self.added if added else self.energy
         return (smallest_area(energy, share) / energy.numel()) ** 0.5
 
@@ -77,16 +77,16 @@ class BlockField:
 def receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> list[Field]:
     """Effective receptive field of every stage ("Understanding the Effective Receptive Field", 2016).
 
-    The unit at row h // 2 and column w // 2 of a stage's map, of an even map the one below and right of the middle, is
-    summed over its channels and derived by the image as the model receives it, normalised.
+    The unit at row h // 2 and column w // 2 of a stage's map (below and right of the centre if the size is even) is
+    summed over its channels and differentiated with respect to the normalised image.
 
         energy       = mean over images of sum over colours of gradient^2
         contribution = mean over images of sum over colours of max(gradient, 0)
 
-    The energy is ours (reconstruction); the contribution is that of "Scaling Up Your Kernels to 31x31".
+    The energy is our definition (reconstruction); the contribution is from "Scaling Up Your Kernels to 31x31".
 
     Args:
-        subject: Any model with maps.
+        subject: Any model with feature maps.
         batches: Images of one size, (B, 3, H, W) each.
     """
     stages = list(zip(subject.stages, subject.strides, strict=True))
@@ -115,9 +115,9 @@ def relative_receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> li
     """Effective receptive field of each block of the deepest stage, in the block's own input.
 
     After the relative receptive field of "Scale-Aware Modulation Meet Transformer", section 3, whose exact definition
-    we do not have (reconstruction): the energy is that of `receptive_fields`, by the block's input and summed over its
-    channels; once of the output, and once of the output less the input, for a strong skip hides the rest. The deepest
-    stage is the one with the most blocks, of several the penultimate.
+    is not available (reconstruction): the energy is that of `receptive_fields` with respect to the block's input,
+    summed over its channels. It is computed for the output, and for output - input, because a strong skip connection
+    hides the rest. The deepest stage is the one with the most blocks; if there are several, the penultimate.
 
     Args:
         subject: A model with blocks.
@@ -143,16 +143,16 @@ def relative_receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> li
 
 
 def smallest_area(energy: Tensor, share: float) -> int:
-    """Positions of the smallest set that holds this share of the energy, a map (H, W)."""
+    """Number of positions in the smallest set that contains this fraction of the energy, a map (H, W)."""
     return _first_to_hold(energy.flatten().sort(descending=True).values, share) + 1
 
 
 def _first_to_hold(values: Tensor, share: float) -> int:
-    """Index at which the sum so far reaches this share of the whole, up to rounding."""
+    """Index at which the cumulative sum reaches this fraction of the total, up to rounding."""
     sums = values.double().cumsum(0)
     return int((sums < share * sums[-1] * (1 - 1e-9)).sum())
 
 
 def _centre(features: Tensor) -> Tensor:
-    """The sum over images and channels of the unit in the middle."""
+    """The sum of the central unit over images and channels."""
     return features[:, :, features.shape[2] // 2, features.shape[3] // 2].sum()

@@ -1,4 +1,4 @@
-"""What each measure gives of several models on their photos: rows of a CSV, a short table, a caption and figures."""
+"""Results of each measure for several models: rows of a CSV, a short table, a caption and figures."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from .similarity import cka
 from .subject import Subject
 
 BATCH, BATCH_WITH_GRADIENT, BATCH_OF_PAIRS = 16, 4, 32
-"""Images at a time."""
+"""Images per batch."""
 ENERGY_SHARES, CONTRIBUTION_SHARES = (0.5, 0.95, 0.99), (0.2, 0.3, 0.5, 0.99)
 BINS = 20
-"""Of the histogram of gates."""
+"""Bins of the histogram of gates."""
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -32,13 +32,13 @@ class Case:
     """A model and its images.
 
     Attributes:
-        name: Of the model, unlike those of the others.
+        name: Unique name of the model.
         subject: The model.
-        images: (n, 3, H, W), as it receives them.
-        labels: Class of each image by its folder, (n,); None where the photos are in none.
-        class_names: Of the labels.
-        wanted: Names or labels of the blocks that were asked for, if any.
-        progress: Wraps batches, to show how far it is.
+        images: (n, 3, H, W), as prepared for the model.
+        labels: Class of each image from its folder, (n,); None without class folders.
+        class_names: Class names of the labels.
+        wanted: Names or labels of the requested blocks, if any.
+        progress: Wraps batches, to show progress.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Case:
     progress: Progress
 
     def batches(self, most: int = BATCH) -> Iterable[Tensor]:
-        """The images, as even a number at a time as possible."""
+        """The images in batches of nearly equal size."""
         return self.progress(self.images.tensor_split(-(-len(self.images) // most)), f"measuring {self.name}")
 
     @property
     def facts(self) -> list[Any]:
-        """The first cells of every row: see `FACTS`."""
+        """The first cells of every row; see `FACTS`."""
         return [self.name, "trained" if self.subject.trained else "random", len(self.images), *self.images.shape[2:]]
 
 
@@ -64,7 +64,7 @@ FACTS = ["model", "weights", "images", "height", "width"]
 
 @dataclass(frozen=True)
 class Found:
-    """What a measure gives; see `Analysis`. `maps` is a picture beside the plot."""
+    """Results of a measure; see `Analysis`. `maps` is an additional figure."""
 
     header: list[str]
     rows: list[list[Any]]
@@ -91,9 +91,9 @@ def attention_distance_of(cases: Sequence[Case]) -> Found:
             short.append([name, layer.name, layer.kind, str(len(heads)), *(f"{v:.1f}" for v in cells)])
     height, width = cases[0].images.shape[2:]
     caption = (
-        "Mean distance between a position and what it attends to. A point is a head, the line their mean in each "
-        "layer; high looks far, low looks near. Black dashes: equal weights on everything within reach; a head on the "
-        "dash does not choose by distance. Hollow points: attention inside windows, whose reach is the window."
+        "Mean distance between a position and the positions it attends to. Each point is a head, the line is the "
+        "mean per layer; high heads look far, low ones near. Black dashes: equal weights on all positions in reach; "
+        "a head on the dash ignores distance. Hollow points: attention within windows, whose reach is the window."
     )
     header = [
         *FACTS,
@@ -128,13 +128,13 @@ def receptive_field_of(cases: Sequence[Case]) -> Found:
             short.append([name, found.name, str(found.stride), *sides, f"{square[0]:.0f}", f"{square[1]:.1%}"])
     height, width = cases[0].images.shape[2:]
     caption = (
-        "How large a part of the image the unit in the middle of each stage's map depends on: the side of a square as "
-        "large as the smallest set of pixels that holds this share of the energy, the squared gradient of the unit by "
-        "the image. Higher draws on more of the image; a line that runs flat gains nothing by further stages."
+        "How much of the image the central unit of each stage's map depends on: the side of a square with the area of "
+        "the smallest set of pixels that contains this fraction of the energy, the squared gradient of the unit with "
+        "respect to the image. Higher values use more of the image; where a line is flat, further stages add nothing."
     )
     maps_caption = (
-        "The energy behind the sides: how much the unit in the middle of a stage's map depends on each pixel. Every "
-        "step of one is a factor of ten; black is a millionth of the largest, or less."
+        "The energy from which the sides are computed: how much the central unit of a stage's map depends on each "
+        "pixel. Each step of one is a factor of ten; black is a millionth of the largest value or less."
     )
     return Found(
         [*FACTS, "layer", "stage", "stride", "quantity", "share", "side_px", "share_of_image"],
@@ -163,10 +163,10 @@ def relative_receptive_field_of(cases: Sequence[Case]) -> Found:
             cells = [f"{side:.1%}" for what in sides for side in sides[what][:2]]
             short.append([name, block.label, block.kind, *cells])
     caption = (
-        "How much of its own input each block of the deepest stage draws on for the unit in the middle of its output: "
-        "the side of the smallest area that holds 95 % of the energy, by the map's side. High blocks mix over the "
-        "whole map, low ones nearby. Left the block whole, where a strong skip leaves the middle alone; right what the "
-        "block adds to its input."
+        "How much of its own input each block of the deepest stage uses for the central unit of its output: the side "
+        "of the smallest area that contains 95 % of the energy, relative to the map's side. High blocks mix the whole "
+        "map, low ones their neighbourhood. Left: the whole block, where a strong skip connection favours the centre. "
+        "Right: only what the block adds to its input."
     )
     return Found(
         [*FACTS, "layer", "block", "kind", "map_height", "map_width", "of", "share", "relative_side"],
@@ -218,13 +218,13 @@ def gates_of(cases: Sequence[Case]) -> Found:
             span = f"{quantiles[2]:.2f} ({quantiles[0]:.2f} to {quantiles[-1]:.2f})"
             short.append([case.name, block.label, span, f"{parts.input_share:.1%}", classes, shares])
     caption = (
-        "Top: the channel gates over images and channels; near 0 a channel is shut. Middle: how much of the gates' "
-        "variance lies between images (at 0 the gates are constants, each channel with its own), and how much of that "
-        "lies between classes; at or below the dotted line it is what unrelated classes would give. Bottom: each "
-        "depth-wise branch's share of the variance of their sum before the norm; below 0 it works against the others."
+        "Top: the channel gates over images and channels; near 0, a channel is closed. Middle: the fraction of the "
+        "gates' variance between images (at 0, each channel's gate is constant), and the part of it between classes; "
+        "at or below the dotted line, it is no more than for unrelated classes. Bottom: each depth-wise branch's "
+        "fraction of the variance of their sum before the norm; below 0, it works against the others."
     )
     if by_prediction:
-        caption += f" The classes are those that the model predicts: {', '.join(by_prediction)}."
+        caption += f" The classes are the model's predictions: {', '.join(by_prediction)}."
     return Found(
         [*FACTS, "layer", "block", "quantity", "of", "channel", "value"],
         rows,
@@ -249,14 +249,14 @@ def modulators_of(cases: Sequence[Case]) -> Found:
                 rows.append([*case.facts, place.name, place.label, part.name, part.energy, part.high])
                 short.append([case.name, place.label, part.name, f"{part.energy:.3g}", f"{part.high:.1%}"])
     caption = (
-        f"The share of high frequencies (above {CUT} periods a position) in the variance of the maps inside each "
-        "block: each head before and after its convolution, the modulator that the aggregation makes of the heads, the "
-        "value that it multiplies, and the block's output. Lower is smoother; white noise has 80 %."
+        f"The fraction of high frequencies (above {CUT} periods per position) in the variance of the maps inside each "
+        "block: each head before and after its convolution, the modulator aggregated from the heads, the value that it "
+        "multiplies, and the block's output. Lower is smoother; white noise has 80 %."
     )
     maps_caption = (
-        "The mean absolute value over channels, for the first photo: bright is large, every picture on its own scale. "
-        "The energy is the mean square over all photos. Heads are shown after their convolutions; the modulator, made "
-        "of them, multiplies the value."
+        "The mean absolute value over channels for the first photo; bright is large, each map has its own scale. The "
+        "energy is the mean square over all photos. Heads are shown after their convolutions; the modulator, "
+        "aggregated from them, multiplies the value."
     )
     return Found(
         [*FACTS, "layer", "block", "part", "energy", "high_frequency_share"],
@@ -277,7 +277,7 @@ def cka_of(cases: Sequence[Case]) -> Found:
     values = cka(first.subject, second.subject, first.progress(pairs, f"comparing {first.name} and {second.name}"))
     down, across = blocks(first.subject), blocks(second.subject)
     alone = len(cases) == 1
-    others = values - 2 * torch.eye(len(down)) if alone else values  # no block is to be found most like itself
+    others = values - 2 * torch.eye(len(down)) if alone else values  # exclude each block itself from its best match
     rows, short = [], []
     for i, block in enumerate(down):
         rows += [
@@ -287,12 +287,12 @@ def cka_of(cases: Sequence[Case]) -> Found:
         best = int(others[i].argmax())
         short.append([block.label, block.kind, across[best].label, across[best].kind, f"{values[i, best].item():.3f}"])
     caption = (
-        "How alike the blocks' outputs are over the photos: 1, the same up to rotation and scale; 0, unrelated. Bright "
-        "squares on the diagonal are groups of blocks that say much the same."
+        "Similarity of the blocks' outputs over the photos: 1, equal up to rotation and scale; 0, unrelated. Bright "
+        "squares on the diagonal are groups of blocks with similar outputs."
         if alone
-        else "How alike the blocks' outputs are over the photos: 1, the same up to rotation and scale; 0, unrelated. A "
-        "bright band from corner to corner: both say much the same at the same depth; off the diagonal: one reaches at "
-        "another depth what the other has."
+        else "Similarity of the blocks' outputs over the photos: 1, equal up to rotation and scale; 0, unrelated. A "
+        "bright diagonal band: the models are similar at the same depth; off the diagonal: one model has at one depth "
+        "what the other has at another."
     )
     return Found(
         [*FACTS, "layer", "block", "other_model", "other_layer", "other_block", "cka"],

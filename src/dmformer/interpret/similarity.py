@@ -1,4 +1,4 @@
-"""How alike two models' layers are: linear centred kernel alignment (CKA) with the unbiased HSIC, batch by batch."""
+"""Similarity of two models' layers: linear centred kernel alignment (CKA) with the unbiased HSIC, by minibatches."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,18 +9,18 @@ from .hooks import blocks, recording
 from .subject import Subject
 
 LEAST = 4
-"""Images of a batch that the unbiased estimate needs."""
+"""Minimum batch size of the unbiased estimate."""
 
 
 @torch.no_grad()
 def cka(first: Subject, second: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """CKA of every block of one model with every block of another, (blocks of first, blocks of second).
 
-    Each block's output counts as one vector an image. See `Alignment`.
+    Each block's output counts as one vector per image. See `Alignment`.
 
     Args:
-        first, second: Two models, or the same twice.
-        batches: The same images as each is to receive them, (B, 3, H, W) each; at least 4 a batch.
+        first, second: Two models, or the same model twice.
+        batches: The same images as prepared for each model, (B, 3, H, W) each; at least 4 per batch.
     """
     alignment = Alignment()
     for images in batches:
@@ -42,7 +42,7 @@ class Alignment:
         self.cross = self.first = self.second = torch.zeros(())
 
     def add(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        """Take in a batch: what `centred_gram` gives for every layer of either model."""
+        """Add a batch: the outputs of `centred_gram` for every layer of both models."""
         n = len(first[0])
         x, y = (torch.stack(list(grams)).flatten(1) for grams in (first, second))
         self.cross = self.cross + x @ y.T / (n * (n - 3))
@@ -55,19 +55,19 @@ class Alignment:
 
 
 def centred_gram(features: Tensor) -> Tensor:
-    """The products of all pairs of examples, without the diagonal and centred so that HSIC1 is a sum of products.
+    """Inner products of all pairs of examples, without the diagonal, centred such that HSIC1 is a sum of products.
 
-    (n, ...) -> (n, n), float64: HSIC1(K, L) = sum_ij K'_ij L'_ij / (n (n - 3)) for K', L' so made (the U-centring of
+    (n, ...) -> (n, n), float64: HSIC1(K, L) = sum_ij K'_ij L'_ij / (n (n - 3)) for these K', L' (the U-centring of
     "Partial Distance Correlation with Methods for Dissimilarities", 2014).
 
     Raises:
-        ValueError: Of fewer than four examples.
+        ValueError: There are fewer than four examples.
     """
     n = len(features)
     if n < LEAST:
         raise ValueError(f"the unbiased estimate needs {LEAST} examples, not {n}")
     x = features.flatten(1).double()
-    x = x - x.mean(0)  # changes nothing but the rounding
+    x = x - x.mean(0)  # only improves rounding
     gram = (x @ x.T).fill_diagonal_(0)
     rows = gram.sum(1) / (n - 2)
     gram = gram - rows[:, None] - rows + rows.sum() / (n - 1)

@@ -1,4 +1,4 @@
-"""A model to look into, of a classifier or a segmenter, with the names of its parts and what brings a photo to it."""
+"""A classifier or segmenter to analyse, with the names of its modules and its preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from ..utils.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in evaluation mode on the CPU, float32, as it was trained: not fused.
+    """A model in evaluation mode on the CPU, in float32 and not fused.
 
     Attributes:
-        name: What pictures and tables call it: the run's folder, or the source itself.
+        name: Name in figures and tables: the run's folder, or the source itself.
         task: "classification", with logits (B, K), or "segmentation", with logits (B, K, H, W).
-        model: The whole of it.
-        stages: Names of the modules in `model` that give its maps, from fine to coarse.
-        strides: Of those maps, in pixels.
-        class_names: K names; numbers where none are known.
-        mean, std: Of the red, green and blue values, that `prepare` normalises with.
-        image_size: Height and width that it was made or trained for; of a segmenter what it was made for, else None.
-        prepare: A photo of any size -> (3, H, W), normalised, resized and cropped as in evaluation.
-        trained: False for a model that was made by its name, with random weights.
+        model: The complete model.
+        stages: Names of the modules in `model` that output its feature maps, from fine to coarse.
+        strides: Strides of those maps in pixels.
+        class_names: K names; numbers if the names are unknown.
+        mean, std: Mean and standard deviation of red, green and blue that `prepare` normalises with.
+        image_size: Height and width that it was built or trained for; None for a segmenter without a fixed size.
+        prepare: An image of any size -> (3, H, W), resized, cropped and normalised as in evaluation.
+        trained: False for a model created by name, with random weights.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Subject:
     trained: bool = True
 
     def module(self, name: str) -> nn.Module:
-        """A part of the model by its name; UserError with the nearest names for one that it does not have."""
+        """A module of the model by name; UserError with the nearest names if there is none."""
         parts = dict(self.model.named_modules())
         if name not in parts or not name:
             raise unknown("layer", name, [part for part in parts if part])
@@ -57,40 +57,38 @@ class Subject:
 
     @property
     def backbone(self) -> Any:
-        """What gives the maps: a segmenter without its head, a classifier whole."""
+        """The model that outputs the feature maps: a segmenter without its head, or a complete classifier."""
         return self.model.backbone if self.task == "segmentation" else self.model
 
     @property
     def channels_last_maps(self) -> bool:
-        """Whether the stages give (B, H, W, C), as Swin's do."""
+        """Whether the stages output (B, H, W, C), like Swin's."""
         return getattr(self.backbone, "output_fmt", None) == Format.NHWC
 
     def picture(self, prepared: Tensor) -> Image.Image:
-        """A prepared photo (3, H, W) as it was before it was normalised: what the model sees."""
+        """A prepared image (3, H, W) with its normalisation undone: what the model sees."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         pixels = (255 * (prepared * std + mean)).round().clamp(0, 255).byte()
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def open_subject(source: str, image_size: int | None = None) -> Subject:
-    """A model to look into.
+    """Open a model for analysis.
 
     Args:
-        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or the name of a model of ours or timm's,
-            which then has random weights, always the same.
-        image_size: Side in pixels of the images of a model made by name; by default its own.
+        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or a model name, ours or timm's, for
+            reproducible random weights.
+        image_size: Image side in pixels of a model created by name; by default the model's own.
 
     Raises:
-        UserError: A source that is none of these.
+        UserError: The source is none of these.
     """
     if not source.startswith("hf-hub:") and not Path(source).is_dir():
         return _random(source, image_size)
     name = source if source.startswith("hf-hub:") else run_name(find_config(source).parent)
     trained = open_trained(source)
     if isinstance(trained, Detector):
-        raise UserError(
-            f"{name} is a detector: give a classifier or a segmenter, whose answer is of one class a place."
-        )
+        raise UserError(f"{name} is a detector: give a classifier or a segmenter.")
     if isinstance(trained, Segmenter):
         config, model = trained.config, trained.model
         info: Any = model.backbone.feature_info
@@ -133,6 +131,6 @@ def _classifier(
 
 
 def _stages(names: list[str], model: nn.Module, prefix: str) -> list[str]:
-    """Names as they are in the model: what timm takes apart for `features_only` has _ for a dot."""
+    """Names as in the model: timm's `features_only` replaces dots by underscores."""
     parts = dict(model.named_modules())
     return [prefix + (name if name in parts else name.replace(".", "_")) for name in names]
