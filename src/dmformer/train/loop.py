@@ -26,6 +26,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..tasks.build import with_normalisation
 from ..tasks.job import Job
@@ -140,6 +141,8 @@ class Trainer:
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if isinstance(self.model, DistributedDataParallel):  # the buffers are shared before validation: see _evaluated
+            self.model.broadcast_buffers = False
         self.ema = None
         if recipe.ema:
             if accelerator.distributed_type == DistributedType.FSDP:
@@ -274,8 +277,15 @@ class Trainer:
         return dict(zip(("loss", *figures), values, strict=True))
 
     def _evaluated(self) -> nn.Module:
-        """What is validated and kept."""
-        return self.ema.module if self.ema else self.model
+        """What is validated and kept, with the first process's running statistics, which are the ones that are saved.
+
+        Sharing them at every step, as DistributedDataParallel does, would have the processes wait twice a step.
+        """
+        model: nn.Module = self.ema.module if self.ema else self.model
+        if self.world > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return model
 
     def _keep_best(self, row: dict[str, float]) -> None:
         """Write best/ when validation is at its best so far; an equal figure counts, as the later weights."""
