@@ -1,4 +1,4 @@
-"""DMA's ablation: parts left out, and other mixers in the same skeleton. Three seeds a row, one table.
+"""Ablation of DMA: parts removed, and other mixers in the same skeleton. Three seeds per row, one table.
 
 python benchmarks/ablation.py DATA      # the folder with tiny_imagenet/; about two hours on one core
 """

@@ -1,8 +1,8 @@
-"""Semantic FPN from scratch on CamVid, ours and a ResNet-18 under one recipe.
+"""Semantic FPN from scratch on CamVid, with our backbones and a ResNet-18 under the same recipe.
 
-python benchmarks/camvid.py DATA RUNS      # the folder that holds camvid/, and one for the runs; an hour or more
+python benchmarks/camvid.py DATA RUNS      # the folder with camvid/, and a folder for the runs; an hour or more
 
-A run that is finished in RUNS is not repeated. OMP_NUM_THREADS=1 leaves the second core to others.
+Finished runs in RUNS are not repeated. OMP_NUM_THREADS=1 leaves the second core free.
 """
 
 import csv
@@ -29,7 +29,7 @@ RECIPE = "camvid --iterations 1400 --validate-every 280 --precision bf16"
 
 def main() -> None:
     if len(sys.argv) != 3 or not Path(sys.argv[1], "camvid").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder that holds camvid/ and one for the runs")
+        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder with camvid/ and a folder for the runs")
     data, runs = Path(sys.argv[1], "camvid"), Path(sys.argv[2])
     (RESULTS / "camvid.csv").unlink(missing_ok=True)
     rows = []
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def figures(folder: Path, name: str, command: str) -> dict[str, object]:
-    """What a finished run came to."""
+    """Results of a finished run."""
     scores = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))

@@ -1,8 +1,8 @@
-"""The family and its peers of timm under one short recipe, on two sets of photos.
+"""Our family and its timm peers under the same short recipe, on two data sets.
 
 python benchmarks/comparison.py DATA      # the folder with clothing/ and tiny_imagenet/; about an hour on one core
 
-Every model starts as its authors start it, layer scales included.
+Every model keeps its authors' initialisation, including layer scales.
 """
 
 from short_runs import data_argument, data_folder, run

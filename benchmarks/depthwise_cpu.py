@@ -1,7 +1,7 @@
-"""Depth-wise convolutions on a CPU: `kernels.depthwise` against plain PyTorch, in turn, batch 8 at 224 px.
+"""Depth-wise convolutions on a CPU: `kernels.depthwise` against plain PyTorch, interleaved, batch 8 at 224 px.
 
 python benchmarks/depthwise_cpu.py           # the stages of VAN-B0 and DMFormer-S, float32 and bfloat16
-python benchmarks/depthwise_cpu.py rules     # what the choices in nn/kernels/cpu.py rest on
+python benchmarks/depthwise_cpu.py rules     # the measurements behind the choices in nn/kernels/cpu.py
 """
 
 import statistics
@@ -30,7 +30,7 @@ def milliseconds(f: Callable[[], object]) -> float:
 
 
 def compare(first: Callable[[], object], second: Callable[[], object]) -> tuple[str, str, str]:
-    """Median milliseconds of each, and the median ratio of the second's to the first's in neighbouring turns."""
+    """Median milliseconds of each, and the median ratio second / first over neighbouring turns."""
     first(), second()
     pairs = [(milliseconds(first), milliseconds(second)) for _ in range(ROUNDS)]
     return (

@@ -1,8 +1,8 @@
-"""Blood cells found from scratch in less than half an hour on two cores, ours and a ResNet-18 under one recipe.
+"""Blood cell detection from scratch in under half an hour on two cores, ours and a ResNet-18 with the same recipe.
 
-python benchmarks/detection_bccd.py DATA RUNS      # the folder that holds bccd/, and one for the runs; an hour
+python benchmarks/detection_bccd.py DATA RUNS      # the folder with bccd/, and a folder for the runs; an hour
 
-One run goes after the other, with all cores. A run that is finished in RUNS is not repeated.
+Runs are sequential and use all cores. Finished runs in RUNS are not repeated.
 """
 
 import csv
@@ -27,7 +27,7 @@ RECIPE = "bccd --precision bf16"
 
 def main() -> None:
     if len(sys.argv) != 3 or not Path(sys.argv[1], "bccd").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder that holds bccd/ and one for the runs")
+        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder with bccd/ and a folder for the runs")
     data, runs = Path(sys.argv[1], "bccd"), Path(sys.argv[2])
     for name, options in RUNS.items():
         if not (runs / name / "scores.json").exists():
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def figures(folder: Path, name: str, options: tuple[str, ...]) -> dict[str, object]:
-    """What a finished run came to."""
+    """Results of a finished run."""
     scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))

@@ -1,9 +1,9 @@
-"""Whether every framework learns 8 photos by heart: blood cells in boxes, and photos of COCO in boxes and masks.
+"""Whether every detector overfits 8 images: blood cells with boxes, and COCO images with boxes and masks.
 
 python benchmarks/detection_overfit.py DATA RUNS [NAME ...]     # bccd/ and coco_tiny/, a folder for the runs; an hour
 
-The photos are the first ones with objects, of COCO with none that it calls small and no crowds. A run that is finished
-in RUNS is not repeated. AP is measured on the photos that were trained on.
+The images are the first ones with objects; for COCO, without small objects and crowds. Finished runs in RUNS are not
+repeated. AP is measured on the training images.
 """
 
 import csv
@@ -18,7 +18,7 @@ from record import RESULTS, record, rows
 
 PHOTOS = 8
 SMALL_AREA = 32**2
-"""Pixels of the whole photo, below which COCO calls an object small."""
+"""Area in pixels of the original image below which COCO calls an object small."""
 COMMON = (
     "bccd --hflip 0 --no-photometric --tracker none --workers 0 --precision bf16 --ema none --schedule cosine "
     "--warmup-iterations 50"
@@ -27,7 +27,7 @@ SMALL = "--image-size 256 --sides 256 --max-side 512"
 SMALLER = "--image-size 192 --sides 192 --max-side 384 --width none"
 REGIONS = "--width none --queries 100 --samples 64 --batch-size 2"
 FEWER = "--width none --queries 60 --samples 48 --batch-size 2"
-RUNS = {  # which photos, and the options of the recipe
+RUNS = {  # the data set, and the options of the recipe
     "bccd-retinanet": f"{SMALL} --framework retinanet --epochs 200 --validate-every 100",
     "bccd-atss": f"{SMALL} --framework atss --epochs 160 --validate-every 80",
     "bccd-mask_rcnn": f"{SMALL} {REGIONS} --framework mask_rcnn --epochs 80 --validate-every 40",
@@ -44,7 +44,7 @@ RUNS = {  # which photos, and the options of the recipe
 
 def main() -> None:
     if len(sys.argv) < 3 or not Path(sys.argv[1], "bccd").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS [NAME ...], the folder that holds bccd/ and coco_tiny/")
+        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS [NAME ...], the folder with bccd/ and coco_tiny/")
     data, runs = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
     chosen = sys.argv[3:] or list(RUNS)
     sources = {
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def subset(file: Path, folder: Path, place: Path, least: int) -> None:
-    """The first photos of which all objects have this area, as a set to train on and, the same, to validate on."""
+    """The first images whose objects all have at least this area, as both the training and the validation set."""
     content = json.loads(file.read_text())
     with_objects = {a["image_id"] for a in content["annotations"]}
     left_out = {a["image_id"] for a in content["annotations"] if least and (a["area"] < least or a["iscrowd"])}
@@ -80,7 +80,7 @@ def subset(file: Path, folder: Path, place: Path, least: int) -> None:
 
 
 def figures(folder: Path, name: str, command: str) -> dict[str, object]:
-    """What a finished run came to."""
+    """Results of a finished run."""
     scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
@@ -101,7 +101,7 @@ def figures(folder: Path, name: str, command: str) -> dict[str, object]:
 
 
 def note(row: dict[str, object]) -> None:
-    """Put a row into the results, in the place of an older one of its run."""
+    """Add a row to the results, replacing an older row of the same run."""
     path = RESULTS / "detection_overfit.csv"
     kept = [r for r in rows("detection_overfit") if r["run"] != row["run"]] if path.exists() else []
     path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Parameters and multiply-adds of detectors of COCO's 80 classes at 1280 x 800, beside the published figures.
+"""Parameters and multiply-adds of detectors for COCO's 80 classes at 1280 x 800, beside the published figures.
 
-python benchmarks/detection_sizes.py     # ten minutes and 8 GB; any machine gives the same
+python benchmarks/detection_sizes.py     # ten minutes and 8 GB; independent of the machine
 
-An image is really predicted, with random weights, since proposals cannot be counted without: 1000 of them, and 100
-objects with masks, as the authors' counters have it.
+Runs a real prediction with random weights, because proposals cannot be counted otherwise: 1000 proposals, and 100
+objects with masks, as in the authors' counts.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from dmformer.tasks.detection.model import FRAMEWORKS, detection_model
 
 HEIGHT, WIDTH = 800, 1280
 BACKBONES = ("van_b2", "smt_s", "dmformer_s")
-PUBLISHED = {  # of SMT-S: millions of parameters, and what the authors call GFLOPs
+PUBLISHED = {  # for SMT-S: millions of parameters, and what the authors call GFLOPs
     "mask_rcnn": (40, 265),
     "cascade_rcnn": (78, 744),
     "retinanet": (30, 247),
@@ -32,7 +32,7 @@ PRODUCTS = (
         if hasattr(torch.ops.aten, name)
     ),
 )
-"""Products of two activations, which some authors' counters leave out."""
+"""Products of two activations, which some authors' counts exclude."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def all_counted(model: Any) -> Any:
-    """A model of proposals keeps as many as it may, and finds as many objects: random ones overlap and score low."""
+    """Let a model keep the maximum of proposals and objects; random ones would overlap or score too low."""
     if hasattr(model, "rpn"):
         model.rpn.nms_thresh = 1.0
     for part in model.modules():
@@ -73,7 +73,7 @@ def all_counted(model: Any) -> Any:
 
 @torch.inference_mode()
 def gmacs(model: Any) -> tuple[float, float]:
-    """10^9 multiply-adds of one image, and those of products of two activations."""
+    """10^9 multiply-adds for one image, and those of products of two activations."""
     image = torch.randn(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
         model([image])

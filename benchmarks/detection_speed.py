@@ -1,6 +1,6 @@
-"""Time and memory of a training step and of a prediction of each framework, in rounds by turns.
+"""Time and memory of a training step and a prediction of each detector, in interleaved rounds.
 
-python benchmarks/detection_speed.py [BACKBONE]      # dmformer_n by default; on a GPU where there is one
+python benchmarks/detection_speed.py [BACKBONE]      # dmformer_n by default; on a GPU if there is one
 """
 
 import statistics
@@ -57,7 +57,7 @@ def photos(n: int, device: torch.device) -> list[Tensor]:
 
 
 def training(model: Any, device: torch.device) -> Call:
-    """Forward, losses, backward and a step of AdamW on two photos of ten objects each, with masks where it has them."""
+    """Forward, losses, backward and an AdamW step on two images of ten objects each, with masks if supported."""
     generator = torch.Generator().manual_seed(1)
     targets = []
     for _ in range(BATCH):
@@ -83,7 +83,7 @@ def training(model: Any, device: torch.device) -> Call:
 
 
 def prediction(model: Any, device: torch.device) -> Call:
-    """One photo."""
+    """Prediction on one image."""
     images = photos(1, device)
     model.eval()
 

@@ -1,4 +1,4 @@
-"""Puts what results/ holds into docs/detection.md, between its marks.
+"""Write the results in results/ into docs/detection.md, between its markers.
 
 python benchmarks/detection_tables.py
 """

@@ -1,8 +1,8 @@
-"""What a teacher adds to training on a few thousand photos: the same recipe with EfficientNet-Lite0 and without.
+"""The gain from a teacher in training on a few thousand images: the same recipe with and without EfficientNet-Lite0.
 
-python benchmarks/distillation.py DATA RUNS      # the folder that holds clothing/, and one for the runs
+python benchmarks/distillation.py DATA RUNS      # the folder with clothing/, and a folder for the runs
 
-A run that is finished in RUNS is not repeated. The teacher's answers to four crops of each photo are written once.
+Finished runs in RUNS are not repeated. The teacher's predictions for four crops of each image are cached once.
 """
 
 import csv
@@ -21,7 +21,7 @@ SEEDS = (0, 1, 2)
 
 def main() -> None:
     if len(sys.argv) != 3 or not Path(sys.argv[1], "clothing").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder that holds clothing/ and one for the runs")
+        sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder with clothing/ and a folder for the runs")
     data, runs = Path(sys.argv[1], "clothing"), Path(sys.argv[2])
     (RESULTS / "distillation.csv").unlink(missing_ok=True)
     for seed in SEEDS:
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def figures(folder: Path, name: str, seed: int, command: str) -> dict[str, object]:
-    """What a finished run came to."""
+    """Results of a finished run."""
     scores = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))

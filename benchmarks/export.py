@@ -1,10 +1,10 @@
-"""Every model up to 50 M parameters in ONNX, the smallest of each family in OpenVINO too: agreement and speed.
+"""Every model up to 50 M parameters in ONNX, and the smallest of each family in OpenVINO: agreement and speed.
 
-python benchmarks/export.py FOLDER                    # photos to compare on
+python benchmarks/export.py FOLDER                    # photos for the comparison
 python benchmarks/export.py FOLDER dmformer_n van_b0
-python benchmarks/export.py                           # put the tables into docs/export.md
+python benchmarks/export.py                           # write the tables into docs/export.md
 
-Random weights, as speed does not depend on them; the fused form; batch, height and width free in every file.
+Random weights, because speed does not depend on them; fused models; batch, height and width are free in every file.
 """
 
 import sys
@@ -18,7 +18,7 @@ from dmformer.export.write import export
 from dmformer.models.catalogue import catalogue
 
 LARGEST = 50.0
-"""Millions of parameters."""
+"""Maximum size in millions of parameters."""
 SMALLEST = ("dmformer_n", "van_b0", "smt_t", "vitae_t", "vitaev2_s")
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 

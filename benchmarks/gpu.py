@@ -1,14 +1,14 @@
 """DMA's taps with BatchNorm and ReLU, and whole models, on a GPU: our kernels against PyTorch, eager and compiled.
 
-python benchmarks/gpu.py           # results/gpu.csv and results/gpu_models.csv, what 8 minutes allow
-python benchmarks/gpu.py stages    # the stages alone
-python benchmarks/gpu.py models    # whole models alone
+python benchmarks/gpu.py           # results/gpu.csv and results/gpu_models.csv, as far as 8 minutes allow
+python benchmarks/gpu.py stages    # only the stages
+python benchmarks/gpu.py models    # only whole models
 
-Compilation takes most of the time, so that Triton's kernels are first compiled on all cores, into Triton's cache.
+Compilation takes most of the time, so Triton's kernels are first compiled on all cores, into Triton's cache.
 
-A time is the median of repeated runs, in turn with the others. Floors are the times that our form needs at least: its
-bytes at the bandwidth of torch.clone on the same tensor, its multiplications and additions at the card's float32 rate
-(81 of each an element and sweep, not on tensor cores).
+Times are medians of repeated, interleaved runs. Floors are lower bounds on the time of our form: its bytes at the
+bandwidth of torch.clone on the same tensor, and its multiplications and additions at the GPU's float32 rate (81 of each
+per element and sweep, not on tensor cores).
 """
 
 import functools
@@ -35,10 +35,10 @@ STAGES = [(64, 56, 56), (128, 28, 28), (320, 14, 14), (512, 7, 7)]
 """Channels, height and width of dmformer_s's stages at 224 pixels."""
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FLOP_PER_S = {"NVIDIA H200": 67e12, "NVIDIA H100": 67e12, "NVIDIA A100": 19.5e12}
-"""Plain float32 operations a second, from the data sheets; other cards have no share of that floor in their rows."""
+"""Plain float32 operations per second, from the data sheets; for other GPUs, rows lack that floor."""
 ROUNDS = 10
 SECONDS = 440
-"""After which no further measurement begins; a second call goes on with what Triton and inductor have cached."""
+"""Seconds after which no measurement starts; a second call benefits from the caches of Triton and inductor."""
 DEVICE = "cuda"
 
 
@@ -48,7 +48,7 @@ def synchronize() -> None:
 
 
 def milliseconds(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median time of one call of each, measured in turn; short ones are repeated until they take 5 ms."""
+    """Median time per call of each, interleaved; short calls are repeated until they take 5 ms."""
     repeats = {}
     for name, function in functions.items():
         for _ in range(3):  # compiles and tunes
@@ -71,7 +71,7 @@ def milliseconds(functions: dict[str, Callable[[], object]], rounds: int = ROUND
 
 
 class Fused(nn.Module):
-    """What DMA does between its 1x1 convolutions, plainly: (B, C, H, W) -> (B, C, H, W)."""
+    """The part of DMA between its 1x1 convolutions, in plain PyTorch: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, C: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Fused(nn.Module):
         return F.relu(self.norm(a + b + c))
 
     def kernels(self, x: Tensor) -> Tensor:
-        """The same through our kernels; in evaluation the norm is folded beforehand, as `dmformer.fuse` does."""
+        """The same with our kernels; in evaluation mode, the norm is folded first, like in `dmformer.fuse`."""
         from dmformer.nn.kernels.triton_taps import depthwise_taps, depthwise_taps_norm_relu, merge_taps
 
         if not self.training:
@@ -128,7 +128,7 @@ def measure_stage(shape: tuple[int, ...], dtype: torch.dtype, layout: str, round
                 out.backward(grad)
             return out.detach()
 
-        if what == "inference":  # figures of two functions that differ are worth nothing
+        if what == "inference":  # times are only comparable if the outputs agree
             expected, actual = run(block).float(), run(block.kernels).float()
             error = ((expected - actual).abs().max() / expected.abs().max()).item()
             assert error < 4 * torch.finfo(dtype).eps + 1e-4, error
@@ -209,7 +209,7 @@ def measure_model(name: str, training: bool, batch: int = BATCH, size: int = 224
 
 
 def compile_stage(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> None:
-    """Compile all variants of the kernels for a stage, without timing them: other processes do the same meanwhile."""
+    """Compile all variants of the kernels for a stage without timing them; runs in several processes at once."""
     from dmformer.nn.kernels import triton_taps
 
     for kernel in (triton_taps._taps_kernel, triton_taps._weight_grad_kernel):
@@ -222,7 +222,7 @@ def compile_stage(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> No
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py measures on a CUDA device, and PyTorch sees none here")
+        sys.exit("benchmarks/gpu.py needs a CUDA device, and PyTorch finds none")
     clock = time.monotonic()
     what = sys.argv[1:] or ["stages", "models"]
     shapes = [(BATCH, *shape) for shape in STAGES]

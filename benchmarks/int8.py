@@ -1,10 +1,10 @@
-"""Whether int8 pays on a CPU: fused models, exported, quantised by ONNX Runtime, against float32 in the same runtime.
+"""Whether int8 pays off on a CPU: exported fused models, quantised by ONNX Runtime, against float32.
 
 python benchmarks/int8.py FOLDER                    # dmformer_s and van_b0, calibrated on 32 photos of a folder
 python benchmarks/int8.py FOLDER dmformer_n
 
-Static quantisation of convolutions and matrix products, weights by output channel, activations by the range that the
-photos show. The weights are random, so that what is compared is the change of the logits, not accuracy.
+Static quantisation of convolutions and matrix products: weights per output channel, activations by their range on the
+images. The weights are random, so the comparison is of logits rather than accuracy.
 """
 
 import statistics

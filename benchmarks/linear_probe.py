@@ -1,8 +1,8 @@
-"""A linear probe of frozen features on 30 photos a class, at 128 px: of a pretrained model, random weights, a teacher.
+"""Linear probe of frozen features on 30 images per class at 128 px: a pretrained model, random weights, a teacher.
 
 python benchmarks/linear_probe.py DATA [BEST...]      # the folder with clothing/ and tiny_imagenet/; best/ folders
 
-The probe's weight decay is chosen on the photos of the training split that are not among the 30.
+The probe's weight decay is chosen on other images of the training split.
 """
 
 import sys
@@ -24,11 +24,11 @@ from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.pretraining.probing import Features, knn, linear_probe, pooled_features
 
 PER_CLASS, HELD_OUT, SIZE = 30, 10, 128
-"""Photos of each class to fit on, further ones to choose the weight decay on, and their size in pixels."""
+"""Images per class for fitting, further ones for choosing the weight decay, and their size in pixels."""
 
 
 class Pooled(nn.Module):
-    """A teacher, as `pooled_features` asks for features; images are 0 to 1."""
+    """A teacher with the interface that `pooled_features` expects; images are 0 to 1."""
 
     def __init__(self, teacher: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Pooled(nn.Module):
 
 def main() -> None:
     if len(sys.argv) < 2 or not Path(sys.argv[1], "clothing").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA [BEST...], the folder that holds clothing/ and tiny_imagenet/")
+        sys.exit(f"usage: python {sys.argv[0]} DATA [BEST...], the folder with clothing/ and tiny_imagenet/")
     root = Path(sys.argv[1])
     tiny = {"data": str(root / "tiny_imagenet" / "train_20k.tar"), "test_data": str(root / "tiny_imagenet/val_4k.tar")}
     sets = {"clothing": {"data": str(root / "clothing")}, "tiny_imagenet": tiny}
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def taken(split: Split, count: int, after: int) -> Split:
-    """So many photos of each class, drawn by a fixed seed, after others."""
+    """`count` images per class, drawn with a fixed seed, after skipping `after`."""
     assert split.indices is not None
     assert split.targets is not None
     order = np.random.default_rng(0).permutation(len(split))

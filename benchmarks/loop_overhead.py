@@ -1,10 +1,10 @@
-"""What the training loop costs over a bare forward, backward and step: both in one process, in turn.
+"""Overhead of the training loop over a bare forward, backward and step: interleaved in one process.
 
     python benchmarks/loop_overhead.py
 
-The loop's side is everything that `Trainer` does for a step once the batch is read; the bare side is the same batch
-through plain PyTorch with the same optimiser. What waiting for images costs stands in metrics.csv (wait_share).
-Ratios are of pairs of rounds, so that a drift of the machine cancels.
+The loop side is everything that `Trainer` does for a step once the batch is read; the bare side runs the same batch
+in plain PyTorch with the same optimiser. metrics.csv (wait_share) has the cost of waiting for images.
+Ratios are computed per pair of rounds, so that drift of the machine cancels.
 """
 
 import statistics

@@ -1,11 +1,11 @@
-"""Where the time of a fused model goes on a CPU, part by part, against two floors: its arithmetic and its bytes.
+"""Time of a fused model on a CPU by part, against two lower bounds: its arithmetic and its memory traffic.
 
 python benchmarks/parts.py                      # dmformer_s, float32 and bfloat16, batch 8 at 224 px
 python benchmarks/parts.py van_b2
 
-The arithmetic's floor is the time of its multiplications and additions at the speed of a large matrix product, the
-bytes' floor that of reading its inputs and weights and writing its result once, at the speed of a copy that does not
-fit the caches; both are measured first.
+The arithmetic floor is the time of the multiplications and additions at the speed of a large matrix product. The bytes
+floor is the time of reading inputs and weights and writing the result once, at the speed of a copy that exceeds the
+caches. Both speeds are measured first.
 """
 
 import statistics
@@ -36,14 +36,14 @@ def seconds(f: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def product_speed(dtype: torch.dtype, n: int = 2048) -> float:
-    """Operations a second of a product of n x n matrices with packed weights."""
+    """Operations per second of a product of n x n matrices with packed weights."""
     conv = FusedConv(nn.Conv2d(n, n, 1, bias=False).to(dtype).requires_grad_(False))
     x = torch.randn(1, n, 1, n).to(dtype).contiguous(memory_format=torch.channels_last)
     return 2 * n**3 / seconds(lambda: conv(x))
 
 
 def copy_speed(n: int = 2**27) -> float:
-    """Bytes a second, read and written together, of a copy of n bytes onto memory that is there."""
+    """Bytes per second, read plus written, of a copy of n bytes into allocated memory."""
     source, target = torch.zeros(n // 4), torch.zeros(n // 4)
     return 2 * n / seconds(lambda: target.copy_(source))
 

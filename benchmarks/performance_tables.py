@@ -1,4 +1,4 @@
-"""Puts what results/ holds into docs/performance.md, between its marks.
+"""Write the results in results/ into docs/performance.md, between its markers.
 
 python benchmarks/performance_tables.py
 """
@@ -30,7 +30,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def kernels() -> str:
-    """Milliseconds of ours and the ratio of plain PyTorch's to them, a shape a row."""
+    """Milliseconds of our kernels, and the ratio of plain PyTorch's time; one shape per row."""
     found = rows("depthwise_cpu")
     columns = [(what, dtype) for what in ("forward", "forward and backward") for dtype in ("float32", "bfloat16")]
     lines = []
@@ -67,7 +67,7 @@ def parts() -> str:
 
 
 def speeds(name: str, batch: str, kinds: Sequence[tuple[str, str]]) -> str:
-    """Images a second, one model a row, one (form, type) a column."""
+    """Images per second, one model per row, one (form, dtype) per column."""
     found = {(r["model"], r["form"], r["dtype"]): r for r in rows(name) if r["batch_size"] == batch}
     models = dict.fromkeys(model for model, _, _ in found)
     lines = [

@@ -1,15 +1,15 @@
-"""Does class activation find what was learnt? The pointing game on made images in which the answer is known.
+"""Does class activation find what was learnt? The pointing game on synthetic images with known object positions.
 
-An image is clutter with one object in it, whose texture is its class. A small model of every family learns the classes,
-never the places. A map hits if its highest place lies within the object's box, by the customary tolerance: 15 pixels of
-photos about 500 wide (Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016), so 4 of 128. Chance is
-the share of the image that counts as a hit. The same is asked of each model with its weights drawn anew; and of the
-maps moved half a cell up and to the left, where the middle of what a cell sees lies in most models.
+An image is clutter with one object, whose texture is its class. A small model of every family learns the classes, but
+never the positions. A map hits if its maximum lies within the object's box, with the customary tolerance: 15 pixels on
+images about 500 wide (Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016), so 4 of 128. Chance is
+the fraction of the image that counts as a hit. The same is measured for each model with random weights, and for the
+maps shifted by half a cell up and to the left, where the centre of a cell's receptive field is in most models.
 
-Times are of the processor, on one thread: what else the machine does hardly counts.
+Times are CPU times on one thread, so other load on the machine hardly matters.
 
 python benchmarks/planted_object.py [MODEL...]
-python benchmarks/planted_object.py page     # puts the results into docs/explain.md, draws docs/planted_object.jpg
+python benchmarks/planted_object.py page     # write the results into docs/explain.md, draw docs/planted_object.jpg
 """
 
 import statistics
@@ -36,12 +36,12 @@ from dmformer.utils.intervals import wilson
 KINDS = ("stripes across", "stripes down", "chequers", "dots")
 SIZE, BATCH, TESTED = 128, 16, 200
 STAGES = 3
-"""How many of the last are asked."""
+"""How many of the last stages are measured."""
 SIDES = (28, 40)
-"""Least and most side of the object in images of `SIZE`."""
+"""Minimum and maximum side of the object in images of `SIZE`."""
 
 Box = tuple[int, int, int, int]
-"""Top, left, bottom and right in pixels; the latter two do not belong to it."""
+"""Top, left, bottom and right in pixels; the last two are exclusive."""
 
 MODELS: dict[str, tuple[int, float, dict[str, Any]]] = {
     "dmformer_n": (300, 2e-3, dict(dims=(16, 32, 64, 96), depths=(1, 1, 2, 1), layer_scale=1.0)),
@@ -61,13 +61,13 @@ MODELS: dict[str, tuple[int, float, dict[str, Any]]] = {
     ),
     "resnet18": (150, 1e-3, {}),
 }
-"""Steps of training, learning rate and arguments: narrow ones, for minutes on a core."""
+"""Training steps, learning rate and arguments of narrow models that train in minutes on one core."""
 
 
 def scene(generator: np.random.Generator, kind: int, size: int = SIZE) -> tuple[np.ndarray, Box]:
     """An image (size, size, 3), uint8, of clutter with one object of a kind at a random place, and its box.
 
-    Two decoys are as large and as rich in contrast as the object, but their texture has no order.
+    Two decoys have the size and contrast of the object, but a random texture.
     """
     coarse = generator.integers(0, 256, (6, 6, 3), np.uint8)
     image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
@@ -89,7 +89,7 @@ def scene(generator: np.random.Generator, kind: int, size: int = SIZE) -> tuple[
 
 
 def _pattern(generator: np.random.Generator, kind: int | None, side: int) -> np.ndarray:
-    """(side, side), bool; without a kind squares of 3 pixels in disorder."""
+    """(side, side), bool; without a kind, random squares of 3 pixels."""
     if kind is None:
         squares = generator.integers(0, 2, (side // 3 + 1, side // 3 + 1)).astype(bool)
         return squares.repeat(3, 0).repeat(3, 1)[:side, :side]
@@ -106,7 +106,7 @@ def scenes(generator: np.random.Generator, n: int, size: int = SIZE) -> tuple[Te
 
 
 def train(model: Any, steps: int, size: int = SIZE, batch: int = BATCH, lr: float = 1e-3, seed: int = 0) -> Any:
-    """Train on images that are made on the way; the model in evaluation mode."""
+    """Train on images generated on the fly; returns the model in evaluation mode."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
@@ -123,7 +123,7 @@ def train(model: Any, steps: int, size: int = SIZE, batch: int = BATCH, lr: floa
 
 
 def as_subject(name: str, model: Any, size: int = SIZE) -> Subject:
-    """A model that was trained here."""
+    """A model trained by this script, as a subject."""
     info = model.feature_info
     return Subject(
         name,
@@ -140,12 +140,12 @@ def as_subject(name: str, model: Any, size: int = SIZE) -> Subject:
 
 
 def middles(maps: Tensor) -> Tensor:
-    """Row and column (N, 2) of the highest place of each map (N, H, W): the middle of several that are equally high."""
+    """Row and column (N, 2) of the maximum of each map (N, H, W); the mean position if there are several."""
     return torch.stack([torch.nonzero(values >= values.max() - 1e-6).double().mean(0) for values in maps])
 
 
 def hits(maps: Tensor, boxes: list[Box]) -> list[bool]:
-    """Whether the highest place of each map (H, W) lies in its box or within the tolerance of it.
+    """Whether the maximum of each map (H, W) lies in its box or within the tolerance.
 
     A map of zeros misses.
     """
@@ -158,7 +158,7 @@ def hits(maps: Tensor, boxes: list[Box]) -> list[bool]:
 
 
 def chance(boxes: list[Box], size: int = SIZE) -> float:
-    """Share of the image that is within the box or its tolerance, mean of the images."""
+    """Fraction of the image within the box or its tolerance, averaged over the images."""
     tolerance, shares = _tolerance(size), []
     for top, left, bottom, right in boxes:
         height = min(bottom + tolerance, size) - max(top - tolerance, 0)
@@ -186,7 +186,7 @@ def measure(name: str) -> list[dict[str, object]]:
     measured: list[dict[str, object]] = []
     for stage in range(len(subject.stages), len(subject.stages) - STAGES, -1):
         stride = subject.strides[stage - 1]
-        # The one that is taken for the stage, and if that is another the stage's own output.
+        # The layer used for the stage and, if different, the stage's own output.
         for layer in dict.fromkeys([layer_name(subject, stage), subject.stages[stage - 1]]):
             for method in METHODS:
                 maps, others = (_maps(each, x, kinds, method, layer) for each in (subject, control))
@@ -235,7 +235,7 @@ def _seconds(subject: Subject, x: Tensor, kinds: list[int], method: str, layer: 
 
 
 def stages_table() -> str:
-    """Hits in percent by model and stage, a method a column: trained, and behind the stroke with weights drawn anew."""
+    """Hits in percent by model and stage, one method per column: trained / with random weights."""
     found = [r for r in rows("planted_object") if r["layer"] == _taken(r)]
     lines = []
     for key in dict.fromkeys((r["model"], r["stage"], r["stride"]) for r in found):
@@ -249,7 +249,7 @@ def stages_table() -> str:
 
 
 def norms_table() -> str:
-    """Hits in percent before and after the norms that close the stages of VAN and SMT."""
+    """Hits in percent before and after the final norms of the stages of VAN and SMT."""
     found = rows("planted_object")
     keys = [(r["model"], r["stage"]) for r in found if r["layer"] != _taken(r)]
     lines = []
@@ -267,7 +267,7 @@ def norms_table() -> str:
 
 
 def _taken(row: dict[str, str]) -> str:
-    """The layer that is taken for the stage of a row."""
+    """The layer used for the stage of a row."""
     same = [r["layer"] for r in rows("planted_object") if (r["model"], r["stage"]) == (row["model"], row["stage"])]
     return same[0]
 
@@ -277,7 +277,7 @@ def _percent(row: dict[str, str], key: str) -> str:
 
 
 def draw(path: Path) -> None:
-    """Some images, under the maps of the small DMFormer at two stages, and of it with weights drawn anew."""
+    """Draw some images under the maps of the small DMFormer at two stages, trained and with random weights."""
     steps, lr, arguments = MODELS["dmformer_n"]
     torch.manual_seed(0)
     subject = as_subject("", train(timm.create_model("dmformer_n", num_classes=len(KINDS), **arguments), steps, lr=lr))

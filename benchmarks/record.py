@@ -1,4 +1,4 @@
-"""One CSV a benchmark, to which rows are appended, each with machine, versions and date; and how pages show them."""
+"""One CSV per benchmark, with machine, versions and date in every row; and tables for the documentation."""
 
 import csv
 import datetime
@@ -42,17 +42,17 @@ def record(name: str, rows: list[dict[str, object]]) -> None:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """What results/NAME.csv holds.
+    """The rows of results/NAME.csv.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
     """
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def replace_tables(page: Path, tables: dict[str, str]) -> None:
-    """Put each text between `<!-- NAME -->` and the next `<!-- end -->` of a page, in place of what is there."""
+    """Replace the text between `<!-- NAME -->` and the next `<!-- end -->` of a page, for each name."""
     text = page.read_text(encoding="utf-8")
     for name, content in tables.items():
         mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)

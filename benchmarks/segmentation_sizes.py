@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of segmenters with 150 classes, beside the published figures.
 
-python benchmarks/segmentation_sizes.py     # a minute; nothing is computed, so any machine gives the same
+python benchmarks/segmentation_sizes.py     # a minute; only counts, independent of the machine
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ PUBLISHED = {  # UperNet at 512 x 2048: millions of parameters, and what the aut
     "van_b3": (75, 1030),
     "van_b4": (90, 1098),
     "smt_s": (50, 935),
-    "smt_s depths=(3, 4, 18, 1)": (50, 935),  # the second form in which it was published
+    "smt_s depths=(3, 4, 18, 1)": (50, 935),  # its second published form
     "smt_b": (62, 1004),
     "swin_tiny_patch4_window7_224": (60, 945),
 }
 ATTENTION = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
-"""Products of two activations, which some authors' counters leave out."""
+"""Products of two activations, which some authors' counts exclude."""
 OTHERS = ("dmformer_n", "dmformer_t", "dmformer_s", "dmformer_l", "van_b0", "van_b1", "vitaev2_s", "resnet18")
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def attention_gmacs(model: Any, height: int, width: int) -> float:
-    """Of a module's 10^9 multiply-adds those of products of two activations."""
+    """10^9 multiply-adds of a module's products of two activations."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device="meta"))
     return sum(v for k, v in counter.get_flop_counts()["Global"].items() if k in ATTENTION) / 2e9

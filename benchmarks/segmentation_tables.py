@@ -1,4 +1,4 @@
-"""Puts what results/ holds into docs/segmentation.md, between its marks.
+"""Write the results in results/ into docs/segmentation.md, between its markers.
 
 python benchmarks/segmentation_tables.py
 """

@@ -1,11 +1,11 @@
-"""`dmformer serve` under load: 50 clients, each of which asks again as soon as it is answered, for a minute.
+"""`dmformer serve` under load: 50 clients that send requests back to back for a minute.
 
 OMP_NUM_THREADS=1 python benchmarks/serve_load.py [SOURCE...]      best/ folders, .onnx or .xml files
 
-Without a source: dmformer_n for 10 classes at 224 px with random weights, on which speed does not depend, in PyTorch,
-ONNX Runtime and OpenVINO. The server is a process of its own with one thread for the model, besides those that decode
-photos; this process, the clients, shares the machine with it. Photos are made, 1,000 x 750 px, and every answer is
-compared with that to the same photo when nobody else asked.
+Without a source: dmformer_n for 10 classes at 224 px with random weights, which do not affect speed, in PyTorch, ONNX
+Runtime and OpenVINO. The server is a separate process with one thread for the model, plus those that decode images; the
+clients run in this process on the same machine. Images are synthetic, 1,000 x 750 px, and every response is compared
+with the response to the same image without load.
 
 Each source is measured twice: with photos alone, and with bad requests of every kind among them, three in ten. The
 table of docs/serve.md is then made anew.
@@ -43,10 +43,10 @@ CLIENTS, SECONDS, WARM_UP = 50, 60, 3
 BAD_SHARE = 0.3
 THREADS = 1
 MEGABYTES = 2
-"""Limit of a request, so that those beyond it are cheap to send."""
+"""Size limit of a request, low so that larger requests are cheap to send."""
 BATCHES, IMAGES = "dmformer_batch_images_count", "dmformer_batch_images_sum"
 TOLERANCE = 1e-4
-"""Of a probability, between an answer in a batch and one alone."""
+"""Tolerance of probabilities between a batched and a single prediction."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def made(folder: Path) -> list[str]:
 
 
 def measured(source: str, bad_share: float) -> dict[str, object]:
-    """A row of results."""
+    """Measure one row of results."""
     load = os.getloadavg()[0]
     with serving(source) as address:
         return asyncio.run(attack(address, bad_share)) | {"server_threads": THREADS, "load_before": f"{load:.1f}"}
@@ -80,7 +80,7 @@ def measured(source: str, bad_share: float) -> dict[str, object]:
 
 @contextmanager
 def serving(source: str) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+    """Run a server in a separate process; yields its URL."""
     options = ["--port", "0", "--threads", str(THREADS), "--max-mb", str(MEGABYTES)]
     server = subprocess.Popen(
         [sys.executable, "-m", "dmformer", "serve", source, *options],
@@ -101,7 +101,7 @@ def serving(source: str) -> Iterator[str]:
 
 @dataclass
 class Tally:
-    """What came of the requests; latencies are of those that were to be answered."""
+    """Outcomes of the requests; latencies are of valid requests only."""
 
     latencies: list[float] = field(default_factory=list)
     refused: Counter = field(default_factory=Counter)
@@ -187,7 +187,7 @@ async def ask_well(
 
 
 async def ask_badly(client: httpx.AsyncClient, request: tuple[dict[str, Any], set[int]], tally: Tally) -> None:
-    """Anything but the right status with a reason counts as an error."""
+    """Send a bad request; anything but the right status with a reason counts as an error."""
     arguments, statuses = request
     arguments: dict[str, Any] = {name: value() if callable(value) else value for name, value in arguments.items()}
     try:
@@ -206,7 +206,7 @@ async def ask_badly(client: httpx.AsyncClient, request: tuple[dict[str, Any], se
 
 
 def photos(count: int = 20) -> list[bytes]:
-    """JPEGs of smooth colours with some noise, about as large as a camera's of that size."""
+    """JPEGs of smooth colours with some noise, about as many bytes as a camera's at that size."""
     generator = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -218,7 +218,7 @@ def photos(count: int = 20) -> list[bytes]:
 
 
 def bad_requests(photo: bytes) -> dict[str, tuple[dict[str, Any], set[int]]]:
-    """Requests that are to be refused, with the status; an unknown class where no class is shown is another mistake."""
+    """Requests that must be refused, with the valid statuses; an unknown class has two, with and without overlays."""
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(48):
@@ -261,14 +261,14 @@ def probabilities(answer: dict) -> dict[str, float]:
 
 
 def figures(text: str) -> dict[str, float]:
-    """Prometheus' text, by the names of the figures; those of classes alone where there are several kinds of work."""
+    """Figures of Prometheus' text by name; for figures by kind of work, only those of classification."""
     rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     counted = ((name, value) for name, _, value in rows if "{" not in name or 'work="classes"' in name)
     return {name.partition("{")[0]: float(value) for name, value in counted}
 
 
 def load() -> str:
-    """The table of the page, from the results."""
+    """The table for the documentation, from the results."""
     header = ["run by", "bad requests", "answered", "refused", "wrong, failed, lost"]
     header += ["answers/s", "median ms", "90 %", "99 %", "longest", "mean batch", "MB"]
     columns = ("answers_per_second", "p50_ms", "p90_ms", "p99_ms", "max_ms", "mean_batch", "server_mb")

@@ -1,7 +1,7 @@
-"""Short, equal training runs of many models: each row is one `dmformer train` with plain arguments.
+"""Short training runs of many models under equal conditions: each row is one `dmformer train` with plain arguments.
 
-Rows are appended to results/NAME.csv as runs end, and a run that is there already is not repeated, so a script that was
-stopped goes on. Accuracy is what is compared; speed is measured by `training_speed.py`, on a quiet machine.
+Rows are appended to results/NAME.csv as runs end, and existing runs are not repeated, so an interrupted script can be
+continued. These runs compare accuracy; `training_speed.py` measures speed, on an idle machine.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ RECIPE = (
 def data_folder(data: Path) -> Iterator[Path]:
     """A temporary working folder with clothing/ and tiny20/: the first 20 classes of tiny_imagenet, 64 px.
 
-    tiny20 trains on 100 photos a class and is scored on 20 a class.
+    tiny20 has 100 training images and 20 validation images per class.
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
@@ -56,10 +56,10 @@ def data_folder(data: Path) -> Iterator[Path]:
 
 
 def run(name: str, row: str, data: str, model: str, model_args: Sequence[str], seed: int) -> None:
-    """Train and score once, and append the result to results/NAME.csv, unless it is there."""
+    """Train and evaluate once, and append the result to results/NAME.csv, unless it is there."""
     if any((r["row"], r["data"], r["model"], r["seed"]) == (row, data, model, str(seed)) for r in recorded(name)):
         return
-    # The model's arguments are always given: the recipe's own are for DMFormer.
+    # Always pass the model's arguments, because the recipe's own are for DMFormer.
     arguments = ["train", *RECIPE.split(), "--data", data, "--model", model, "--seed", str(seed)]
     arguments += ["--model-args", *model_args]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -87,18 +87,18 @@ def run(name: str, row: str, data: str, model: str, model_args: Sequence[str], s
 
 
 def recorded(name: str) -> list[dict[str, str]]:
-    """The runs in results/NAME.csv: none before the first."""
+    """The runs in results/NAME.csv; empty before the first."""
     return rows(name) if (RESULTS / f"{name}.csv").exists() else []
 
 
 def spread(name: str, row: str, data: str, model: str) -> tuple[float, float, int]:
-    """Mean and sample standard deviation of top-1 in % over the seeds, and how many they are."""
+    """Mean and sample standard deviation of top-1 in % over the seeds, and the number of seeds."""
     found = [100 * float(r["top1"]) for r in recorded(name) if (r["row"], r["data"], r["model"]) == (row, data, model)]
     return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
 
 
 def data_argument() -> Path:
-    """The folder of photos that the command line names."""
+    """The data folder from the command line."""
     if len(sys.argv) != 2 or not Path(sys.argv[1], "tiny_imagenet").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA, the folder that holds clothing/ and tiny_imagenet/")
+        sys.exit(f"usage: python {sys.argv[0]} DATA, the folder with clothing/ and tiny_imagenet/")
     return Path(sys.argv[1]).resolve()

@@ -1,4 +1,4 @@
-"""How long the command takes to answer: help, a mistake, one photo; each a fresh process, in turn, several rounds.
+"""Time of the command for help, an error and one image: a new process each, in several interleaved rounds.
 
 python benchmarks/startup.py RUN/best PHOTO MODEL.onnx
 """
@@ -26,7 +26,7 @@ def main() -> None:
         "dmformer predict model.onnx": [dmformer, "predict", sys.argv[3], sys.argv[2]],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for i in range(ROUNDS + 1):  # the first warms the disk's cache
+    for i in range(ROUNDS + 1):  # the first round warms the disk cache
         for name, command in commands.items():
             clock = time.perf_counter()
             subprocess.run(command, capture_output=True, check=False)

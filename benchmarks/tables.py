@@ -1,4 +1,4 @@
-"""Puts what results/ holds into docs/comparison.md, between its marks, and draws docs/comparison.svg.
+"""Write the results in results/ into docs/comparison.md, between its markers, and draw docs/comparison.svg.
 
 python benchmarks/tables.py
 """
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def cell(name: str, row: str, data: str, model: str) -> str:
-    """Mean, deviation and number of seeds of a row, or a dash where it has not been run."""
+    """Mean, deviation and number of seeds of a row, or a dash if it has not been run."""
     try:
         mean, deviation, seeds = spread(name, row, data, model)
     except ValueError:
@@ -51,7 +51,7 @@ def comparison_table() -> str:
 
 
 def draw() -> None:
-    """Accuracy against speed, a panel a set of photos."""
+    """Plot accuracy against speed, one panel per data set."""
     speed = {row["model"]: float(row["images_per_second"]) for row in rows("training_speed")}
     figure, panels = plt.subplots(1, len(comparison.DATA), figsize=(9, 3.6), layout="constrained")
     for panel, data in zip(panels, comparison.DATA, strict=True):
@@ -63,7 +63,7 @@ def draw() -> None:
             ours = model.startswith(("dmformer", "van", "smt", "vitae"))
             colour = "#c2410c" if model.startswith("dmformer") else "#1d4ed8" if ours else "#6b7280"
             panel.errorbar(speed[model], mean, yerr=deviation or None, fmt="o", color=colour, capsize=2)
-            left = model == "dmformer_t"  # beside its neighbour resnet18
+            left = model == "dmformer_t"  # next to resnet18's label
             offset, side = ((-6, -2), "right") if left else ((5, 4), "left")
             panel.annotate(model, (speed[model], mean), offset, textcoords="offset points", fontsize=7, ha=side)
         panel.set(title=data, xlabel="images/s in training, 2 cores", ylabel="top-1 (%)")

@@ -1,7 +1,7 @@
-"""A whole `dmformer train` as its user runs it: wall time, peak memory, scores on the held-out photos.
+"""A complete `dmformer train` as a user runs it: wall time, peak memory, scores on the held-out images.
 
 python benchmarks/train_job.py                                     # the main job
-python benchmarks/train_job.py scratch --data photos/ --name mine  # any other: the arguments of `dmformer train`
+python benchmarks/train_job.py scratch --data photos/ --name mine  # any other job: the arguments of `dmformer train`
 """
 
 import csv
@@ -19,7 +19,7 @@ from record import record
 
 
 def peak_memory(process: psutil.Process, stop: threading.Event, peak: list[float]) -> None:
-    """Highest sum of the proportional memory of a process and its children, in GB, sampled twice a second."""
+    """Peak of the total proportional memory of a process and its children, in GB, sampled twice per second."""
     while not stop.wait(0.5):
         total = 0
         for p in (process, *process.children(recursive=True)):

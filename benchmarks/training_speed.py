@@ -1,6 +1,6 @@
-"""Images a second in training: forward, backward and step, the models in turn, on a quiet machine.
+"""Images per second in training: forward, backward and step, with interleaved models, on an idle machine.
 
-python benchmarks/training_speed.py      # those of comparison.py, at 64 px in batches of 32, float32, channels_last
+python benchmarks/training_speed.py      # models of comparison.py, at 64 px in batches of 32, float32, channels_last
 """
 
 import statistics
@@ -33,7 +33,7 @@ def main() -> None:
     for name in MODELS:
         model = timm.create_model(name, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
         models[name] = model, torch.optim.AdamW(model.parameters(), fused=True)
-    for turn in range(ROUNDS + 1):  # the first warms up
+    for turn in range(ROUNDS + 1):  # the first round is a warm-up
         for name, (model, optimizer) in models.items():
             started = time.perf_counter()
             F.cross_entropy(model(images), targets).backward()

@@ -120,8 +120,8 @@ def test_large_photos_are_drawn_smaller_and_boxes_with_them():
 @pytest.mark.parametrize(
     ("query", "status", "reason", "words"),
     [
-        ({"threshold": "1.5"}, 422, "bad_query", "The parameter 'threshold' is wrong"),
-        ({"threshold": "nan"}, 422, "bad_query", "The parameter 'threshold' is wrong"),
+        ({"threshold": "1.5"}, 422, "bad_query", "The parameter 'threshold' is invalid"),
+        ({"threshold": "nan"}, 422, "bad_query", "The parameter 'threshold' is invalid"),
         ({"mask": "1"}, 400, "no_mask", "finder is a detector, which has no masks."),
         ({"class": "cow"}, 422, "unknown_class", "Unknown class 'cow'"),
     ],

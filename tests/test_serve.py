@@ -347,9 +347,9 @@ REFUSALS = {
         "unknown_class",
         "Unknown class 'gren': did you mean green?",
     ),
-    "overlay": (dict(files=form(png()), params={"overlay": "1"}), 400, "no_overlay", "exported file"),
+    "overlay": (dict(files=form(png()), params={"overlay": "1"}), 400, "no_overlay", "Exported files"),
     "mask": (dict(files=form(png()), params={"mask": "1"}), 400, "no_mask", "colours is a classifier"),
-    "top": (dict(files=form(png()), params={"top": "0"}), 422, "bad_query", "The parameter 'top' is wrong"),
+    "top": (dict(files=form(png()), params={"top": "0"}), 422, "bad_query", "The parameter 'top' is invalid"),
     "method": (dict(method="GET"), 405, "wrong_method", "does not support this method"),
     "path": (dict(path="/nothing"), 404, "not_found", "nothing here"),
 }
