@@ -13,6 +13,7 @@ from test_report import HOSTILE, Page, chromium, needs_nothing_else, shows_names
 from test_segmentation_report import Nesting
 
 from dmformer.data.palette import default_palette
+from dmformer.report.page import Picture
 from dmformer.tasks.detection.metrics import DetectionMeter
 from dmformer.tasks.detection.report import DetectionReport, write_detection_report
 
@@ -213,7 +214,9 @@ def test_crops_show_the_box(tmp_path, monkeypatch):
     for box in truth.boxes[[0, 2]]:
         photo.paste((0, 0, 255), tuple(box.astype(int).tolist()))
     pictures = []
-    monkeypatch.setattr("dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or "<img>")
+    monkeypatch.setattr(
+        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
+    )
     written(tmp_path, make_report(found=[make_found([], [], [])], truths=[truth], load=lambda i: photo))
     for crop in pictures[1:3]:
         pixels = np.asarray(crop).astype(int)
@@ -262,7 +265,9 @@ def test_masks(tmp_path, monkeypatch):
         asked.append(i)
         return found[i]
 
-    monkeypatch.setattr("dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or "<img>")
+    monkeypatch.setattr(
+        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
+    )
     text = Page(written(tmp_path, make_report(found=found, truths=truths, masked=True))).text
     assert "Mask AP75.2 %overlap of the masks" in text
     assert asked == []

@@ -573,7 +573,7 @@ def test_explain_writes_a_picture_a_class_and_a_page(pictures, monkeypatch):
     page = Path("out/index.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "&lt;b&gt; &amp; &#x27;q&#x27;.jpg" in page
+    assert "&lt;b&gt; &amp; &#39;q&#39;.jpg" in page
     assert page.count("<figure>") == 3 * 2 * 5 + 2  # photo, three classes, control; two curves
     assert verdict(made, "run-2") in page
     assert "a/broken.jpg" in page

@@ -1,16 +1,18 @@
-"""What the reports share: a page that needs no network, script or other file, with plots and tables in both themes."""
+"""What the reports share: a page made of a template, and the plots, pictures and tables that stand on it."""
 
 import math
+import re
 import statistics
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -24,7 +26,6 @@ MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
 CONFUSIONS = 20
 LISTED_CLASSES, WORST, BEST = 50, 25, 5
 """Above so many classes only the worst and the best are listed."""
-BROKEN = 50
 
 
 @dataclass(frozen=True)
@@ -41,56 +42,110 @@ _LIGHT = Theme(text="#4a5058", line="#d5d9de", first="#0072b2", second="#d55e00"
 _DARK = Theme(text="#aab2bc", line="#3a4149", first="#56b4e9", second="#e69f00")
 
 
-def write_page(path: Path, title: str, sections: dict[str, tuple[str, str]], style: str = "") -> None:
+def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
     """Write the page to `path`, whole or not at all.
 
     Args:
         path: Of the file.
-        title: As text.
-        sections: By their anchors, (heading, body); both HTML.
-        style: CSS beside that of every page.
+        template: By its path in the package; it extends report/templates/base.html.
+        values: What the template names; among them `title`. Text: the templates escape it.
     """
-    links = "".join(f'<li><a href="#{key}">{heading}</a></li>' for key, (heading, _) in sections.items())
-    bodies = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-heading"><h2 id="{key}-heading">{heading}</h2>{body}</section>\n'
-        for key, (heading, body) in sections.items()
+    html = _templates().get_template(template).render(values)
+    html = _BETWEEN_TAGS.sub("><", html)
+    # Bytes of file names that are no Unicode, which UTF-8 refuses, become marks.
+    write_whole(path, html.encode("utf-8", "replace").decode("utf-8"))
+
+
+_BETWEEN_TAGS = re.compile(r">\s*\n\s*<")
+"""Line breaks of the templates; what comes from the data is escaped, and has neither of the two signs."""
+
+
+@cache
+def _templates() -> Environment:
+    """All of the package; a name that the values lack is an error."""
+    templates = Environment(
+        loader=PackageLoader("dmformer", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    write_whole(path, _PAGE.format(title=escaped(title), style=_STYLE + style, links=links, sections=bodies))
-
-
-def escaped(text: str) -> str:
-    """Escaped for text and attributes; bytes of file names that are no Unicode, which UTF-8 refuses, become marks."""
-    return escape(text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def shown_name(text: str) -> str:
-    """A name from the data, kept from turning round the sentence about it if it is written from right to left."""
-    return f"<bdi>{escaped(text)}</bdi>"
+    templates.filters |= {"percent": percent, "interval": interval, "thousands": "{:,}".format}
+    templates.globals |= {"number": number, "photos": photos}
+    return templates
 
 
 def model_name(title: str) -> str:
-    """What stands before "on" in the title; HTML."""
-    return shown_name(title.split(" on ")[0] if " on " in title else "the model")
+    """What stands before "on" in the title."""
+    return title.split(" on ")[0] if " on " in title else "the model"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def interval(score: Score) -> str:
     return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
 
 
+def number(n: int, what: str) -> str:
+    """So many of what is named in the singular."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def photos(n: int, kind: str = "") -> str:
-    return f"{n:,} {kind}{' ' if kind else ''}photo{'' if n == 1 else 's'}"
+    return number(n, f"{kind} photo" if kind else "photo")
 
 
-def plot(draw: Callable[[Axes, Theme], None], alt: str, size: tuple[float, float] = (3.9, 2.8)) -> str:
-    """A plot in both themes, of which the browser shows one; size in inches."""
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_svg(draw, _DARK, size)}">'
-        f'<img class="plot" alt="{escaped(alt)}" src="{_svg(draw, _LIGHT, size)}"></picture>'
-    )
+@dataclass(frozen=True)
+class Plot:
+    """A plot in both themes, as data URIs, and what it tells in words."""
+
+    alt: str
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A paragraph and the plots below it."""
+
+    text: str
+    plots: list[Plot]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, with its size in pixels; without one the page says that it cannot be shown."""
+
+    alt: str
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class PhotoRow:
+    """A photo in pictures side by side."""
+
+    name: str
+    panels: list[tuple[str, Picture]]
+    """With their captions."""
+    value: float
+    """The share by which photos are ordered."""
+
+
+@dataclass(frozen=True)
+class ClassKey:
+    """What a class's colour is, as CSS writes it."""
+
+    name: str
+    colour: str
+
+
+def plot(draw: Callable[[Axes, Theme], None], alt: str, size: tuple[float, float] = (3.9, 2.8)) -> Plot:
+    """A plot in both themes; size in inches."""
+    return Plot(alt, _svg(draw, _LIGHT, size), _svg(draw, _DARK, size))
 
 
 def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, float]) -> str:
@@ -176,16 +231,16 @@ def history_plot(
     shares: bool,
     size: tuple[float, float],
     margin: float = 0.5,
-) -> str:
+) -> list[Plot]:
     """A plot of columns of metrics.csv with their labels, by another column; none where none of them was measured."""
     lines = {label: line for key, label in labels.items() if (line := _line(history, by, key))[0]}
     if not lines:
-        return ""
+        return []
     alt = f"{title} by {by}."
     for label, (_, values) in lines.items():
         first, last = (percent(v) if shares else f"{v:.3g}" for v in (values[0], values[-1]))
         alt += f" {label or 'from'} {first} to {last};"
-    return plot(lambda a, t: curves(a, t, lines, title, by, shares, margin), alt.rstrip(";") + ".", size)
+    return [plot(lambda a, t: curves(a, t, lines, title, by, shares, margin), alt.rstrip(";") + ".", size)]
 
 
 def _line(history: list[dict[str, float]], by: str, key: str) -> Line:
@@ -204,123 +259,104 @@ def worst_to_best(values: list[float], each: int) -> dict[str, list[int]]:
     return {"Worst": ranked[:each], "Middle": ranked[middle : middle + each], "Best": ranked[-each:]}
 
 
-def table(label: str, head: list[str], rows: list[str], kind: str = "") -> str:
-    """A table that scrolls by itself on a narrow screen, by the keyboard too. `rows` are HTML."""
-    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    head_row = f"<thead><tr>{cells}</tr></thead>" if head else ""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table class="{kind}">'
-        f"{head_row}<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+@dataclass(frozen=True)
+class ClassList:
+    """What the table of the classes shows of them, the worst first; if they are many, not those between."""
+
+    worst: list[Any]
+    left_out: int
+    best: list[Any]
+    total: int
+    """Of all classes, those without any photo or object too."""
+    absent: int
 
 
-def bar(share: float) -> str:
-    """A cell of a table, with a bar behind its figure."""
-    return f'<td class="bar" style="--share:{share:.3f}">{percent(share)}</td>'
+def class_list(classes: list[Any], total: int) -> ClassList:
+    """Of the classes that have a score, the worst first."""
+    absent = total - len(classes)
+    if len(classes) <= LISTED_CLASSES:
+        return ClassList(classes, 0, [], total, absent)
+    return ClassList(classes[:WORST], len(classes) - WORST - BEST, classes[-BEST:], total, absent)
 
 
-def shortened(rows: list[str], columns: int) -> tuple[str, list[str]]:
-    """A sentence, or none, and the rows (HTML) of the classes, worst first, without those between if there are many."""
-    if len(rows) <= LISTED_CLASSES:
-        return "", rows
-    left_out = len(rows) - WORST - BEST
-    gap = f'<tr><td class="gap" colspan="{columns}">{left_out:,} classes between are left out</td></tr>'
-    told = f"<p>These are the {WORST} worst and the {BEST} best of {len(rows):,} classes.</p>"
-    return told, [*rows[:WORST], gap, *rows[-BEST:]]
+@dataclass(frozen=True)
+class ClassError:
+    """How often one class is taken for another, of so many."""
+
+    truth: str
+    prediction: str
+    count: int
+    of: int
 
 
-def top_confusions(confusion: list[list[int]]) -> list[tuple[int, int, int]]:
-    """(truth, prediction, count) of the most frequent errors, the first class first among equals."""
-    cells = ((t, p, n) for t, row in enumerate(confusion) for p, n in enumerate(row) if n and t != p)
-    return sorted(cells, key=lambda cell: -cell[2])[:CONFUSIONS]
+@dataclass(frozen=True)
+class Cell:
+    """One of the confusion matrix."""
+
+    kind: str
+    """right, wrong or none: its class in the style sheet"""
+    depth: float
+    """Of its colour: the root of its share of the row; else rare errors could not be seen beside the diagonal."""
+    figure: str
+    told: str
+    """The tooltip."""
 
 
-def confusions_table(confusion: list[list[int]], names: list[str], counted: str) -> str:
-    """The most frequent errors; `counted` heads the column of what the confusion counts."""
-    rows = [
-        f"<tr><td>{shown_name(names[t])}</td><td>{shown_name(names[p])}</td><td>{n:,}</td>"
-        f"{bar(n / sum(confusion[t]))}</tr>"
-        for t, p, n in top_confusions(confusion)
-    ]
-    head = ["Truth", "Prediction", counted, "Of the class"]
-    return table("Most frequent confusions", head, rows, "pairs") if rows else "<p>There is none.</p>"
+@dataclass(frozen=True)
+class Confusion:
+    """Which classes are taken for which."""
+
+    classes: int
+    rows: list[tuple[str, list[Cell]]]
+    """Of the matrix, by the true class; none if the classes are too many."""
+    counted: bool
+    """Whether the matrix has room for figures."""
+    errors: list[ClassError]
+    """The most frequent, the first class first among equals."""
 
 
-def matrix(confusion: list[list[int]], names: list[str], figures: Callable[[int, float], tuple[str, str]]) -> str:
-    """The confusion as a table and not a plot: names may be in any script, and the cells can be read aloud.
+def confusion_of(
+    counts: list[list[int]], names: list[str], figures: Callable[[int, float], tuple[str, str]]
+) -> Confusion:
+    """The confusion as the page shows it.
 
     Args:
-        confusion: Counts by truth and prediction.
+        counts: By truth and prediction.
         names: Of the classes.
         figures: From a cell's count and its share of the row to what stands in it and what its tooltip tells.
     """
-    counted = len(names) <= COUNTED_CLASSES
-    rows = []
-    for t, counts in enumerate(confusion):
-        n_row = max(sum(counts), 1)
-        cells = "".join(
-            _cell(t == p, n / n_row, f"{names[t]} → {names[p]}", figures(n, n / n_row), counted)
-            for p, n in enumerate(counts)
-        )
-        rows.append(f'<tr><th scope="row">{shown_name(names[t])}</th>{cells}</tr>')
-    head = ["truth ↓ prediction →", *(f'<span class="up">{shown_name(name)}</span>' for name in names)]
-    return table("Confusion matrix", head, rows, "matrix" if counted else "matrix small")
+    K = len(names)
+    cells = ((t, p, n) for t, row in enumerate(counts) for p, n in enumerate(row) if n and t != p)
+    frequent = sorted(cells, key=lambda cell: -cell[2])[:CONFUSIONS]
+    errors = [ClassError(names[t], names[p], n, sum(counts[t])) for t, p, n in frequent]
+    rows = [(names[t], _cells(t, row, names, figures)) for t, row in enumerate(counts)] if K <= MATRIX_CLASSES else []
+    return Confusion(K, rows, K <= COUNTED_CLASSES, errors)
 
 
-def _cell(right: bool, share: float, label: str, figures: tuple[str, str], counted: bool) -> str:
-    """Coloured by the root of its share of the row: else rare errors could not be seen beside the diagonal."""
-    kind = "right" if right else "wrong" if share else "none"
-    style = f"--share:{math.sqrt(share):.3f}"
-    shown, told = figures
-    return f'<td class="{kind}" style="{style}" title="{escaped(label)}: {told}">{shown if counted else ""}</td>'
+def _cells(t: int, counts: list[int], names: list[str], figures: Callable[[int, float], tuple[str, str]]) -> list[Cell]:
+    cells = []
+    for p, n in enumerate(counts):
+        share = n / max(sum(counts), 1)
+        figure, told = figures(n, share)
+        kind = "right" if t == p else "wrong" if n else "none"
+        cells.append(Cell(kind, math.sqrt(share), figure, f"{names[t]} → {names[p]}: {told}"))
+    return cells
 
 
-def tiles(figures: list[tuple[str, Score | str | None, str]]) -> str:
-    """Label, value and meaning of the figures that are to catch the eye; one without value is left out."""
-    return f'<dl class="tiles">{"".join(_tile(*figure) for figure in figures if figure[1] is not None)}</dl>'
+def css(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _tile(label: str, figure: Score | str | None, meaning: str) -> str:
-    among = interval(figure) if isinstance(figure, Score) else ""
-    value = percent(figure.value) if isinstance(figure, Score) else figure
-    range_ = f'<dd class="interval">95 %: {among}</dd>' if among else ""
-    return f'<div><dt>{label}</dt><dd class="figure">{value}</dd>{range_}<dd class="note">{meaning}</dd></div>'
-
-
-def jpeg(image: Image.Image, alt: str) -> str:
+def jpeg(image: Image.Image, alt: str) -> Picture:
     """A picture in its own size."""
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=85)
-    uri = _data_uri("image/jpeg", buffer.getvalue())
-    return f'<img alt="{escaped(alt)}" width="{image.width}" height="{image.height}" src="{uri}">'
+    return Picture(alt, _data_uri("image/jpeg", buffer.getvalue()), image.width, image.height)
 
 
-def missing(alt: str) -> str:
-    """What stands for a picture that cannot be made."""
-    return f'<div class="missing" role="img" aria-label="{escaped(alt)}">cannot be shown</div>'
-
-
-def broken_files(broken: list[tuple[str, str]]) -> str:
-    if not broken:
-        return "<p>All files could be read.</p>"
-    more = f" These are the first {BROKEN}." if len(broken) > BROKEN else ""
-    were = "file could not be read and was" if len(broken) == 1 else "files could not be read and were"
-    rows = [f"<tr><td>{shown_name(file)}</td><td>{escaped(reason)}</td></tr>" for file, reason in broken[:BROKEN]]
-    return f"<p>{len(broken):,} {were} left out.{more}</p>" + table("Broken files", ["File", "Reason"], rows, "words")
-
-
-def making(facts: dict[str, str], history: list[dict[str, float]], recipe: str, rows_are: str = "epochs") -> str:
-    """How it was made: the fact "command" apart, the other facts, what the history tells of speed, and the recipe."""
-    html = ""
-    if "command" in facts:
-        html = f'<pre role="region" tabindex="0" aria-label="Command"><code>{escaped(facts["command"])}</code></pre>'
-    told = {k: v for k, v in facts.items() if k != "command"} | _throughput(history, rows_are)
-    rows = [f'<tr><th scope="row">{escaped(key)}</th><td>{escaped(value)}</td></tr>' for key, value in told.items()]
-    html += table("Facts", [], rows, "words") if rows else ""
-    return html + (
-        f"<details><summary>The whole recipe</summary>"
-        f'<pre role="region" tabindex="0" aria-label="Recipe"><code>{escaped(recipe)}</code></pre></details>'
-    )
+def all_facts(facts: dict[str, str], history: list[dict[str, float]], rows_are: str = "epochs") -> dict[str, str]:
+    """The facts of a run, and what its history tells of speed."""
+    return facts | _throughput(history, rows_are)
 
 
 def _throughput(history: list[dict[str, float]], rows_are: str) -> dict[str, str]:
@@ -333,93 +369,3 @@ def _throughput(history: list[dict[str, float]], rows_are: str) -> dict[str, str
     if memory := finite(history, "memory_gb"):
         facts["peak memory"] = f"{max(memory):.2f} GB"
     return facts
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1><bdi>{title}</bdi></h1><nav aria-label="Sections"><ul>{links}</ul></nav></header>
-<main>
-{sections}</main>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --quiet: #59616b; --line: #dfe3e8; --panel: #f5f7f9;
-  --right: #0072b2; --wrong: #d55e00; --right-text: #00629a; --wrong-text: #b04a00; --depth: 62%; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --text: #e4e8ed; --quiet: #a1aab5; --line: #30363d;
-  --panel: #1d2126; --right: #56b4e9; --wrong: #e69f00; --right-text: #7cc5f0; --wrong-text: #f0b429; --depth: 48%; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 4rem; background: var(--page);
-  color: var(--text); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: 1.6rem; line-height: 1.25; }
-h2 { margin: 0 0 .6rem; font-size: 1.2rem; }
-h3 { margin: 1.6rem 0 .2rem; font-size: 1rem; }
-p { max-width: 46rem; margin: 0 0 .9rem; }
-section { margin-top: 2.4rem; padding-top: 1.4rem; border-top: 1px solid var(--line); }
-#verdict { margin-top: 1.2rem; }
-#verdict h2 { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.verdict { max-width: 52rem; text-wrap: balance; font-size: 1.3rem; line-height: 1.4; }
-a { color: var(--right-text); }
-:focus-visible { outline: 2px solid var(--right); outline-offset: 2px; }
-nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0 0; padding: 0; list-style: none; }
-nav { font-size: .9rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
-.tiles div { padding: .8rem .7rem; border-radius: .5rem; background: var(--panel); }
-.tiles dt { font-size: .8rem; font-weight: 600; }
-.tiles dd { margin: 0; font-size: .8rem; line-height: 1.35; color: var(--quiet); }
-.tiles dd.figure { font-size: 1.6rem; line-height: 1.4; color: var(--text); white-space: nowrap; }
-.tiles dd.interval { color: var(--text); margin-bottom: .3rem; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plot { display: block; max-width: 100%; height: auto; }
-.scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: end; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .pairs :nth-child(2), .words th, .words td { min-width: 7rem; text-align: start;
-  white-space: normal; }
-thead th { vertical-align: bottom; font-weight: 600; color: var(--quiet); }
-.bar { min-width: 9.5rem; background: linear-gradient(to right, color-mix(in srgb, var(--right) 70%, var(--page))
-  calc(var(--share) * 100%), var(--panel) 0) no-repeat .5rem center / calc(100% - 4.9rem) .8rem; }
-.gap { color: var(--quiet); font-style: italic; }
-.matrix th, .matrix td { border: 1px solid var(--page); }
-.matrix td { min-width: 3rem; padding: .4rem; text-align: center; }
-.matrix tbody th { font-weight: 400; max-width: 14rem; }
-.matrix thead th { padding: .3rem; text-align: center; }
-.matrix thead th:first-child { text-align: start; font-weight: 400; font-size: .8rem; }
-.up { display: inline-block; writing-mode: vertical-rl; text-orientation: sideways;
-  transform: rotate(180deg); max-height: 10rem; text-align: start; white-space: normal;
-  overflow: hidden; overflow-wrap: anywhere; }
-.small { margin-bottom: 1.2rem; font-size: .7rem; line-height: 1.1; }
-.small td { min-width: 1.2rem; padding: 0; height: 1.2rem; }
-.small tbody th, .small thead th { padding: 0 .3rem; }
-.right { background: color-mix(in srgb, var(--right) calc(var(--share) * var(--depth)), var(--panel)); }
-.wrong { background: color-mix(in srgb, var(--wrong) calc(var(--share) * var(--depth)), var(--panel)); }
-.none { background: var(--panel); color: var(--quiet); }
-.keys { white-space: nowrap; }
-.keys span { --share: .8; padding: .1rem .5rem; border-radius: .25rem; font-size: .85rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0;
-  list-style: none; }
-figure { margin: 0; }
-figure img, .missing { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
-  border-radius: .4rem; background: var(--panel); }
-.missing { display: grid; place-items: center; color: var(--quiet); font-size: .85rem; }
-figcaption { margin-top: .4rem; font-size: .82rem; line-height: 1.4; }
-figcaption dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .5rem; margin: 0; }
-figcaption dt, .file { color: var(--quiet); }
-figcaption dd { margin: 0; }
-.right-text { color: var(--right-text); }
-.wrong-text { color: var(--wrong-text); }
-.file { font-size: .75rem; }
-pre { overflow-x: auto; padding: .8rem 1rem; border-radius: .5rem; background: var(--panel); font-size: .85rem; }
-summary { cursor: pointer; margin-top: 1rem; }
-@media print { nav { display: none; } section { break-inside: avoid-page; } }
-"""
