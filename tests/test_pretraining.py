@@ -11,18 +11,24 @@ import pytest
 import timm
 import torch
 from conftest import COLOURS, make_photo, train_on_two_processes
+from PIL import Image
 from safetensors.torch import load_file
 from test_distillation import final_weights, make_teacher
+from test_report import HOSTILE, shows_names_as_text
+from test_segmentation_report import Nesting
 
 from dmformer.cli.main import main
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.datasets import has_class_folders
+from dmformer.tasks.pretraining.metrics import PretrainingScores, ProbeScore, SourceScore
 from dmformer.tasks.pretraining.probing import Features, knn, linear_probe, nearest
 from dmformer.tasks.pretraining.recipes import PretrainingRecipe
+from dmformer.tasks.pretraining.report import Neighbours, PretrainingReport, write_pretraining_report
 from dmformer.tasks.pretraining.training import PretrainingJob
 from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.train.loop import Stopped, Trainer, train
 from dmformer.utils.errors import UserError
+from dmformer.utils.intervals import Score
 
 
 @pytest.fixture
@@ -92,6 +98,33 @@ def test_run(pretraining, sets):
         header.split(",")
     )
     assert len(rows) == 8
+
+
+def test_hostile_names_in_the_report(tmp_path):
+    """Names are shown as they are and stay text, wherever they come from."""
+    evil, score = HOSTILE[0], Score(0.5, 0.25, 0.75)
+    sources = [SourceScore(name, 2, score) for name in HOSTILE]
+    scores = PretrainingScores(9, 99, score, sources, ProbeScore(evil, 2, 9, 9, score, score))
+    photo = Image.new("RGB", (300, 200))
+    neighbours = [Neighbours((evil, photo, None), [(HOSTILE[1], photo, 0.5), ("\udcff", None, 0.25)])]
+    report = PretrainingReport(
+        f"{evil} pretrained on {evil}",
+        scores,
+        evil,
+        [],
+        neighbours,
+        [(evil, evil)],
+        evil,
+        {evil: evil, "command": evil},
+    )
+    write_pretraining_report(tmp_path / "report.html", report)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Nesting(html)
+    page = shows_names_as_text(html)
+    assert (
+        f"{evil} has seen 99 images. On 9 held-out photos its first answer is that of the teacher {evil}" in page.text
+    )
+    assert page.text.count("cannot be shown") == 1
 
 
 def test_sizes_follow_each_other():

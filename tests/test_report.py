@@ -2,14 +2,17 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import dmformer
 from dmformer.tasks.classification.metrics import score
 from dmformer.tasks.classification.report import Report, write_report
 
@@ -256,6 +259,17 @@ def chromium(tmp_path, *args):
     page = (tmp_path / "report.html").as_uri()
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,1200", *args, page]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_nothing_goes_round_the_escaping():
+    """No template calls a text safe, and no HTML is written in the code beside one."""
+    package = Path(dmformer.__file__).parent
+    pages = [page for page in package.rglob("*.html") if page.parent.name != "serve"]
+    assert len(pages) == 7
+    for page in pages:
+        assert not re.search(r"\|\s*safe|autoescape|Markup", page.read_text("utf-8"))
+    for code in [package / "report" / "page.py", *package.rglob("report.py")]:
+        assert not re.search(r"</[a-z]|Markup", code.read_text("utf-8"))
 
 
 @pytest.mark.skipif(
