@@ -91,43 +91,53 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check()
-        if (threads := recipe.of_one_process().threads) is not None:
-            torch.set_num_threads(threads)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-        on_cpu = not torch.accelerator.is_available()
-        names: list[Any] = [open_folder(recipe) if PartialState(cpu=on_cpu, timeout=PATIENCE).is_main_process else None]
+        state = self._start_processes(recipe)
+        names: list[Any] = [open_folder(recipe) if state.is_main_process else None]
         whole = with_normalisation(broadcast_object_list(names)[0])
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
-        self.accelerator = accelerator = Accelerator(
-            cpu=on_cpu,
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=recipe.precision,
             gradient_accumulation_steps=recipe.accumulate,
             log_with=_tracker(recipe),
             project_dir=self.folder,
             step_scheduler_with_optimizer=False,
         )
-        self.job = job = self._open_job()
-        self.world = accelerator.num_processes
-        if recipe.processes not in (None, 1, self.world):
-            raise UserError(
-                f"--processes {recipe.processes} are started by `dmformer train` alone: under torchrun, and in a "
-                "program of your own, leave it out."
-            )
-        on_gpu = accelerator.device.type == "cuda"
-
+        self.world = self.accelerator.num_processes
+        self.job = self._open_job()
         set_seed(recipe.seed)
-        self.bare, self.frozen = job.build_model()
+        self._build_model()
+        self._open_loaders()
+        self._start_or_resume(whole)
+
+    @staticmethod
+    def _start_processes(recipe: Recipe) -> PartialState:
+        """This process's part of the machine, and its connection with the others."""
+        if (threads := recipe.of_one_process().threads) is not None:
+            torch.set_num_threads(threads)
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+        if recipe.processes not in (None, 1, state.num_processes):
+            raise UserError(
+                f"only the command `dmformer train` starts the --processes {recipe.processes} by itself: leave the "
+                "option out under torchrun and in your own program."
+            )
+        return state
+
+    def _build_model(self) -> None:
+        """The model, its moving average and its optimiser."""
+        recipe, accelerator = self.recipe, self.accelerator
+        self.bare, self.frozen = self.job.build_model()
         if recipe.sync_batchnorm and self.world > 1:
-            if not on_gpu:
+            if accelerator.device.type != "cuda":
                 raise UserError("--sync-batchnorm works on GPUs only: give --no-sync-batchnorm here.")
             frozen = [name for name, part in self.bare.named_modules() if part in self.frozen]
             self.bare = convert_sync_batchnorm(self.bare)  # timm's own norms keep their activations
             self.frozen = [self.bare.get_submodule(name) for name in frozen]  # norms are others now
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.layout = layout
-        self.bare.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.bare.to(accelerator.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
         fused: dict[str, Any] = {"fused": True} if recipe.optimizer in ("adam", "adamw") else {}
         optimizer = create_optimizer_v2(
@@ -136,7 +146,7 @@ class Trainer:
             lr=recipe.lr * self.lr_scale,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
-            param_group_fn=job.param_groups,
+            param_group_fn=self.job.param_groups,
             **fused,
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare
@@ -149,7 +159,10 @@ class Trainer:
                 raise UserError("--ema does not work with FSDP: give --ema none.")
             self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
 
-        place = (accelerator.process_index, self.world, on_gpu)
+    def _open_loaders(self) -> None:
+        """The loaders, and the schedule that follows from their length."""
+        recipe, job = self.recipe, self.job
+        place = (self.accelerator.process_index, self.world, self.accelerator.device.type == "cuda")
         self.loader, self.val_loader = job.train_loader(*place), job.val_loader(*place)
         self.steps = len(self.loader) // recipe.accumulate * recipe.accumulate
         if self.steps == 0:
@@ -165,11 +178,15 @@ class Trainer:
             updates_per_epoch=self.updates,
             **job.schedule(),
         )[0]
+
+    def _start_or_resume(self, whole: Recipe) -> None:
+        """Take up the saved state, or clear the folder, and write the recipe of all processes together to it."""
+        accelerator = self.accelerator
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
-        if recipe.resume:
+        if whole.resume:
             accelerator.load_state(str(self.folder / "last"))
-            job.check_resumed(self.progress, self.updates)
+            self.job.check_resumed(self.progress, self.updates)
         elif accelerator.is_main_process:
             clear(self.folder)
         self.progress.updates = self.updates
