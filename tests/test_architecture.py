@@ -33,7 +33,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 TASKS = {"classification", "segmentation", "detection", "pretraining"}
-TABLES = {"recipes", "opening"}
+TABLES = {"recipes", "opening", "table"}
 """The files beside the tasks that know all of them."""
 BORROWED = {"pretraining": {"classification"}}
 """A pretrained backbone is a classifier, trained on class folders or by a classifier as teacher."""

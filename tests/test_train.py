@@ -25,7 +25,8 @@ from dmformer.predict.classes import predict
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.evaluate import evaluate
 from dmformer.tasks.classification.model import build_model, freeze
-from dmformer.tasks.recipes import RECIPES, ClassificationRecipe, read_recipe
+from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.train.loop import Run, Stopped, Trainer, train
 from dmformer.train.processes import number_of_processes, together
 from dmformer.utils.errors import UserError

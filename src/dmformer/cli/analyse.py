@@ -8,7 +8,8 @@ from typing import Literal
 
 from ..interpret.names import MEASURES, check_files
 from ..utils.errors import UserError, unknown
-from .checks import check_path, check_source_or_name
+from ..utils.files import check_path
+from .checks import check_source_or_name
 from .parsing import parse
 from .printing import print_rows
 

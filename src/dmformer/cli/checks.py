@@ -1,30 +1,19 @@
 """Mistakes in the arguments, found before torch is imported."""
 
-import difflib
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..nn.kernels import chosen_mode
 from ..runtimes.card import is_exported
-from ..tasks.classification.recipes import ClassificationRecipe
-from ..tasks.detection.recipes import DetectionRecipe
-from ..tasks.pretraining.recipes import PretrainingRecipe
-from ..tasks.recipe import Recipe
-from ..tasks.segmentation.recipes import SegmentationRecipe
+from ..tasks.config import find_config, read_folder
+from ..tasks.table import TASKS, task_for
+from ..tasks.task import Task
 from ..utils.errors import UserError, unknown
+from ..utils.files import check_path
 from ..utils.model_names import model_names
-
-NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
-"""Prefixes of the sets that timm knows by name."""
-
-MASK_OPTIONS = ("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip")
-"""Options that only segmenters have."""
-BOX_OPTIONS = ("images", "threshold")
-"""Options that only detectors have."""
 
 
 def check_environment() -> None:
@@ -43,15 +32,6 @@ def use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def check_path(path: str) -> None:
-    if not Path(path).exists():
-        near = difflib.get_close_matches(
-            Path(path).name, [p.name for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else [], n=1
-        )
-        hint = f"; did you mean {Path(path).parent / near[0]}?" if near else "."
-        raise UserError(f"{path} does not exist{hint}")
-
-
 def check_writable(option: str, path: Path, overwrite: bool) -> None:
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} {path}: no file can be written there.")
@@ -59,47 +39,21 @@ def check_writable(option: str, path: Path, overwrite: bool) -> None:
         raise UserError(f"{path} exists already: give another name, or --overwrite.")
 
 
-def check_places(recipe: Recipe) -> None:
-    """The places that a recipe names exist."""
-    places: list[str | None] = []
-    if isinstance(recipe, ClassificationRecipe):
-        check_data(recipe.data)
-        places = [recipe.val_data, recipe.test_data]
-    elif isinstance(recipe, PretrainingRecipe):
-        places = [*recipe.data, *recipe.unlabelled, recipe.probe]
-    elif isinstance(recipe, SegmentationRecipe):
-        places = [recipe.data, recipe.masks]
-    elif isinstance(recipe, DetectionRecipe):
-        places = [recipe.data, recipe.images]
-    for place in places:
-        if place is not None:
-            check_path(place)
+def own_options(options: Any, task: Task) -> dict[str, Any]:
+    """The options of a command that belong to a model's task, those without a value left out, checked.
 
-
-def refuse_options(options: Any, kind: type, names: Sequence[str], whose: str) -> None:
-    """Options that were given although they mean nothing for the model."""
-    for field in fields(kind):
-        if field.name in names and getattr(options, field.name) != field.default:
-            raise UserError(f"--{field.name.replace('_', '-')} is for {whose}.")
-
-
-def check_testing(window: int | None, scales: Sequence[float]) -> None:
-    if window is not None and window < 32:
-        raise UserError(f"--window is {window}: it must be 32 or more.")
-    if not scales or min(scales) <= 0:
-        raise UserError("--scales takes factors above 0, e.g. 0.75 1 1.25.")
-
-
-def check_data(data: str) -> None:
-    prefix, _, rest = data.partition("/")
-    if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
-        return
-    near = difflib.get_close_matches(prefix, ["elpv", *NAMED_SETS], n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(
-        f"unknown data '{data}': {hint}Give a folder of class folders, a .tar of one, elpv, or a set's name such as "
-        "torch/cifar10 or hfds/OWNER/NAME."
-    )
+    Raises:
+        UserError: An option that was given although it belongs to other tasks alone, or a value that cannot be meant.
+    """
+    for field in fields(options):
+        owners = [other for other in TASKS.values() if field.name in other.options]
+        if owners and field.name not in task.options and getattr(options, field.name) != field.default:
+            whose = " and ".join(dict.fromkeys(f"{other.model}s" for other in owners))
+            raise UserError(f"--{field.name.replace('_', '-')} is for {whose}; this is a {task.model}.")
+    names = [field.name for field in fields(options) if field.name in task.options]
+    own = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    task.check_options(own)
+    return own
 
 
 def check_model(name: str) -> None:
@@ -119,16 +73,21 @@ def check_source_or_name(source: str, heads: bool = False) -> None:
         check_model(source.partition("+")[0] if heads else source)
 
 
-def opened_if_exported(source: str, threads: int | None = None) -> Any:
-    """An exported file in its runtime; None for any other source, for which PyTorch is told its threads."""
+def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
+    """The task of a trained model, and what answers or is opened for it: an exported file in its runtime, a folder
+    whose config.json is read, or the name on a hub; PyTorch is told its threads for the latter two."""
     if threads is not None and threads < 1:
         raise UserError(f"--threads is {threads}: it must be 1 or more.")
-    if not is_exported(source):
-        use_threads(threads)
-        return None
-    from ..runtimes.exported import open_exported
+    if is_exported(source):
+        from ..runtimes.exported import open_exported
 
-    return open_exported(source, threads)
+        model = open_exported(source, threads)
+        return TASKS[model.task], model
+    use_threads(threads)
+    if source.startswith("hf-hub:"):
+        return task_for(None), source
+    trained = read_folder(source)
+    return task_for(trained), trained
 
 
 def check_source(source: str, exported: bool = False) -> None:
@@ -144,5 +103,5 @@ def check_source(source: str, exported: bool = False) -> None:
         raise UserError(
             f"{source} is a file: make a weights file a folder first, dmformer convert {shlex.quote(source)} OUT/."
         )
-    if not any((Path(source) / part / "config.json").is_file() for part in ("", "best")):
+    if not find_config(source).is_file():
         raise UserError(f"{source} holds no config.json: give a run's best/ folder, as `dmformer train` writes it.")

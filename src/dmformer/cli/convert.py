@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 
 from ..utils.errors import UserError
-from .checks import check_path
+from ..utils.files import check_path
 from .parsing import parse
 
 

@@ -5,25 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tasks.classification.recipes import ClassificationRecipe
-from ..tasks.config import task_of
+from ..runtimes.card import is_exported
 from ..utils.errors import UserError
-from .checks import (
-    BOX_OPTIONS,
-    MASK_OPTIONS,
-    check_data,
-    check_path,
-    check_source,
-    check_testing,
-    check_writable,
-    opened_if_exported,
-    refuse_options,
-)
+from .checks import check_source, check_writable, open_source, own_options
 from .parsing import parse
 from .printing import give_scores
-
-CLASS_OPTIONS = ("split", "data_root", "batch_size")
-"""Options that only classifiers have."""
 
 
 @dataclass(frozen=True)
@@ -82,91 +68,29 @@ def evaluate(arguments: list[str]) -> None:
     check_source(options.source, exported=True)
     if options.json not in (None, "-"):
         check_writable("--json", Path(options.json), overwrite=True)
-    model = opened_if_exported(options.source, options.threads)
-    task = model.task if model else task_of(options.source)
-    if task == "segmentation":
-        _eval_masks(options, model)
-        return
-    if task == "detection":
-        _eval_boxes(options, model)
-        return
-    refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a classifier")
-    refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a classifier")
-    check_data(options.data or "elpv")
-
-    from ..tasks.classification.evaluate import evaluate
-    from ..utils.display import track
-
-    recipe = ClassificationRecipe(
-        data_root=options.data_root, val_split=options.split, workers=options.workers, max_broken=options.max_broken
-    )
-    recipe.check()
-    data = options.data or "elpv"
-    batch_size = 1 if model is not None and model.card.preprocessing else options.batch_size
-    scores = evaluate(_scored(options.source, model), data, batch_size, recipe, lambda loader: track(loader, "scoring"))
-    give_scores(scores, data, options.json)
-
-
-def _eval_masks(options: EvalOptions, model: Any) -> None:
-    refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a segmenter")
-    refuse_options(options, EvalOptions, BOX_OPTIONS, "detectors; this is a segmenter")
-    data = _checked_data(options.data, options.masks)
-    check_testing(options.window, options.scales)
-
-    from ..tasks.segmentation.evaluate import evaluate_masks
-    from ..utils.display import track
-
-    scores = evaluate_masks(
-        _scored(options.source, model),
-        data,
-        options.masks,
-        options.reduce_zero_label,
-        options.ignore_index,
-        options.workers,
-        options.max_broken,
-        options.window,
-        options.scales,
-        options.flip,
-        track,
-        lambda line: print(line, file=sys.stderr),
-    )
-    give_scores(scores, data, options.json)
-
-
-def _eval_boxes(options: EvalOptions, model: Any) -> None:
-    refuse_options(options, EvalOptions, CLASS_OPTIONS, "classifiers; this is a detector")
-    refuse_options(options, EvalOptions, MASK_OPTIONS, "segmenters; this is a detector")
-    data = _checked_data(options.data, options.images)
-
-    from ..tasks.detection.evaluate import evaluate_boxes
-    from ..utils.display import track
-
-    scores = evaluate_boxes(
-        _scored(options.source, model),
-        data,
-        options.images,
-        options.workers,
-        options.max_broken,
-        track,
-        lambda line: print(line, file=sys.stderr),
-    )
-    give_scores(scores, data, options.json)
-
-
-def _checked_data(data: str | None, beside: str | None) -> str:
-    """The folder or file that is scored on; UserError where it, or the folder that goes with it, is not there."""
+    task, found = open_source(options.source, options.threads)
+    own = own_options(options, task)
+    data = options.data or task.default_data
     if data is None:
         raise UserError("name the photos to score on: --data FOLDER.")
-    for place in (data, beside):
-        if place is not None:
-            check_path(place)
-    return data
+    task.check_data(data)
+
+    from ..utils.display import track
+
+    scores = task.evaluate(
+        _scored(found) if is_exported(options.source) else found,
+        data,
+        workers=options.workers,
+        max_broken=options.max_broken,
+        progress=track,
+        say=lambda line: print(line, file=sys.stderr),
+        **own,
+    )
+    give_scores(scores, task.summary(scores, data), options.json)
 
 
-def _scored(source: str, model: Any) -> Any:
-    """What is scored: an exported model, else what the source names."""
-    if model is None:
-        return source
+def _scored(exported: Any) -> Any:
+    """An exported model as what is scored; imported here, for it needs PyTorch."""
     from ..export.check import as_scored
 
-    return as_scored(model)
+    return as_scored(exported)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..utils.errors import UserError, untrained
+from ..utils.files import check_path
 from ..utils.model_names import model_names
-from .checks import check_path, check_source
+from .checks import check_source
 from .parsing import parse
 from .printing import print_rows
 

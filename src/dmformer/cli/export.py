@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..tasks.table import task_for
 from ..utils.errors import UserError
+from ..utils.files import check_path
 from ..utils.model_names import model_names
-from .checks import check_data, check_path, check_source
+from .checks import check_source, open_source
 from .parsing import parse
 from .printing import print_rows
 
@@ -79,8 +81,11 @@ def export(arguments: list[str]) -> None:
         raise UserError(
             "--data is for --int8, whose loss is measured on it; photos to compare on are given by --photos."
         )
+    task = task_for(None)
+    if options.source.startswith("hf-hub:") or Path(options.source).exists():
+        task, _ = open_source(options.source)
     if options.data is not None:
-        check_data(options.data)
+        task.check_data(options.data)
 
     from rich.markup import escape
 

@@ -1,21 +1,12 @@
 """dmformer predict: classify photos, segment them, or find objects on them."""
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from ..tasks.config import task_of
 from ..utils.errors import UserError
-from .checks import (
-    BOX_OPTIONS,
-    MASK_OPTIONS,
-    check_path,
-    check_source,
-    check_testing,
-    opened_if_exported,
-    refuse_options,
-)
+from ..utils.files import check_path
+from .checks import check_source, open_source, own_options
 from .parsing import parse
 from .printing import print_rows
 
@@ -76,95 +67,19 @@ def predict(arguments: list[str]) -> None:
     for photo in options.photos:
         if photo != "-":
             check_path(photo)
-    model = opened_if_exported(options.source, options.threads)
-    task = model.task if model else task_of(options.source)
-    if task == "segmentation":
-        _predict_masks(options, model or options.source)
-        return
-    if task == "detection":
-        _predict_boxes(options, model or options.source)
-        return
-    refuse_options(options, PredictOptions, MASK_OPTIONS, "segmenters; this is a classifier")
-    refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a classifier")
-    refuse_options(options, PredictOptions, ("out", "overwrite"), "segmenters and detectors; this is a classifier")
+    task, found = open_source(options.source, options.threads)
+    own = own_options(options, task)
 
-    from ..predict.classes import predict
+    from ..predict import ANSWERS
     from ..utils.display import track
 
-    found = predict(
-        model or options.source,
-        options.photos,
-        options.top,
-        options.batch_size,
-        lambda names: track(names, "classifying"),
+    answer = ANSWERS[task.answer]
+    predictions = answer.predict(
+        found, options.photos, top=options.top, progress=lambda names: track(names, answer.doing), **own
     )
     if options.format == "json":
-        _print_json(found, lambda p: {"classes": [{"class": c, "probability": v} for c, v in p.classes]})
+        told = [{"name": p.name, **({"error": p.error} if p.error else answer.told(p))} for p in predictions]
+        print(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    rows = []
-    for p in found:
-        cells = [cell for pair in p.classes for cell in pair]
-        rows.append([p.name, *cells, *[""] * (2 * options.top - len(cells)), p.error or ""])
-    header = ["photo", *(f"{what} {i + 1}" for i in range(options.top) for what in ("class", "probability")), "error"]
-    print_rows(header, rows, options.format)
-
-
-def _predict_masks(options: PredictOptions, model: Any) -> None:
-    check_testing(options.window, options.scales)
-    refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a segmenter")
-    refuse_options(options, PredictOptions, BOX_OPTIONS, "detectors; this is a segmenter")
-
-    from ..predict.masks import predict_masks
-    from ..utils.display import track
-
-    found = predict_masks(
-        model,
-        options.photos,
-        options.out or "predictions",
-        options.window,
-        options.scales,
-        options.flip,
-        options.overwrite,
-        lambda names: track(names, "segmenting"),
-    )
-    if options.format == "json":
-        _print_json(found, lambda p: {"overlay": p.overlay, "mask": p.mask, "shares": dict(p.shares)})
-        return
-    rows: list[list[Any]] = []
-    for p in found:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in p.shares[: options.top])
-        rows.append([p.name, shares or p.error, p.overlay])
-    print_rows(["photo", "largest classes", "overlay"], rows, options.format, whole=True)
-
-
-def _predict_boxes(options: PredictOptions, model: Any) -> None:
-    refuse_options(options, PredictOptions, ("batch_size",), "classifiers; this is a detector")
-    refuse_options(options, PredictOptions, MASK_OPTIONS, "segmenters; this is a detector")
-    if not 0 <= options.threshold <= 1:
-        raise UserError(f"--threshold is {options.threshold:g}: it is a score from 0 to 1.")
-
-    from ..predict.boxes import predict_boxes
-    from ..utils.display import track
-
-    found = predict_boxes(
-        model,
-        options.photos,
-        options.out or "predictions",
-        options.threshold,
-        options.overwrite,
-        lambda names: track(names, "looking for objects"),
-    )
-    if options.format == "json":
-        _print_json(found, lambda p: {"picture": p.picture, "objects": p.objects})
-        return
-    cells: list[list[Any]] = []
-    for p in found:
-        surest = ", ".join(f"{each['class']} {each['score']:.1%}" for each in p.objects[: options.top])
-        cells.append([p.name, p.error or len(p.objects), surest, p.picture])
-    print_rows(["photo", "objects", "the surest", "picture"], cells, options.format, whole=True)
-
-
-def _print_json(found: Iterable[Any], told: Callable[[Any], dict[str, Any]]) -> None:
-    """Of each photo its name, and what is told of it or why it could not be read."""
-    rows = [{"name": p.name, **({"error": p.error} if p.error else told(p))} for p in found]
-    print(json.dumps(rows, indent=2, ensure_ascii=False))
+    rows = [answer.row(p, options.top) for p in predictions]
+    print_rows(answer.header(options.top), rows, options.format, answer.whole)

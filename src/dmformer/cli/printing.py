@@ -7,82 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..tasks.task import Summary
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 
 
-def give_scores(scores: Any, split: str, json_file: str | None) -> None:
+def give_scores(scores: Any, summary: Summary, json_file: str | None) -> None:
     text = json.dumps(scores.to_dict(), indent=2, ensure_ascii=False)
     if json_file == "-":
         print(text)
         return
     if json_file:
         write(Path(json_file), text + "\n")
-    print_scores(scores, split)
+    print_summary(summary)
 
 
-def print_scores(scores: Any, split: str) -> None:
-    if hasattr(scores, "miou"):
-        print_mask_scores(scores, split)
-        return
-    if hasattr(scores, "boxes"):
-        print_box_scores(scores, split)
-        return
-    if hasattr(scores, "agreement"):
-        print_pretraining_scores(scores, split)
-        return
-    lines = [("top-1", scores.top1), ("top-5", scores.top5)]
-    lines += [("balanced accuracy", scores.balanced_accuracy), ("macro F1", scores.macro_f1)]
-    print(f"{scores.count} images ({split})")
-    print_figures(lines)
-    if scores.auroc is not None:
-        print(f"  {'AUROC':18}{scores.auroc:7.3f}")
-
-
-def print_figures(lines: Sequence[tuple[str, Any]]) -> None:
-    """Figures with their intervals, those that there are."""
-    for name, figure in lines:
-        if figure is not None:
-            print(f"  {name:18}{figure.value:7.1%}   95 % interval {figure.low:.1%} to {figure.high:.1%}")
-
-
-def print_pretraining_scores(scores: Any, split: str) -> None:
-    print(f"{scores.count} images ({split}), after {scores.images_seen:,} images seen")
-    print_figures([("agreement", scores.agreement), *((source.name, source.top1) for source in scores.sources)])
-    if (probe := scores.probe) is not None:
-        print(f"{probe.test_images} images of {probe.data}, features frozen")
-        print_figures([("linear probe", probe.linear), ("nearest neighbours", probe.knn)])
-
-
-def print_mask_scores(scores: Any, split: str) -> None:
-    interval = f"95 % interval {scores.miou.low:.1%} to {scores.miou.high:.1%}"
-    print(f"{scores.images} images ({split}), {scores.pixels:,} labelled pixels")
-    print(f"  {'mIoU':18}{scores.miou.value:7.1%}   {interval}")
-    print(f"  {'mean accuracy':18}{scores.macc:7.1%}\n  {'pixel accuracy':18}{scores.aacc:7.1%}")
-    rows = [
-        [c.name, *("" if v is None else v for v in (c.iou, c.accuracy)), c.share]
-        for c in sorted(scores.classes, key=lambda c: -1 if c.iou is None else c.iou)
-    ]
-    print_rows(["class", "IoU", "accuracy", "of the pixels"], rows, "table")
-
-
-def print_box_scores(scores: Any, split: str) -> None:
-    print(f"{scores.images} images ({split}), {scores.objects:,} objects")
-    interval = scores.ap50_interval
-    for kind, ap in (("boxes", scores.boxes), ("masks", scores.masks)):
-        if ap is None:
-            continue
-        among = f"   95 % interval {interval.low:.1%} to {interval.high:.1%}" if interval and kind == "boxes" else ""
-        print(f"  {f'AP of {kind}':18}{ap.ap or 0:7.1%}\n  {'AP50':18}{ap.ap50 or 0:7.1%}{among}")
-        sized = (("AP75", ap.ap75), ("small", ap.small), ("medium", ap.medium), ("large", ap.large), ("AR", ap.ar100))
-        print("  " + ", ".join(f"{name} {value:.1%}" for name, value in sized if value is not None))
-    rows = [
-        [c.name, *("" if v is None else v for v in (c.ap, c.ap50, c.ar100)), c.objects]
-        for c in sorted(scores.classes, key=lambda c: 2.0 if c.ap is None else c.ap)
-    ]
-    print_rows(
-        ["class", "AP", "AP50", "AR", "objects"], [[str(v) if type(v) is int else v for v in r] for r in rows], "table"
-    )
+def print_summary(summary: Summary) -> None:
+    print("\n".join(summary.lines))
+    if summary.header:
+        print_rows(summary.header, summary.rows, "table")
 
 
 def print_speeds(rows: Sequence[Any]) -> None:
@@ -105,7 +48,7 @@ def print_speeds(rows: Sequence[Any]) -> None:
     print(f"ratio: to {first.baseline}" if first.baseline else "no ratio: the baseline could not be measured")
 
 
-def print_rows(header: list[str], rows: list[list[Any]], format: str, whole: bool = False) -> None:
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], format: str, whole: bool = False) -> None:
     """Print a table; `whole` lets its lines be longer than the 80 columns that are assumed of a pipe."""
     if format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -5,11 +5,13 @@ import sys
 from dataclasses import replace
 
 from ..tasks.recipes import RECIPES, read_recipe
+from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run
 from ..utils.errors import unknown
-from .checks import check_model, check_path, check_places
+from ..utils.files import check_path
+from .checks import check_model
 from .parsing import parse, value_of
-from .printing import print_scores
+from .printing import print_summary
 
 TRAIN_HELP = """Train a classifier, a segmenter or a detector, or pretrain a backbone, into a run folder with a report.
 
@@ -45,9 +47,10 @@ def train(arguments: list[str]) -> None:
         start = replace(read_recipe(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
     listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
     recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    task = TASKS[recipe.task]
     recipe.check()
     check_model(recipe.model)
-    check_places(recipe)
+    task.check_places(recipe)
     if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
         check_path(recipe.weights)
     check_folder(recipe)
@@ -63,5 +66,5 @@ def train(arguments: list[str]) -> None:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     if run.scores is not None:  # on the first of several processes
-        print_scores(run.scores, run.split)
+        print_summary(task.summary(run.scores, run.split))
         print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")

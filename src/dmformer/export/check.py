@@ -14,7 +14,6 @@ from ..runtimes.card import Card
 from ..runtimes.exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
 from ..runtimes.sessions import to_onnxruntime, to_openvino
 from ..tasks.classification.classifier import Classifier
-from ..tasks.config import three
 from ..tasks.detection.detector import Detector, DetectorConfig
 from ..tasks.detection.frameworks.base import Found
 from ..tasks.segmentation.segmenter import Segmenter, SegmenterConfig
@@ -158,6 +157,11 @@ class SessionModel(nn.Module):
 class FileClassifier(Classifier):
     """An `ExportedClassifier` for `evaluate`; if the file includes resizing, images are scored one at a time."""
 
+    @property
+    def one_size(self) -> bool:
+        model: Any = self.model
+        return not model.exported.card.preprocessing
+
     def transform(self) -> Callable[[Image.Image], Tensor]:
         model: Any = self.model
         return lambda image: torch.from_numpy(np.array(model.exported.prepare(image)))
@@ -210,8 +214,8 @@ def as_scored(
         dropout=0.0,
         class_names=tuple(card.class_names),
         palette=tuple(exported.palette),
-        mean=three(float, card.mean),
-        std=three(float, card.std),
+        mean=_three(card.mean),
+        std=_three(card.std),
         resize=card.resize,
         window=card.window,
         reduce_zero_label=card.reduce_zero_label,
@@ -235,10 +239,15 @@ def _scored_detector(exported: ExportedDetector) -> FileDetector:
         queries=boxes.queries,
         class_names=tuple(card.class_names),
         category_ids=tuple(boxes.category_ids),
-        mean=three(float, card.mean),
-        std=three(float, card.std),
+        mean=_three(card.mean),
+        std=_three(card.std),
         image_size=boxes.side,
         max_side=boxes.max_side,
     )
     network: Any = SessionDetector(exported)
     return FileDetector(network, config, card.name, exported.form)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third

@@ -1,8 +1,9 @@
 """Predictions for images with a trained model or an exported file; the latter without torch."""
 
+from .answers import ANSWERS
 from .boxes import predict_boxes
 from .classes import predict
 from .masks import predict_masks
 from .predictor import open_predictor
 
-__all__ = ["open_predictor", "predict", "predict_boxes", "predict_masks"]
+__all__ = ["ANSWERS", "open_predictor", "predict", "predict_boxes", "predict_masks"]

@@ -11,7 +11,7 @@ from ..data.detections import coco_results
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 from .photos import content_of, places_in, save_png, suffixed
-from .predictor import BoxPredictor, open_predictor
+from .predictor import BoxPredictor, Source, opened
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BoxPrediction:
 
 
 def predict_boxes(
-    source: str | BoxPredictor,
+    source: Source | BoxPredictor,
     photos: Sequence[str],
     out: str = "predictions",
     threshold: float = 0.3,
@@ -56,9 +56,7 @@ def predict_boxes(
     taken = [path for path in (*places.values(), listed) if path.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
-    detector: Any = open_predictor(source) if isinstance(source, str) else source
-    if detector.task != "detection":
-        raise UserError(f"{detector.name} is a model for {detector.task}, not a detector.")
+    detector: Any = opened(source, "boxes", "a detector")
     names, ids, palette = list(detector.class_names), list(detector.category_ids), detector.palette
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..data.decode import BrokenImageError, decode, list_photos
-from ..utils.errors import UserError
 from .photos import content_of
-from .predictor import ClassPredictor, open_predictor
+from .predictor import ClassPredictor, Source, opened
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Prediction:
 
 
 def predict(
-    source: str | ClassPredictor,
+    source: Source | ClassPredictor,
     photos: Sequence[str],
     top: int = 3,
     batch_size: int = 16,
@@ -41,9 +40,7 @@ def predict(
         UserError: A path does not exist, a folder contains no images, or the model is not a classifier.
     """
     names = list_photos(photos)
-    classifier: Any = open_predictor(source) if isinstance(source, str) else source
-    if classifier.task != "classification":
-        raise UserError(f"{classifier.name} is a model for {classifier.task}, not a classifier.")
+    classifier: Any = opened(source, "labels", "a classifier")
     group: list[tuple[str, np.ndarray | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:

@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.decode import BrokenImageError, decode
 from ..utils.errors import UserError
 from .photos import content_of, places_in, save_png, suffixed
-from .predictor import MaskPredictor, open_predictor
+from .predictor import MaskPredictor, Source, opened
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MaskPrediction:
 
 
 def predict_masks(
-    source: str | MaskPredictor,
+    source: Source | MaskPredictor,
     photos: Sequence[str],
     out: str = "predictions",
     window: int | None = None,
@@ -61,9 +61,7 @@ def predict_masks(
         taken.append(legend_file)  # not ours
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
-    segmenter: Any = open_predictor(source) if isinstance(source, str) else source
-    if segmenter.task != "segmentation":
-        raise UserError(f"{segmenter.name} is a model for {segmenter.task}, not a segmenter.")
+    segmenter: Any = opened(source, "masks", "a segmenter")
     names, palette = segmenter.class_names, segmenter.palette
     try:
         Path(out).mkdir(parents=True, exist_ok=True)

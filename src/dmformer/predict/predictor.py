@@ -1,7 +1,7 @@
 """A trained model that predicts on images, in PyTorch, ONNX Runtime or OpenVINO."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -9,6 +9,12 @@ from PIL import Image
 from ..data.detections import Detections
 from ..runtimes.card import is_exported
 from ..runtimes.exported import open_exported
+from ..tasks.config import TrainedFolder
+from ..tasks.table import TASKS
+from ..utils.errors import UserError
+
+Source = str | TrainedFolder
+"""Where a trained model is, or its folder with the config.json read."""
 
 
 class Predictor(Protocol):
@@ -85,7 +91,24 @@ class BoxPredictor(Predictor, Protocol):
         ...
 
 
-def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | MaskPredictor | BoxPredictor:
+def opened(source: Any, answer: str, what: str) -> Any:
+    """A model that predicts `answer`, opened from its source unless it is open already.
+
+    Args:
+        source: A `Source`, or an open model.
+        answer: What the model's task has to predict; see `Task`.
+        what: The kind of model expected, for the error message: "a classifier".
+
+    Raises:
+        UserError: A model of another kind, or as `open_predictor`.
+    """
+    model = open_predictor(source) if isinstance(source, Source) else source
+    if TASKS[model.task].answer != answer:
+        raise UserError(f"{model.name} is a model for {model.task}, not {what}.")
+    return model
+
+
+def open_predictor(source: Source, threads: int | None = None) -> ClassPredictor | MaskPredictor | BoxPredictor:
     """Open a trained model for prediction.
 
     Args:
@@ -96,7 +119,7 @@ def open_predictor(source: str, threads: int | None = None) -> ClassPredictor | 
     Raises:
         UserError: The source is none of these, or cannot be read.
     """
-    if is_exported(source):
+    if isinstance(source, str) and is_exported(source):
         return open_exported(source, threads)
     if threads is not None:
         import torch

@@ -1,20 +1,31 @@
-"""What a recipe makes of names and numbers, whatever the task: weights to start from, the normalisation."""
+"""What recipes and trained folders are made into, whatever the task: weights to start from, normalisation, models."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
 from timm.models import PretrainedCfg
 from timm.optim import list_optimizers
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.create import create
-from ..models.weights import load_weights
+from ..models.weights import load_strictly, load_weights, read_state_dict, write_state_dict
 from ..utils.errors import unknown
-from .config import find_config, read_config
+from .config import TrainedFolder, find_config, read_as, read_folder, write_config
 from .recipe import Recipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What config.json says of the mean and the deviation of the red, green and blue values."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def check_names(recipe: Recipe) -> None:
@@ -43,7 +54,54 @@ def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with the mean and deviation that its weights, or else its model, are to be used with."""
     cfg: Any = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) or PretrainedCfg()
     mean, std = cfg.mean, cfg.std
-    if recipe.weights and (path := find_config(recipe.weights)).is_file():
-        stated = read_config(path).get("pretrained_cfg", {})
-        mean, std = stated.get("mean", mean), stated.get("std", std)
+    if recipe.weights and find_config(recipe.weights).is_file():
+        stated = read_as(Normalisation, read_folder(recipe.weights), "a model")
+        mean, std = stated.mean or mean, stated.std or std
     return replace(recipe, mean=recipe.mean or tuple(mean), std=recipe.std or tuple(std))
+
+
+def save_model(folder: Path, task: str, config: Any, state: dict[str, Tensor]) -> None:
+    """Write model.safetensors, and config.json of a task's dataclass, each whole; the folder is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state_dict(folder / "model.safetensors", state)
+    write_config(folder / "config.json", task, config)
+
+
+def load_model(trained: TrainedFolder, build: Callable[[], AnyModel]) -> AnyModel:
+    """The model of a folder in evaluation mode, with its weights.
+
+    Args:
+        trained: The folder.
+        build: Makes the model with random weights.
+
+    Raises:
+        UserError: Arguments that the model does not take, weights that do not fit.
+    """
+    with trained.building():
+        model = build()
+    load_strictly(model, read_state_dict(trained.weights), str(trained))
+    return model.eval()
+
+
+def continued(trained: TrainedFolder, model: AnyModel, same_classes: bool) -> AnyModel:
+    """A new model with the weights of a trained one, loaded in place.
+
+    Args:
+        trained: Where the trained model is.
+        model: With random weights, of the same kind.
+        same_classes: Whether both have the same number of classes. Otherwise tensors whose first dimension alone
+            differs, which depend on that number, keep their random weights.
+
+    Raises:
+        UserError: Weights that do not fit.
+    """
+    own, state = model.state_dict(), read_state_dict(trained.weights)
+
+    def is_new(name: str, tensor: Tensor) -> bool:
+        there = own.get(name)
+        return there is not None and there.shape != tensor.shape and there.shape[1:] == tensor.shape[1:]
+
+    if not same_classes:
+        state = {name: own[name] if is_new(name, tensor) else tensor for name, tensor in state.items()}
+    load_strictly(model, state, str(trained))
+    return model

@@ -3,37 +3,20 @@
 Nothing here imports torch: the command checks a recipe and its overrides before it pays for that.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from .classification import imagenet
-from .classification import recipes as classification
-from .classification.recipes import ClassificationRecipe
-from .detection import coco_recipes
-from .detection import recipes as detection
-from .detection.recipes import DetectionRecipe
-from .pretraining import recipes as pretraining
-from .pretraining.recipes import PretrainingRecipe
+from .config import DEFAULT_TASK
 from .recipe import Recipe
-from .segmentation import recipes as segmentation
-from .segmentation.recipes import SegmentationRecipe
+from .table import TASKS
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    name: recipe
-    for module in (classification, pretraining, imagenet, segmentation, detection, coco_recipes)
-    for name, recipe in vars(module).items()
-    if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_")
+    name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()
 }
-"""Every public function of the modules, in their order."""
-
-KINDS: dict[str, type[Recipe]] = {
-    kind.task: kind for kind in (ClassificationRecipe, PretrainingRecipe, SegmentationRecipe, DetectionRecipe)
-}
-"""What can be trained."""
+"""Every recipe of every task, by name."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -42,7 +25,7 @@ def read_recipe(path: Path) -> Recipe:
 
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        kind = KINDS[values.get("task", ClassificationRecipe.task)]
+        kind = TASKS[values.get("task", DEFAULT_TASK)].recipe
         known = {f.name for f in fields(kind)}
         kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return kind(**kept)

@@ -1,5 +1,6 @@
 """Atomic writing of files and folders, and reporting of write errors."""
 
+import difflib
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,3 +56,13 @@ def writing_to(folder: Path, remedy: str = "free some space and continue with --
     except Exception as error:  # torch and safetensors raise their own errors for a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} cannot be written: {reason}; {remedy}.") from error
+
+
+def check_path(path: str) -> None:
+    """Raise UserError, with the nearest name, for a file or a folder that is not there."""
+    if not Path(path).exists():
+        near = difflib.get_close_matches(
+            Path(path).name, [p.name for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else [], n=1
+        )
+        hint = f"; did you mean {Path(path).parent / near[0]}?" if near else "."
+        raise UserError(f"{path} does not exist{hint}")

@@ -18,9 +18,16 @@ from ... import models as models  # registers them with timm
 from ...models.weights import check_fit, read_state_dict, to_best_device, write_state_dict
 from ...nn.fuse import fuse
 from ...nn.over_cores import over_cores
-from ...utils.errors import UserError, first_line, unknown
+from ...utils.errors import UserError, unknown
 from ...utils.files import whole_file
-from ..config import find_config, read_config, run_name, task_of
+from ..config import TrainedFolder, folder_for, read_as
+
+TASK = "classification"
+"""What config.json says of such a folder, or leaves out."""
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+"""What timm resizes and crops by."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,12 @@ class Classifier:
     data_config: dict[str, Any]
     name: str = ""
     form: str = "PyTorch"
-    task = "classification"
+    task = TASK
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all transformed images have one size, so that they go into a batch."""
+        return True
 
     def for_inference(self) -> "Classifier":
         """The same classifier, fused, on the GPU if there is one."""
@@ -87,38 +99,72 @@ def save_classifier(
         save_config_for_hf(model, str(part), model_config={"label_names": class_names}, data_config=data_config)
 
 
-def open_classifier(source: str) -> Classifier:
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What a classifier's config.json says of the model, as timm writes it."""
+
+    backbone: str
+    num_classes: int
+    backbone_args: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the `pretrained_cfg` of a config.json says of the images, in timm's terms; None is timm's own value."""
+
+    input_size: tuple[int, int, int] | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+
+
+def open_classifier(source: str | TrainedFolder) -> Classifier:
     """A trained classifier from a run's best/ folder (or the run's folder), or from hf-hub:owner/name.
 
     Raises:
         UserError: Not such a folder, an unknown architecture, weights that do not fit.
     """
-    if source.startswith("hf-hub:"):
+    if isinstance(source, str) and source.startswith("hf-hub:"):
         model: Any = timm.create_model(source, pretrained=True).eval()
         return Classifier(
             model, label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model), source
         )
-    path = find_config(source)
-    folder, config = path.parent, read_config(path)
-    if task_of(source) != "classification":
-        raise UserError(f"{source} holds a model for {task_of(source)}, not a classifier.")
-    architecture = config["architecture"]
-    if not timm.is_model(architecture):
-        raise unknown("model", architecture, timm.list_models())
-    state = read_state_dict(folder / "model.safetensors")
-    cfg = config.get("pretrained_cfg", {})
-    args = config.get("model_args") or {}
-    try:
-        model = timm.create_model(architecture, pretrained=False, **{"num_classes": config["num_classes"], **args})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder / 'config.json'}: the model cannot be built: {first_line(error)}") from None
-    check_fit(model, state, str(folder))
+    trained = folder_for(TASK, source, "a classifier")
+    config = read_as(ClassifierConfig, trained, "a classifier")
+    _check_preprocessing(trained)
+    if not timm.is_model(config.backbone):
+        raise unknown("model", config.backbone, timm.list_models())
+    state = read_state_dict(trained.weights)
+    arguments = {"num_classes": config.num_classes, **(config.backbone_args or {})}
+    with trained.building():
+        model = timm.create_model(config.backbone, pretrained=False, **arguments)
+    check_fit(model, state, str(trained))
     model.load_state_dict(state)
-    names = label_names(config, config["num_classes"])
-    if len(names) != config["num_classes"]:
-        raise UserError(f"{folder / 'config.json'} names {len(names)} classes for a model of {config['num_classes']}.")
+    names = label_names(trained.stated, config.num_classes)
+    if len(names) != config.num_classes:
+        raise UserError(f"{trained.path} names {len(names)} classes for a model of {config.num_classes}.")
+    cfg = trained.stated.get("pretrained_cfg") or {}
     data_config = resolve_model_data_config(pretrained_cfg=cfg, model=model)
-    return Classifier(model.eval(), names, data_config, run_name(folder))
+    return Classifier(model.eval(), names, data_config, trained.name)
+
+
+def _check_preprocessing(trained: TrainedFolder) -> None:
+    """Raise UserError for a config.json with whose `pretrained_cfg` no photo could be prepared."""
+    found = read_as(Preprocessing, trained, "a classifier")
+    channels = (1, found.input_size[0] if found.input_size else 3)
+    fits = {
+        "input_size": found.input_size is None or min(found.input_size) > 0,
+        "interpolation": found.interpolation in (None, "random", *INTERPOLATIONS),
+        "mean": not found.mean or len(found.mean) in channels,
+        "std": not found.std or (len(found.std) in channels and min(found.std) > 0),
+        "crop_pct": found.crop_pct is None or found.crop_pct > 0,
+        "crop_mode": found.crop_mode in (None, *CROP_MODES),
+    }
+    for name, good in fits.items():
+        if not good:
+            raise UserError(f"{trained.path} is not a classifier's configuration: no photo can be given its {name}.")
 
 
 def label_names(cfg: Any, num_classes: int) -> list[str]:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
+from ..config import TrainedFolder
 from ..sampling import once_each
 from .classifier import Classifier, open_classifier
 from .datasets import Split, open_evaluation
@@ -31,7 +32,7 @@ class Predictions:
 
 
 def evaluate(
-    source: str | Classifier,
+    source: str | TrainedFolder | Classifier,
     data: str = "elpv",
     batch_size: int = 64,
     recipe: ClassificationRecipe | None = None,
@@ -42,7 +43,7 @@ def evaluate(
     Args:
         source: A run's best/ folder, hf-hub:owner/name, or a classifier that is open.
         data: elpv (its held-out quarter), a folder or tar of class folders, or a set that timm knows.
-        batch_size: Images at a time.
+        batch_size: Images at a time, of a classifier that takes images of one size.
         recipe: Of its fields data_root, val_split, download, workers and max_broken count here.
         progress: Wraps the loader, to show how far it is.
 
@@ -50,8 +51,9 @@ def evaluate(
         UserError: Nothing to read, other classes, or too many broken images.
     """
     recipe = replace(recipe or ClassificationRecipe(), data=data)
-    classifier = open_classifier(source) if isinstance(source, str) else source
+    classifier = open_classifier(source) if isinstance(source, str | TrainedFolder) else source
     split = open_evaluation(recipe, classifier.class_names)
+    batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
     device = classifier.on_best_device()
     predictions = predict_all(classifier.model, loader, device, progress=progress)

@@ -1,6 +1,5 @@
 """A trained detector with what is needed to use it, written to and read from a folder."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from torch import Tensor
 from ... import models as models  # registers them with timm
 from ...data.detections import Detections
 from ...data.palette import default_palette
-from ...models.weights import load_strictly, read_state_dict, to_best_device, write_state_dict
+from ...models.weights import to_best_device
 from ...nn.fuse import fuse
 from ...utils.errors import UserError
-from ...utils.files import write_whole
-from ..config import find_config, perhaps, read_config, run_name, task_of, three
+from ..build import load_model, save_model
+from ..config import TrainedFolder, folder_for, read_as
 from .frameworks.base import DetectionModel
 from .loaders import EvalTransform, eval_transform
 from .model import FRAMEWORKS, QUERIES, WITH_MASKS, detect, detection_model
@@ -114,66 +113,27 @@ class Detector:
 
 def save_detector(folder: Path, config: DetectorConfig, state: dict[str, Tensor]) -> None:
     """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_state_dict(folder / "model.safetensors", state)
-    described = {
-        "task": TASK,
-        "architecture": config.backbone,
-        "num_classes": len(config.class_names),
-        "model_args": config.backbone_args,
-        "framework": config.framework,
-        "masks": config.masks,
-        "width": config.width,
-        "samples": config.samples,
-        "queries": config.queries,
-        "label_names": config.class_names,
-        "category_ids": config.category_ids,
-        "pretrained_cfg": {"mean": config.mean, "std": config.std},
-        "image_size": config.image_size,
-        "max_side": config.max_side,
-    }
-    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    save_model(folder, TASK, config, state)
 
 
-def open_detector(source: str) -> Detector:
+def open_detector(source: str | TrainedFolder) -> Detector:
     """A trained detector from a run's best/ folder, or the run's folder.
 
     Raises:
         UserError: Not such a folder, an unknown architecture, weights that do not fit.
     """
-    if task_of(source) != TASK:
-        raise UserError(f"{source} holds a model for {task_of(source)}, not a detector.")
-    path = find_config(source)
-    config = detector_config(path)
-    model = config.build()
-    load_strictly(model, read_state_dict(path.parent / "model.safetensors"), str(path.parent))
-    return Detector(model.eval(), config, run_name(path.parent))
+    trained = folder_for(TASK, source, "a detector")
+    config = detector_config(trained)
+    return Detector(load_model(trained, config.build), config, trained.name)
 
 
-def detector_config(path: Path) -> DetectorConfig:
+def detector_config(trained: TrainedFolder) -> DetectorConfig:
     """Read a config.json that `save_detector` wrote; UserError for anything else."""
-    stated = read_config(path)
-    try:
-        if stated["framework"] not in FRAMEWORKS or not timm.is_model(stated["architecture"]):
-            raise ValueError
-        config = DetectorConfig(
-            backbone=stated["architecture"],
-            backbone_args=dict(stated["model_args"]),
-            framework=stated["framework"],
-            masks=bool(stated["masks"]),
-            width=perhaps(stated["width"]),
-            samples=perhaps(stated["samples"]),
-            queries=perhaps(stated["queries"]),
-            class_names=tuple(str(name) for name in stated["label_names"]),
-            category_ids=tuple(int(i) for i in stated["category_ids"]),
-            mean=three(float, stated["pretrained_cfg"]["mean"]),
-            std=three(float, stated["pretrained_cfg"]["std"]),
-            image_size=int(stated["image_size"]),
-            max_side=int(stated["max_side"]),
-        )
-        sides = (config.image_size, config.max_side)
-        if not len(config.class_names) == len(config.category_ids) == stated["num_classes"] or min(sides) < 32:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is not a detector's configuration.") from None
+    config = read_as(DetectorConfig, trained, "a detector")
+    if config.framework not in FRAMEWORKS or not timm.is_model(config.backbone):
+        raise UserError(f"{trained.path} is not a detector's configuration: its model or framework is unknown.")
+    if not len(config.class_names) == len(config.category_ids) == trained.stated["num_classes"]:
+        raise UserError(f"{trained.path} is not a detector's configuration: its classes do not add up.")
+    if min(config.image_size, config.max_side) < 32:
+        raise UserError(f"{trained.path} is not a detector's configuration: its sides are below 32 pixels.")
     return config

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.detections import Detections
+from ..config import TrainedFolder
 from .datasets import BoxSet, check_evaluation_boxes, open_evaluation_boxes
 from .detector import Detector, open_detector
 from .loaders import eval_boxes_loader
@@ -50,7 +51,7 @@ def find_objects(
 
 
 def evaluate_boxes(
-    source: str | Detector,
+    source: str | TrainedFolder | Detector,
     data: str,
     images: str | None = None,
     workers: int | None = None,
@@ -71,7 +72,7 @@ def evaluate_boxes(
     Raises:
         UserError: Nothing to read, other classes, too many faults.
     """
-    detector = open_detector(source) if isinstance(source, str) else source
+    detector = open_detector(source) if isinstance(source, str | TrainedFolder) else source
     names = detector.class_names
     boxes, faults, notes = open_evaluation_boxes(data, names, images)
     boxes, faults, more = check_evaluation_boxes(

@@ -16,13 +16,12 @@ from ...data.detections import coco_results
 from ...data.palette import default_palette
 from ...models.create import size_argument
 from ...models.features import freeze_maps, undecayed
-from ...models.weights import load_strictly, read_state_dict
 from ...utils.display import track
 from ...utils.errors import UserError
 from ...utils.extras import needs
 from ...utils.files import write_whole
-from ..build import check_names, classifier_weights
-from ..config import find_config, is_trained_for
+from ..build import check_names, classifier_weights, continued
+from ..config import TrainedFolder, trained_for
 from ..progress import Progress, run_facts
 from .datasets import check_boxes, open_boxes
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
@@ -112,8 +111,8 @@ class DetectionJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and is_trained_for(TASK, recipe.weights):
-            model = _continued(recipe.weights, config)
+        if recipe.weights and (trained := trained_for(TASK, recipe.weights)):
+            model = _continued(trained, config)
         else:
             model = config.build(classifier_weights(recipe, config.backbone_args))
         backbone = model.backbone_module()
@@ -252,22 +251,18 @@ class DetectionJob:
         return scores, split
 
 
-def _continued(source: str, config: DetectorConfig) -> DetectionModel:
+def _continued(trained: TrainedFolder, config: DetectorConfig) -> DetectionModel:
     """A detector with the weights of another; what depends on the number of classes begins anew where that differs."""
-    path = find_config(source)
-    stated = detector_config(path)
+    stated = detector_config(trained)
     if (stated.backbone, stated.framework) != (config.backbone, config.framework):
-        raise UserError(f"{source} is {stated.backbone} with {stated.framework}: give --model and --framework to suit.")
+        raise UserError(
+            f"{trained} is {stated.backbone} with {stated.framework}: give --model and --framework to suit."
+        )
     if stated.masks != config.masks:
         told = "predicts masks, and the data have none" if stated.masks else "predicts no masks, and the data have them"
-        raise UserError(f"{source} {told}: start from a classifier's weights instead.")
+        raise UserError(f"{trained} {told}: start from a classifier's weights instead.")
     for option in ("width", "queries") if config.framework not in WITH_MASKS else ():
         if getattr(stated, option) != getattr(config, option):
             value = getattr(stated, option)
-            raise UserError(f"{source} has another --{option}: give --{option} {'none' if value is None else value}.")
-    model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
-    if len(stated.class_names) != len(config.class_names):
-        own = model.state_dict()
-        state = {name: t if name not in own or own[name].shape == t.shape else own[name] for name, t in state.items()}
-    load_strictly(model, state, source)
-    return model
+            raise UserError(f"{trained} has another --{option}: give --{option} {'none' if value is None else value}.")
+    return continued(trained, config.build(), len(stated.class_names) == len(config.class_names))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from ..config import TrainedFolder
 from .checks import check_evaluation_pairs
 from .datasets import open_evaluation_pairs
 from .loaders import eval_pairs_loader
@@ -72,7 +73,7 @@ def count_pixels(
 
 
 def evaluate_masks(
-    source: str | Segmenter,
+    source: str | TrainedFolder | Segmenter,
     data: str,
     masks: str | None = None,
     reduce_zero_label: bool | None = None,
@@ -101,7 +102,7 @@ def evaluate_masks(
     Raises:
         UserError: Nothing to read, masks that do not fit the classes.
     """
-    segmenter = open_segmenter(source) if isinstance(source, str) else source
+    segmenter = open_segmenter(source) if isinstance(source, str | TrainedFolder) else source
     config = segmenter.config
     names = list(config.class_names)
     reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label

@@ -1,6 +1,5 @@
 """A trained segmenter with what is needed to use it, written to and read from a folder."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ... import models as models  # registers them with timm
-from ...models.weights import load_strictly, read_state_dict, to_best_device, write_state_dict
+from ...models.weights import to_best_device
 from ...nn.fuse import fuse
 from ...utils.errors import UserError
-from ...utils.files import write_whole
-from ..config import find_config, perhaps, read_config, run_name, task_of, three
+from ..build import load_model, save_model
+from ..config import TrainedFolder, folder_for, read_as
 from .loaders import PairTransform, eval_transform
 from .masks import IGNORE
 from .model import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
@@ -121,66 +120,25 @@ class Segmenter:
 
 def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
     """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_state_dict(folder / "model.safetensors", state)
-    described = {
-        "task": TASK,
-        "architecture": config.backbone,
-        "num_classes": len(config.class_names),
-        "model_args": config.backbone_args,
-        "head": config.head,
-        "width": config.width,
-        "dropout": config.dropout,
-        "label_names": config.class_names,
-        "palette": config.palette,
-        "pretrained_cfg": {"mean": config.mean, "std": config.std},
-        "resize": config.resize,
-        "window": config.window,
-        "reduce_zero_label": config.reduce_zero_label,
-        "ignore_index": config.ignore_index,
-    }
-    write_whole(folder / "config.json", json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    save_model(folder, TASK, config, state)
 
 
-def open_segmenter(source: str) -> Segmenter:
+def open_segmenter(source: str | TrainedFolder) -> Segmenter:
     """A trained segmenter from a run's best/ folder, or the run's folder.
 
     Raises:
         UserError: Not such a folder, an unknown architecture, weights that do not fit.
     """
-    if task_of(source) != TASK:
-        raise UserError(f"{source} holds a model for {task_of(source)}, not a segmenter.")
-    path = find_config(source)
-    config = segmenter_config(path)
-    model = config.build()
-    state = read_state_dict(path.parent / "model.safetensors")
-    load_strictly(model, state, str(path.parent))
-    return Segmenter(model.eval(), config, run_name(path.parent))
+    trained = folder_for(TASK, source, "a segmenter")
+    config = segmenter_config(trained)
+    return Segmenter(load_model(trained, config.build), config, trained.name)
 
 
-def segmenter_config(path: Path) -> SegmenterConfig:
+def segmenter_config(trained: TrainedFolder) -> SegmenterConfig:
     """Read a config.json that `save_segmenter` wrote; UserError for anything else."""
-    stated = read_config(path)
-    try:
-        if stated["head"] not in HEADS or not timm.is_model(stated["architecture"]):
-            raise ValueError
-        config = SegmenterConfig(
-            backbone=stated["architecture"],
-            backbone_args=dict(stated["model_args"]),
-            head=stated["head"],
-            width=perhaps(stated["width"]),
-            dropout=float(stated["dropout"]),
-            class_names=tuple(str(name) for name in stated["label_names"]),
-            palette=tuple(three(int, colour) for colour in stated["palette"]),
-            mean=three(float, stated["pretrained_cfg"]["mean"]),
-            std=three(float, stated["pretrained_cfg"]["std"]),
-            resize=perhaps(stated["resize"]),
-            window=perhaps(stated["window"]),
-            reduce_zero_label=bool(stated["reduce_zero_label"]),
-            ignore_index=tuple(int(i) for i in stated["ignore_index"]),
-        )
-        if not len(config.class_names) == len(config.palette) == stated["num_classes"]:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is not a segmenter's configuration.") from None
+    config = read_as(SegmenterConfig, trained, "a segmenter")
+    if config.head not in HEADS or not timm.is_model(config.backbone):
+        raise UserError(f"{trained.path} is not a segmenter's configuration: its model or head is unknown.")
+    if not len(config.class_names) == len(config.palette) == trained.stated["num_classes"]:
+        raise UserError(f"{trained.path} is not a segmenter's configuration: its classes do not add up.")
     return config

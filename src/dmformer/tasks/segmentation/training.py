@@ -15,13 +15,12 @@ from torch.utils.data import DataLoader
 
 from ...models.create import size_argument
 from ...models.features import freeze_maps
-from ...models.weights import load_strictly, read_state_dict
 from ...utils.display import track
 from ...utils.errors import UserError
 from ...utils.extras import needs
 from ...utils.files import write_whole
-from ..build import check_names, classifier_weights
-from ..config import find_config, is_trained_for
+from ..build import check_names, classifier_weights, continued
+from ..config import TrainedFolder, trained_for
 from ..progress import Progress, run_facts
 from ..sampling import StepSampler
 from .checks import check_pairs
@@ -101,8 +100,8 @@ class SegmentationJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and is_trained_for(TASK, recipe.weights):
-            model = _continued(recipe.weights, config)
+        if recipe.weights and (trained := trained_for(TASK, recipe.weights)):
+            model = _continued(trained, config)
         else:
             model = config.build(classifier_weights(recipe, config.backbone_args))
         if recipe.grad_checkpointing:
@@ -221,21 +220,9 @@ class SegmentationJob:
         return scores, split
 
 
-def _continued(source: str, config: SegmenterConfig) -> SegmentationModel:
+def _continued(trained: TrainedFolder, config: SegmenterConfig) -> SegmentationModel:
     """A segmenter with the weights of another; its last convolutions only where the number of classes is the same."""
-    path = find_config(source)
-    stated = segmenter_config(path)
+    stated = segmenter_config(trained)
     if (stated.backbone, stated.head) != (config.backbone, config.head):
-        raise UserError(f"{source} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
-    model, state = config.build(), read_state_dict(path.parent / "model.safetensors")
-    if len(stated.class_names) != len(config.class_names):
-        own = model.state_dict()
-        old, new = len(stated.class_names), len(config.class_names)
-        last = [
-            name
-            for name, tensor in state.items()
-            if name in own and tensor.shape == (old, *tensor.shape[1:]) and own[name].shape == (new, *tensor.shape[1:])
-        ]
-        state = {**state, **{name: own[name] for name in last}}
-    load_strictly(model, state, source)
-    return model
+        raise UserError(f"{trained} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
+    return continued(trained, config.build(), len(stated.class_names) == len(config.class_names))

@@ -1,0 +1,103 @@
+"""Classification as a `Task`."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...utils.errors import UserError
+from ..task import Summary, Task, check_paths, figure_lines, recipes_in
+from . import imagenet, recipes
+from .recipes import ClassificationRecipe
+
+if TYPE_CHECKING:
+    from ..config import TrainedFolder
+    from .classifier import Classifier
+    from .metrics import Scores
+    from .training import ClassificationJob
+
+NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
+"""Prefixes of the sets that timm knows by name."""
+
+
+def _job(recipe: ClassificationRecipe) -> "ClassificationJob":
+    from .training import ClassificationJob
+
+    return ClassificationJob(recipe)
+
+
+def _open(source: "str | TrainedFolder") -> "Classifier":
+    from .classifier import open_classifier
+
+    return open_classifier(source)
+
+
+def _evaluate(
+    source: "str | TrainedFolder | Classifier",
+    data: str,
+    workers: int | None = None,
+    max_broken: float = ClassificationRecipe.max_broken,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
+    say: Callable[[str], None] = lambda remark: None,
+    split: str = ClassificationRecipe.val_split,
+    data_root: str | None = None,
+    batch_size: int = 64,
+) -> "Scores":
+    recipe = ClassificationRecipe(data_root=data_root, val_split=split, workers=workers, max_broken=max_broken)
+    recipe.check()
+    from .evaluate import evaluate
+
+    return evaluate(source, data, batch_size, recipe, lambda loader: progress(loader, "scoring"))
+
+
+def summary(scores: "Scores", split: str) -> Summary:
+    lines = figure_lines(
+        ("top-1", scores.top1),
+        ("top-5", scores.top5),
+        ("balanced accuracy", scores.balanced_accuracy),
+        ("macro F1", scores.macro_f1),
+    )
+    if scores.auroc is not None:
+        lines.append(f"  {'AUROC':18}{scores.auroc:7.3f}")
+    return Summary([f"{scores.count} images ({split})", *lines])
+
+
+def check_data(data: str) -> None:
+    """Raise UserError for what is neither a place, elpv, nor a named set of timm's."""
+    prefix, _, rest = data.partition("/")
+    if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
+        return
+    near = difflib.get_close_matches(prefix, ["elpv", *NAMED_SETS], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        f"unknown data '{data}': {hint}Give a folder of class folders, a .tar of one, elpv, or a set's name such as "
+        "torch/cifar10 or hfds/OWNER/NAME."
+    )
+
+
+def _check_places(recipe: ClassificationRecipe) -> None:
+    check_data(recipe.data)
+    check_paths(recipe.val_data, recipe.test_data)
+
+
+def _top1(scores: Any) -> float:
+    return scores.top1.value
+
+
+CLASSIFICATION = Task(
+    name=ClassificationRecipe.task,
+    model="classifier",
+    answer="labels",
+    recipe=ClassificationRecipe,
+    recipes=recipes_in(recipes, imagenet),
+    job=_job,
+    open=_open,
+    evaluate=_evaluate,
+    summary=summary,
+    headline="top-1",
+    figure=_top1,
+    check_places=_check_places,
+    check_data=check_data,
+    default_data="elpv",
+    options=("split", "data_root", "batch_size"),
+)

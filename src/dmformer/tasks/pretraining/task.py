@@ -1,0 +1,51 @@
+"""Pretraining as a `Task`: trained as no other, and opened, scored and used as the classifier that comes of it."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..classification.task import CLASSIFICATION
+from ..task import Summary, check_paths, figure_lines, recipes_in
+from . import recipes
+from .recipes import PretrainingRecipe
+
+if TYPE_CHECKING:
+    from .metrics import PretrainingScores
+    from .training import PretrainingJob
+
+
+def _job(recipe: PretrainingRecipe) -> "PretrainingJob":
+    from .training import PretrainingJob
+
+    return PretrainingJob(recipe)
+
+
+def _summary(scores: "PretrainingScores", split: str) -> Summary:
+    sources = ((source.name, source.top1) for source in scores.sources)
+    lines = [
+        f"{scores.count} images ({split}), after {scores.images_seen:,} images seen",
+        *figure_lines(("agreement", scores.agreement), *sources),
+    ]
+    if (probe := scores.probe) is not None:
+        lines.append(f"{probe.test_images} images of {probe.data}, features frozen")
+        lines += figure_lines(("linear probe", probe.linear), ("nearest neighbours", probe.knn))
+    return Summary(lines)
+
+
+def _check_places(recipe: PretrainingRecipe) -> None:
+    check_paths(*recipe.data, *recipe.unlabelled, recipe.probe)
+
+
+def _photos(recipe: PretrainingRecipe) -> str:
+    return (recipe.data or recipe.unlabelled)[0]
+
+
+PRETRAINING = replace(
+    CLASSIFICATION,
+    name=PretrainingRecipe.task,
+    recipe=PretrainingRecipe,
+    recipes=recipes_in(recipes),
+    job=_job,
+    summary=_summary,
+    check_places=_check_places,
+    photos=_photos,
+)

@@ -1,0 +1,82 @@
+"""Semantic segmentation as a `Task`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...utils.errors import UserError
+from ..task import Summary, Task, check_paths, figure_line, figure_lines, recipes_in
+from . import recipes
+from .recipes import SegmentationRecipe
+
+if TYPE_CHECKING:
+    from ..config import TrainedFolder
+    from .metrics import SegmentationScores
+    from .segmenter import Segmenter
+    from .training import SegmentationJob
+
+
+def _job(recipe: SegmentationRecipe) -> "SegmentationJob":
+    from .training import SegmentationJob
+
+    return SegmentationJob(recipe)
+
+
+def _open(source: "str | TrainedFolder") -> "Segmenter":
+    from .segmenter import open_segmenter
+
+    return open_segmenter(source)
+
+
+def _evaluate(source: "str | TrainedFolder | Segmenter", data: str, **options: Any) -> "SegmentationScores":
+    from .evaluate import evaluate_masks
+
+    return evaluate_masks(source, data, **options)
+
+
+def _summary(scores: "SegmentationScores", split: str) -> Summary:
+    lines = [
+        f"{scores.images} images ({split}), {scores.pixels:,} labelled pixels",
+        *figure_lines(("mIoU", scores.miou)),
+        figure_line("mean accuracy", scores.macc),
+        figure_line("pixel accuracy", scores.aacc),
+    ]
+    rows = [
+        [c.name, *("" if v is None else v for v in (c.iou, c.accuracy)), c.share]
+        for c in sorted(scores.classes, key=lambda c: -1 if c.iou is None else c.iou)
+    ]
+    return Summary(lines, ["class", "IoU", "accuracy", "of the pixels"], rows)
+
+
+def _miou(scores: Any) -> float:
+    return scores.miou.value
+
+
+def _check_places(recipe: SegmentationRecipe) -> None:
+    check_paths(recipe.data, recipe.masks)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    check_paths(options.get("masks"))
+    window, scales = options.get("window"), options.get("scales", (1.0,))
+    if window is not None and window < 32:
+        raise UserError(f"--window is {window}: it must be 32 or more.")
+    if not scales or min(scales) <= 0:
+        raise UserError("--scales takes factors above 0, e.g. 0.75 1 1.25.")
+
+
+SEGMENTATION = Task(
+    name=SegmentationRecipe.task,
+    model="segmenter",
+    answer="masks",
+    recipe=SegmentationRecipe,
+    recipes=recipes_in(recipes),
+    job=_job,
+    open=_open,
+    evaluate=_evaluate,
+    summary=_summary,
+    headline="mIoU",
+    figure=_miou,
+    check_places=_check_places,
+    options=("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "out", "overwrite"),
+    check_options=_check_options,
+)

@@ -1,0 +1,20 @@
+"""The one table of tasks."""
+
+from ..utils.errors import UserError, unknown
+from .classification.task import CLASSIFICATION
+from .config import DEFAULT_TASK, TrainedFolder
+from .detection.task import DETECTION
+from .pretraining.task import PRETRAINING
+from .segmentation.task import SEGMENTATION
+from .task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, PRETRAINING, SEGMENTATION, DETECTION)}
+"""Every task by name; a new one is a folder with its record, and a word here."""
+
+
+def task_for(trained: TrainedFolder | None) -> Task:
+    """The task of a trained folder, or with None of a hub's model; UserError for one that is not known."""
+    name = DEFAULT_TASK if trained is None else trained.task
+    if name not in TASKS:
+        raise UserError(f"{trained}: {unknown('task', name, TASKS)}")
+    return TASKS[name]
