@@ -23,9 +23,10 @@ from torch import Tensor, nn
 import dmformer.export.write
 from dmformer.data.detections import Detections
 from dmformer.data.selection import Selection
-from dmformer.export.check import as_scored, box_difference
+from dmformer.export.check import box_difference
 from dmformer.export.formats import export_openvino
-from dmformer.export.write import _detector_card, export
+from dmformer.export.kinds import KINDS, as_scored
+from dmformer.export.write import export
 from dmformer.nn.fuse import fuse
 from dmformer.predict.boxes import predict_boxes
 from dmformer.runtimes.card import Boxes, Card
@@ -329,7 +330,7 @@ def test_preparation_without_torch_is_that_of_the_run(retinanet, shape):
 def test_levels_of_a_file_are_the_models(framework):
     detector = small_detector(framework)
     assert isinstance(detector.model, DenseDetector)
-    card = _detector_card(detector, "run")
+    card = KINDS["boxes"].card(detector, "run", False)
     assert Card.from_metadata(card.to_metadata(), "file") == card
     assert card.boxes is not None
     assert card.boxes.selection == detector.model.selection

@@ -22,7 +22,8 @@ import dmformer.export.write
 from dmformer.cli import main
 from dmformer.data.decode import list_photos
 from dmformer.data.palette import default_palette
-from dmformer.export.check import as_scored, compare
+from dmformer.export.check import compare
+from dmformer.export.kinds import as_scored
 from dmformer.export.preprocessing import Preprocessing
 from dmformer.export.write import export, own_photos
 from dmformer.predict.classes import predict

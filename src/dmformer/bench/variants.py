@@ -21,12 +21,15 @@ from ..models.create import SEED, random_model, settled_on_noise, size_argument
 from ..nn.fuse import fuse
 from ..nn.kernels.depthwise import plain_kernels
 from ..runtimes.sessions import to_onnxruntime, to_openvino
-from ..tasks.detection.detector import Detector
 from ..tasks.opening import open_trained
 from ..tasks.segmentation.model import HEADS, SegmentationModel, segmentation_loss, segmentation_model
+from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 
 ADE20K_CLASSES = 150
+
+MEASURED = ("labels", "masks")
+"""What the models that are measured answer with: one tensor for a batch."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,9 @@ def open_model(source: str, image_size: int) -> nn.Module:
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
         trained = open_trained(source)
-        if isinstance(trained, Detector):
-            raise UserError(f"{source} is a detector: `dmformer bench` measures classifiers and segmenters.")
+        if TASKS[trained.task].answer not in MEASURED:
+            told = TASKS[trained.task].model
+            raise UserError(f"{source} is a {told}: `dmformer bench` measures classifiers and segmenters.")
         return trained.model
     name, plus, head = source.partition("+")
     if not plus:

@@ -91,6 +91,6 @@ def evaluate(arguments: list[str]) -> None:
 
 def _scored(exported: Any) -> Any:
     """An exported model as what is scored; imported here, for it needs PyTorch."""
-    from ..export.check import as_scored
+    from ..export.kinds import as_scored
 
     return as_scored(exported)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..tasks.table import task_for
+from ..tasks.table import TASKS, task_for
 from ..utils.errors import UserError
 from ..utils.files import check_path
 from ..utils.model_names import model_names
@@ -119,6 +119,7 @@ def export(arguments: list[str]) -> None:
 
 def _print(written: Any) -> None:
     from ..export.formats import OPSET
+    from ..export.kinds import kind_of
 
     for remark in written.remarks:
         print(remark)
@@ -127,14 +128,12 @@ def _print(written: Any) -> None:
     inside = ", preprocessing inside" if written.card.preprocessing else ""
     print(f"{written.path}: {written.megabytes:.1f} MB, {written.card.precision}{graph}, {free}{inside}\n")
     apart = "to PyTorch in float32" if written.card.precision == "int8" else "to PyTorch"
-    of = "of edges as shares of the image, and scores" if written.card.task == "detection" else "by the largest logit"
-    print(f"largest difference {apart}, {of}")
+    print(f"largest difference {apart}, {kind_of(written.card.task).apart}")
     rows = [[f"{a.height} x {a.width}", a.batch, f"{a.difference:.1e}"] for a in written.agreements]
     print_rows(["px", "batch", "difference"], rows, "table")
     if written.scores is not None:
         before, after = written.scores
-        what = "mIoU" if written.card.task == "segmentation" else "top-1"
-        print(f"\n{what}: float32 {before:.1%}, int8 {after:.1%}")
+        print(f"\n{TASKS[written.card.task].headline}: float32 {before:.1%}, int8 {after:.1%}")
     if written.speeds:
         print(f"\nimages/s, threads: {written.threads}")
         rows = [[s.batch, f"{s.pytorch:.1f}", f"{s.exported:.1f}", f"{s.ratio:.2f}"] for s in written.speeds]

@@ -3,20 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..runtimes.card import Card
-from ..runtimes.exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
 from ..runtimes.sessions import to_onnxruntime, to_openvino
-from ..tasks.classification.classifier import Classifier
-from ..tasks.detection.detector import Detector, DetectorConfig
-from ..tasks.detection.frameworks.base import Found
-from ..tasks.segmentation.segmenter import Segmenter, SegmenterConfig
 from ..utils.timing import interleave, summarise, turn
 
 LIMIT = 1e-3
@@ -72,14 +64,6 @@ def in_numpy(model: Callable[[Tensor], Tensor]) -> Run:
     return run
 
 
-def measure_of(card: Card) -> Measure:
-    """The measure of difference between a file's outputs and PyTorch's."""
-    if card.boxes is None:
-        return difference
-    queries = card.boxes.queries is not None
-    return lambda expected, answer: box_difference(expected, answer, queries)
-
-
 def compare(
     reference: Run, exported: Run, batches: Sequence[np.ndarray], measure: Measure | None = None
 ) -> list[Agreement]:
@@ -130,124 +114,3 @@ def speeds(
         pytorch = summarise(len(images), theirs, None)["images_per_second"]
         found.append(Speed(len(images), pytorch, row["images_per_second"], row["ratio"]))
     return found
-
-
-class SessionModel(nn.Module):
-    """An exported file with the interface of a PyTorch model: the file's input as a tensor -> logits.
-
-    If a segmenter's file includes normalisation, images (B, 3, H, W) are converted back to raw images first.
-    """
-
-    def __init__(self, exported: Exported) -> None:
-        super().__init__()
-        self.exported, card = exported, exported.card
-        self.turned_back = card.preprocessing and card.task == "segmentation"
-        self.mean, self.std = torch.tensor(card.mean).view(3, 1, 1), torch.tensor(card.std).view(3, 1, 1)
-        size = card.image_size if card.task == "segmentation" else None
-        self.made_for = None if size is None else (size[0], size[1])
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.cpu()
-        if self.turned_back:
-            x = ((x * self.std + self.mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        logits = self.exported.logits(np.ascontiguousarray(x.numpy()))
-        return torch.from_numpy(np.array(logits)).to(images.device)
-
-
-class FileClassifier(Classifier):
-    """An `ExportedClassifier` for `evaluate`; if the file includes resizing, images are scored one at a time."""
-
-    @property
-    def one_size(self) -> bool:
-        model: Any = self.model
-        return not model.exported.card.preprocessing
-
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        model: Any = self.model
-        return lambda image: torch.from_numpy(np.array(model.exported.prepare(image)))
-
-
-class SessionDetector(nn.Module):
-    """An exported detector with the interface of a detection model: images (3, H, W) -> objects in each."""
-
-    def __init__(self, exported: ExportedDetector) -> None:
-        super().__init__()
-        self.exported = exported
-
-    def forward(self, images: Sequence[Tensor]) -> list[Found]:
-        found = [self.exported.find(image.cpu().numpy()) for image in images]
-        return [
-            {
-                "boxes": torch.from_numpy(each.boxes),
-                "scores": torch.from_numpy(each.scores),
-                "labels": torch.from_numpy(each.labels),
-            }
-            for each in found
-        ]
-
-
-class FileDetector(Detector):
-    """An `ExportedDetector` for `evaluate_boxes`."""
-
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        model: Any = self.model
-        return lambda image: torch.from_numpy(model.exported.prepare(image))
-
-
-def as_scored(
-    exported: ExportedClassifier | ExportedSegmenter | ExportedDetector,
-) -> FileClassifier | Segmenter | FileDetector:
-    """An exported file in the form that `evaluate`, `evaluate_masks` and `evaluate_boxes` score."""
-    if isinstance(exported, ExportedDetector):
-        return _scored_detector(exported)
-    card, model = exported.card, SessionModel(exported)
-    if isinstance(exported, ExportedClassifier):
-        assert card.image_size is not None
-        data_config = {"input_size": (3, *card.image_size), "crop_pct": card.crop_pct}
-        return FileClassifier(model, card.class_names, data_config, card.name, exported.form)
-    backbone, _, head = card.architecture.partition("+")
-    config = SegmenterConfig(
-        backbone=backbone,
-        backbone_args={},
-        head=head,
-        width=None,
-        dropout=0.0,
-        class_names=tuple(card.class_names),
-        palette=tuple(exported.palette),
-        mean=_three(card.mean),
-        std=_three(card.std),
-        resize=card.resize,
-        window=card.window,
-        reduce_zero_label=card.reduce_zero_label,
-        ignore_index=tuple(card.ignore_index or ()),
-    )
-    network: Any = model
-    return Segmenter(network, config, card.name, exported.form)
-
-
-def _scored_detector(exported: ExportedDetector) -> FileDetector:
-    card, boxes = exported.card, exported.card.boxes
-    assert boxes is not None
-    backbone, _, framework = card.architecture.partition("+")
-    config = DetectorConfig(
-        backbone=backbone,
-        backbone_args={},
-        framework=framework,
-        masks=False,
-        width=None,
-        samples=None,
-        queries=boxes.queries,
-        class_names=tuple(card.class_names),
-        category_ids=tuple(boxes.category_ids),
-        mean=_three(card.mean),
-        std=_three(card.std),
-        image_size=boxes.side,
-        max_side=boxes.max_side,
-    )
-    network: Any = SessionDetector(exported)
-    return FileDetector(network, config, card.name, exported.form)
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third

@@ -15,40 +15,30 @@ import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 
-from ..data.decode import BrokenImageError, decode, fitted_size, list_photos
+from ..data.decode import BrokenImageError, decode, list_photos
 from ..models.create import own_size, random_model
 from ..nn.fuse import fuse
-from ..runtimes.card import Boxes, Card
-from ..runtimes.exported import MULTIPLE, ExportedClassifier, ExportedSegmenter, normalised, open_exported
+from ..runtimes.card import Card
+from ..runtimes.exported import normalised, open_exported
 from ..tasks.classification.classifier import Classifier
-from ..tasks.classification.evaluate import evaluate
 from ..tasks.config import find_config
-from ..tasks.detection.detector import Detector
-from ..tasks.detection.frameworks.dense import DenseDetector
-from ..tasks.detection.recipes import DetectionRecipe
 from ..tasks.opening import open_trained
 from ..tasks.recipes import read_recipe
 from ..tasks.segmentation.datasets import MASK_FOLDERS
-from ..tasks.segmentation.evaluate import evaluate_masks
-from ..tasks.segmentation.segmenter import Segmenter
+from ..tasks.table import TASKS
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
-from ..utils.version import __version__
 from .check import (
     LIMIT,
     Agreement,
     Run,
     Speed,
-    as_scored,
     compare,
-    difference,
     in_numpy,
-    measure_of,
     open_file,
     speeds,
 )
 from .formats import (
-    Candidates,
     Graph,
     export_aoti,
     export_onnx,
@@ -57,7 +47,7 @@ from .formats import (
     export_pt2,
     takes_one_size,
 )
-from .preprocessing import Preprocessing
+from .kinds import as_scored, kind_of
 from .quantise import quantise
 
 Format = Literal["onnx", "openvino", "pt2", "aoti"]
@@ -78,13 +68,8 @@ GRAPH = "float32.onnx"
 """The file from which the others are converted."""
 BATCHES = (1, 3)
 """Batch sizes of the comparison."""
-TIMED_BATCHES = (1, 8)
-BOX_SIZE = (256, 320)
-"""Height and width for tracing a detector, such that the maps of its last level are larger than 1 x 1."""
 MASKS = {*MASK_FOLDERS, "gtFine", "SegmentationClass"}
 """Folders whose images are not photos."""
-PREPROCESSING_LIMIT = 0.05
-"""Like `LIMIT`, for resizing in the graph against the run's own resizing."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +138,14 @@ def export(
             `max_loss`.
     """
     model = _open(source)
-    if isinstance(model, Detector):
-        _check_detector(model, preprocessing, dynamic_size, int8)
-    card = _card(model, preprocessing)
+    kind = kind_of(model.task)
+    kind.check(model, preprocessing, dynamic_size, int8)
+    card = kind.card(model, model.name.replace("/", "_").removeprefix("hf-hub:"), preprocessing)
     try:
         Card.from_metadata(card.to_metadata(), card.name)
     except UserError:
         told = "its classes, crop or normalisation are of an unknown kind"
         raise UserError(f"{card.name} cannot be exported: {told}.") from None
-    if preprocessing and not dynamic_size and card.task == "classification":
-        raise UserError("--preprocessing accepts photos of any size: omit --no-dynamic-size.")
     path = _place(out, to, card.name)
     for target in (path, path.with_suffix(".bin")) if to == "openvino" else (path,):
         if target.exists() and (target.is_dir() or not overwrite):
@@ -179,16 +162,15 @@ def export(
 
     trained: Any = model.model.eval()
     network: Any = fuse(trained) if fused else trained
-    if isinstance(model, Detector):
-        trained, network = (Candidates(part).eval() for part in (trained, network))
+    trained, network = (kind.network(part).eval() for part in (trained, network))
     if preprocessing:
-        trained, network = (Graph(_preprocessing(card), part).eval() for part in (trained, network))
+        trained, network = (Graph(kind.preprocessing(card), part).eval() for part in (trained, network))
     fixed = not dynamic_size or takes_one_size(network)
     if fixed and dynamic_size:
         remarks.append(f"{card.architecture} is built for one image size, and so is the file; the batch size is free")
-    size = _traced_size(card, fixed)
-    if fixed and card.task == "segmentation":
-        card = replace(card, image_size=list(size))
+    size, own_size = kind.traced_size(card, fixed), kind.own_size(card)
+    if fixed:
+        card = kind.fixed(card, size)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--out {path}: cannot write a file there.")
     threads = torch.get_num_threads()
@@ -198,20 +180,19 @@ def export(
         say(f"tracing {card.name} and writing {path.name}")
         _write(network, workshop, place, to, size, not fixed, card)
         say("comparing with PyTorch")
-        reference, batches = in_numpy(trained), _batches(pictures, card, _checked_sizes(card, size, fixed), BATCHES)
-        if card.boxes is not None:
-            batches += _batches(pictures, card, [_own_size(card.boxes)], [1])
+        reference, batches = in_numpy(trained), _batches(pictures, card, kind.checked_sizes(size, fixed), BATCHES)
+        if own_size is not None:
+            batches += _batches(pictures, card, [own_size], [1])
         exported, agreements = _compared(reference, place, to, threads, batches, card)
         worst = max(agreements, key=lambda a: a.difference)
         if not worst.difference <= LIMIT:
-            what = "the largest logit" if card.boxes is None else "an image's side or of a score of 1"
             raise UserError(
-                f"{to} does not agree with PyTorch: it differs by {worst.difference:.1e} of {what} at "
+                f"{to} does not agree with PyTorch: it differs by {worst.difference:.1e} of {kind.limit_of} at "
                 f"{worst.height} x {worst.width} px, batch {worst.batch}; at most {LIMIT:g} is accepted. "
                 "Nothing was written."
             )
-        if preprocessing and isinstance(model, Classifier):
-            _check_preprocessing(model, exported, pictures)
+        if preprocessing:
+            kind.check_preprocessing(model, exported, pictures)
         scores = None
         if int8 is not None:
             assert data is not None
@@ -226,9 +207,8 @@ def export(
         timed = []
         if speed:
             say("measuring the speed of both")
-            timed_batches = TIMED_BATCHES if card.boxes is None else (1,)  # larger batches need too much memory
-            timed_size = size if card.boxes is None else _own_size(card.boxes)
-            timed = speeds(in_numpy(network), exported, _batches(pictures, card, [timed_size], timed_batches))
+            timed_images = _batches(pictures, card, [own_size or size], kind.timed_batches)
+            timed = speeds(in_numpy(network), exported, timed_images)
         parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
         megabytes = sum(part.stat().st_size for part in parts) / 2**20
         operators = _operators(place) if to == "onnx" else None
@@ -241,133 +221,22 @@ def _compared(
     reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray], card: Card
 ) -> tuple[Run, list[Agreement]]:
     """A file in its runtime, and its difference from PyTorch on each batch."""
+    kind = kind_of(card.task)
     try:
         exported = open_file(place, to, threads)
-        return exported, compare(reference, exported, batches, measure_of(card))
+        return exported, compare(reference, exported, batches, kind.measure(card))
     except Exception as error:  # each runtime and model raises its own errors
-        instead = "; --no-dynamic-size writes it for one size" if card.boxes is None else ""
         raise UserError(
-            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{instead}."
+            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{kind.instead}."
         ) from error
 
 
-def _check_preprocessing(model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
-    """Check the graph's resizing against the run's; tolerates steps of 1/255, but not another crop or channel order."""
-    for picture in pictures:
-        expected = in_numpy(model.model)(model.prepare(picture)[None])
-        apart = difference(expected, exported(np.asarray(picture)[None]))
-        if not apart <= PREPROCESSING_LIMIT:
-            raise UserError(
-                f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit on a "
-                f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. "
-                "Nothing was written."
-            )
-
-
-def _check_detector(model: Detector, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
-    """Raise UserError for detectors and options that cannot be exported."""
-    if not isinstance(model.model, DenseDetector):
-        raise UserError(
-            f"{model.name} is a detector of the framework {model.config.framework}, which cannot be exported: "
-            "retinanet, atss and dino can."
-        )
-    if preprocessing:
-        raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
-    if int8 is not None:
-        raise UserError("--int8 is for classifiers and segmenters; this is a detector.")
-    if not dynamic_size:
-        raise UserError("a detector's images vary in size: omit --no-dynamic-size.")
-
-
-def _open(source: str) -> Classifier | Segmenter | Detector:
+def _open(source: str) -> Any:
     if source.startswith("hf-hub:") or Path(source).is_dir():
         return open_trained(source)
     model: Any = random_model(source, own_size(source))
     names = [str(i) for i in range(model.num_classes)]
     return Classifier(model, names, resolve_model_data_config(model), source)
-
-
-def _card(model: Classifier | Segmenter | Detector, preprocessing: bool) -> Card:
-    name = model.name.replace("/", "_").removeprefix("hf-hub:")
-    if isinstance(model, Detector):
-        return _detector_card(model, name)
-    if isinstance(model, Segmenter):
-        config = model.config
-        made_for = model.model.made_for
-        if preprocessing and config.resize is not None:
-            raise UserError(
-                f"{name} resizes photos to {config.resize} px first, which cannot go into a segmenter's graph: omit "
-                "--preprocessing."
-            )
-        return Card(
-            name=name,
-            task="segmentation",
-            architecture=f"{config.backbone}+{config.head}",
-            class_names=list(config.class_names),
-            mean=list(config.mean),
-            std=list(config.std),
-            image_size=None if made_for is None else list(made_for),
-            resize=config.resize,
-            window=config.window,
-            palette=list(config.palette),
-            reduce_zero_label=config.reduce_zero_label,
-            ignore_index=list(config.ignore_index),
-            preprocessing=preprocessing,
-            version=__version__,
-        )
-    config, network = model.data_config, model.model
-    height, width = config["input_size"][-2:]
-    mode = config.get("crop_mode") or "center"
-    if mode not in ("center", "squash") or (mode == "center" and height != width):
-        raise UserError(
-            f"{name} crops photos by '{mode}' to {height} x {width} px, which exported files do not support."
-        )
-    return Card(
-        name=name,
-        task="classification",
-        architecture=str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__)),
-        class_names=list(model.class_names),
-        mean=list(config["mean"]),
-        std=list(config["std"]),
-        image_size=[height, width],
-        crop_pct=config["crop_pct"],
-        crop_mode=mode,
-        interpolation=config["interpolation"],
-        preprocessing=preprocessing,
-        version=__version__,
-    )
-
-
-def _detector_card(detector: Detector, name: str) -> Card:
-    config, network = detector.config, detector.model
-    assert isinstance(network, DenseDetector)
-    boxes = Boxes(
-        category_ids=list(config.category_ids),
-        side=config.image_size,
-        max_side=config.max_side,
-        filled=network.queries is None,
-        strides=network.strides,
-        per_place=network.per_place,
-        queries=network.queries,
-        selection=network.selection,
-    )
-    return Card(
-        name=name,
-        task="detection",
-        architecture=f"{config.backbone}+{config.framework}",
-        class_names=list(config.class_names),
-        mean=list(config.mean),
-        std=list(config.std),
-        image_size=None,
-        palette=list(detector.palette),
-        version=__version__,
-        boxes=boxes,
-    )
-
-
-def _preprocessing(card: Card) -> Preprocessing:
-    size = card.image_size if card.task == "classification" else None
-    return Preprocessing(size, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
 
 
 def _place(out: str | None, to: Format, name: str) -> Path:
@@ -389,8 +258,7 @@ def own_photos(source: str) -> list[str] | None:
             UserError, OSError, TypeError, ValueError, RecursionError
         ):  # the data may be gone; noise is used then
             read = read_recipe(recipe)
-            place = (isinstance(read, DetectionRecipe) and read.images) or read.data
-            data = Path(place if isinstance(place, str) else place[0])
+            data = Path(TASKS[read.task].photos(read))
             if data.suffix == ".json":  # COCO annotations
                 data = data.parent
             found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]
@@ -420,33 +288,6 @@ def _read(files: Sequence[str]) -> Iterator[Image.Image]:
 def spread(files: Sequence[str], most: int) -> list[str]:
     """At most `most` files, evenly spread over the list."""
     return [files[i * len(files) // min(most, len(files))] for i in range(min(most, len(files)))]
-
-
-def _traced_size(card: Card, fixed: bool) -> tuple[int, int]:
-    """Height and width of the example; at least 64 for a model with free sizes, because `torch.export` would treat a
-    1 x 1 map as constant."""
-    if card.boxes is not None:
-        return BOX_SIZE
-    if card.preprocessing and card.task == "classification":
-        return (240, 320)
-    height, width = card.image_size or (card.resize or 256, card.resize or 256)
-    return (height, width) if fixed else (max(height, 64), max(width, 64))
-
-
-def _checked_sizes(card: Card, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
-    """Three sizes, the example's and two with other aspect ratios; only the example's if the size is fixed."""
-    height, width = size
-    if fixed:
-        return [(height, width)]
-    if card.boxes is not None:
-        return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
-    return [(height, width), (max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
-
-
-def _own_size(boxes: Boxes) -> tuple[int, int]:
-    """Height and width of a detector's padded input for an image of aspect ratio 3 : 4."""
-    height, width = fitted_size(3, 4, boxes.side, boxes.max_side)
-    return height + -height % MULTIPLE, width + -width % MULTIPLE
 
 
 def _batches(
@@ -510,16 +351,9 @@ def _quantise(
     found = []
     for exported, what in ((before, "float32"), (after, "int8")):
         say(f"scoring {what} on {data}")
-        found.append(_score(exported, data))
+        task = TASKS[card.task]
+        found.append(task.figure(task.evaluate(as_scored(exported), data)))
     return found[0], found[1]
-
-
-def _score(exported: ExportedClassifier | ExportedSegmenter, data: str) -> float:
-    """Top-1 or mIoU on labelled images."""
-    scored: Any = as_scored(exported)
-    if isinstance(scored, Segmenter):
-        return evaluate_masks(scored, data).miou.value
-    return evaluate(scored, data, 1 if exported.card.preprocessing else 16).top1.value
 
 
 def _operators(file: Path) -> int:

@@ -12,10 +12,10 @@ from timm.layers import Format
 from torch import Tensor, nn
 
 from ..models.create import own_size, random_model
-from ..tasks.config import find_config, run_name
-from ..tasks.detection.detector import Detector
+from ..tasks.classification.classifier import Classifier
 from ..tasks.opening import open_trained
 from ..tasks.segmentation.segmenter import Segmenter
+from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 
 
@@ -85,20 +85,30 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
     """
     if not source.startswith("hf-hub:") and not Path(source).is_dir():
         return _random(source, image_size)
-    name = source if source.startswith("hf-hub:") else run_name(find_config(source).parent)
     trained = open_trained(source)
-    if isinstance(trained, Detector):
-        raise UserError(f"{name} is a detector: give a classifier or a segmenter.")
-    if isinstance(trained, Segmenter):
-        config, model = trained.config, trained.model
-        info: Any = model.backbone.feature_info
-        modules, strides = _stages(info.module_name()[-4:], model.backbone, "backbone."), info.reduction()[-4:]
-        names = list(config.class_names)
-        prepare: Any = trained.transform()
-        return Subject(
-            name, "segmentation", model, modules, strides, names, config.mean, config.std, model.made_for, prepare
-        )
+    name, task = trained.name, TASKS[trained.task]
+    if task.answer not in SUBJECTS:
+        raise UserError(f"{name} is a {task.model}: give a classifier or a segmenter.")
+    return SUBJECTS[task.answer](name, trained)
+
+
+def _of_classifier(name: str, trained: Classifier) -> Subject:
     return _classifier(name, trained.model, trained.class_names, trained.data_config)
+
+
+def _of_segmenter(name: str, trained: Segmenter) -> Subject:
+    config, model = trained.config, trained.model
+    info: Any = model.backbone.feature_info
+    modules, strides = _stages(info.module_name()[-4:], model.backbone, "backbone."), info.reduction()[-4:]
+    names = list(config.class_names)
+    prepare: Any = trained.transform()
+    return Subject(
+        name, "segmentation", model, modules, strides, names, config.mean, config.std, model.made_for, prepare
+    )
+
+
+SUBJECTS: dict[str, Callable[[str, Any], Subject]] = {"labels": _of_classifier, "masks": _of_segmenter}
+"""By the `answer` of a `Task`, of those that have one class a place."""
 
 
 def _random(name: str, image_size: int | None) -> Subject:

@@ -1,7 +1,7 @@
 """Metadata of an exported file: everything needed to use it that is not in the graph."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class Card:
             values = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name != "boxes"}
             boxes = _boxes(json.loads(metadata.get("boxes", "null")))
             card = cls(**{name: _checked(name, value) for name, value in values.items()}, boxes=boxes)
-            if _is_whole(card):
+            if WHOLE[card.task](card):
                 return card
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             pass
@@ -117,16 +117,26 @@ def is_exported(source: str) -> bool:
     return not source.startswith("hf-hub:") and Path(source).suffix.lower() in RUNTIMES
 
 
-def _is_whole(card: Card) -> bool:
-    """Whether the attributes are consistent."""
-    classes, coloured = len(card.class_names), len(card.palette or ())
-    if card.boxes is not None:
-        plain = card.image_size is None and not card.preprocessing
-        return card.task == "detection" and plain and coloured == len(card.boxes.category_ids) == classes
-    if card.task == "segmentation":
-        return coloured == classes <= MOST_MASKED
+def _of_classes(card: Card) -> bool:
     sides = card.image_size or (LARGEST_SIDE,)
-    return card.task == "classification" and max(sides) / card.crop_pct < LARGEST_SIDE
+    return card.boxes is None and max(sides) / card.crop_pct < LARGEST_SIDE
+
+
+def _of_masks(card: Card) -> bool:
+    return card.boxes is None and len(card.palette or ()) == len(card.class_names) <= MOST_MASKED
+
+
+def _of_boxes(card: Card) -> bool:
+    ids, plain = card.boxes and card.boxes.category_ids, card.image_size is None and not card.preprocessing
+    return plain and ids is not None and len(card.palette or ()) == len(ids) == len(card.class_names)
+
+
+WHOLE: dict[str, Callable[[Card], bool]] = {
+    "classification": _of_classes,
+    "segmentation": _of_masks,
+    "detection": _of_boxes,
+}
+"""Whether the attributes go together, by the tasks that files can be for."""
 
 
 def _boxes(value: Any) -> Boxes | None:
@@ -191,7 +201,7 @@ def _checked(name: str, value: Any) -> Any:
     return [tuple(colour) for colour in value] if name == "palette" and value else value
 
 
-_CHOICES = {"task": ("classification", "segmentation", "detection"), "crop_mode": ("center", "squash")}
+_CHOICES = {"task": tuple(WHOLE), "crop_mode": ("center", "squash")}
 
 
 def _is_side(value: Any) -> bool:

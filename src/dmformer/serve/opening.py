@@ -1,11 +1,12 @@
 """Create the service of an open model, with an overlay if possible."""
 
-from typing import Any
+from collections.abc import Callable
 
 from PIL import Image
 
 from ..predict.predictor import BoxPredictor, ClassPredictor, MaskPredictor
 from ..runtimes.card import is_exported
+from ..tasks.table import TASKS
 from ..utils.errors import UserError
 from .activation import Activation
 from .limits import Limits
@@ -35,24 +36,50 @@ def open_service(
         overlay: Whether overlays are wanted. If they are unavailable, the service says why.
         batch, wait: Batching of a classifier; see `Batcher`.
     """
-    model: Any = predictor
-    refusal = None if overlay else SWITCHED_OFF
-    if predictor.task == "segmentation":
-        service: Service = MaskService(model, limits, metrics, refusal)
-    elif predictor.task == "detection":
-        service = BoxService(model, limits, metrics, refusal)
-    else:
-        if refusal is None and is_exported(source):
-            refusal = EXPORTED
-        activation = None
-        if refusal is None:
-            try:
-                activation = Activation(source)
-                activation(
-                    [(activation.prepare(Image.new("RGB", (64, 64))), 0)]
-                )  # fails for models without feature maps
-            except UserError as error:
-                activation, refusal = None, str(error)
-        service = ClassService(model, limits, metrics, refusal, activation, batch, wait)
+    task, refusal = TASKS[predictor.task], None if overlay else SWITCHED_OFF
+    if task.answer not in SERVICES:
+        raise UserError(f"{predictor.name} is a {task.model}, which cannot be served.")
+    service = SERVICES[task.answer](source, predictor, limits, metrics, refusal, batch, wait)
     service.warm_up()
     return service
+
+
+def _class_service(
+    source: str,
+    predictor: ClassPredictor,
+    limits: Limits,
+    metrics: Metrics,
+    refusal: str | None,
+    batch: int,
+    wait: float,
+) -> Service:
+    if refusal is None and is_exported(source):
+        refusal = EXPORTED
+    activation = None
+    if refusal is None:
+        try:
+            activation = Activation(source)
+            activation([(activation.prepare(Image.new("RGB", (64, 64))), 0)])  # not every model has maps to show
+        except UserError as error:
+            activation, refusal = None, str(error)
+    return ClassService(predictor, limits, metrics, refusal, activation, batch, wait)
+
+
+def _mask_service(
+    source: str, predictor: MaskPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
+) -> Service:
+    return MaskService(predictor, limits, metrics, refusal)
+
+
+def _box_service(
+    source: str, predictor: BoxPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
+) -> Service:
+    return BoxService(predictor, limits, metrics, refusal)
+
+
+SERVICES: dict[str, Callable[..., Service]] = {
+    "labels": _class_service,
+    "masks": _mask_service,
+    "boxes": _box_service,
+}
+"""By the `answer` of a `Task`."""

@@ -15,6 +15,7 @@ from PIL import Image
 from ..data.detections import Detections
 from ..predict.predictor import BoxPredictor, ClassPredictor, MaskPredictor
 from ..report.drawing import heat
+from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 from ..utils.machine import available_cores
 from .activation import Activation
@@ -31,9 +32,6 @@ TOP = 5
 """Default number of classes in a result."""
 THRESHOLD = 0.3
 """Default minimum score of an object."""
-
-KINDS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
-"""Kind of model by task, for messages."""
 
 DECODERS = 4
 """Maximum number of threads that decode and prepare images; limited by the number of cores."""
@@ -96,7 +94,12 @@ class Service(ABC):
         metrics: Metrics of the service.
         overlay_refusal: Why overlays are not available, in a sentence; None if they are.
         ahead: Maximum number of decoded images, including those in the model; the others wait undecoded.
+
+    Attributes:
+        makes_masks: Whether a response can include a mask.
     """
+
+    makes_masks = False
 
     def __init__(
         self,
@@ -122,8 +125,8 @@ class Service(ABC):
         """Refuse options that are impossible for any image: a mask without a segmenter, an overlay that is not
         available, or an unknown class.
         """
-        if wishes.mask and self.predictor.task != "segmentation":
-            told = f"{self.predictor.name} is a {KINDS[self.predictor.task]}, which has no masks."
+        if wishes.mask and not self.makes_masks:
+            told = f"{self.predictor.name} is a {TASKS[self.predictor.task].model}, which has no masks."
             raise Refused(400, "no_mask", told)
         if wishes.any_overlay and self.overlay_refusal is not None:
             raise Refused(400, "no_overlay", self.overlay_refusal)
@@ -266,6 +269,8 @@ class MaskService(Service):
     Args:
         predictor, limits, metrics, overlay_refusal: See `Service`.
     """
+
+    makes_masks = True
 
     def __init__(
         self, predictor: MaskPredictor, limits: Limits, metrics: Metrics, overlay_refusal: str | None = None

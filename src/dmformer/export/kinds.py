@@ -1,0 +1,262 @@
+"""How each kind of answer is exported: the metadata of its file, the example to trace, and how outputs are compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from ..data.decode import fitted_size
+from ..runtimes.card import Boxes, Card
+from ..runtimes.exported import MULTIPLE, Exported
+from ..tasks.classification.classifier import Classifier
+from ..tasks.detection.detector import Detector
+from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.segmentation.segmenter import Segmenter
+from ..tasks.table import TASKS
+from ..utils.errors import UserError
+from ..utils.version import __version__
+from .check import Measure, Run, box_difference, difference, in_numpy
+from .formats import Candidates
+from .preprocessing import Preprocessing
+from .scored import scored_classifier, scored_detector, scored_segmenter
+
+BOX_SIZE = (256, 320)
+"""Height and width for tracing a detector, such that the maps of its last level are larger than 1 x 1."""
+PREPROCESSING_LIMIT = 0.05
+"""Like `LIMIT`, for resizing in the graph against the run's own resizing."""
+
+
+class Kind:
+    """One kind of answer; the base class holds what most share.
+
+    Attributes:
+        apart: The unit of differences, in words.
+        limit_of: What the largest difference is relative to, in words.
+        instead: What to try when a file cannot be used at all sizes.
+        timed_batches: Batch sizes of the speed measurement.
+        scored: Turns an exported file into what the task's `evaluate` scores.
+    """
+
+    apart = "by the largest logit"
+    limit_of = "the largest logit"
+    instead = "; --no-dynamic-size writes it for one size"
+    timed_batches: Sequence[int] = (1, 8)
+    scored: Callable[[Any], Any]
+
+    def check(self, model: Any, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+        """Raise UserError for options that cannot be exported."""
+
+    def card(self, model: Any, name: str, preprocessing: bool) -> Card:
+        """The metadata of a model's file."""
+        raise NotImplementedError
+
+    def network(self, network: nn.Module) -> nn.Module:
+        """The part of a trained model that is traced."""
+        return network
+
+    def preprocessing(self, card: Card) -> Preprocessing:
+        """The preprocessing in the graph."""
+        return Preprocessing(None, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
+
+    def fixed(self, card: Card, size: tuple[int, int]) -> Card:
+        """The card of a file that accepts only one image size."""
+        return card
+
+    def traced_size(self, card: Card, fixed: bool) -> tuple[int, int]:
+        """Height and width of the example; at least 64 for a model with free sizes, because `torch.export` would treat
+        a 1 x 1 map as constant."""
+        height, width = card.image_size or (card.resize or 256, card.resize or 256)
+        return (height, width) if fixed else (max(height, 64), max(width, 64))
+
+    def checked_sizes(self, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
+        """Three sizes, the example's and two with other aspect ratios; only the example's if the size is fixed."""
+        height, width = size
+        if fixed:
+            return [(height, width)]
+        return [(height, width), (max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
+
+    def own_size(self, card: Card) -> tuple[int, int] | None:
+        """Height and width of a typical image, if they are far from the example's."""
+        return None
+
+    def measure(self, card: Card) -> Measure:
+        """The measure of difference between a file's outputs and PyTorch's."""
+        return difference
+
+    def check_preprocessing(self, model: Any, exported: Run, pictures: Sequence[Image.Image]) -> None:
+        """Raise UserError if the preprocessing in the graph is not the model's."""
+
+
+class Labels(Kind):
+    """Classes of photos."""
+
+    scored = staticmethod(scored_classifier)
+
+    def check(self, model: Classifier, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+        if preprocessing and not dynamic_size:
+            raise UserError("--preprocessing accepts photos of any size: omit --no-dynamic-size.")
+
+    def card(self, model: Classifier, name: str, preprocessing: bool) -> Card:
+        config, network = model.data_config, model.model
+        height, width = config["input_size"][-2:]
+        mode = config.get("crop_mode") or "center"
+        if mode not in ("center", "squash") or (mode == "center" and height != width):
+            raise UserError(
+                f"{name} crops photos by '{mode}' to {height} x {width} px, which exported files do not support."
+            )
+        return Card(
+            name=name,
+            task=model.task,
+            architecture=str(getattr(network, "pretrained_cfg", {}).get("architecture", type(network).__name__)),
+            class_names=list(model.class_names),
+            mean=list(config["mean"]),
+            std=list(config["std"]),
+            image_size=[height, width],
+            crop_pct=config["crop_pct"],
+            crop_mode=mode,
+            interpolation=config["interpolation"],
+            preprocessing=preprocessing,
+            version=__version__,
+        )
+
+    def preprocessing(self, card: Card) -> Preprocessing:
+        return Preprocessing(card.image_size, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
+
+    def traced_size(self, card: Card, fixed: bool) -> tuple[int, int]:
+        return (240, 320) if card.preprocessing else super().traced_size(card, fixed)
+
+    def check_preprocessing(self, model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
+        """Check the graph's resizing against the run's; tolerates steps of 1/255, but not another crop or channel order."""
+        for picture in pictures:
+            expected = in_numpy(model.model)(model.prepare(picture)[None])
+            apart = difference(expected, exported(np.asarray(picture)[None]))
+            if not apart <= PREPROCESSING_LIMIT:
+                raise UserError(
+                    f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit on a "
+                    f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. "
+                    "Nothing was written."
+                )
+
+
+class Masks(Kind):
+    """A class for every pixel."""
+
+    scored = staticmethod(scored_segmenter)
+
+    def card(self, model: Segmenter, name: str, preprocessing: bool) -> Card:
+        config = model.config
+        made_for = model.model.made_for
+        if preprocessing and config.resize is not None:
+            raise UserError(
+                f"{name} resizes photos to {config.resize} px first, which cannot go into a segmenter's graph: omit "
+                "--preprocessing."
+            )
+        return Card(
+            name=name,
+            task=model.task,
+            architecture=f"{config.backbone}+{config.head}",
+            class_names=list(config.class_names),
+            mean=list(config.mean),
+            std=list(config.std),
+            image_size=None if made_for is None else list(made_for),
+            resize=config.resize,
+            window=config.window,
+            palette=list(config.palette),
+            reduce_zero_label=config.reduce_zero_label,
+            ignore_index=list(config.ignore_index),
+            preprocessing=preprocessing,
+            version=__version__,
+        )
+
+    def fixed(self, card: Card, size: tuple[int, int]) -> Card:
+        return replace(card, image_size=list(size))
+
+
+class Objects(Kind):
+    """Boxes and classes of objects."""
+
+    apart = "of edges as shares of the image, and scores"
+    limit_of = "an image's side or of a score of 1"
+    instead = ""
+    timed_batches = (1,)  # larger batches need too much memory
+    scored = staticmethod(scored_detector)
+
+    def check(self, model: Detector, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+        """Raise UserError for detectors and options that cannot be exported."""
+        if not isinstance(model.model, DenseDetector):
+            raise UserError(
+                f"{model.name} is a detector of the framework {model.config.framework}, which cannot be exported: "
+                "retinanet, atss and dino can."
+            )
+        if preprocessing:
+            raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
+        if int8 is not None:
+            raise UserError("--int8 is for classifiers and segmenters; this is a detector.")
+        if not dynamic_size:
+            raise UserError("a detector's images vary in size: omit --no-dynamic-size.")
+
+    def card(self, model: Detector, name: str, preprocessing: bool) -> Card:
+        config, network = model.config, model.model
+        assert isinstance(network, DenseDetector)
+        boxes = Boxes(
+            category_ids=list(config.category_ids),
+            side=config.image_size,
+            max_side=config.max_side,
+            filled=network.queries is None,
+            strides=network.strides,
+            per_place=network.per_place,
+            queries=network.queries,
+            selection=network.selection,
+        )
+        return Card(
+            name=name,
+            task=model.task,
+            architecture=f"{config.backbone}+{config.framework}",
+            class_names=list(config.class_names),
+            mean=list(config.mean),
+            std=list(config.std),
+            image_size=None,
+            palette=list(model.palette),
+            version=__version__,
+            boxes=boxes,
+        )
+
+    def network(self, network: Any) -> nn.Module:
+        return Candidates(network)
+
+    def traced_size(self, card: Card, fixed: bool) -> tuple[int, int]:
+        return BOX_SIZE
+
+    def checked_sizes(self, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
+        height, width = size
+        return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
+
+    def own_size(self, card: Card) -> tuple[int, int]:
+        """Of the padded input for an image of aspect ratio 3 : 4."""
+        assert card.boxes is not None
+        height, width = fitted_size(3, 4, card.boxes.side, card.boxes.max_side)
+        return height + -height % MULTIPLE, width + -width % MULTIPLE
+
+    def measure(self, card: Card) -> Measure:
+        queries = card.boxes is not None and card.boxes.queries is not None
+        return lambda expected, answer: box_difference(expected, answer, queries)
+
+
+KINDS: dict[str, Kind] = {"labels": Labels(), "masks": Masks(), "boxes": Objects()}
+"""By the `answer` of a `Task`."""
+
+
+def kind_of(task: str) -> Kind:
+    """The kind of answer of a task, by the task's name; UserError if it cannot be exported."""
+    answer = TASKS[task].answer
+    if answer not in KINDS:
+        raise UserError(f"a {TASKS[task].model} cannot be exported.")
+    return KINDS[answer]
+
+
+def as_scored(exported: Exported) -> Any:
+    """An exported file in the form that its task's `evaluate` scores."""
+    return kind_of(exported.task).scored(exported)
