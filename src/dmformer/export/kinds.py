@@ -129,15 +129,15 @@ class Labels(Kind):
         return (240, 320) if card.preprocessing else super().traced_size(card, fixed)
 
     def check_preprocessing(self, model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
-        """Check the graph's resizing against the run's; tolerates steps of 1/255, but not another crop or channel order."""
+        """Check the graph's resizing against the run's; steps of 1/255 pass, another crop or channel order does not."""
         for picture in pictures:
             expected = in_numpy(model.model)(model.prepare(picture)[None])
             apart = difference(expected, exported(np.asarray(picture)[None]))
             if not apart <= PREPROCESSING_LIMIT:
                 raise UserError(
-                    f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit on a "
-                    f"photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is accepted. "
-                    "Nothing was written."
+                    f"the preprocessing in the graph is not the run's: it differs by {apart:.1e} of the largest logit "
+                    f"on a photo of {picture.height} x {picture.width} px; at most {PREPROCESSING_LIMIT:g} is "
+                    "accepted. Nothing was written."
                 )
 
 

@@ -30,7 +30,7 @@ class SessionModel(nn.Module):
 class SessionSegmenter(SessionModel):
     """An exported segmenter with the interface of a segmentation model: images (B, 3, H, W) -> logits.
 
-    A file that normalises by itself is given the photos that its images were.
+    If the file includes normalisation, the images are converted back to raw images first.
     """
 
     def __init__(self, exported: ExportedSegmenter) -> None:
