@@ -112,7 +112,7 @@ def analyse(
         if not what.has(subject):
             others = ", ".join(name for name, other in MEASURES.items() if other.has(subject))
             raise UserError(f"{subject.name} has no {what.needs}; it has: {others}.")
-    if image_size is not None and all(s.trained and s.task == "classification" for s in subjects):
+    if image_size is not None and all(s.trained and not s.of_pixels for s in subjects):
         raise UserError(
             "--image-size is for models created by name and segmenters; trained classifiers have their own."
         )
@@ -193,7 +193,7 @@ def _read(
 def _one_size(subject: Subject, images: Sequence[Tensor], image_size: int | None) -> Tensor:
     """Images in one tensor (n, 3, H, W); for a segmenter, the largest centre crop that images and strides allow."""
     height, width = min(x.shape[1] for x in images), min(x.shape[2] for x in images)
-    if subject.task == "segmentation":
+    if subject.of_pixels:
         most = subject.image_size or ((image_size, image_size) if image_size else (height, width))
         height, width = min(height, most[0]) // 32 * 32, min(width, most[1]) // 32 * 32
         if min(height, width) < 32 or (subject.image_size and (height, width) != subject.image_size):

@@ -64,7 +64,7 @@ def class_activation(
     height, width = images.shape[-2:]
     images = _padded(subject.model, images)
     each = [None] * len(classes) if masks is None else masks
-    targets = [_target(k, mask, (height, width), subject.task) for k, mask in zip(classes, each, strict=True)]
+    targets = [_target(k, mask, (height, width), subject.of_pixels) for k, mask in zip(classes, each, strict=True)]
     as_map = _reader(subject, name, images)
     with ExitStack() as stack:
         stack.enter_context(_left_as_it_was(subject.model))
@@ -175,7 +175,7 @@ def _rescaled(maps: np.ndarray) -> np.ndarray:
     return np.asarray(scale_cam_image(maps))
 
 
-def _target(k: int, mask: Tensor | None, size: tuple[int, int], task: str) -> Callable[[Tensor], Tensor]:
+def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool) -> Callable[[Tensor], Tensor]:
     """The scalar to differentiate for an image of this size, from its logits (K), or (K, H, W) with padding."""
 
     def of_pixels(logits: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def _target(k: int, mask: Tensor | None, size: tuple[int, int], task: str) -> Ca
         pixels = predicted_masks(logits[None], [k])[0][0] if mask is None else mask.to(logits)
         return (logits[k] * pixels).sum()
 
-    return of_pixels if task == "segmentation" else lambda logits: logits[k]
+    return of_pixels if per_pixel else lambda logits: logits[k]
 
 
 def _padded(model: nn.Module, images: Tensor) -> Tensor:

@@ -246,9 +246,9 @@ def _seen(subject: Subject, image: Image.Image) -> Tensor:
     """The model's input (3, H, W); for segmenters, limited to `LARGEST` pixels, or a centre crop of a fixed size."""
     x = subject.prepare(image)
     height, width = x.shape[-2:]
-    if subject.task == "segmentation" and subject.image_size is not None:
+    if subject.of_pixels and subject.image_size is not None:
         return center_crop(x, [min(height, subject.image_size[0]), min(width, subject.image_size[1])])
-    if subject.task == "segmentation" and height * width > LARGEST:
+    if subject.of_pixels and height * width > LARGEST:
         scale = (LARGEST / (height * width)) ** 0.5
         size = (max(int(height * scale), 1), max(int(width * scale), 1))
         return F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
@@ -260,17 +260,17 @@ def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
     subject = model.subject
     x = _seen(subject, image)
     logits = subject.model(x[None])
-    if subject.task == "classification":
-        shares = logits[0].softmax(0)
-        classes = model.wanted or shares.argsort(descending=True, stable=True)[:top].tolist()
-        maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0))
-    else:
+    if subject.of_pixels:
         areas = logits[0].argmax(0).flatten().bincount(minlength=len(subject.class_names))
         largest = [k for k in areas.argsort(descending=True, stable=True)[:top].tolist() if areas[k]]
         classes = model.wanted or largest
         masks, called = predicted_masks(logits.expand(len(classes), -1, -1, -1), classes)
         shares = areas / areas.sum()
         maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0), masks, tuple(called))
+    else:
+        shares = logits[0].softmax(0)
+        classes = model.wanted or shares.argsort(descending=True, stable=True)[:top].tolist()
+        maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0))
     return replace(maps, maps=_activation(subject, maps, method, model.layer))
 
 

@@ -56,9 +56,14 @@ class Subject:
         return parts[name]
 
     @property
+    def of_pixels(self) -> bool:
+        """Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, logits (B, K)."""
+        return TASKS[self.task].answer == "masks"
+
+    @property
     def backbone(self) -> Any:
         """The model that outputs the feature maps: a segmenter without its head, or a complete classifier."""
-        return self.model.backbone if self.task == "segmentation" else self.model
+        return self.model.backbone if self.of_pixels else self.model
 
     @property
     def channels_last_maps(self) -> bool:

@@ -138,6 +138,22 @@ def first_faults(faults: Sequence[Fault], most: int) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in faults[:most]) + ("; …" if len(faults) > most else "")
 
 
+def check_broken(what: str, broken: Sequence[int], total: int, name: Callable[[int], str], max_broken: float) -> None:
+    """Raise UserError with the list where more than a share of some images, `what` in words, cannot be read.
+
+    Args:
+        what: The images, in words: "training photos".
+        broken: Positions of those that cannot be read.
+        total: How many images there are.
+        name: From a position to a name for people.
+        max_broken: The share that is put up with.
+    """
+    if len(broken) > max_broken * total:
+        listed = first_few([name(i) for i in broken[:21]], 20)
+        told = f"{len(broken)} of {total} {what} cannot be read, more than --max-broken {max_broken:g}"
+        raise UserError(f"{told}: {listed}")
+
+
 def first_few(names: Sequence[str], most: int) -> str:
     """The first names in one line."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

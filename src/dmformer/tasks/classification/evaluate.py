@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
+from .. import folders
 from ..config import TrainedFolder
 from ..sampling import once_each
 from .classifier import Classifier, open_classifier
@@ -91,8 +92,4 @@ def predict_all(
 
 def check_broken(split: Split, broken: list[int], max_broken: float) -> None:
     """Raise UserError with the list where more than a share of a split's images cannot be read."""
-    if len(broken) > max_broken * len(split):
-        listed = ", ".join(split.filename(i) for i in broken[:20]) + (", …" if len(broken) > 20 else "")
-        raise UserError(
-            f"{len(broken)} of {len(split)} images cannot be read, more than --max-broken {max_broken:g}: {listed}"
-        )
+    folders.check_broken("images", broken, len(split), split.filename, max_broken)

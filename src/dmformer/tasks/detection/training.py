@@ -22,6 +22,7 @@ from ...utils.extras import needs
 from ...utils.files import write_whole
 from ..build import check_names, classifier_weights, continued
 from ..config import TrainedFolder, trained_for
+from ..folders import check_broken
 from ..progress import Progress, run_facts
 from .datasets import check_boxes, open_boxes
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
@@ -197,11 +198,8 @@ class DetectionJob:
         ).format(**row)
 
     def check_broken(self, broken: list[int]) -> None:
-        if len(broken) > self.recipe.max_broken * len(self.splits.train):
-            named = ", ".join(self.splits.train.name(i) for i in broken[:20])
-            raise UserError(
-                f"{len(broken)} training photos became unreadable: {named}. Mend or remove them, or raise --max-broken."
-            )
+        train = self.splits.train
+        check_broken("training photos", broken, len(train), train.name, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_detector(folder, self.config(), state)

@@ -24,6 +24,7 @@ from ..classification.distillation.student import CLASSES, Student, check_teacha
 from ..classification.loaders import ImageSet, eval_loader
 from ..classification.model import build_model, cosine_schedule, preprocessing
 from ..classification.recipes import ClassificationRecipe
+from ..folders import check_broken
 from ..progress import Progress, run_facts
 from ..sampling import once_each
 from .metrics import PretrainingScores, ProbeScore, SourceScore
@@ -170,12 +171,7 @@ class PretrainingJob:
     def check_broken(self, broken: list[int]) -> None:
         for position in broken:
             self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
-        if len(broken) > self.recipe.max_broken * len(self.views):
-            listed = ", ".join(self.views.name(i) for i in broken[:20])
-            raise UserError(
-                f"{len(broken)} of {len(self.views)} photos cannot be read, more than --max-broken "
-                f"{self.recipe.max_broken:g}: {listed}"
-            )
+        check_broken("photos", broken, len(self.views), self.views.name, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         assert isinstance(model, Student)

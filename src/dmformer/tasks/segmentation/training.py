@@ -21,6 +21,7 @@ from ...utils.extras import needs
 from ...utils.files import write_whole
 from ..build import check_names, classifier_weights, continued
 from ..config import TrainedFolder, trained_for
+from ..folders import check_broken
 from ..progress import Progress, run_facts
 from ..sampling import StepSampler
 from .checks import check_pairs
@@ -174,12 +175,8 @@ class SegmentationJob:
         )
 
     def check_broken(self, broken: list[int]) -> None:
-        if len(broken) > self.recipe.max_broken * len(self.splits.train):
-            named = ", ".join(self.splits.train.name(i) for i in broken[:20])
-            raise UserError(
-                f"{len(broken)} training images became unreadable: {named}. "
-                "Mend or remove them, or give --max-broken 0.01."
-            )
+        train = self.splits.train
+        check_broken("training images", broken, len(train), train.name, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_segmenter(folder, self.config(), state)
