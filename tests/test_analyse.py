@@ -741,7 +741,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, photos, classifier, monkeypatch
             ["gates", "dmformer_n", *data, "--out", Path(classifier) / "best" / "config.json"],
             "is a file: give a folder",
         ),
-        (["gates", "dmformer_n", "--data", tmp_path / "empty"], "holds no images"),
+        (["gates", "dmformer_n", "--data", tmp_path / "empty"], "contains no images"),
     ):
         message = refused(*arguments)
         assert words in message

@@ -188,7 +188,7 @@ def test_medians_and_ratios():
 def test_combinations_that_do_not_exist():
     assert why_not("fused", "float32", "inference", "cuda") is None
     assert "trained" in why_not("openvino", "float32", "training", "cpu")
-    assert "scaled" in why_not("eager", "float16", "training", "cuda")
+    assert "loss scaling" in why_not("eager", "float16", "training", "cuda")
     assert "only measured on CPUs" in why_not("openvino", "bfloat16", "inference", "cuda")
     assert "float32" in why_not("onnxruntime", "float16", "inference", "cpu")
 
