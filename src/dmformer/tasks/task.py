@@ -90,7 +90,9 @@ def check_paths(*places: str | None) -> None:
 
 
 def figure_line(name: str, figure: Any) -> str:
-    """A figure, with its interval if it is a `Score`."""
+    """A figure, with its interval if it is a `Score`; a string as it is."""
+    if isinstance(figure, str):
+        return f"  {name:18}{figure:>7}"
     if isinstance(figure, float):
         return f"  {name:18}{figure:7.1%}"
     return f"  {name:18}{figure.value:7.1%}   95 % interval {figure.low:.1%} to {figure.high:.1%}"

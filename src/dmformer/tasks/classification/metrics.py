@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import (
 )
 
 from ...utils.intervals import Score, wilson
+from ..measures import Measure
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dictionaries, for JSON."""
         return asdict(self)
+
+
+def measures(scores: Scores) -> list[Measure]:
+    """The measures that summarise scores."""
+    auroc = None if scores.auroc is None else f"{scores.auroc:.3f}"
+    return [
+        Measure("top-1", "Top-1 accuracy", scores.top1, "first answer right"),
+        Measure("top-5", "Top-5 accuracy", scores.top5, "right one among five answers"),
+        Measure("balanced accuracy", "Balanced accuracy", scores.balanced_accuracy, "every class counts the same"),
+        Measure("macro F1", "Macro F1", scores.macro_f1, "precision and recall, mean of classes"),
+        Measure("AUROC", "AUROC", auroc, "1 ranks perfectly, 0.5 is chance"),
+        Measure("", "Calibration error", scores.calibration_error, "confidence against truth, 0 is best"),
+    ]
 
 
 def score(probabilities: Tensor, targets: Tensor, class_names: list[str], resamples: int = 1000) -> Scores:

@@ -27,7 +27,7 @@ from ...report.page import (
     plot,
     write_page,
 )
-from .metrics import Scores
+from .metrics import Scores, measures
 
 PICTURES, THUMBNAIL = 12, 224
 BINS = 15
@@ -87,6 +87,7 @@ def write_report(path: Path, report: Report) -> None:
         "report": report,
         "model": model_name(report.title),
         "common": common,
+        "measures": measures(scores),
         "baseline": common.count / scores.count,
         "weakest": present[0],
         "training": _training(report.history),

@@ -51,15 +51,10 @@ def _evaluate(
 
 
 def summary(scores: "Scores", split: str) -> Summary:
-    lines = figure_lines(
-        ("top-1", scores.top1),
-        ("top-5", scores.top5),
-        ("balanced accuracy", scores.balanced_accuracy),
-        ("macro F1", scores.macro_f1),
-    )
-    if scores.auroc is not None:
-        lines.append(f"  {'AUROC':18}{scores.auroc:7.3f}")
-    return Summary([f"{scores.count} images ({split})", *lines])
+    from ..measures import lines_of
+    from .metrics import measures
+
+    return Summary([f"{scores.count} images ({split})", *figure_lines(*lines_of(measures(scores)))])
 
 
 def check_data(data: str) -> None:

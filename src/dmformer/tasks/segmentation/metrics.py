@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...utils.intervals import Score
+from ..measures import Measure
 
 _CHUNK = 1 << 22
 """Most numbers of one part of the bootstrap: 32 MB."""
@@ -42,6 +43,16 @@ class SegmentationScores:
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dictionaries, for JSON."""
         return asdict(self)
+
+
+def measures(scores: SegmentationScores) -> list[Measure]:
+    """The measures that summarise scores."""
+    counted = f"right ones of all {scores.pixels:,} labelled pixels"
+    return [
+        Measure("mIoU", "Mean IoU", scores.miou, "overlap of truth and prediction, mean of classes"),
+        Measure("mean accuracy", "Mean accuracy", scores.macc, "pixels of a class that were found, mean of classes"),
+        Measure("pixel accuracy", "Pixel accuracy", scores.aacc, counted),
+    ]
 
 
 def score_masks(confusion: Tensor, counts: Tensor, class_names: list[str], resamples: int = 1000) -> SegmentationScores:

@@ -29,7 +29,7 @@ from ...report.page import (
     worst_to_best,
     write_page,
 )
-from .metrics import SegmentationScores
+from .metrics import SegmentationScores, measures
 
 PICTURES = 4
 """Of the worst, of the middle and of the best."""
@@ -82,6 +82,7 @@ def write_segmentation_report(path: Path, report: SegmentationReport) -> None:
         "report": report,
         "model": model_name(report.title),
         "common": common,
+        "measures": measures(scores),
         # Called everywhere, it has its share as IoU; the other classes that are there have none.
         "baseline": common.share / sum(c.share > 0 for c in scores.classes),
         "weakest": min((c for c in scores.classes if c.share), key=lambda c: c.iou or 0.0),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...utils.errors import UserError
-from ..task import Summary, Task, check_paths, figure_line, figure_lines, recipes_in
+from ..task import Summary, Task, check_paths, figure_lines, recipes_in
 from . import recipes
 from .recipes import SegmentationRecipe
 
@@ -34,17 +34,17 @@ def _evaluate(source: "str | TrainedFolder | Segmenter", data: str, **options: A
 
 
 def _summary(scores: "SegmentationScores", split: str) -> Summary:
-    lines = [
-        f"{scores.images} images ({split}), {scores.pixels:,} labelled pixels",
-        *figure_lines(("mIoU", scores.miou)),
-        figure_line("mean accuracy", scores.macc),
-        figure_line("pixel accuracy", scores.aacc),
-    ]
+    from ..measures import lines_of
+    from .metrics import measures
+
+    heading = f"{scores.images} images ({split}), {scores.pixels:,} labelled pixels"
     rows = [
         [c.name, *("" if v is None else v for v in (c.iou, c.accuracy)), c.share]
         for c in sorted(scores.classes, key=lambda c: -1 if c.iou is None else c.iou)
     ]
-    return Summary(lines, ["class", "IoU", "accuracy", "of the pixels"], rows)
+    return Summary(
+        [heading, *figure_lines(*lines_of(measures(scores)))], ["class", "IoU", "accuracy", "of the pixels"], rows
+    )
 
 
 def _miou(scores: Any) -> float:
