@@ -1,6 +1,6 @@
 """The `dmformer` command: train, eval, predict, explain, analyse, export, serve, convert, bench, models.
 
-Arguments are read and checked before torch is imported; each command imports what it needs.
+Arguments are parsed and checked before torch is imported; each command imports only what it needs.
 """
 
 from .main import main

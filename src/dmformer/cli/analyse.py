@@ -22,14 +22,14 @@ class AnalyseOptions:
 
     measures:
       attention-distance         how far attention looks, per layer and head (SMT, ViTAE, ViTAEv2)
-      receptive-field            which pixels the unit in the middle of each stage depends on; pictures too (any model)
+      receptive-field            which pixels the centre unit of each stage depends on; also pictures (any model)
       relative-receptive-field   how much of its input each block of the deepest stage draws on (models of blocks)
       gates                      channel gates and depth-wise branches (DMFormer)
-      modulators                 the maps inside scale-aware modulation; pictures too (SMT)
-      cka                        how alike the layers of one or two models are (any model)
+      modulators                 the maps inside scale-aware modulation; also pictures (SMT)
+      cka                        how similar the layers of one or two models are (any model)
 
-    A model that has no such part is told in one line, with what it has. Models given by name have random weights, which
-    the caption says. docs/measures.md has the formulas and how to read them.
+    If a model lacks the part that a measure needs, one line says so and names the parts that it has. Models given by
+    name have random weights; the caption says so. docs/measures.md has the formulas and explains how to read them.
 
     examples:
       dmformer analyse receptive-field runs/photos-1/best resnet18 --data photos/
@@ -41,29 +41,29 @@ class AnalyseOptions:
     """
 
     measure: str
-    """One of those above."""
+    """One of the measures above."""
     sources: tuple[str, ...]
-    """Runs' best/ folders, hf-hub:owner/name, or names of models, ours or timm's; cka takes one or two."""
+    """best/ folders of runs, hf-hub:owner/name, or names of models from dmformer or timm; cka takes one or two."""
     data: str | None = None
-    """Folder of photos, searched to the bottom. Folders in it are classes, for gates."""
+    """Folder of photos, searched recursively. For gates, its subfolders are classes."""
     images: int = 32
-    """Photos to take: as many of each class as possible, evenly spread over the sorted names; always the same ones. All
-    are held in memory, 0.6 MB each at 224 px."""
+    """Number of photos: as balanced over the classes as possible, evenly spaced in the sorted names, and the same ones
+    every time. All are held in memory, 0.6 MB each at 224 px."""
     image_size: int | None = None
-    """Side in pixels of the images of models given by name, and of the middle that is cut out of a segmenter's photos;
-    by default the models' own, and what all photos have."""
+    """Image side in pixels for models given by name, and side of the centre crop of a segmenter's photos; by default
+    the model's own size, and the largest crop that fits in every photo."""
     blocks: tuple[str, ...] = ()
-    """modulators: blocks by stage and number, e.g. 3.7; by default the last of each stage."""
+    """modulators: blocks by stage and number, e.g. 3.7; by default the last block of each stage."""
     out: str = "analysis"
-    """Folder to write into, made if it is not there."""
+    """Output folder, created if missing."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
     format: Literal["table", "csv", "json"] = "table"
     """How to print the result: a short table, or every figure."""
 
 
 def analyse(arguments: list[str]) -> None:
-    """Do what `dmformer analyse` was told."""
+    """Run `dmformer analyse` with these arguments."""
     options = parse(AnalyseOptions, arguments, "analyse")
     _check(options)
 
@@ -95,7 +95,7 @@ def analyse(arguments: list[str]) -> None:
 
 
 def _check(options: AnalyseOptions) -> None:
-    """Mistakes that can be found before torch is imported."""
+    """Raise UserError for mistakes that can be found before torch is imported."""
     if options.measure not in MEASURES:
         raise unknown("measure", options.measure, MEASURES)
     if not options.sources:

@@ -16,20 +16,21 @@ from .printing import print_speeds, write
 class BenchOptions:
     """Measure speed and memory: dmformer bench [MODELS...] [OPTIONS]
 
-    Everything is prepared first; then every candidate has one turn in each of several rounds, so that what else the
-    machine does falls on all alike. Speed does not depend on the values of the weights: models given by name have
-    random ones, nothing is downloaded.
+    Everything is prepared first. Then every candidate has one turn in each of several rounds, so that other load on the
+    machine affects all of them alike. Speed does not depend on the values of the weights: models given by name have
+    random weights, and nothing is downloaded.
 
-    images/s: median of the rounds, and the middle half of them. ms: of a call with the whole batch. ratio: speed by
-    the baseline's, median of the rounds' ratios. MB: the most that a call needs besides weights and what else is held
-    between calls. difference: of the logits from the plain float32 model's, by the largest of those.
+    images/s: median over the rounds, with the interquartile range. ms: time of a call with the whole batch. ratio:
+    speed relative to the baseline's, median of the rounds' ratios. MB: peak memory of a call, without the weights and
+    whatever else is held between calls. difference: largest difference of the logits from the plain float32 model's,
+    relative to the largest of those.
 
     The exported forms (pip install 'dmformer[export]') run on the CPU with as many threads as PyTorch.
 
     examples:
-      dmformer bench                                       dmformer_s, as it is and fused
+      dmformer bench                                       dmformer_s, eager and fused
       dmformer bench van_b0 resnet18 --forms eager fused onnxruntime openvino --threads 1
-      dmformer bench runs/photos-1/best --batch-sizes 1    your model, an image at a time
+      dmformer bench runs/photos-1/best --batch-sizes 1    your model, one image at a time
       dmformer bench dmformer_s --dtypes float32 bfloat16 --baseline dmformer_s/eager/float32
       dmformer bench dmformer_s --mode training --batch-sizes 16 --forms eager compiled
       dmformer bench dmformer_s+upernet --image-size 512 --batch-sizes 1 --forms plain fused
@@ -37,41 +38,41 @@ class BenchOptions:
     """
 
     models: tuple[str, ...] = ()
-    """Names of ours or of timm's, with +fpn or +upernet for a segmenter of 150 classes over them; runs' best/ folders;
-    or hf-hub:owner/name. They may stand before the options. None is dmformer_s."""
+    """Names of models from dmformer or timm, with +fpn or +upernet for a segmenter of 150 classes on top; best/ folders
+    of runs; or hf-hub:owner/name. They may come before the options. Default: dmformer_s."""
     peers: bool = False
-    """Add DMFormer-S and models of its size: ConvNeXt-T, Swin-T, PVTv2-B2, PoolFormer-S36, InceptionNeXt-T, MambaOut-T,
-    ResNet-50."""
+    """Add DMFormer-S and models of similar size: ConvNeXt-T, Swin-T, PVTv2-B2, PoolFormer-S36, InceptionNeXt-T,
+    MambaOut-T, ResNet-50."""
     forms: tuple[Literal["plain", "eager", "compiled", "fused", "onnxruntime", "openvino"], ...] = ()
-    """plain: with the framework's own depth-wise convolutions; eager: the model as it is; compiled: by torch.compile,
-    which takes minutes to start; fused: dmformer.fuse;
-    onnxruntime, openvino: the fused model, exported. None is eager and fused; in training eager."""
+    """plain: with PyTorch's own depth-wise convolutions; eager: the model as it is; compiled: by torch.compile, which
+    takes minutes to start; fused: dmformer.fuse; onnxruntime, openvino: the fused model, exported. Default: eager and
+    fused; in training, eager."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32",)
-    """Of weights and images; of OpenVINO's arithmetic; of autocast in training."""
+    """Data type of weights and images; of OpenVINO's arithmetic; of autocast in training."""
     mode: Literal["inference", "training"] = "inference"
-    """training: forward, cross entropy, backward and a step of AdamW."""
+    """training measures forward pass, cross entropy, backward pass and one AdamW step."""
     batch_sizes: tuple[int, ...] = (1, 8)
-    """Images a call."""
+    """Images per call."""
     image_size: int = 224
     """Height and width in pixels."""
     device: Literal["cpu", "cuda"] | None = None
-    """cuda where there is one, else cpu."""
+    """Default: cuda if available, else cpu."""
     layout: Literal["channels_last", "contiguous"] = "channels_last"
     """Memory format of PyTorch's forms."""
     threads: int | None = None
-    """Of the CPU; as many as PyTorch takes."""
+    """CPU threads; by default as many as PyTorch uses."""
     rounds: int = 7
-    """Turns of each candidate, after one that does not count."""
+    """Turns of each candidate, after one warm-up turn."""
     seconds: float = 0.5
-    """Least length of a turn: short calls are repeated."""
+    """Minimum length of a turn; short calls are repeated to fill it."""
     baseline: str | None = None
-    """MODEL, MODEL/FORM or MODEL/FORM/DTYPE whose speed is 1; the first candidate."""
+    """MODEL, MODEL/FORM or MODEL/FORM/DTYPE that has speed 1; by default the first candidate."""
     csv: str | None = None
-    """Also write everything known of each candidate to this file, with machine, versions and date."""
+    """Also write all results for each candidate to this file, with machine, versions and date."""
     plot: str | None = None
-    """Also draw published top-1 against speed at the largest batch; .svg or .png."""
+    """Also plot published top-1 against speed at the largest batch size, as .svg or .png."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
     format: Literal["table", "csv", "json"] = "table"
     """How to print the result."""
 

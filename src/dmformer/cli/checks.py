@@ -1,4 +1,4 @@
-"""Mistakes in the arguments, found before torch is imported."""
+"""Check arguments before torch is imported."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ def check_environment() -> None:
 
 
 def use_threads(threads: int | None) -> None:
-    """Have PyTorch compute with so many threads on a CPU; None leaves it as many as there are cores."""
+    """Set the number of threads that PyTorch uses on a CPU; None leaves PyTorch's default, one per core."""
     if threads is None:
         return
     import torch
@@ -40,10 +40,10 @@ def check_writable(option: str, path: Path, overwrite: bool) -> None:
 
 
 def own_options(options: Any, task: Task) -> dict[str, Any]:
-    """The options of a command that belong to a model's task, those without a value left out, checked.
+    """The checked options of a command that belong to a model's task, without those that have no value.
 
     Raises:
-        UserError: An option that was given although it belongs to other tasks alone, or a value that cannot be meant.
+        UserError: An option was given that belongs only to other tasks, or a value is impossible.
     """
     for field in fields(options):
         owners = [other for other in TASKS.values() if field.name in other.options]
@@ -66,7 +66,7 @@ def check_model(name: str) -> None:
 
 
 def check_source_or_name(source: str, heads: bool = False) -> None:
-    """A run's folder, a hub id, or the name of a model, ours or timm's, perhaps with +HEAD behind it."""
+    """Check a run's folder, a hub id, or the name of a model from dmformer or timm, with `heads` perhaps +HEAD."""
     if Path(source).exists() or ("/" in source and ":" not in source):
         check_source(source)
     else:
@@ -74,8 +74,8 @@ def check_source_or_name(source: str, heads: bool = False) -> None:
 
 
 def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
-    """The task of a trained model, and what answers or is opened for it: an exported file in its runtime, a folder
-    whose config.json is read, or the name on a hub; PyTorch is told its threads for the latter two."""
+    """The task of a trained model, and what to predict with or to open: an exported file opened in its runtime, a
+    folder with its config.json read, or the name on a hub. For the latter two, PyTorch's number of threads is set."""
     if threads is not None and threads < 1:
         raise UserError(f"--threads is {threads}: it must be 1 or more.")
     if is_exported(source):
@@ -91,7 +91,7 @@ def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
 
 
 def check_source(source: str, exported: bool = False) -> None:
-    """A run's folder or a hub id, or perhaps an exported file."""
+    """Check a run's folder or a hub id, or with `exported` an exported file."""
     if source.startswith("hf-hub:"):
         return
     check_path(source)

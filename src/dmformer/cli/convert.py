@@ -1,4 +1,4 @@
-"""dmformer convert: a published weights file made a folder."""
+"""dmformer convert: turn a published weights file into a folder."""
 
 import shlex
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from .parsing import parse
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Recognise a published weights file and write a folder that predict, eval, train --weights and timm load.
+    """Recognise a published weights file and write a folder that predict, eval, train --weights and timm can load.
 
-    Files of the authors of VAN, SMT, ViTAE and ViTAEv2, and VAN's of OpenMMLab and Hugging Face. They are read as
-    tensors only; nothing in them is run. Every tensor must be used and every parameter filled.
+    Supported: the original authors' files for VAN, SMT, ViTAE and ViTAEv2, and VAN from OpenMMLab and Hugging Face.
+    Files are read as tensors only; no code in them is run. Every tensor must be used and every parameter filled.
 
     examples:
       dmformer convert van_tiny_754.pth.tar van_b0/
@@ -25,13 +25,13 @@ class ConvertOptions:
     source: str
     """A .pth, .pth.tar or .safetensors file."""
     out: str
-    """Folder to write: model.safetensors and config.json."""
+    """Output folder, for model.safetensors and config.json."""
     drop_head: bool = False
-    """Leave the classifier out, e.g. one of 21,841 classes."""
+    """Drop the classifier, e.g. one with 21,841 classes."""
     image_size: int | None = None
-    """Side in pixels that the weights were tuned for, where the file's published name does not tell, e.g. 384."""
+    """Image side in pixels that the weights were tuned for, e.g. 384, if the file's published name does not say."""
     overwrite: bool = False
-    """Replace a model that is in the folder."""
+    """Replace an existing model in the folder."""
 
 
 def convert(arguments: list[str]) -> None:

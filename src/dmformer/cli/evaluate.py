@@ -16,8 +16,8 @@ from .printing import give_scores
 class EvalOptions:
     """Score a trained model.
 
-    A classifier: top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter: mIoU, mean and pixel accuracy, and
-    each class; a detector: AP of boxes and masks as COCO has them, and each class. With 95 % intervals.
+    A classifier gets top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter mIoU, mean and pixel accuracy,
+    and scores per class; a detector COCO's AP of boxes and masks, and scores per class. All with 95 % intervals.
 
     examples:
       dmformer eval runs/elpv-dmformer_n-1/best
@@ -29,36 +29,36 @@ class EvalOptions:
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     data: str | None = None
-    """elpv (its held-out quarter, what a classifier is scored on by default), a folder or .tar of class folders, or a
-    set that timm knows, e.g. torch/cifar10. For a segmenter or a detector a folder as in training.
-    Of a folder or .tar with splits the test split counts, else the val split."""
+    """elpv (its held-out quarter, the default for a classifier), a folder or .tar of class folders, or a data set that
+    timm knows, e.g. torch/cifar10. For a segmenter or a detector, a folder as in training. If a folder or .tar has
+    splits, the test split is scored, or the val split if there is no test split."""
     data_root: str | None = None
-    """Where a named set lies or is cached."""
+    """Where a named data set is stored or cached."""
     split: str = "validation"
-    """Split of a named set."""
+    """Split of a named data set."""
     batch_size: int = 64
-    """Images at a time."""
+    """Images per batch."""
     workers: int | None = None
-    """Processes that read images; by default as many as there are cores, at most 8."""
+    """Processes that read images; by default one per core, at most 8."""
     threads: int | None = None
-    """Threads that compute on a CPU; by default as many as there are cores. 1 keeps its speed beside other work."""
+    """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     max_broken: float = 0.05
-    """Share of unreadable images above which the figures are refused."""
+    """Maximum fraction of unreadable images; above it, no scores are reported."""
     masks: str | None = None
-    """Segmenters: folder of the id masks, where --data is a folder of images."""
+    """Segmenters: folder of the id masks, if --data is a folder of images."""
     reduce_zero_label: bool | None = None
-    """Segmenters: id 0 in the masks is unlabelled and class k is stored as k + 1 (ADE20K); by default as in the masks
-    that were trained on."""
+    """Segmenters: id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K); by default as in the
+    training masks."""
     ignore_index: tuple[int, ...] | None = None
-    """Segmenters: ids in the masks that mean unlabelled; likewise."""
+    """Segmenters: ids in the masks that mean unlabelled; by default as in the training masks."""
     window: int | None = None
-    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    """Segmenters: side of the sliding window in pixels; by default as in training."""
     scales: tuple[float, ...] = (1.0,)
-    """Segmenters: factors on the images' size whose predictions are averaged."""
+    """Segmenters: scale factors of the image size; the predictions are averaged."""
     flip: bool = False
-    """Segmenters: average with the images mirrored."""
+    """Segmenters: also average with the mirrored images."""
     images: str | None = None
-    """Detectors: folder of the photos, where --data is a COCO JSON; by default the file's own."""
+    """Detectors: folder of the photos, if --data is a COCO JSON file; by default they are found beside it."""
     json: str | None = None
     """Also write the scores to this file as JSON; - prints them instead of the table."""
 
@@ -90,7 +90,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def _scored(exported: Any) -> Any:
-    """An exported model as what is scored; imported here, for it needs PyTorch."""
+    """An exported model in the form that is scored; imported here because it needs PyTorch."""
     from ..export.kinds import as_scored
 
     return as_scored(exported)

@@ -1,4 +1,4 @@
-"""dmformer explain: where on photos trained models find what speaks for a class."""
+"""dmformer explain: which places in photos count as evidence for a class to a trained model."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,15 +15,16 @@ from .printing import print_rows
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """Show where on photos a trained model finds what speaks for a class: dmformer explain SOURCE PHOTOS... [OPTIONS]
+    """Show where in photos a trained model finds evidence for a class: dmformer explain SOURCE PHOTOS... [OPTIONS]
 
-    Class activation: bright places are those whose features raise the class's score the most, at one layer of the
-    model. Writes OUT/index.html, a page with all pictures and how to read them, and STEM.MODEL.CLASS.png for each.
+    Class activation maps: bright places are those whose features raise the class's score the most, at one layer of the
+    model. Writes OUT/index.html, a page with all pictures that explains how to read them, and STEM.MODEL.CLASS.png for
+    each map.
 
-    Every map is compared with that of the same model with weights drawn anew, which knows nothing. A map that stays the
-    same shows the photo and not what was learnt; the page says so.
+    Every map is compared with the map of the same model with new random weights, which has learnt nothing. A map that
+    stays the same shows the photo and not what was learnt; the page says so.
 
-    It needs an extra: pip install 'dmformer[explain]'.
+    Requires pip install 'dmformer[explain]'.
 
     examples:
       dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
@@ -36,23 +37,24 @@ class ExplainOptions:
     source: str
     """A run's best/ folder, or hf-hub:owner/name; of a classifier or a segmenter."""
     photos: tuple[str, ...]
-    """Image files, folders (searched to the bottom), or - for an image on standard input."""
+    """Image files, folders (searched recursively), or - for an image on standard input."""
     beside: tuple[str, ...] = ()
-    """Further models, to see side by side."""
+    """Further models to show side by side."""
     classes: tuple[str, ...] = ()
-    """Names of the classes to explain, which every model must have; by default the likeliest of each photo."""
+    """Names of the classes to explain, which every model must have; by default the most likely ones of each photo."""
     top: int = 3
-    """How many of the likeliest classes of a photo; of segmenters, of the largest."""
+    """Number of classes to explain per photo: the most likely ones; for segmenters, the largest ones."""
     method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam"] = "grad-cam"
     """layer-cam suits early layers; eigen-cam shows the layer's strongest pattern, whatever the class."""
     layer: str | None = None
-    """A stage's number from 1, or a module's name; the last stage. Earlier ones are finer and know less of classes."""
+    """A stage's number, from 1, or a module's name; by default the last stage. Earlier layers are finer but less
+    specific to a class."""
     out: str = "explanation"
-    """Folder to write."""
+    """Output folder."""
     check: bool = True
-    """Compare with weights drawn anew; takes about as long again, and some seconds."""
+    """Compare with new random weights; about doubles the time, plus some seconds."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace existing files."""
     format: Literal["table", "json"] = "table"
     """How to print the result."""
 

@@ -1,4 +1,4 @@
-"""dmformer export: a trained model written for a runtime."""
+"""dmformer export: write a trained model for a runtime."""
 
 import json
 import shlex
@@ -17,52 +17,52 @@ from .printing import print_rows
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained model for a runtime, and keep the file only if it answers as PyTorch does.
+    """Write a trained model for a runtime, and keep the file only if its outputs match PyTorch's.
 
-    The fused form is written, in float32, with free batch, height and width, and with everything that is needed to use
-    it: class names, normalisation, crop. Then the file is opened in its runtime and compared with PyTorch on photos at
-    three sizes and two batch sizes; a difference above 0.001 of the largest logit writes nothing. Both speeds are
-    measured in turn. Detectors: RetinaNet, ATSS and DINO, what every place answers; choosing among it is left to
-    whoever runs the file, as `dmformer predict` does.
+    Writes the fused form, in float32, with free batch size, height and width, and with everything needed to use it:
+    class names, normalisation, crop. Then opens the file in its runtime and compares it with PyTorch on photos at three
+    sizes and two batch sizes; if they differ by more than 0.001 of the largest logit, nothing is written. Both speeds
+    are measured in alternation. Detectors (RetinaNet, ATSS and DINO) are exported with their raw predictions at every
+    place; whoever runs the file selects among them, as `dmformer predict` does.
 
-    onnx: ONNX, opset 20, for ONNX Runtime and most others; openvino: .xml and .bin, for Intel's CPUs and GPUs; pt2: for
-    PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more, for
-    PyTorch without Python (torch._inductor.aoti_load_package); needs a C++ compiler.
+    onnx: ONNX, opset 20, for ONNX Runtime and most other runtimes; openvino: .xml and .bin, for Intel's CPUs and GPUs;
+    pt2: for PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more,
+    for PyTorch without Python (torch._inductor.aoti_load_package); needs a C++ compiler.
 
-    `dmformer predict` and `dmformer serve` take .onnx and .xml files, and then need neither torch nor timm.
+    `dmformer predict` and `dmformer serve` accept .onnx and .xml files, and then need neither torch nor timm.
 
     examples:
       dmformer export runs/photos-1/best
       dmformer export runs/photos-1/best --to openvino --out photos.xml --photos photos/test
-      dmformer export runs/photos-1/best --preprocessing        photos of any size in, 8 bits, no code around it
+      dmformer export runs/photos-1/best --preprocessing        takes 8-bit photos of any size, with no code around it
       dmformer export runs/photos-1/best --int8 photos/train --data photos/
       dmformer predict photos-1.onnx photo.jpg
     """
 
     source: str
-    """A run's best/ folder, hf-hub:owner/name, or a model's name, with random weights, to try a runtime."""
+    """A run's best/ folder, hf-hub:owner/name, or a model's name, which gets random weights, to try a runtime."""
     to: Literal["onnx", "openvino", "pt2", "aoti"] = "onnx"
-    """Format."""
+    """Format to write."""
     out: str | None = None
-    """File to write, or a folder for it; by default the run's name, here."""
+    """File to write, or a folder for it; by default the run's name, in the current folder."""
     preprocessing: bool = False
-    """Put resizing, cropping and normalisation into the graph: it takes photos (B, H, W, 3) of 8 bits."""
+    """Build resizing, cropping and normalisation into the graph, which then takes 8-bit photos (B, H, W, 3)."""
     fused: bool = True
-    """Fold norms, layer scales and residuals into the convolutions first."""
+    """First fold norms, layer scales and residuals into the convolutions."""
     dynamic_size: bool = True
-    """Leave height and width free besides the batch, where the model allows it."""
+    """Leave height and width free as well as the batch size, if the model allows it."""
     photos: tuple[str, ...] = ()
-    """Photos or folders to compare on; by default those of the run's own data, or noise."""
+    """Photos or folders to compare on; by default photos from the run's data, or noise."""
     int8: str | None = None
     """Folder of photos to calibrate 8-bit weights and activations with; for onnx and openvino."""
     data: str | None = None
-    """With --int8: labelled images on which its loss of accuracy is measured, as for `dmformer eval`."""
+    """With --int8: labelled images to measure the loss of accuracy on, as for `dmformer eval`."""
     max_loss: float = 0.01
-    """With --int8: most that it may lose of top-1 or mIoU, from 0 to 1; one that loses more is not kept."""
+    """With --int8: maximum loss of top-1 or mIoU, from 0 to 1; a file that loses more is discarded."""
     speed: bool = True
-    """Measure both beside each other."""
+    """Measure the speed of both."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     format: Literal["table", "json"] = "table"
     """How to print the result."""
 

@@ -1,4 +1,4 @@
-"""Which command there is, and how the process ends."""
+"""Choose the command to run, and end the process properly."""
 
 import sys
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe has gone, as `| head` does
+    except BrokenPipeError:  # the reader of a pipe has exited, as `| head` does
         sys.stderr.close()
         raise SystemExit(141) from None
 

@@ -15,7 +15,7 @@ from .printing import print_rows
 class ModelsOptions:
     """List the models: name, parameters, multiply-adds at 224 x 224, published ImageNet-1K top-1, paper.
 
-    The top-1 is the paper's, with what it was trained on: in1k, ImageNet-1K alone; in22k_ft_in1k, ImageNet-22K first.
+    The top-1 is from the paper. It was trained on: in1k, ImageNet-1K only; in22k_ft_in1k, ImageNet-22K first.
 
     examples:
       dmformer models

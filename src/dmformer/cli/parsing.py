@@ -1,4 +1,4 @@
-"""Arguments read into dataclasses; a mistake is told in one line with the nearest names."""
+"""Parse arguments into dataclasses; report a mistake in one line with the nearest names."""
 
 import contextlib
 import inspect
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def parse(
     kind: type[T], arguments: Sequence[str], command: str, description: str | None = None, default: Any = None
 ) -> T:
-    """Read options into a dataclass; a mistake is a UserError with the nearest names."""
+    """Parse options into a dataclass; a mistake is a UserError with the nearest names."""
     import tyro
 
     known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def parse(
 
 
 def _with_none(kind: type, arguments: Sequence[str]) -> list[str]:
-    """Arguments whose "none" is written as tyro wants it, where an option may have no value."""
+    """Arguments with "none" spelled as tyro expects it, for options that may have no value."""
     hints = get_type_hints(kind)
     optional = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if NoneType in get_args(hint)}
     before = ["", *arguments]

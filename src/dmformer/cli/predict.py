@@ -1,4 +1,4 @@
-"""dmformer predict: classify photos, segment them, or find objects on them."""
+"""dmformer predict: classify photos, segment them, or find objects in them."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from .printing import print_rows
 class PredictOptions:
     """Classify photos with a trained classifier, segment them with a segmenter, or find objects with a detector.
 
-    A segmenter writes STEM.overlay.png and STEM.mask.png (ids of the classes, from 0) for each photo, and legend.png.
-    A detector writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. Video goes
-    in as a folder of frames.
+    A segmenter writes STEM.overlay.png and STEM.mask.png (class ids, from 0) for each photo, and legend.png. A detector
+    writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. For video, pass a
+    folder of frames.
 
-    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file that `dmformer
-    export` wrote needs neither, and answers in about a second.
+    The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file written by
+    `dmformer export` needs neither and gives a result in about a second.
 
     examples:
       dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
@@ -34,27 +34,27 @@ class PredictOptions:
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     photos: tuple[str, ...]
-    """Image files, folders (searched to the bottom), or - for an image on standard input."""
+    """Image files, folders (searched recursively), or - for an image on standard input."""
     top: int = 3
-    """Classes to show; of detectors the surest objects, in the table."""
+    """Number of classes to show; for detectors, number of most confident objects in the table."""
     format: Literal["table", "csv", "json"] = "table"
     """How to print the result."""
     batch_size: int = 16
-    """Classifiers: photos at a time."""
+    """Classifiers: photos per batch."""
     threads: int | None = None
-    """Threads that compute on a CPU; by default as many as there are cores. 1 keeps its speed beside other work."""
+    """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     out: str | None = None
-    """Segmenters, detectors: folder of the pictures; by default predictions/."""
+    """Segmenters, detectors: output folder for the pictures; by default predictions/."""
     window: int | None = None
-    """Segmenters: side in pixels of the sliding window; by default as it was trained."""
+    """Segmenters: side of the sliding window in pixels; by default as in training."""
     scales: tuple[float, ...] = (1.0,)
-    """Segmenters: factors on the photos' size whose predictions are averaged."""
+    """Segmenters: scale factors of the photo size; the predictions are averaged."""
     flip: bool = False
-    """Segmenters: average with the photos mirrored."""
+    """Segmenters: also average with the mirrored photos."""
     overwrite: bool = False
-    """Segmenters, detectors: replace pictures that are there."""
+    """Segmenters, detectors: replace existing pictures."""
     threshold: float = 0.3
-    """Detectors: least score of an object, from 0 to 1."""
+    """Detectors: minimum score of an object, from 0 to 1."""
 
 
 def predict(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Results on standard output, and in files."""
+"""Print results to standard output, or write them to files."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_speeds(rows: Sequence[Any]) -> None:
-    """A bench's rows: batch by batch, the fastest first."""
+    """Print the rows of a bench by batch size, the fastest first."""
     first = rows[0]
     place = f"{first.device}, {first.layout}, threads: {first.threads}"
     print(f"{first.mode} at {first.image_size} px on {first.machine}: {place}")
@@ -49,7 +49,7 @@ def print_speeds(rows: Sequence[Any]) -> None:
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], format: str, whole: bool = False) -> None:
-    """Print a table; `whole` lets its lines be longer than the 80 columns that are assumed of a pipe."""
+    """Print a table; with `whole`, its lines may be longer than the 80 columns assumed for a pipe."""
     if format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows([header, *([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows)])

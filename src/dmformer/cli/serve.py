@@ -1,4 +1,4 @@
-"""dmformer serve: check what can be checked at once, take the port, load the model, serve."""
+"""dmformer serve: run the quick checks, bind the port, load the model, serve."""
 
 import sys
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from .checks import check_source
 from .parsing import parse
 
 PILLOW_MEGAPIXELS = 178.0
-"""What Pillow opens without being told otherwise."""
+"""The largest image that Pillow opens by default."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
     """Serve a trained model on this machine: a web page for people, a JSON API for programs.
 
-    The page takes a photo, dropped, chosen or pasted, and shows its classes with where the model looks, its
-    segmentation, or the objects on it. It needs pip install 'dmformer[serve]', and to show where a classifier looks
+    On the page, drop, choose or paste a photo. It shows the classes and where the model looks, the segmentation, or the
+    detected objects. Requires pip install 'dmformer[serve]'; to show where a classifier looks, also
     'dmformer[explain]'.
 
-    Only this machine can reach it, unless --host says otherwise. It has no users and no encryption: before it is
-    reached from elsewhere, put it behind a proxy that has. Ctrl-C or SIGTERM ends it once the requests in hand are
-    answered, with exit code 130 or 143.
+    Only this machine can reach it, unless --host says otherwise. It has no users and no encryption: before you make it
+    reachable from elsewhere, put it behind a proxy that has both. Ctrl-C or SIGTERM stops it after the running requests
+    are answered, with exit code 130 or 143.
 
     examples:
       dmformer serve runs/photos-1/best                    then open http://127.0.0.1:8000/
@@ -37,32 +37,33 @@ class ServeOptions:
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets every machine in that can reach this one."""
+    """Address to listen on; 0.0.0.0 accepts connections from every machine that can reach this one."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     names: tuple[str, ...] = ()
-    """Names by which browsers may ask for the server beside this machine's own, against pages of other sites."""
+    """Host names, besides this machine's own, under which browsers may reach the server; guards against other sites."""
     max_mb: float = 20.0
-    """Largest request, in megabytes."""
+    """Maximum request size, in megabytes."""
     max_megapixels: float = 50.0
-    """Largest image, by its header, before it is decoded."""
+    """Maximum image size, read from its header before it is decoded."""
     max_images: int = 16
-    """Images of a request."""
+    """Maximum images per request."""
     timeout: float = 30.0
-    """Seconds from a request's first byte to its answer."""
+    """Maximum seconds from a request's first byte to its response."""
     batch: int = 8
-    """Classifiers: images of several requests that the model takes together."""
+    """Classifiers: maximum images, from several requests, per batch of the model."""
     wait_ms: float = 5.0
     """Classifiers: milliseconds that a batch waits for more images."""
     queue: int = 64
-    """Requests in hand; further ones are asked to come again. With --max-mb this bounds the memory for them."""
+    """Maximum running requests; clients over it are asked to try again. With --max-mb this bounds the memory for
+    them."""
     reduce_to: float = 2.1
-    """Segmenters, detectors: megapixels that larger photos are reduced to before the model, which takes time and memory
-    for each; masks and boxes are enlarged again."""
+    """Segmenters, detectors: megapixels to which larger photos are reduced before the model, whose time and memory grow
+    with them; masks and boxes are scaled back up."""
     threads: int | None = None
-    """Of the model; as many as there are cores."""
+    """Threads of the model; by default one per core."""
     overlay: bool = True
-    """Offer overlays: where a classifier looks, which takes the model a second time; a segmenter's colours; boxes."""
+    """Offer overlays: where a classifier looks, which runs the model a second time; a segmenter's colours; boxes."""
 
 
 def serve(arguments: list[str]) -> None:

@@ -42,7 +42,7 @@ def train(arguments: list[str]) -> None:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     start = RECIPES[name]()
-    if "--resume" in options:  # the run's own recipe, with what is given now on top
+    if "--resume" in options:  # the run's own recipe, with the options given now on top
         place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
         start = replace(read_recipe(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
     listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
@@ -65,6 +65,6 @@ def train(arguments: list[str]) -> None:
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
-    if run.scores is not None:  # on the first of several processes
+    if run.scores is not None:  # only in the first of several processes
         print_summary(task.summary(run.scores, run.split))
         print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")

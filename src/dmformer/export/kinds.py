@@ -1,4 +1,4 @@
-"""How each kind of answer is exported: the metadata of its file, the example to trace, and how outputs are compared."""
+"""How each kind of result is exported: the file's metadata, the example to trace, and how outputs are compared."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,18 +24,18 @@ from .preprocessing import Preprocessing
 from .scored import scored_classifier, scored_detector, scored_segmenter
 
 BOX_SIZE = (256, 320)
-"""Height and width for tracing a detector, such that the maps of its last level are larger than 1 x 1."""
+"""Height and width for tracing a detector; large enough that the maps of its last level exceed 1 x 1."""
 PREPROCESSING_LIMIT = 0.05
-"""Like `LIMIT`, for resizing in the graph against the run's own resizing."""
+"""Like `LIMIT`, for resizing in the graph compared with the run's own resizing."""
 
 
 class Kind:
-    """One kind of answer; the base class holds what most share.
+    """One kind of result; the base class holds what most kinds share.
 
     Attributes:
-        apart: The unit of differences, in words.
+        apart: Unit of the differences, in words.
         limit_of: What the largest difference is relative to, in words.
-        instead: What to try when a file cannot be used at all sizes.
+        instead: What to try when a file cannot be used at every size.
         timed_batches: Batch sizes of the speed measurement.
         scored: Turns an exported file into what the task's `evaluate` scores.
     """
@@ -58,11 +58,11 @@ class Kind:
         return network
 
     def preprocessing(self, card: Card) -> Preprocessing:
-        """The preprocessing in the graph."""
+        """The preprocessing built into the graph."""
         return Preprocessing(None, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
 
     def fixed(self, card: Card, size: tuple[int, int]) -> Card:
-        """The card of a file that accepts only one image size."""
+        """The card of a file that accepts a single image size."""
         return card
 
     def traced_size(self, card: Card, fixed: bool) -> tuple[int, int]:
@@ -79,19 +79,19 @@ class Kind:
         return [(height, width), (max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
 
     def own_size(self, card: Card) -> tuple[int, int] | None:
-        """Height and width of a typical image, if they are far from the example's."""
+        """Height and width of a typical image, if they differ greatly from the example's."""
         return None
 
     def measure(self, card: Card) -> Measure:
-        """The measure of difference between a file's outputs and PyTorch's."""
+        """How to measure the difference between a file's outputs and PyTorch's."""
         return difference
 
     def check_preprocessing(self, model: Any, exported: Run, pictures: Sequence[Image.Image]) -> None:
-        """Raise UserError if the preprocessing in the graph is not the model's."""
+        """Raise UserError if the preprocessing in the graph differs from the model's."""
 
 
 class Labels(Kind):
-    """Classes of photos."""
+    """Class labels of photos."""
 
     scored = staticmethod(scored_classifier)
 
@@ -129,7 +129,7 @@ class Labels(Kind):
         return (240, 320) if card.preprocessing else super().traced_size(card, fixed)
 
     def check_preprocessing(self, model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
-        """Check the graph's resizing against the run's; steps of 1/255 pass, another crop or channel order does not."""
+        """Compare the graph's resizing with the run's; steps of 1/255 pass, another crop or channel order does not."""
         for picture in pictures:
             expected = in_numpy(model.model)(model.prepare(picture)[None])
             apart = difference(expected, exported(np.asarray(picture)[None]))
@@ -235,7 +235,7 @@ class Objects(Kind):
         return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
 
     def own_size(self, card: Card) -> tuple[int, int]:
-        """Of the padded input for an image of aspect ratio 3 : 4."""
+        """Size of the padded input for an image of aspect ratio 3 : 4."""
         assert card.boxes is not None
         height, width = fitted_size(3, 4, card.boxes.side, card.boxes.max_side)
         return height + -height % MULTIPLE, width + -width % MULTIPLE
@@ -246,11 +246,11 @@ class Objects(Kind):
 
 
 KINDS: dict[str, Kind] = {"labels": Labels(), "masks": Masks(), "boxes": Objects()}
-"""By the `answer` of a `Task`."""
+"""Kinds by the `answer` of a `Task`."""
 
 
 def kind_of(task: str) -> Kind:
-    """The kind of answer of a task, by the task's name; UserError if it cannot be exported."""
+    """The kind of result of a task, by the task's name; UserError if it cannot be exported."""
     answer = TASKS[task].answer
     if answer not in KINDS:
         raise UserError(f"a {TASKS[task].model} cannot be exported.")

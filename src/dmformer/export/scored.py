@@ -60,7 +60,7 @@ class FileClassifier(Classifier):
 
 
 class SessionDetector(nn.Module):
-    """An exported detector with the interface of a detection model: images (3, H, W) -> objects in each."""
+    """An exported detector with the interface of a detection model: images (3, H, W) -> detections in each."""
 
     def __init__(self, exported: ExportedDetector) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class FileDetector(Detector):
 
 
 def scored_classifier(exported: ExportedClassifier) -> FileClassifier:
-    """An exported classifier as what `evaluate` scores."""
+    """Wrap an exported classifier for `evaluate`."""
     card = exported.card
     assert card.image_size is not None
     data_config = {"input_size": (3, *card.image_size), "crop_pct": card.crop_pct}
@@ -95,7 +95,7 @@ def scored_classifier(exported: ExportedClassifier) -> FileClassifier:
 
 
 def scored_segmenter(exported: ExportedSegmenter) -> Segmenter:
-    """An exported segmenter as what `evaluate_masks` scores."""
+    """Wrap an exported segmenter for `evaluate_masks`."""
     card = exported.card
     backbone, _, head = card.architecture.partition("+")
     config = SegmenterConfig(
@@ -118,7 +118,7 @@ def scored_segmenter(exported: ExportedSegmenter) -> Segmenter:
 
 
 def scored_detector(exported: ExportedDetector) -> FileDetector:
-    """An exported detector as what `evaluate_boxes` scores."""
+    """Wrap an exported detector for `evaluate_boxes`."""
     card, boxes = exported.card, exported.card.boxes
     assert boxes is not None
     backbone, _, framework = card.architecture.partition("+")

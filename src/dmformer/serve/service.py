@@ -1,4 +1,4 @@
-"""One model shared by many requests: image in, result out, in shared batches and within the limits."""
+"""One model shared by many requests: it takes images, runs them in shared batches within limits, returns results."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ DECODERS = 4
 """Maximum number of threads that decode and prepare images; limited by the number of cores."""
 
 GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
-"""A small image in a trivial format."""
+"""A small grey image in a trivial format, for warming up."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Wishes:
 
 @dataclass
 class Times:
-    """Seconds spent on an image by step; the rest of the total is waiting time."""
+    """Seconds spent on each step of an image; the rest of the total is waiting time."""
 
     prepare: float = 0.0
     model: float = 0.0
@@ -78,7 +78,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Answered:
-    """Result of one image; `status` is the HTTP status if it is the only image."""
+    """Result for one image; `status` is the HTTP status if the request has no other image."""
 
     result: Result
     times: Times
@@ -92,8 +92,8 @@ class Service(ABC):
         predictor: The model.
         limits: Limits of requests.
         metrics: Metrics of the service.
-        overlay_refusal: Why overlays are not available, in a sentence; None if they are.
-        ahead: Maximum number of decoded images, including those in the model; the others wait undecoded.
+        overlay_refusal: Why overlays are not available, as a sentence; None if they are.
+        ahead: Maximum number of decoded images, including those in the model; the rest wait undecoded.
 
     Attributes:
         makes_masks: Whether a response can include a mask.
@@ -122,8 +122,8 @@ class Service(ABC):
         self._in_hand = 0
 
     def check(self, wishes: Wishes) -> None:
-        """Refuse options that are impossible for any image: a mask without a segmenter, an overlay that is not
-        available, or an unknown class.
+        """Refuse options that no image can satisfy: a mask without a segmenter, an overlay that is not available, or an
+        unknown class.
         """
         if wishes.mask and not self.makes_masks:
             told = f"{self.predictor.name} is a {TASKS[self.predictor.task].model}, which has no masks."
@@ -136,7 +136,7 @@ class Service(ABC):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Count a running request; refuse it if there are too many."""
+        """Count a running request; refuse it if too many are running."""
         if self._in_hand >= self.limits.requests:
             raise Refused(503, "busy", "The server is overloaded: try again in a moment.", RETRY)
         self._in_hand += 1
@@ -184,7 +184,7 @@ class Service(ABC):
         return batcher
 
     def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
-        """The image reduced for a segmenter or a detector, and its original size (width, height)."""
+        """The image, reduced for a segmenter or a detector, and its original size (width, height)."""
         with times.spent_on("prepare"):
             image = open_image(upload, self.limits)
             return reduced(image, self.limits.work_pixels), image.size
