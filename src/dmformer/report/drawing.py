@@ -1,4 +1,4 @@
-"""Pictures over photos: classes as colours, objects in frames, and what a map from 0 to 1 says of each place."""
+"""Drawings on photos: classes as colours, boxes around objects, and heat maps of values from 0 to 1."""
 
 import math
 from bisect import bisect_right
@@ -15,28 +15,29 @@ IGNORED = 255
 IGNORED_COLOUR = (0, 0, 0)
 
 BORDER = 0.45
-"""Of its brightness, what a pixel on a border keeps."""
+"""Fraction of its brightness that a pixel on a border keeps."""
 
 LEAST, MOST = 0.15, 0.75
-"""Opacity of a map's colours at 0 and at 1; the photo below them is grey, so that every colour is the map's."""
+"""Opacity of a map's colours at 0 and at 1; the photo below is grey, so that every colour comes from the map."""
 
 LEGEND_ROWS, ROW, SWATCH = 30, 24, 16
-"""Classes below each other in a legend; sizes in pixels."""
+"""Maximum classes per column of a legend; row height and swatch size in pixels."""
 
 VEIL = 0.45
-"""Opacity of the masks of objects."""
+"""Opacity of object masks."""
 
 LINE, LEAST_LINE = 250, 2
 
 LETTERS, LEAST_LETTERS = 45, 11
-"""A photo's side, as the root of its pixels, has so many widths of a frame's line and heights of letters; the least."""
+"""A photo's side (the root of its number of pixels) divided by the line width and by the letter height; minimum of
+each."""
 
 BRIGHT = 50
-"""Lightness (CIELAB) from which a colour has black letters on it and a black line about it, and not white ones."""
+"""Lightness (CIELAB) from which a colour gets black letters and a black outline instead of white ones."""
 
 
 def colour(ids: np.ndarray, palette: Palette) -> Image.Image:
-    """A mask in colours.
+    """Colour a mask.
 
     Args:
         ids: (H, W), uint8: classes, or 255 for ignored pixels, which become black.
@@ -49,16 +50,16 @@ def colour(ids: np.ndarray, palette: Palette) -> Image.Image:
 
 
 def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: float = 0.5) -> Image.Image:
-    """A photo with the colours of its mask laid over it, and a thin dark line between neighbouring classes.
+    """A photo with the colours of its mask on top, and a thin dark line between neighbouring classes.
 
     Args:
         image: The photo, W x H.
-        ids: (H, W), uint8: classes, or 255 for ignored pixels, which stay as they are in the photo.
+        ids: (H, W), uint8: classes, or 255 for ignored pixels, which keep the photo's colour.
         palette: A colour for each class.
-        opacity: Of the colours, from 0 to 1.
+        opacity: Opacity of the colours, from 0 to 1.
 
     Raises:
-        ValueError: If the mask has another size than the photo, or a class without a colour.
+        ValueError: If the mask and the photo differ in size, or a class has no colour.
     """
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
     if ids.shape != photo.shape[:2]:
@@ -73,14 +74,15 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
 def draw_detections(
     image: Image.Image, detections: Detections, class_names: Sequence[str], palette: Palette
 ) -> Image.Image:
-    """A photo with frames round what is found, tagged "name 87 %", over its masks if it has any; the surest on top.
+    """A photo with a box around each detection, tagged "name 87 %", over its mask if it has one; the most confident on
+    top.
 
-    A frame's line lies within the box, and a thin black or white one about it.
+    The line of a box lies inside the box, with a thin black or white outline.
 
     Args:
         image: The photo, W x H.
-        detections: In its pixels.
-        class_names: K names. Letters that Pillow's own font does not have become boxes.
+        detections: In the photo's pixels.
+        class_names: K names. Characters that Pillow's built-in font lacks become squares.
         palette: K colours.
     """
     ends = [f" {100 * score:.0f} %" for score in detections.scores.tolist()]
@@ -95,11 +97,11 @@ def draw_objects(
     palette: Palette,
     masks: np.ndarray | None = None,
 ) -> Image.Image:
-    """A photo with frames round the objects that are on it, as `draw_detections` has them, tagged "name".
+    """A photo with boxes around labelled objects, drawn as by `draw_detections`, tagged "name".
 
     Args:
         image: The photo, W x H.
-        boxes: (n, 4), in its pixels: left, upper, right and lower edge.
+        boxes: (n, 4), in the photo's pixels: left, upper, right and lower edge.
         labels: (n), classes.
         class_names: K names.
         palette: K colours.
@@ -109,7 +111,7 @@ def draw_objects(
 
 
 def draw_frames(image: Image.Image, boxes: np.ndarray) -> Image.Image:
-    """A photo with thin white frames, edged with black, round boxes (n, 4) in its pixels."""
+    """A photo with thin white frames, edged with black, around boxes (n, 4) in its pixels."""
     photo = image.convert("RGB")
     draw = ImageDraw.Draw(photo)
     line = max(_line_width(photo) // 2, 1)
@@ -121,7 +123,7 @@ def draw_frames(image: Image.Image, boxes: np.ndarray) -> Image.Image:
 
 
 def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = None) -> Image.Image:
-    """A map over the photo, which becomes grey below it.
+    """A heat map over the photo, which becomes grey below it.
 
     Args:
         photo: As the model sees it, W x H.
@@ -140,23 +142,23 @@ def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = No
 
 
 def heat_over(below: np.ndarray | int, values: np.ndarray) -> np.ndarray:
-    """Colours of 0 to 255 of values (H, W), from 0 to 1, over what is below: (H, W, 3)."""
+    """Colours from 0 to 255 for values (H, W), from 0 to 1, blended over `below`: (H, W, 3)."""
     opacity = (LEAST + (MOST - LEAST) * values)[..., None]
     return (1 - opacity) * below + opacity * 255 * heat_colours(values)
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
-    """matplotlib's inferno, whose lightness rises evenly, for the colour-blind too: (H, W) -> (H, W, 3), 0 to 1."""
-    from matplotlib import colormaps  # takes its time
+    """matplotlib's inferno, whose lightness rises evenly and suits the colour-blind: (H, W) -> (H, W, 3), 0 to 1."""
+    from matplotlib import colormaps  # slow to import
 
     return colormaps["inferno"](values)[..., :3]
 
 
 def legend(names: Sequence[str], palette: Palette) -> Image.Image:
-    """The classes' names beside their colours, in columns on white.
+    """The names of the classes beside their colours, in columns on white.
 
     Args:
-        names: In the order of their ids. Letters that Pillow's own font does not have become boxes.
+        names: In the order of their ids. Characters that Pillow's built-in font lacks become squares.
         palette: A colour for each class.
     """
     font = ImageFont.load_default(14)
@@ -185,7 +187,7 @@ def _framed(
     palette: Palette,
     masks: np.ndarray | None,
 ) -> Image.Image:
-    """A photo with masks, frames and tags, of which each has an end that is not cut; the first object on top."""
+    """A photo with masks, boxes and tags; the end of each tag is never cut. The first object is on top."""
     last_first = range(len(labels) - 1, -1, -1)
     colours = [palette[label] for label in labels.tolist()]
     photo = image.convert("RGB")
@@ -213,7 +215,7 @@ def _pixels(box: np.ndarray, photo: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _veiled(photo: Image.Image, masks: np.ndarray, colours: Palette) -> Image.Image:
-    """A photo with masks (n, H, W) laid over it, one after the other."""
+    """A photo with masks (n, H, W) drawn on it in order."""
     pixels = np.array(photo)
     for mask, rgb in zip(masks.astype(bool), colours, strict=True):
         veiled = np.round((1 - VEIL) * np.arange(256)[:, None] + VEIL * np.array(rgb)).astype(np.uint8)
@@ -224,7 +226,7 @@ def _veiled(photo: Image.Image, masks: np.ndarray, colours: Palette) -> Image.Im
 def _tag(
     draw: ImageDraw.ImageDraw, photo: Image.Image, box: np.ndarray, name: str, end: str, rgb: tuple[int, int, int]
 ) -> None:
-    """A name on a filled tag, above a box or else at its top, but always within the photo."""
+    """A name on a filled tag, above the box or else at its top, but always within the photo."""
     font = ImageFont.load_default(max(round(math.sqrt(photo.width * photo.height) / LETTERS), LEAST_LETTERS))
     _, top, _, bottom = font.getbbox("lg", anchor="ls")
     margin = round((bottom - top) / 6)
@@ -238,12 +240,12 @@ def _tag(
 
 
 def _contrast(rgb: tuple[int, int, int]) -> str:
-    """Of black and white the one that is seen better on a colour."""
+    """Black or white, whichever is easier to see on a colour."""
     return "black" if to_lab(np.array([rgb]))[0, 0] > BRIGHT else "white"
 
 
 def _shortened(name: str, end: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
-    """A name on one line, cut so that it and its end are no wider than the room, as far as that can be."""
+    """A name on one line, shortened so that it and `end` fit in the width `room` if possible."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
     if font.getlength(name + end) <= room:
         return name + end
@@ -270,12 +272,12 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 
 
 def _edge(area: np.ndarray) -> np.ndarray:
-    """The pixels of an area that have one outside it as neighbour."""
+    """The pixels of an area that have a neighbour outside it."""
     return area & _grown(~area)
 
 
 def _grown(area: np.ndarray) -> np.ndarray:
-    """An area with the neighbours of its pixels."""
+    """An area extended by its neighbouring pixels."""
     grown = area.copy()
     grown[1:] |= area[:-1]
     grown[:-1] |= area[1:]

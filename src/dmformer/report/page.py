@@ -1,4 +1,4 @@
-"""What the reports share: a page made of a template, and the plots, pictures and tables that stand on it."""
+"""What all reports share: pages rendered from templates, and the plots, pictures and tables on them."""
 
 import math
 import re
@@ -22,15 +22,16 @@ from ..utils.files import write_whole
 from ..utils.intervals import Score
 
 MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
-"""Most classes with a confusion matrix, and with figures written in it."""
+"""Maximum number of classes for a confusion matrix, and for figures written in it."""
 CONFUSIONS = 20
 LISTED_CLASSES, WORST, BEST = 50, 25, 5
-"""Above so many classes only the worst and the best are listed."""
+"""With more than `LISTED_CLASSES` classes, only the worst and the best are listed."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of the plots; the two of data are from Okabe and Ito's palette, safe for the colour-blind."""
+    """Colours of the plots; the two data colours are from Okabe and Ito's palette, which is safe for the
+    colour-blind."""
 
     text: str
     line: str
@@ -43,26 +44,26 @@ _DARK = Theme(text="#aab2bc", line="#3a4149", first="#56b4e9", second="#e69f00")
 
 
 def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
-    """Write the page to `path`, whole or not at all.
+    """Render the page and write it to `path` atomically.
 
     Args:
-        path: Of the file.
-        template: By its path in the package; it extends report/templates/base.html.
-        values: What the template names; among them `title`. Text: the templates escape it.
+        path: The file.
+        template: Its path in the package; it extends report/templates/base.html.
+        values: Values for the template's variables, including `title`. As text: the templates escape it.
     """
     html = _templates().get_template(template).render(values)
     html = _BETWEEN_TAGS.sub("><", html)
-    # Bytes of file names that are no Unicode, which UTF-8 refuses, become marks.
+    # File names may contain bytes that are not valid Unicode; UTF-8 refuses them, so they become question marks.
     write_whole(path, html.encode("utf-8", "replace").decode("utf-8"))
 
 
 _BETWEEN_TAGS = re.compile(r">\s*\n\s*<")
-"""Line breaks of the templates; what comes from the data is escaped, and has neither of the two signs."""
+"""Line breaks between a template's tags; text from the data is escaped and contains neither bracket."""
 
 
 @cache
 def _templates() -> Environment:
-    """All of the package; a name that the values lack is an error."""
+    """All templates of the package; a variable without a value is an error."""
     templates = Environment(
         loader=PackageLoader("dmformer", ""),
         autoescape=True,
@@ -76,7 +77,7 @@ def _templates() -> Environment:
 
 
 def model_name(title: str) -> str:
-    """What stands before "on" in the title."""
+    """The part of the title before "on"."""
     return title.split(" on ")[0] if " on " in title else "the model"
 
 
@@ -89,7 +90,7 @@ def interval(score: Score) -> str:
 
 
 def number(n: int, what: str) -> str:
-    """So many of what is named in the singular."""
+    """A count with its noun, `what` in the singular: "1 photo", "2 photos"."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
@@ -99,7 +100,7 @@ def photos(n: int, kind: str = "") -> str:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot in both themes, as data URIs, and what it tells in words."""
+    """A plot in both themes, as data URIs, and a description of it in words."""
 
     alt: str
     light: str
@@ -116,7 +117,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI, with its size in pixels; without one the page says that it cannot be shown."""
+    """A picture as a data URI, with its size in pixels; without a URI the page says that it cannot be shown."""
 
     alt: str
     uri: str = ""
@@ -126,18 +127,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class PhotoRow:
-    """A photo in pictures side by side."""
+    """A photo as several pictures side by side."""
 
     name: str
     panels: list[tuple[str, Picture]]
-    """With their captions."""
+    """Pictures with their captions."""
     value: float
-    """The share by which photos are ordered."""
+    """The fraction by which photos are ordered."""
 
 
 @dataclass(frozen=True)
 class ClassKey:
-    """What a class's colour is, as CSS writes it."""
+    """The colour of a class, as CSS writes it."""
 
     name: str
     colour: str
@@ -149,7 +150,7 @@ def plot(draw: Callable[[Axes, Theme], None], alt: str, size: tuple[float, float
 
 
 def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, float]) -> str:
-    """A plot as a data URI."""
+    """Draw a plot as a data URI."""
     with matplotlib.rc_context(_plot_style(theme)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -162,7 +163,7 @@ def _svg(draw: Callable[[Axes, Theme], None], theme: Theme, size: tuple[float, f
 
 
 def _plot_style(theme: Theme) -> dict[Any, Any]:
-    """matplotlib's settings; text as outlines, and the same bytes from the same data."""
+    """matplotlib settings: text as outlines, and identical bytes for identical data."""
     coloured = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     lines = {"axes.edgecolor": theme.line, "grid.color": theme.line, "legend.frameon": False}
     spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
@@ -175,7 +176,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 
 def column(history: list[dict[str, float]], key: str) -> list[float]:
-    """Values of a column of metrics.csv, nan where there is none."""
+    """Values of a column of metrics.csv, nan where missing."""
     return [float(row.get(key, math.nan)) for row in history]
 
 
@@ -184,7 +185,7 @@ def finite(history: list[dict[str, float]], key: str) -> list[float]:
 
 
 Line = tuple[list[float], list[float]]
-"""Abscissas and ordinates."""
+"""x and y values."""
 
 
 def curves(
@@ -196,16 +197,16 @@ def curves(
     shares: bool = False,
     margin: float = 0.5,
 ) -> None:
-    """Draw one or two lines of the training.
+    """Draw one or two lines of a training run.
 
     Args:
-        axes: To draw on.
-        theme: Its two colours of data are those of the lines.
-        lines: By their labels; one line alone may have none.
-        title: Of the plot.
-        by: Of the horizontal axis, where only whole numbers are.
-        shares: Whether the values are shares, and to be shown in percent.
-        margin: Free on either side of the lines, in units of the horizontal axis.
+        axes: The axes to draw on.
+        theme: Its two data colours are the colours of the lines.
+        lines: By label; a single line needs none.
+        title: Title of the plot.
+        by: Label of the horizontal axis, which has only whole numbers.
+        shares: Whether the values are fractions, to be shown in percent.
+        margin: Space left and right of the lines, in units of the horizontal axis.
     """
     positions = [x for xs, _ in lines.values() for x in xs]
     marker = "o" if all(len(xs) <= 30 for xs, _ in lines.values()) else ""
@@ -232,7 +233,8 @@ def history_plot(
     size: tuple[float, float],
     margin: float = 0.5,
 ) -> list[Plot]:
-    """A plot of columns of metrics.csv with their labels, by another column; none where none of them was measured."""
+    """A plot of columns of metrics.csv, with their labels, against another column; None if none of them was
+    measured."""
     lines = {label: line for key, label in labels.items() if (line := _line(history, by, key))[0]}
     if not lines:
         return []
@@ -244,14 +246,14 @@ def history_plot(
 
 
 def _line(history: list[dict[str, float]], by: str, key: str) -> Line:
-    """A column by another, without the rows in which it was not measured."""
+    """One column against another, without the rows in which it was not measured."""
     points = zip(column(history, by), column(history, key), strict=True)
     measured = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     return [x for x, _ in measured], [y for _, y in measured]
 
 
 def worst_to_best(values: list[float], each: int) -> dict[str, list[int]]:
-    """Photos to show by heading, so many of each from the worst on; few photos make one group, nan are left out."""
+    """Photos to show, by heading, `each` per group from the worst on; few photos make one group; nan are left out."""
     ranked = sorted((i for i, value in enumerate(values) if math.isfinite(value)), key=lambda i: values[i])
     if len(ranked) <= 3 * each:
         return {"All photos, the worst first": ranked} if ranked else {}
@@ -261,18 +263,18 @@ def worst_to_best(values: list[float], each: int) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class ClassList:
-    """What the table of the classes shows of them, the worst first; if they are many, not those between."""
+    """The classes shown in the table, the worst first; if there are many, without those in the middle."""
 
     worst: list[Any]
     left_out: int
     best: list[Any]
     total: int
-    """Of all classes, those without any photo or object too."""
+    """Number of all classes, including those without any photo or object."""
     absent: int
 
 
 def class_list(classes: list[Any], total: int) -> ClassList:
-    """Of the classes that have a score, the worst first."""
+    """The classes that have a score, the worst first."""
     absent = total - len(classes)
     if len(classes) <= LISTED_CLASSES:
         return ClassList(classes, 0, [], total, absent)
@@ -281,7 +283,7 @@ def class_list(classes: list[Any], total: int) -> ClassList:
 
 @dataclass(frozen=True)
 class ClassError:
-    """How often one class is taken for another, of so many."""
+    """How often one class is mistaken for another, and out of how many."""
 
     truth: str
     prediction: str
@@ -291,12 +293,12 @@ class ClassError:
 
 @dataclass(frozen=True)
 class Cell:
-    """One of the confusion matrix."""
+    """A cell of the confusion matrix."""
 
     kind: str
     """right, wrong or none: its class in the style sheet"""
     depth: float
-    """Of its colour: the root of its share of the row; else rare errors could not be seen beside the diagonal."""
+    """Depth of its colour: the root of its fraction of the row, so that rare errors are visible beside the diagonal."""
     figure: str
     told: str
     """The tooltip."""
@@ -304,26 +306,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which classes are taken for which."""
+    """Which classes are mistaken for which."""
 
     classes: int
     rows: list[tuple[str, list[Cell]]]
-    """Of the matrix, by the true class; none if the classes are too many."""
+    """Rows of the matrix, by true class; none if there are too many classes."""
     counted: bool
     """Whether the matrix has room for figures."""
     errors: list[ClassError]
-    """The most frequent, the first class first among equals."""
+    """The most frequent errors; ties are in the order of the classes."""
 
 
 def confusion_of(
     counts: list[list[int]], names: list[str], figures: Callable[[int, float], tuple[str, str]]
 ) -> Confusion:
-    """The confusion as the page shows it.
+    """Prepare the confusion for the page.
 
     Args:
-        counts: By truth and prediction.
-        names: Of the classes.
-        figures: From a cell's count and its share of the row to what stands in it and what its tooltip tells.
+        counts: By true and predicted class.
+        names: Names of the classes.
+        figures: Turns a cell's count and its fraction of the row into the cell's text and its tooltip.
     """
     K = len(names)
     cells = ((t, p, n) for t, row in enumerate(counts) for p, n in enumerate(row) if n and t != p)
@@ -348,19 +350,19 @@ def css(colour: tuple[int, int, int]) -> str:
 
 
 def jpeg(image: Image.Image, alt: str) -> Picture:
-    """A picture in its own size."""
+    """A picture at its own size."""
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return Picture(alt, _data_uri("image/jpeg", buffer.getvalue()), image.width, image.height)
 
 
 def all_facts(facts: dict[str, str], history: list[dict[str, float]], rows_are: str = "epochs") -> dict[str, str]:
-    """The facts of a run, and what its history tells of speed."""
+    """The facts of a run, with its speed from the history."""
     return facts | _throughput(history, rows_are)
 
 
 def _throughput(history: list[dict[str, float]], rows_are: str) -> dict[str, str]:
-    """Medians, since the first row pays for warming up."""
+    """Medians, because the first row includes warming up."""
     facts = {}
     if speeds := finite(history, "images_per_second"):
         facts["throughput"] = f"{statistics.median(speeds):,.0f} images per second (median of the {rows_are})"

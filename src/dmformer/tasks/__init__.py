@@ -1,1 +1,1 @@
-"""Tasks, a folder each, and beside them what they share: recipes, jobs, folders of photos, sampling, progress."""
+"""Tasks, one folder each, and beside them what they share: recipes, jobs, image folders, sampling, progress."""

@@ -1,4 +1,4 @@
-"""What recipes and trained folders are made into, whatever the task: weights to start from, normalisation, models."""
+"""Build models, starting weights and normalisation from recipes and trained folders, for any task."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What config.json says of the mean and the deviation of the red, green and blue values."""
+    """Mean and standard deviation of the red, green and blue values, as config.json states them."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -38,7 +38,7 @@ def check_names(recipe: Recipe) -> None:
 
 
 def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, Tensor] | None:
-    """What the recipe's model starts from, under the names of a classifier of these arguments; None for nothing.
+    """The recipe's starting weights, under the names of a classifier built with these arguments; None if it has none.
 
     Raises:
         UserError: Weights that do not fit.
@@ -51,7 +51,7 @@ def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, T
 
 
 def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:
-    """The recipe with the mean and deviation that its weights, or else its model, are to be used with."""
+    """The recipe with the mean and standard deviation that its weights, or else its model, expect."""
     cfg: Any = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) or PretrainedCfg()
     mean, std = cfg.mean, cfg.std
     if recipe.weights and find_config(recipe.weights).is_file():
@@ -61,21 +61,22 @@ def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:
 
 
 def save_model(folder: Path, task: str, config: Any, state: dict[str, Tensor]) -> None:
-    """Write model.safetensors, and config.json of a task's dataclass, each whole; the folder is made if needed."""
+    """Write model.safetensors, and config.json from a task's dataclass, each atomically; creates the folder if
+    needed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / "model.safetensors", state)
     write_config(folder / "config.json", task, config)
 
 
 def load_model(trained: TrainedFolder, build: Callable[[], AnyModel]) -> AnyModel:
-    """The model of a folder in evaluation mode, with its weights.
+    """Load the model of a folder, with its weights, in evaluation mode.
 
     Args:
         trained: The folder.
-        build: Makes the model with random weights.
+        build: Builds the model with random weights.
 
     Raises:
-        UserError: Arguments that the model does not take, weights that do not fit.
+        UserError: The model does not accept the arguments, or the weights do not fit.
     """
     with trained.building():
         model = build()
@@ -84,13 +85,13 @@ def load_model(trained: TrainedFolder, build: Callable[[], AnyModel]) -> AnyMode
 
 
 def continued(trained: TrainedFolder, model: AnyModel, same_classes: bool) -> AnyModel:
-    """A new model with the weights of a trained one, loaded in place.
+    """Load the weights of a trained model into a new one, in place.
 
     Args:
-        trained: Where the trained model is.
-        model: With random weights, of the same kind.
-        same_classes: Whether both have the same number of classes. Otherwise tensors whose first dimension alone
-            differs, which depend on that number, keep their random weights.
+        trained: Folder of the trained model.
+        model: A model of the same kind, with random weights.
+        same_classes: Whether both have the same number of classes. Otherwise, tensors that differ only in their first
+            dimension, which depends on that number, keep their random weights.
 
     Raises:
         UserError: Weights that do not fit.

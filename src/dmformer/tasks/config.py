@@ -1,4 +1,4 @@
-"""config.json, which says what the model beside it is: found, read once and checked without importing torch."""
+"""config.json, which describes the model beside it: found, read once and checked without importing torch."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from ..utils.files import write_whole
 Config = TypeVar("Config")
 
 LARGEST_CONFIG = 16 * 2**20
-"""Bytes; a larger config.json is refused."""
+"""Maximum size of a config.json in bytes."""
 
 DEFAULT_TASK = "classification"
-"""The task of a config.json that names none, as timm writes it, and of what lies on a hub."""
+"""The task of a config.json that names none, as timm writes it, and of a model on a hub."""
 
 KEYS = {
     "backbone": ("architecture",),
@@ -28,12 +28,12 @@ KEYS = {
         for name in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     },
 }
-"""Where config.json keeps a field that timm calls otherwise; the others are found under their own names."""
+"""Where config.json keeps a field that timm names differently; other fields keep their own names."""
 
 
 @dataclass(frozen=True)
 class TrainedFolder:
-    """A folder with a trained model: the path of its config.json, and what that says."""
+    """A folder with a trained model: the path of its config.json, and its content."""
 
     path: Path
     stated: dict[str, Any]
@@ -51,27 +51,27 @@ class TrainedFolder:
 
     @property
     def task(self) -> str:
-        """What the model is for: "classification", as of timm's folders, "segmentation" or "detection"."""
+        """The model's task: "classification" (also for timm's folders), "segmentation" or "detection"."""
         return str(self.stated.get("task", DEFAULT_TASK))
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """Name of the run."""
         return run_name(self.folder)
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Tell a failure to build the model, whose arguments come from config.json, in one line."""
+        """Report a failure to build the model, whose arguments come from config.json, in one line."""
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # each model has its own for arguments that it does not know
+        except Exception as error:  # each model raises its own error for unknown arguments
             raise UserError(f"{self.path}: the model cannot be built: {first_line(error)}") from None
 
 
 def find_config(source: str) -> Path:
-    """Where config.json of a run's best/ folder, or of the run's folder, is or should be."""
+    """Where the config.json of a run's best/ folder, or of the run's folder, is or should be."""
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
         folder = folder / "best"
@@ -79,10 +79,11 @@ def find_config(source: str) -> Path:
 
 
 def read_folder(source: str | TrainedFolder) -> TrainedFolder:
-    """A run's best/ folder, or the run's folder, with its config.json read; what is read already as it is.
+    """Read config.json in a run's best/ folder, or the run's folder; a folder that is already read is returned
+    unchanged.
 
     Raises:
-        UserError: No such folder, or a config.json that is no model's.
+        UserError: No such folder, or a config.json that does not describe a model.
     """
     if isinstance(source, TrainedFolder):
         return source
@@ -91,7 +92,7 @@ def read_folder(source: str | TrainedFolder) -> TrainedFolder:
 
 
 def folder_for(task: str, source: str | TrainedFolder, what: str) -> TrainedFolder:
-    """The folder of a model for a task, called `what` in the error; UserError where it is for another."""
+    """The folder of a model for a task, called `what` in the error; UserError if it is for another task."""
     trained = read_folder(source)
     if trained.task != task:
         raise UserError(f"{source} holds a model for {trained.task}, not {what}.")
@@ -99,7 +100,7 @@ def folder_for(task: str, source: str | TrainedFolder, what: str) -> TrainedFold
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json as timm writes it; UserError for anything else."""
+    """Read a config.json as timm writes it; UserError for anything else."""
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: give a run's best/ folder, as `dmformer train` writes it.")
     if not path.is_file():
@@ -118,17 +119,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_as(kind: type[Config], trained: TrainedFolder, what: str) -> Config:
-    """What config.json says of the fields of a dataclass, each of the field's type.
+    """Read config.json into a dataclass, each field checked against its type.
 
-    A field without a default must be there. Whole numbers pass for others, and lists for tuples.
+    A field without a default must be present. Whole numbers pass as floats, and lists as tuples.
 
     Args:
         kind: A dataclass whose fields are numbers, strings, dictionaries, tuples of those, or None.
-        trained: Whose config.json is read.
-        what: Whose configuration it should be, for the error: "a segmenter".
+        trained: The folder whose config.json is read.
+        what: What it should configure, for the error: "a segmenter".
 
     Raises:
-        UserError: A field that is missing or of another type.
+        UserError: A field is missing or has another type.
     """
     hints, values = get_type_hints(kind), {}
     for field in fields(kind):  # type: ignore[arg-type]
@@ -161,7 +162,7 @@ def write_config(path: Path, task: str, config: Any) -> None:
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """A value of JSON as the type of a field; ValueError with its name where it is of another."""
+    """Convert a JSON value to the type of a field; ValueError with the field's name if it has another type."""
     origin, parts = get_origin(hint), get_args(hint)
     if NoneType in parts:
         return None if value is None else _typed(parts[0], value, name)
@@ -181,7 +182,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 
 
 def trained_for(task: str, source: str) -> TrainedFolder | None:
-    """The folder that a source of weights is, where it holds a model for this task."""
+    """The folder that the weights come from, if it holds a model for this task."""
     if not find_config(source).is_file():
         return None
     trained = read_folder(source)
@@ -189,6 +190,6 @@ def trained_for(task: str, source: str) -> TrainedFolder | None:
 
 
 def run_name(folder: Path) -> str:
-    """What a run is called: its folder's name."""
+    """Name of a run: its folder's name."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "best" else folder.name

@@ -1,4 +1,4 @@
-"""Folders of photos and what lies beside them: splits, lists, names of classes, and how faults in them are told."""
+"""Folders of images and the files beside them: splits, lists, class names, and how faults in them are reported."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from ..data.decode import SUFFIXES
 from ..utils.errors import UserError, first_line
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
-"""Folder names that are read as a split."""
+"""Folder names recognised as a split."""
 
 
 NAMES_FILE = "objectInfo150.txt"
 
 Fault = tuple[str, str]
-"""Name of an image, for people, and what is wrong with it or its mask."""
+"""An image's display name, and what is wrong with it or its mask."""
 
 Progress = Callable[[Iterable], Iterable]
 
 
 def existing_folder(path: str, what: str) -> Path:
-    """A folder that the user named, `what` in words.
+    """A folder named by the user, described by `what`.
 
     Raises:
         UserError: It does not exist, is a file, or cannot be read.
@@ -39,19 +39,19 @@ def existing_folder(path: str, what: str) -> Path:
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
-    """The folder of a split in a folder, under any of its names."""
+    """The folder of a split inside a folder, under any of its names."""
     return next((folder / name for name in SPLITS[split] if (folder / name).is_dir()), None)
 
 
 def voc_root(root: Path, labels: str) -> Path | None:
-    """The folder of Pascal VOC with such a folder of labels, in or below a folder: of several years the last."""
+    """The Pascal VOC folder that has a `labels` folder, in or below `root`; the last one if there are several years."""
     below = sorted([*root.glob("VOC20??"), *root.glob("VOCdevkit/VOC20??")], key=lambda path: path.name, reverse=True)
     is_voc = (path for path in (root, *below) if (path / "JPEGImages").is_dir() and (path / labels).is_dir())
     return next(is_voc, None)
 
 
 def voc_lists(folder: Path) -> dict[str, list[str]]:
-    """Names of images by split from VOC's train.txt, val.txt, trainval.txt and test.txt, "" for trainval alone."""
+    """Image names by split from VOC's train.txt, val.txt, trainval.txt and test.txt; "" if only trainval exists."""
     lists = {path.stem: path for path in folder.glob("*.txt")}
     splits = ("train", "val", "trainval", "test")
     names = {name: [_without_suffix(line) for line in lines_of(lists[name])] for name in splits if name in lists}
@@ -64,7 +64,7 @@ def voc_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Lines of a text file that lists something, without empty ones; UserError where it is no such file."""
+    """Lines of a text file that contains a list, without empty ones; UserError if it is no such file."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -77,7 +77,7 @@ def _without_suffix(name: str) -> str:
 
 
 def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Image files below a folder, whose stems end so, by their path in it without that ending, in order."""
+    """Image files below a folder whose stems end in `ending`, keyed by relative path without that ending, in order."""
     files: dict[str, Path] = {}
     for path in sorted(walk(folder)):
         if path.stem.endswith(ending):
@@ -99,7 +99,7 @@ def walk(folder: Path) -> Iterable[Path]:
 def share_out(
     what: str, count: int, val_share: float, test_share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share `count` images, called `what` in the error, out at random: those to train on, to validate and to test."""
+    """Split `count` images, called `what` in the error, at random into training, validation and test images."""
     order = np.random.default_rng(seed).permutation(count)
     test_size, val_size = (round(share * count) for share in (test_share, val_share))
     if not val_size or count <= test_size + val_size:
@@ -112,7 +112,7 @@ def share_out(
 
 
 def given_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes as the user gave them: themselves, or one path of a text file with a name a line."""
+    """Class names as the user gave them: the names themselves, or the path of one text file with one name per line."""
     if len(classes) == 1 and Path(classes[0]).is_file():
         return names_in(Path(classes[0]))
     if len(classes) == 1 and classes[0].lower().endswith(".txt"):
@@ -121,7 +121,7 @@ def given_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def names_in(path: Path) -> tuple[str, ...]:
-    """Names in a text file, one a line, or in the last column of SceneParsing's objectInfo150.txt."""
+    """Names in a text file, one per line, or in the last column of SceneParsing's objectInfo150.txt."""
     lines = lines_of(path)
     if lines and re.match(r"idx\b", lines[0], re.IGNORECASE):
         lines = [re.sub(r"^\d+(\s+[\d.]+){3,4}\s+", "", line) for line in lines[1:]]
@@ -160,5 +160,5 @@ def first_few(names: Sequence[str], most: int) -> str:
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """A path below the root as people see it, any other one whole."""
+    """A path relative to the root as users see it; in full if it is outside."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,4 +1,4 @@
-"""What the training loop asks of a kind of training."""
+"""What the training loop requires of a kind of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ class Job(Protocol):
     """One kind of training.
 
     Attributes:
-        class_names: Of the data.
-        notes: What the user should know of the data before it is trained on.
-        size: Of the images, in words.
-        images: To train on, to validate on, and to test on (0 for none).
-        epochs: Passes of the loop, each ended by a validation.
-        unit: What to call one: epoch or round.
-        headline: The column of metrics.csv whose best row gives the best weights.
+        class_names: Classes of the data.
+        notes: What the user should know about the data before training.
+        size: Size of the images, in words.
+        images: Number of images to train on, to validate on, and to test on (0 for none).
+        epochs: Rounds of the loop, each followed by a validation.
+        unit: What to call one of them: epoch or round.
+        headline: The column of metrics.csv whose best row determines the best weights.
     """
 
     class_names: list[str]
@@ -36,15 +36,15 @@ class Job(Protocol):
 
     @property
     def param_groups(self) -> Callable[[nn.Module], list[dict[str, Any]]] | None:
-        """From a model to the groups of its parameters for the optimiser; None for timm's own."""
+        """Maps a model to its parameter groups for the optimiser; None for timm's default groups."""
         ...
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
-        """The model with its starting weights, and its frozen parts, to be kept in evaluation mode."""
+        """The model with its starting weights, and its frozen parts, which stay in evaluation mode."""
         ...
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        """Batches of inputs, targets and positions of an epoch; position ~i says that image i was broken."""
+        """Batches of inputs, targets and positions of an epoch; position ~i means that image i was broken."""
         ...
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader: ...
@@ -54,7 +54,7 @@ class Job(Protocol):
         ...
 
     def loss(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, with its graph, and other figures of it, means over the batch, left on the device."""
+        """The loss of a batch, with its graph, and other batch means, left on the device."""
         ...
 
     def validate(
@@ -64,7 +64,7 @@ class Job(Protocol):
         ...
 
     def check_resumed(self, progress: Progress, updates: int) -> None:
-        """Raise UserError where a saved state does not suit epochs of so many steps of the weights."""
+        """Raise UserError if a saved state does not match epochs of `updates` weight updates."""
         ...
 
     def line(self, row: Figures) -> str:
@@ -72,15 +72,15 @@ class Job(Protocol):
         ...
 
     def check_broken(self, broken: list[int]) -> None:
-        """Raise UserError where too many training images, given by position, could not be read."""
+        """Raise UserError if too many training images, given by position, could not be read."""
         ...
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
-        """Write a model, with these weights and all that is needed to use it, to a folder."""
+        """Write a model, with these weights and everything needed to use it, to a folder."""
         ...
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Any, str]:
-        """Score best/ of a run on the test split, else on validation; write scores.json and report.html.
+        """Score the run's best/ on the test split, else on validation; write scores.json and report.html.
 
         Returns:
             The scores and the split's name.

@@ -1,6 +1,6 @@
-"""A trained model of any task by where it is, and the job of any recipe.
+"""Open a trained model of any task from its location, and the job of any recipe.
 
-A task is imported when it is opened, and no other with it.
+Only the task that is opened is imported.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_trained(source: str | TrainedFolder) -> Any:
-    """A trained model from a run's best/ folder, or the run's folder, or from hf-hub:owner/name.
+    """Open a trained model from a run's best/ folder, or the run's folder, or from hf-hub:owner/name.
 
     Raises:
-        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+        UserError: No such folder, an unknown architecture, or weights that do not fit.
     """
     if isinstance(source, str) and source.startswith("hf-hub:"):
         return task_for(None).open(source)
@@ -26,7 +26,7 @@ def open_trained(source: str | TrainedFolder) -> Any:
 
 
 def open_job(recipe: Recipe) -> "Job":
-    """The job of a recipe, its data opened.
+    """The job of a recipe, with its data opened.
 
     Raises:
         UserError: A mistake in the data.

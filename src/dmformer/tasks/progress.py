@@ -1,4 +1,4 @@
-"""How far a run is, and the facts of how it was made."""
+"""How far a run has got, and the facts of how it was made."""
 
 import os
 import platform
@@ -14,28 +14,28 @@ from ..utils.version import __version__
 
 @dataclass
 class Progress:
-    """How far a run is; saved with its state."""
+    """How far a run has got; saved with its state."""
 
     epoch: int = 0
     step: int = 0
-    """Steps done of the epoch."""
+    """Steps of the epoch done so far."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Loss and other figures of training, added up over the steps done of the epoch."""
+    """Loss and other training figures, summed over the steps of the epoch done so far."""
     best: float = -1.0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     broken: list[int] = field(default_factory=list)
     """Positions of training images that could not be read."""
     updates: int = 0
-    """Steps of the weights in an epoch."""
+    """Weight updates per epoch."""
 
     def add(self, figures: dict[str, float]) -> None:
-        """Count a step and its figures in."""
+        """Add a step and its figures."""
         self.step += 1
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in figures.items()}
 
     def mean(self, name: str) -> float:
-        """A figure's mean over the steps done of the epoch."""
+        """Mean of a figure over the steps of the epoch done so far."""
         return self.sums[name] / self.step
 
     def state_dict(self) -> dict[str, Any]:
@@ -46,7 +46,8 @@ class Progress:
 
 
 def run_facts(images: tuple[int, int, int], progress: Progress, device: torch.device, command: str) -> dict[str, str]:
-    """What a report says of the making of a run; `images` to train on, to validate on and to test on."""
+    """Facts for the report on how a run was made; `images` are the numbers to train on, to validate on and to test
+    on."""
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     minutes, seconds = divmod(round(progress.seconds), 60)
     test = f", {images[2]} test" if images[2] else ""

@@ -1,4 +1,4 @@
-"""The `Recipe` dataclass: what decides a training run of any kind, and its checks."""
+"""The `Recipe` dataclass: everything that determines a training run of any kind, and its checks."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -7,103 +7,102 @@ from ..utils.errors import UserError
 from ..utils.machine import available_cores
 
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
-"""Shares that may be the whole."""
+"""Fractions that may be 1."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every kind of training has. Every field is an option; the effective recipe is saved with the run."""
+    """Options shared by all kinds of training. Every field is an option; the effective recipe is saved with the run."""
 
     task: ClassVar[str] = ""
     """The kind of training."""
 
     model: str = "dmformer_n"
-    """Model: any of `dmformer models`, or any other name that timm knows."""
+    """Model: any name listed by `dmformer models`, or any other model of timm."""
     model_args: tuple[str, ...] = ()
-    """Arguments of the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
+    """Arguments for the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
     weights: str | None = None
     """Weights to start from: a run's best/ folder, a .safetensors or .pth file, or hf-hub:owner/name."""
     freeze: int = 0
-    """Stages kept as they are while fine-tuning, counted from the stem (4 trains the head alone)."""
+    """Number of stages to freeze while fine-tuning, counted from the stem (4 trains only the head)."""
 
     data: str | tuple[str, ...] = ""
-    """Where the images are."""
+    """Location of the images."""
     val_share: float = 0.15
-    """Share split off for validation where the data has no validation split."""
+    """Fraction held out for validation if the data has no validation split."""
     test_share: float = 0.15
-    """Share held out for the report where the data has neither a validation nor a test split."""
+    """Fraction held out for the report if the data has neither a validation nor a test split."""
     max_broken: float = 0.05
-    """Share of unreadable images above which the run stops with their list."""
+    """Maximum fraction of unreadable images; above it, the run stops and lists them."""
 
     image_size: int = 224
     """Height and width of the images in pixels, 32 or more."""
     mean: tuple[float, float, float] | None = None
-    """Mean of the red, green and blue values, 0 to 1, subtracted from the images; by default that of the weights to
-    start from, or the one that the model was published with."""
+    """Mean of the red, green and blue values, 0 to 1, subtracted from the images; by default that of the starting
+    weights, or the one the model was published with."""
     std: tuple[float, float, float] | None = None
-    """Standard deviation the images are divided by; likewise."""
+    """Standard deviation that the images are divided by; same default."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
 
     batch_size: int = 32
-    """Photos a step; under torchrun, on each process."""
+    """Photos per step; under torchrun, per process."""
     accumulate: int = 1
-    """Steps whose gradients are added before the weights move."""
+    """Steps whose gradients are accumulated before each weight update."""
     optimizer: str = "adamw"
-    """Any optimiser that timm knows by name."""
+    """Name of any optimiser in timm."""
     lr: float = 1e-3
-    """Learning rate for a batch of lr_batch photos; it follows the global batch in proportion."""
+    """Learning rate for a batch of lr_batch photos; scaled in proportion to the global batch size."""
     lr_batch: int = 1024
-    """The batch that lr is stated for."""
+    """Batch size that lr refers to."""
     lr_min: float = 1e-6
-    """Learning rate at the end, before the same scaling."""
+    """Final learning rate, before the same scaling."""
     weight_decay: float = 0.05
-    """Weight decay, of matrices and kernels only."""
+    """Weight decay, applied only to matrices and kernels."""
     layer_decay: float | None = None
-    """Factor on the learning rate from each layer to the one before it; none for none."""
+    """Learning rate factor from each layer to the one before it; none disables it."""
     clip_grad: float | None = None
-    """Largest norm of the gradient; none for no clipping."""
+    """Maximum norm of the gradient; none disables clipping."""
     drop_path_rate: float = 0.0
-    """Stochastic depth at the last block, growing linearly from 0."""
+    """Stochastic depth rate of the last block, rising linearly from 0."""
     ema: float | None = None
-    """Decay of the moving average of the weights, which is then what is evaluated and kept; none for none."""
+    """Decay of the moving average of the weights, which is then evaluated and kept; none disables it."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; no computes in float32."""
     channels_last: bool = True
-    """Keep tensors in channels_last memory format, faster for convolutions."""
+    """Keep tensors in channels_last memory format, which makes convolutions faster."""
     compile: bool = False
     """Compile the model with torch.compile."""
     grad_checkpointing: bool = False
-    """Save memory by computing activations again in the backward pass."""
+    """Save memory by recomputing activations in the backward pass."""
     sync_batchnorm: bool = False
-    """BatchNorm statistics over all processes instead of each its own."""
+    """Compute BatchNorm statistics over all processes instead of per process."""
     workers: int | None = None
-    """Processes that read images; by default as many as there are cores, at most 8."""
+    """Processes that read images; by default one per core, at most 8."""
     threads: int | None = None
-    """Threads that PyTorch computes with on a CPU, in all processes together; by default as many as there are cores."""
+    """Threads that PyTorch uses on a CPU, over all processes; by default one per core."""
     processes: int | None = None
-    """Processes on a CPU that each take an equal part of a step's images and of the threads; `dmformer train` starts
-    them. By default one for every 16 images of a step, as far as there are threads; a run that is resumed has as many
-    as before."""
+    """Processes on a CPU, each with an equal part of a step's images and of the threads; `dmformer train` starts them.
+    By default one for every 16 images of a step, but no more than there are threads; a resumed run keeps its number."""
     seed: int = 0
-    """Seed of the split, the weights, the order and the augmentation."""
+    """Seed for the split, the weights, the order and the augmentation."""
 
     out: str = "runs"
-    """Folder of the runs."""
+    """Folder that holds the runs."""
     name: str | None = None
     """Name of the run's folder; by default data, model and a number."""
     overwrite: bool = False
-    """Replace a run folder of this name."""
+    """Replace an existing run folder of this name."""
     resume: bool = False
-    """Go on with the run of this name from where it stopped."""
+    """Continue the run of this name from where it stopped."""
     save_every: int | None = None
-    """Also save the state to resume from every so many steps; by default after each epoch only."""
+    """Also save the state to resume from at this interval, in steps; by default only after each epoch."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    """Where the curves go besides metrics.csv."""
+    """Where to log the curves, besides metrics.csv."""
 
     def check(self) -> None:
-        """Raise UserError, in one line that says what to do, for a value that cannot be meant."""
+        """Raise UserError for an invalid value, in one line that says what to do."""
         if self.image_size < 32:
             raise UserError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
         self._check_counts("batch_size", "accumulate", "lr_batch")
@@ -125,7 +124,7 @@ class Recipe:
         self.parsed_model_args()
 
     def of_one_process(self) -> Self:
-        """What one of the processes does: an equal part of the images, the threads and the readers."""
+        """The recipe for one of the processes: an equal part of the images, the threads and the readers."""
         n = self.processes or 1
         if n == 1:
             return self
@@ -149,8 +148,8 @@ class Recipe:
                 raise UserError(f"{_option(name)} is {getattr(self, name)}: it is a share from 0 to 1.")
 
     def parsed_model_args(self) -> dict[str, Any]:
-        """`model_args` with their values read as YAML: ("gate=False",) -> {"gate": False}."""
-        import yaml  # here, for not every command needs it
+        """`model_args` with their values parsed as YAML: ("gate=False",) -> {"gate": False}."""
+        import yaml  # here, because not every command needs it
 
         parsed = {}
         for item in self.model_args:
@@ -164,7 +163,7 @@ class Recipe:
         return parsed
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, its task first, then one field a line."""
+        """The recipe as YAML, its task first, then one field per line."""
         import yaml
 
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

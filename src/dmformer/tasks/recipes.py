@@ -1,6 +1,6 @@
-"""Recipes: a run of training is one function that returns one full, typed `Recipe`.
+"""Recipes: a training run is one function that returns one complete, typed `Recipe`.
 
-Nothing here imports torch: the command checks a recipe and its overrides before it pays for that.
+Nothing here imports torch: the command checks a recipe and its overrides before it imports it.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read what `Recipe.to_yaml` wrote; UserError for anything else."""
-    import yaml  # here, for not every command needs it
+    """Read a file written by `Recipe.to_yaml`; UserError for anything else."""
+    import yaml  # here, because not every command needs it
 
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

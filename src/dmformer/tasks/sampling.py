@@ -1,6 +1,6 @@
-"""Which image a step of training sees: it follows from the seed, the epoch and the image alone.
+"""Which image a training step sees: it depends only on the seed, the epoch and the image.
 
-The number of worker processes, of training processes and of interruptions changes nothing of what is seen.
+The number of worker processes, training processes and interruptions makes no difference.
 """
 
 import random
@@ -18,7 +18,7 @@ from ..utils.machine import available_cores
 
 
 def once_each(positions: Tensor) -> Tensor:
-    """Where each of the positions (N) stands first, in their order: several processes may have read an image."""
+    """Where each of the positions (N) occurs first, in their order: several processes may have read the same image."""
     order = positions.argsort(stable=True)
     ordered = positions[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -41,15 +41,15 @@ class ShareSampler(Sampler[list[tuple[int, int]]]):
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): step k of an epoch is the same images whatever the number of processes.
+    """Batches of (epoch, position): step k of an epoch has the same images for any number of processes.
 
     Args:
-        length: Images in the split.
-        batch_size: Images a step on each process.
-        rank, world: This process, and how many there are.
-        seed: Shuffles with it and the epoch; None keeps the order and the last, shorter batch (for evaluation).
-        steps: Length of an epoch for training by iterations: epochs then follow each other in an endless row of
-            shuffled passes, `epoch` of a position being its pass. None is one pass without what does not fill a batch.
+        length: Number of images in the split.
+        batch_size: Images per step and process.
+        rank, world: Index of this process, and number of processes.
+        seed: Shuffles, together with the epoch; None keeps the order and the last, shorter batch (for evaluation).
+        steps: Length of an epoch when training by iterations: epochs then run through an endless series of shuffled
+            passes, and the `epoch` of a position is its pass. None is one pass, without an incomplete last batch.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.batch_size = batch_size if whole_batches else max(min(batch_size, length // world), 1)
         self._orders: dict[int, np.ndarray] = {}
         self.epoch = 0
-        self.start = 0  # step at which the next epoch begins, to go on after a stop in the middle of one
+        self.start = 0  # first step of the next epoch, to continue after a stop within an epoch
 
     def __len__(self) -> int:
         if self.steps is not None:
@@ -86,14 +86,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         order = np.arange(self.length) if self.seed is None else self._order(self.epoch)
         for k in range(start, len(self)):
             batch = order[k * step : (k + 1) * step]
-            batch = np.concatenate([batch, order[: -len(batch) % self.world]])  # every process gets as many
+            batch = np.concatenate([batch, order[: -len(batch) % self.world]])  # every process gets the same number
             share = len(batch) // self.world
             yield [(self.epoch, int(i)) for i in batch[self.rank * share : (self.rank + 1) * share]]
 
     def _order(self, number: int) -> np.ndarray:
         """The images of a pass, shuffled."""
         assert self.seed is not None
-        if number not in self._orders:  # a batch may reach from one pass into the next
+        if number not in self._orders:  # a batch may extend into the next pass
             self._orders = {number: np.random.default_rng((self.seed, number)).permutation(self.length)} | {
                 k: v for k, v in self._orders.items() if k == number - 1
             }
@@ -102,7 +102,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Inside, every random number follows from the key; outside, nothing has changed."""
+    """Inside, all random numbers depend on the key; outside, the random state is unchanged."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1)[0])
     random.seed(seed)
@@ -117,18 +117,18 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
-    """Options of a `DataLoader` that reads by so many processes, by default as many as there are cores, at most 8."""
+    """Options for a `DataLoader` with this many reader processes; by default one per core, at most 8."""
     workers = min(available_cores(), 8) if workers is None else workers
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory,
-        "generator": torch.Generator(),  # so that starting a loader draws nothing from the global one
+        "generator": torch.Generator(),  # so that starting a loader draws nothing from the global generator
         "worker_init_fn": _ignore_signals,
     }
 
 
 def _ignore_signals(_: int) -> None:
-    """Ctrl-C reaches the readers too: leave it to the main process to stop them when it has saved."""
+    """Ctrl-C reaches the readers too: leave stopping them to the main process, once it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The one table of tasks."""
+"""The table of all tasks."""
 
 from ..utils.errors import UserError, unknown
 from .classification.task import CLASSIFICATION
@@ -9,11 +9,11 @@ from .segmentation.task import SEGMENTATION
 from .task import Task
 
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, PRETRAINING, SEGMENTATION, DETECTION)}
-"""Every task by name; a new one is a folder with its record, and a word here."""
+"""Every task by name. To add one, add a folder with its record, and list the record here."""
 
 
 def task_for(trained: TrainedFolder | None) -> Task:
-    """The task of a trained folder, or with None of a hub's model; UserError for one that is not known."""
+    """The task of a trained folder, or with None of a model on a hub; UserError if it is unknown."""
     name = DEFAULT_TASK if trained is None else trained.task
     if name not in TASKS:
         raise UserError(f"{trained}: {unknown('task', name, TASKS)}")

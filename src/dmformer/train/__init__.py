@@ -1,4 +1,4 @@
-"""The training loop and its run folders, which know nothing of any task."""
+"""The training loop and its run folders, independent of any task."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # here, for the command looks into run folders before it pays for torch
+    if name == "train":  # here, because the command looks into run folders before it imports torch
         from .loop import train
 
         return train

@@ -40,11 +40,11 @@ from ..utils.files import replace_folder, write_whole, writing_to
 from .run_folder import clear, csv_text, open_folder
 
 PATIENCE = timedelta(hours=3)
-"""That processes wait for each other: the first alone scores the test photos and writes the report."""
+"""How long processes wait for each other: the first alone scores the test images and writes the report."""
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
-    """The run was asked to stop by a signal, and has saved its state; `resume` goes on from there."""
+    """A signal asked the run to stop, and its state is saved; `resume` continues from there."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class Stopped(Exception):  # noqa: N818 (it is not an error)
 class Run:
     """A finished run: its folder, its scores on a split (test if there is one, else validation), its report.
 
-    Of several processes the first alone has the scores; those of the others are None.
+    With several processes, only the first has the scores; the others have None.
     """
 
     folder: Path
@@ -65,14 +65,14 @@ class Run:
 
 
 def train(recipe: Recipe, command: str = "") -> Run:
-    """Train as a recipe says.
+    """Train a recipe.
 
     Args:
         recipe: Everything that decides the run.
-        command: What was typed, for the report.
+        command: The command line, for the report.
 
     Raises:
-        UserError: A mistake in the recipe or the data, a loss that is not finite, a disk that is full.
+        UserError: A mistake in the recipe or the data, a loss that is not finite, or a full disk.
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
     """
     trainer = Trainer(recipe)
@@ -87,7 +87,7 @@ def train(recipe: Recipe, command: str = "") -> Run:
 
 
 class Trainer:
-    """One run: what it needs, made once, and the loop over epochs and steps."""
+    """One run: what it needs, built once, and the loop over epochs and steps."""
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check()
@@ -114,10 +114,10 @@ class Trainer:
 
     @staticmethod
     def _start_processes(recipe: Recipe) -> PartialState:
-        """This process's part of the machine, and its connection with the others."""
+        """Set up this process's device and its connection with the other processes."""
         if (threads := recipe.of_one_process().threads) is not None:
             torch.set_num_threads(threads)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         if recipe.processes not in (None, 1, state.num_processes):
             raise UserError(
@@ -127,7 +127,7 @@ class Trainer:
         return state
 
     def _build_model(self) -> None:
-        """The model, its moving average and its optimiser."""
+        """Build the model, its moving average and its optimiser."""
         recipe, accelerator = self.recipe, self.accelerator
         self.bare, self.frozen = self.job.build_model()
         if recipe.sync_batchnorm and self.world > 1:
@@ -135,7 +135,7 @@ class Trainer:
                 raise UserError("--sync-batchnorm works on GPUs only: give --no-sync-batchnorm here.")
             frozen = [name for name, part in self.bare.named_modules() if part in self.frozen]
             self.bare = convert_sync_batchnorm(self.bare)  # timm's own norms keep their activations
-            self.frozen = [self.bare.get_submodule(name) for name in frozen]  # norms are others now
+            self.frozen = [self.bare.get_submodule(name) for name in frozen]  # the conversion replaced the norms
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.bare.to(accelerator.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
@@ -151,7 +151,7 @@ class Trainer:
         )
         model = torch.compile(self.bare) if recipe.compile else self.bare
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        if isinstance(self.model, DistributedDataParallel):  # the buffers are shared before validation: see _evaluated
+        if isinstance(self.model, DistributedDataParallel):  # buffers are synchronised later: see _evaluated
             self.model.broadcast_buffers = False
         self.ema = None
         if recipe.ema:
@@ -160,7 +160,7 @@ class Trainer:
             self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
 
     def _open_loaders(self) -> None:
-        """The loaders, and the schedule that follows from their length."""
+        """Open the loaders, and derive the schedule from their length."""
         recipe, job = self.recipe, self.job
         place = (self.accelerator.process_index, self.world, self.accelerator.device.type == "cuda")
         self.loader, self.val_loader = job.train_loader(*place), job.val_loader(*place)
@@ -180,7 +180,7 @@ class Trainer:
         )[0]
 
     def _start_or_resume(self, whole: Recipe) -> None:
-        """Take up the saved state, or clear the folder, and write the recipe of all processes together to it."""
+        """Load the saved state, or clear the folder; then write the recipe for all processes together to it."""
         accelerator = self.accelerator
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
@@ -195,7 +195,7 @@ class Trainer:
         accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
 
     def _open_job(self) -> Job:
-        """The recipe's job; a mistake in it leaves no empty folder that would stand in the way of the next try."""
+        """The recipe's job; a mistake in it leaves no empty folder behind to block the next try."""
         try:
             return open_job(self.recipe)
         except UserError:
@@ -204,7 +204,7 @@ class Trainer:
             raise
 
     def fit(self, display: Display) -> None:
-        """Run the epochs that are left."""
+        """Run the remaining epochs."""
         device, gather = self.accelerator.device, self.accelerator.gather
         for note in self.job.notes:
             display.say(f"note: {note}")
@@ -223,7 +223,7 @@ class Trainer:
                 self._stop_now()
 
     def _epoch(self, display: Display) -> dict[str, float]:
-        """Train the steps of an epoch that are left; a row of metrics.csv."""
+        """Run the remaining steps of an epoch; returns a row of metrics.csv."""
         recipe, progress, accelerator, epochs = self.recipe, self.progress, self.accelerator, self.job.epochs
         self.model.train()
         for module in self.frozen:
@@ -271,7 +271,8 @@ class Trainer:
         }
 
     def _step(self, inputs: Any, targets: Any, update: int) -> dict[str, float]:
-        """One batch forward and back; the weights move after every `accumulate` of them. Loss and other figures."""
+        """One batch forward and backward; the weights are updated after every `accumulate` batches. Returns the loss
+        and other figures."""
         accelerator = self.accelerator
         if isinstance(inputs, Tensor):
             inputs = inputs.to(memory_format=self.layout)
@@ -283,7 +284,7 @@ class Trainer:
             accelerator.backward(loss)
             if accelerator.sync_gradients and self.recipe.clip_grad:
                 accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-            # Read together, once everything is on its way to a GPU and before the weights move by a loss of nan.
+            # Read together, once all work is queued on the GPU and before a loss of nan can update the weights.
             values = torch.stack([loss.detach().float(), *(v.detach().float() for v in figures.values())]).tolist()
             if not np.isfinite(values[0]):
                 self._not_finite(values[0])
@@ -294,9 +295,9 @@ class Trainer:
         return dict(zip(("loss", *figures), values, strict=True))
 
     def _evaluated(self) -> nn.Module:
-        """What is validated and kept, with the first process's running statistics, which are the ones that are saved.
+        """The model to validate and keep, with the first process's running statistics, which are the ones saved.
 
-        Sharing them at every step, as DistributedDataParallel does, would have the processes wait twice a step.
+        Synchronising them at every step, as DistributedDataParallel does, would make the processes wait twice per step.
         """
         model: nn.Module = self.ema.module if self.ema else self.model
         if self.world > 1:
@@ -305,7 +306,7 @@ class Trainer:
         return model
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        """Write best/ when validation is at its best so far; an equal figure counts, as the later weights."""
+        """Write best/ if validation is at its best so far; on a tie, the later weights win."""
         if row[self.job.headline] < self.progress.best:
             return
         self.progress.best = row[self.job.headline]
@@ -316,7 +317,7 @@ class Trainer:
                 self.job.save(self.folder / "best", self.bare, state)
 
     def _save(self) -> None:
-        """Save the state to resume from, whole, and metrics.csv."""
+        """Save the state to resume from, atomically, and metrics.csv."""
         part = self.folder / "last.part"
         with writing_to(self.folder):
             try:
@@ -331,7 +332,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _stop_agreed(self) -> int:
-        """The signal that asked to stop, if any did on any process."""
+        """The stop signal, if any process has received one."""
         asked = self.stop[0] if self.stop else 0
         if self.world > 1:
             everyone: Any = self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device))
@@ -371,7 +372,7 @@ class Trainer:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Memory in use, in GB: of the GPU at its peak, else of this process and its readers."""
+    """Memory in use, in GB: the GPU's peak, else that of this process and its readers."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     process = psutil.Process()
@@ -390,7 +391,7 @@ def _tracker(recipe: Recipe) -> str | None:
     try:
         __import__(recipe.tracker)
     except ImportError:
-        if recipe.tracker == "tensorboard":  # the default: no reason not to train
+        if recipe.tracker == "tensorboard":  # the default: not a reason to refuse training
             return None
         message = f"--tracker {recipe.tracker} needs the extra 'tracking': pip install 'dmformer[tracking]'."
         raise UserError(message) from None
@@ -399,7 +400,7 @@ def _tracker(recipe: Recipe) -> str | None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and the first Ctrl-C in a list instead of dying of them; a second Ctrl-C is not held back."""
+    """Collect SIGTERM and the first Ctrl-C in a list instead of dying; a second Ctrl-C acts as usual."""
     asked: list[int] = []
 
     def note(number: int, _: object) -> None:

@@ -1,10 +1,10 @@
-"""Training on a CPU by several processes of this machine, started by the command itself.
+"""Training on a CPU with several processes of this machine, which the command itself starts.
 
-Each takes an equal part of a step's images and of the threads. A process with one thread waits for the others once a
-step; several threads in one process wait for each other after every small operation, which costs a third of two cores
-and, beside other work, most of them (docs/performance.md).
+Each process takes an equal part of a step's images and of the threads. A process with one thread waits for the others
+once per step. Several threads in one process wait for each other after every small operation: that costs a third of
+two cores and, with other work on the machine, most of them (docs/performance.md).
 
-Not for programs that import dmformer: there a process is started by whoever starts the program, as torchrun does.
+Not for programs that import dmformer: there, whoever starts the program starts the processes, as torchrun does.
 """
 
 import os
@@ -21,14 +21,14 @@ from ..utils.errors import UserError
 from ..utils.machine import available_cores
 
 IMAGES_PER_PROCESS = 16
-"""Fewest images of a step for a process of its own by default: BatchNorm's statistics are taken over them."""
+"""By default, minimum images of a step per process: BatchNorm's statistics are taken over them."""
 
 PATIENCE = 10
-"""Seconds that the other processes have to end by themselves when the first has ended."""
+"""Seconds that the other processes have to exit by themselves after the first has exited."""
 
 
 def number_of_processes(recipe: Recipe) -> int | None:
-    """How many processes `dmformer train` is to be; None under torchrun and the like, which started them already."""
+    """How many processes `dmformer train` should use; None under torchrun and the like, which started them already."""
     if recipe.processes is not None:
         return recipe.processes
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
@@ -48,10 +48,10 @@ def _has_accelerator() -> bool:
 
 @contextmanager
 def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
-    """Be the first of the recipe's processes of `dmformer train ARGUMENTS` inside; the others are started and ended.
+    """Inside, be the first of the recipe's processes of `dmformer train ARGUMENTS`; starts and ends the others.
 
     Raises:
-        UserError: Another process has failed; its own message.
+        UserError: Another process has failed; carries that process's message.
     """
     number, threads = recipe.processes or 1, recipe.of_one_process().threads
     if number == 1 or "RANK" in os.environ:
@@ -75,13 +75,14 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
             for rank in range(1, number):
                 said = files.enter_context(tempfile.TemporaryFile())
                 environment = {**before, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # A session of its own: Ctrl-C reaches the first process, and the others agree with it after the step.
+                # A session of its own: Ctrl-C reaches only the first process, and the others agree with it after the
+                # step.
                 options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "env": environment}
                 others.append((subprocess.Popen(command, stdout=said, stderr=said, **options), said))
             os.environ.update(shared, RANK="0", LOCAL_RANK="0")
             yield
             patience = PATIENCE
-        except RuntimeError as error:  # also that of a connection whose other end has gone
+        except RuntimeError as error:  # also raised by a connection whose other end has exited
             _end(others, PATIENCE)
             if reason := _reason(others):
                 raise UserError(reason) from error
@@ -99,7 +100,7 @@ def _free_port() -> int:
 
 
 def _end(others: Sequence[tuple[subprocess.Popen, IO[bytes]]], patience: int) -> None:
-    """End the processes that do not end by themselves within so many seconds."""
+    """End the processes that have not exited by themselves after `patience` seconds."""
     for process, _ in others:
         try:
             process.wait(patience)
@@ -109,7 +110,7 @@ def _end(others: Sequence[tuple[subprocess.Popen, IO[bytes]]], patience: int) ->
 
 
 def _reason(others: Sequence[tuple[subprocess.Popen, IO[bytes]]]) -> str:
-    """What a process that failed said last."""
+    """The last message of a process that failed."""
     for process, said in others:
         if process.returncode > 0:
             said.seek(0)

@@ -1,4 +1,4 @@
-"""Run folders: naming, opening, finding again.
+"""Run folders: naming them, opening them, finding them again.
 
 runs/<name>/recipe.yaml  metrics.csv  best/  last/  scores.json  report.html
 """
@@ -15,7 +15,7 @@ from ..utils.files import recover_folder
 
 
 def check_folder(recipe: Recipe) -> None:
-    """Raise UserError for a run folder that would be overwritten, or a run that cannot be resumed."""
+    """Raise UserError if a run folder would be overwritten, or a run cannot be resumed."""
     if recipe.resume:
         find_run(recipe)
     elif recipe.name is not None and not recipe.overwrite and (Path(recipe.out) / recipe.name).exists():
@@ -26,7 +26,7 @@ def check_folder(recipe: Recipe) -> None:
 
 
 def open_folder(recipe: Recipe) -> Recipe:
-    """Make the folder of a run, or find the one to resume; the recipe comes back with its name."""
+    """Create the folder of a run, or find the one to resume; returns the recipe with the folder's name."""
     check_folder(recipe)
     if recipe.resume:
         return replace(recipe, name=find_run(recipe).name)
@@ -39,7 +39,7 @@ def open_folder(recipe: Recipe) -> Recipe:
 
 
 def find_run(recipe: Recipe) -> Path:
-    """The folder of the run to resume: the one named, else the latest in `recipe.out` that has not finished."""
+    """The folder of the run to resume: the one named, else the latest unfinished one in `recipe.out`."""
     out = Path(recipe.out)
     runs = [out / recipe.name] if recipe.name else sorted(out.glob("*/"), key=lambda p: p.stat().st_mtime)
     for folder in reversed(runs):
@@ -60,7 +60,7 @@ def _numbered(recipe: Recipe) -> Path:
 
 
 def csv_text(rows: list[dict[str, float]]) -> str:
-    """Rows of metrics.csv as text."""
+    """The rows of metrics.csv as text."""
     if not rows:
         return ""
     text = io.StringIO()
@@ -71,7 +71,7 @@ def csv_text(rows: list[dict[str, float]]) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run of this name left (`--overwrite`), and nothing else."""
+    """Remove what an earlier run of this name left behind (`--overwrite`), and nothing else."""
     for name in ("best", "last", "last.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "scores.json", "report.html", "recipe.yaml"):
