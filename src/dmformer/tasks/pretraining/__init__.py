@@ -1,1 +1,1 @@
-"""Pretraining: a backbone from photos of many sets, labelled or not, with or without a teacher."""
+"""Pretraining: a backbone trained on images of many data sets, labelled or not, with or without a teacher."""

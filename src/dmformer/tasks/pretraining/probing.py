@@ -1,4 +1,4 @@
-"""How good a model's features are without training it: a linear probe and nearest neighbours."""
+"""Measure how good a model's features are without training the model: a linear probe and nearest neighbours."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Strengths of the probe's weight decay, of which validation chooses."""
+"""Candidate weight decays for the probe; validation picks one."""
 NEIGHBOURS = 20
-"""Of k-nearest-neighbour classification, as DINO's (arXiv 2104.14294, section 3.2) on small sets."""
+"""Neighbours in k-nearest-neighbour classification, as DINO's (arXiv 2104.14294, section 3.2) on small sets."""
 HEAT = 0.07
-"""Temperature of the neighbours' votes; likewise."""
+"""Temperature of the neighbours' votes; same source."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ def pooled_features(
     device: torch.device,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Features:
-    """The pooled features of a classifier of timm over a loader of `eval_loader`, broken images left out.
+    """Pooled features of a timm classifier for an `eval_loader`, without broken images.
 
     Args:
-        model: With `forward_features` and `forward_head`; in evaluation mode.
+        model: Has `forward_features` and `forward_head`; in evaluation mode.
         loader: Images (B, 3, H, W), labels (B), positions (B), negative for broken images.
-        device: Of the model.
-        progress: Wraps the loader, to show how far it is.
+        device: Device of the model.
+        progress: Wraps the loader, to show how far it has got.
     """
     net: Any = model
     parts: list[list[Tensor]] = []
@@ -52,10 +52,10 @@ def pooled_features(
 
 
 def linear_probe(train: Features, val: Features, test: Features, num_classes: int) -> Tensor:
-    """Answers (N) of a linear classifier of frozen features to those of `test`.
+    """Predictions (N) for `test` by a linear classifier on frozen features.
 
-    Multinomial logistic regression on features brought to mean 0 and deviation 1, fitted by L-BFGS on `train`; its
-    weight decay is the one of `DECAYS` that is best on `val`.
+    Multinomial logistic regression on features scaled to mean 0 and standard deviation 1, fitted by L-BFGS on `train`;
+    its weight decay is the value in `DECAYS` that scores best on `val`.
     """
     mean, std = train.values.mean(0), train.values.std(0).clamp(min=1e-6)
     x, x_val, x_test = ((part.values - mean) / std for part in (train, val, test))
@@ -85,14 +85,16 @@ def _fit(x: Tensor, labels: Tensor, num_classes: int, decay: float) -> tuple[Ten
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Cosines (N, count) with the nearest of a gallery (M, D) to each of the queries (N, D), and their places."""
+    """Cosines (N, count) between the queries (N, D) and their nearest in a gallery (M, D), and the positions of
+    those."""
     found = F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T
     top = found.topk(min(count, gallery.shape[0]), dim=1)
     return top.values, top.indices
 
 
 def knn(train: Features, test: Features, num_classes: int) -> Tensor:
-    """Answers (N) to `test` by a vote of the nearest of `train`, each weighing exp(cosine / 0.07)."""
+    """Predictions (N) for `test` by a vote of its nearest neighbours in `train`, each weighted by exp(cosine /
+    0.07)."""
     cosines, places = nearest(test.values, train.values, NEIGHBOURS)
     votes = torch.zeros(len(test.values), num_classes)
     return votes.scatter_add_(1, train.labels[places], (cosines / HEAT).exp()).argmax(1)

@@ -1,4 +1,4 @@
-"""Recipes for pretraining: general features from many photos, labelled or not, under a teacher."""
+"""Recipes for pretraining: general features from many photos, labelled or not, with a teacher if there is one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,16 +14,17 @@ class PretrainingRecipe(TaughtRecipe):
     task: ClassVar[str] = "pretraining"
 
     data: tuple[str, ...] = ()
-    """Sources of photos. A folder of class folders, or a .tar of one, is labelled and gets a classifier of its own; any
-    other folder gives photos without labels, at any depth."""
+    """Sources of photos. A folder or .tar of class folders is labelled and gets a classifier of its own; any other
+    folder is searched recursively for photos without labels."""
     unlabelled: tuple[str, ...] = ()
-    """Further folders of photos, whose folders are not classes."""
+    """More folders of photos, whose subfolders are not classes."""
     sizes: tuple[int, ...] = (64, 96, 128)
-    """Sizes of the training images in pixels, one after the other."""
+    """Sizes of the training images in pixels, used one after the other."""
     size_shares: tuple[float, ...] = ()
-    """Share of the epochs at each size; by default the same for each."""
+    """Fraction of the epochs at each size; by default the same for each."""
     probe: str | None = None
-    """A folder of class folders that the features are tried on at the end: nearest neighbours and a linear probe."""
+    """Folder of class folders on which the features are scored at the end, with nearest neighbours and a linear
+    probe."""
 
     def check(self) -> None:
         super().check()
@@ -35,7 +36,7 @@ class PretrainingRecipe(TaughtRecipe):
             raise UserError(f"--size-shares takes a share above 0 for each of the {len(self.sizes)} sizes.")
 
     def size(self, epoch: int) -> int:
-        """Size in pixels of the training images in an epoch, counted from 0."""
+        """Size of the training images in pixels in an epoch, counted from 0."""
         shares = self.size_shares or (1.0,) * len(self.sizes)
         done, total = 0.0, sum(shares)
         for size, share in zip(self.sizes, shares, strict=True):

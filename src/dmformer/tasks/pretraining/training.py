@@ -1,4 +1,4 @@
-"""Pretraining a backbone: several sets of photos, labelled or not, under a teacher or not."""
+"""Pretraining a backbone on several sets of images, labelled or not, with or without a teacher."""
 
 import json
 from collections.abc import Callable
@@ -33,12 +33,12 @@ from .recipes import PretrainingRecipe
 from .report import Neighbours, PretrainingReport, write_pretraining_report
 
 QUERIES, SHOWN, GALLERY = 8, 6, 2000
-"""Photos whose nearest neighbours are shown, how many of those, and out of how many."""
+"""Number of images whose nearest neighbours are shown, neighbours shown of each, and size of the gallery."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A set of photos: its name, its classes (none where it has no labels), its parts."""
+    """A set of images: its name, its classes (none if it has no labels), its parts."""
 
     name: str
     class_names: list[str]
@@ -69,7 +69,8 @@ class PretrainingJob:
         self.notes = _notes(self.sources)
 
     def head(self, source: int) -> str:
-        """Which of the student's layers tells a source's classes: without a teacher the first has the classifier."""
+        """Name of the student's layer that predicts a source's classes; without a teacher, the first source has the
+        classifier."""
         first = self.distillation.teacher is None and source == self.labelled[0]
         return CLASSES if first else f"source {source}"
 
@@ -102,7 +103,8 @@ class PretrainingJob:
         for i in self.labelled:
             logits, own = outputs[self.head(i)].float(), targets["source"] == i
             wanted = targets["label"].where(own, -1)
-            # The mean over the batch, whatever the source's part in it: each labelled photo counts the same.
+            # The mean over the batch, whatever fraction comes from this source: each labelled image has the same
+            # weight.
             part = F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum") / len(inputs)
             loss = loss + self.recipe.label_weight * part
             right = right + (logits.argmax(1) == wanted).float().sum()
@@ -139,7 +141,7 @@ class PretrainingJob:
         return row
 
     def _row(self, outputs: dict[str, Tensor], targets: dict[str, Tensor], positions: Tensor) -> Tensor:
-        """(B, 5): position, source, whether the label and the teacher's first answer are met, what the teacher costs"""
+        """(B, 5): position, source, whether it matches the label, and the teacher's top class, the teacher's loss."""
         right = torch.zeros(len(positions), device=positions.device)
         for i in self.labelled:
             met = outputs[self.head(i)].argmax(1) == targets["label"]
@@ -158,7 +160,7 @@ class PretrainingJob:
             raise UserError(f"{broken} of {len(found)} validation photos cannot be read, more than --max-broken.")
 
     def check_resumed(self, progress: Progress, updates: int) -> None:
-        """An epoch is a pass over the images, whatever its steps."""
+        """Accept any number of steps: an epoch is a pass over the images."""
 
     def line(self, row: dict[str, float]) -> str:
         told = f"epoch {row['epoch']:g}: loss {row['train_loss']:.3f}"
@@ -170,7 +172,7 @@ class PretrainingJob:
 
     def check_broken(self, broken: list[int]) -> None:
         for position in broken:
-            self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
+            self.views.reason(position)  # an image that differs from the one the teacher saw ends the run
         check_broken("photos", broken, len(self.views), self.views.name, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -208,7 +210,7 @@ class PretrainingJob:
         return scores, "held out"
 
     def _neighbours(self, classifier: Classifier, device: torch.device) -> list[Neighbours]:
-        """For a few held-out photos, spread over the sources, the held-out photos with the nearest features."""
+        """The held-out images with the nearest features, for a few held-out images spread over the sources."""
         share = max(GALLERY // len(self.sources), SHOWN + 1)
         parts: list[tuple[ImageSet, Features, Source]] = []
         for source in self.sources:
@@ -229,7 +231,7 @@ class PretrainingJob:
             images, position, source = places[place]
             try:
                 return f"{source.name}/{images.split.filename(position)}", images.picture(position), cosine
-            except Exception:  # whatever ails one photo, the page is worth more
+            except Exception:  # whatever is wrong with one image, the page matters more
                 return source.name, None, cosine
 
         queries = [round(k * (len(places) - 1) / (QUERIES - 1)) for k in range(QUERIES)]
@@ -242,7 +244,7 @@ class PretrainingJob:
 
 
 def open_sources(recipe: PretrainingRecipe) -> list[Source]:
-    """The sets that a recipe names, each split into photos to train on and to validate on."""
+    """The data sets that a recipe names, each split into training and validation images."""
     sources: list[Source] = []
     for place, labelled in [
         *((p, has_class_folders(p)) for p in recipe.data),
@@ -260,13 +262,13 @@ def open_sources(recipe: PretrainingRecipe) -> list[Source]:
 
 
 def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
-    """A labelled set, split by the recipe's seed where it comes unsplit."""
+    """A labelled data set, split by the recipe's seed if it is not split."""
     val_share = recipe.val_share if test_share == 0 else ClassificationRecipe.val_share
     return open_splits(ClassificationRecipe(data=place, val_share=val_share, test_share=test_share, seed=recipe.seed))
 
 
 def _notes(sources: list[Source]) -> list[str]:
-    """What the user should know: sets without labels, and names of classes that several sets have."""
+    """What the user should know: sets without labels, and class names that several sets share."""
     notes = [f"{s.name}: {len(s.train) + len(s.val):,} photos without labels" for s in sources if not s.class_names]
     owners: dict[str, list[str]] = {}
     for source in sources:
@@ -280,7 +282,7 @@ def _notes(sources: list[Source]) -> list[str]:
 
 
 def probed(classifier: Classifier, data: str, recipe: PretrainingRecipe, device: torch.device) -> ProbeScore:
-    """A linear probe and nearest neighbours of the model's frozen features on a labelled folder."""
+    """Score the model's frozen features on a labelled folder with a linear probe and nearest neighbours."""
     splits = opened(data, recipe, test_share=ClassificationRecipe.test_share)
     test = splits.test or splits.val
     parts = [splits.train, splits.val, test]
@@ -299,5 +301,5 @@ def probed(classifier: Classifier, data: str, recipe: PretrainingRecipe, device:
 
 
 def evaluated(classifier: Classifier, split: Split, recipe: PretrainingRecipe) -> DataLoader:
-    """A loader of a split as the classifier sees it."""
+    """A loader of a split with the classifier's preprocessing."""
     return eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)

@@ -1,4 +1,4 @@
-"""Photos with their masks looked at before training: what is wrong is told at once, with what may mend it."""
+"""Check images and masks before training: report all problems at once, with possible fixes."""
 
 import os
 from collections.abc import Sequence
@@ -19,23 +19,24 @@ from .masks import IGNORE, StrangeLabelError, read_mask
 def check_pairs(
     splits: PairSplits, crop: int, max_broken: float, progress: Progress = iter
 ) -> tuple[PairSplits, list[Fault]]:
-    """Look at every pair before training: can both be read, are they of one size, is every id a class or ignored.
+    """Check every pair before training: both files are readable and of the same size, and every id is a class or
+    ignored.
 
-    Images and masks are read whole. Faulty pairs are left out, and a test split without a labelled pixel. Notes are
-    added about images smaller than the crop, about classes that no training mask holds, and about what the faults look
-    like.
+    Images and masks are read in full. Faulty pairs are left out, and so is a test split without a labelled pixel. Notes
+    are added about images smaller than the crop, about classes that no training mask holds, and about the likely cause
+    of the faults.
 
     Args:
-        splits: What was opened.
-        crop: Side in pixels of the crops that are trained on.
-        max_broken: Share of faulty pairs that is put up with.
-        progress: Wraps a list with as many items as there are pairs, to show how far it is.
+        splits: The open data set.
+        crop: Side of the training crops in pixels.
+        max_broken: Maximum fraction of faulty pairs.
+        progress: Wraps a list with as many items as there are pairs, to show how far it has got.
 
     Returns:
-        The splits without the faulty pairs, and these: name and reason.
+        The splits without the faulty pairs, and the faults: name and reason.
 
     Raises:
-        UserError: More faulty pairs than that, with the first of them and what may mend it; or none left.
+        UserError: More faulty pairs than that, with the first of them and possible fixes; or no pairs remain.
     """
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     checked, faults, looks, hints = _check(parts, max_broken, progress)
@@ -56,13 +57,13 @@ def check_pairs(
 def check_evaluation_pairs(
     pairs: Pairs, max_broken: float, progress: Progress = iter
 ) -> tuple[Pairs, list[Fault], list[str]]:
-    """Look at every pair before it is scored, as `check_pairs` does.
+    """Check every pair before it is scored, as `check_pairs` does.
 
     Returns:
-        The pairs without the faulty ones, these, and notes about what they look like.
+        The pairs without the faulty ones, the faults, and notes about their likely cause.
 
     Raises:
-        UserError: More than the share `max_broken` is faulty, or none is left, or none has a labelled pixel.
+        UserError: More than the fraction `max_broken` is faulty, or no pair remains, or none has a labelled pixel.
     """
     (checked,), faults, (seen,), hints = _check([pairs], max_broken, progress)
     if not len(checked):
@@ -73,7 +74,7 @@ def check_evaluation_pairs(
 
 
 class _Look(NamedTuple):
-    """What one pair is like: why it cannot be used, its width and height, and the ids that its mask stores."""
+    """Result of checking one pair: why it cannot be used, its width and height, and the ids that its mask stores."""
 
     reason: str | None
     size: tuple[int, int] = (0, 0)
@@ -82,7 +83,7 @@ class _Look(NamedTuple):
 
 
 def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
-    """Whether any mask that was looked at has a pixel of a class."""
+    """Whether any of the checked masks has a pixel of a class."""
     stored = np.array(sorted({i for look in seen if not look.reason for i in look.stored}), dtype=np.int64)
     return bool((pairs.labels(stored) != IGNORE).any())
 
@@ -90,10 +91,10 @@ def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
 def _check(
     parts: Sequence[Pairs], max_broken: float, progress: Progress
 ) -> tuple[list[Pairs], list[Fault], list[list[_Look]], list[str]]:
-    """Look at some parts.
+    """Check some parts.
 
     Returns:
-        The parts without faulty pairs, the faults, every look, and hints at what may mend the faults.
+        The parts without faulty pairs, the faults, every result, and hints at how to fix the faults.
     """
     looks = _look_at_all(parts, progress)
     faults, checked = [], []
@@ -124,7 +125,7 @@ def _look(pairs: Pairs, i: int) -> _Look:
     try:
         with open(pairs.images[i], "rb") as file:
             size = decode(file).size
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # decoders raise anything on damaged input
         return _Look(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
     try:
         ids = read_mask(pairs.masks[i])
@@ -146,7 +147,7 @@ def _predicate(error: BrokenImageError) -> str:
 
 
 def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
-    """What may mend masks with ids that are no class."""
+    """Possible fixes for masks whose ids are not classes."""
     strange = sorted({i for look in looks for i in look.strange})
     if not strange:
         return []
@@ -164,7 +165,7 @@ def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
 
 
 def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
-    """Remarks on the training pairs that can be used."""
+    """Remarks on the usable training pairs."""
     used = [(pairs.name(i), look) for i, look in enumerate(looks) if not look.reason]
     sizes = [(name, *look.size) for name, look in used]
     small = [f"{name} ({width}x{height})" for name, width, height in sizes if min(width, height) < crop]

@@ -1,4 +1,4 @@
-"""Images with id masks: which layouts of folders are known, and which image belongs to which mask."""
+"""Images with id masks: the supported folder layouts, and the pairing of images with masks."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -50,9 +50,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and the mask of each, `root` being the folder that names for people begin at.
+    """Images and their masks; display names start at the folder `root`.
 
-    `unpaired` are images that should be here but lack a mask, or the other way round.
+    `unpaired` lists images that should be here but lack a mask, or the other way round.
     """
 
     images: tuple[Path, ...]
@@ -65,11 +65,11 @@ class Pairs:
         return len(self.images)
 
     def name(self, i: int) -> str:
-        """Name of image i, for people: its path below the data folder."""
+        """Display name of image i: its path below the data folder."""
         return relative_name(self.images[i], self.root)
 
     def subset(self, indices: Iterable[int]) -> "Pairs":
-        """Some of the pairs, in the order given, and nothing unpaired."""
+        """Some of the pairs, in the given order, with nothing unpaired."""
         chosen = [int(i) for i in indices]
         images, masks = (tuple(paths[i] for i in chosen) for paths in (self.images, self.masks))
         return replace(self, images=images, masks=masks, unpaired=())
@@ -77,7 +77,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairSplits:
-    """A set of images with masks, ready to train on."""
+    """A data set of images with masks, ready to train on."""
 
     labels: Labels
     train: Pairs
@@ -96,28 +96,28 @@ def open_pairs(
     test_share: float = 0.15,
     seed: int = 0,
 ) -> PairSplits:
-    """Find images and their masks; the layout is told by the folders in `data`.
+    """Find images and their masks; the layout is recognised by the folders in `data`.
 
     - `images/` and `annotations/` (or `masks/`, `labels/`), with `training/`, `validation/` and perhaps `test/` in both
       (ADE20K's SceneParsing, CamVid) or without;
-    - `leftImg8bit/` and `gtFine/` (Cityscapes): masks of training ids where they were made, else of labelIds;
+    - `leftImg8bit/` and `gtFine/` (Cityscapes): masks of training ids if they exist, else labelIds;
     - `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/` (Pascal VOC), also below `VOCdevkit/VOC2012/`;
     - with `masks`: any folder of images and any folder of masks.
 
-    A mask has its image's name, but for the suffix, in the same place. What comes without a validation split is split
-    at random by `seed`.
+    A mask has the name of its image except for the suffix, and the same relative path. Data without a validation split
+    is split at random by `seed`.
 
     Args:
         data: The folder.
-        masks: Folder of the masks, where `data` is a folder of images.
-        classes: Names in the order of the ids, or one path of a text file of them, a name a line; needed where neither
+        masks: Folder of the masks, if `data` is a folder of images.
+        classes: Names in the order of the ids, or the path of one text file with one name per line; needed if neither
             the layout nor an objectInfo150.txt gives them.
         reduce_zero_label, ignore_index: How masks store the classes, see `map_labels`.
-        val_share, test_share: Shares that are split off where the data is not split.
-        seed: Of that split.
+        val_share, test_share: Fractions to split off if the data is not split.
+        seed: Seed of that split.
 
     Raises:
-        UserError: Nothing there, no known layout, no masks, no names, or too few images to split.
+        UserError: Nothing there, unknown layout, no masks, no names, or too few images to split.
     """
     found = _find(data, masks)
     labels = _labels(found, data, classes, reduce_zero_label, ignore_index)
@@ -139,9 +139,9 @@ def open_evaluation_pairs(
     reduce_zero_label: bool = False,
     ignore_index: Sequence[int] = (IGNORE,),
 ) -> Pairs:
-    """Open one set of pairs to be scored: the test split of `data`, else its validation split, else all of it.
+    """Open one set of pairs for scoring: the test split of `data`, else its validation split, else all of it.
 
-    Arguments and errors are those of `open_pairs`.
+    Arguments and errors are the same as for `open_pairs`.
     """
     found = _find(data, masks)
     labels = _labels(found, data, classes, reduce_zero_label, ignore_index)
@@ -149,7 +149,7 @@ def open_evaluation_pairs(
 
 
 def class_pixels(pairs: Pairs) -> np.ndarray:
-    """Pixels of each class in the masks, (K)."""
+    """Number of pixels of each class in the masks, (K)."""
     K = len(pairs.labels.class_names)
 
     def count(mask: Path) -> np.ndarray:
@@ -169,7 +169,7 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Found:
-    """What lies in a folder: its parts by split, "" where it is not split, and what its layout tells of the classes."""
+    """Content of a folder: its parts by split, "" if it is not split, and what its layout says about the classes."""
 
     root: Path
     parts: dict[str, _Part]
@@ -257,8 +257,8 @@ def _open_voc(root: Path) -> _Found:
 
 
 def _match(found: _Found, images: Path, masks: Path, image_ending: str = "", mask_ending: str = "") -> _Part:
-    """Pair the files of two folders by name, without the endings of their stems; add a note on masks left over."""
-    inner = images / os.path.relpath(masks, images)  # masks may lie below the images
+    """Pair the files of two folders by name, ignoring the endings of their stems; add a note about unpaired masks."""
+    inner = images / os.path.relpath(masks, images)  # masks may be inside the image folder
     of_images = {key: path for key, path in image_files(images, image_ending).items() if not path.is_relative_to(inner)}
     of_masks = image_files(masks, mask_ending)
     alone = [relative_name(of_masks[key], masks) for key in of_masks if key not in of_images]

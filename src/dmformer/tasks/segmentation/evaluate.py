@@ -1,4 +1,4 @@
-"""Run a trained segmenter over a set of photos, and score it."""
+"""Run a trained segmenter over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from .segmenter import Segmenter, open_segmenter
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Labelled pixels of a set of masks, counted.
+    """Pixel counts over the labelled pixels of a set of masks.
 
-    confusion (K, K) by truth and prediction; images (N, 3, K), of each image and class the pixels that are right, true
-    and predicted; positions of the images in the set (N); loss, the cross entropy's sum over the pixels.
+    confusion (K, K) by true and predicted class; images (N, 3, K), for each image and class the number of correct, true
+    and predicted pixels; positions of the images in the set (N); loss, the cross entropy summed over the pixels.
     """
 
     confusion: Tensor
@@ -41,13 +41,13 @@ def count_pixels(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> PixelCounts:
-    """Predict the masks of a loader of `eval_pairs_loader`, one image at a time, and count right and wrong pixels.
+    """Predict the masks of an `eval_pairs_loader`, one image at a time, and count correct and wrong pixels.
 
     Args:
-        model: A segmentation model; it is put in evaluation mode meanwhile.
+        model: A segmentation model; it is in evaluation mode during the call.
         loader: Images (1, 3, H, W), masks (1, H', W') and positions.
         num_classes: K.
-        device: Of the model.
+        device: Device of the model.
         window, scales, flip: See `predict_probabilities`.
     """
     training = model.training
@@ -89,18 +89,18 @@ def evaluate_masks(
     """Score a trained segmenter.
 
     Args:
-        source: A run's best/ folder, or a segmenter that is open.
-        data, masks: As in training; of a folder with splits the test split counts, else the validation split.
-        reduce_zero_label, ignore_index: How its masks store ids; by default as those that were trained on.
+        source: A run's best/ folder, or an open segmenter.
+        data, masks: As in training; if a folder has splits, its test split, else its validation split.
+        reduce_zero_label, ignore_index: How its masks store ids; by default as the training masks.
         workers: Processes that read images.
-        max_broken: Share of faulty pairs, which are left out, above which the figures are refused.
+        max_broken: Maximum fraction of faulty pairs, which are left out; above it, no scores are returned.
         window: Side of the sliding window; by default the segmenter's own.
-        scales, flip: Of multi-scale testing; see `predict_probabilities`.
-        progress: Wraps what is iterated over, to show how far it is with what.
-        say: Takes a line on each pair that is left out.
+        scales, flip: For multi-scale testing; see `predict_probabilities`.
+        progress: Wraps an iterable, to show how far it has got.
+        say: Takes a line about each pair that is left out.
 
     Raises:
-        UserError: Nothing to read, masks that do not fit the classes.
+        UserError: Nothing to read, or masks that do not match the classes.
     """
     segmenter = open_segmenter(source) if isinstance(source, str | TrainedFolder) else source
     config = segmenter.config

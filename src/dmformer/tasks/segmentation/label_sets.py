@@ -1,4 +1,4 @@
-"""Names and colours of the classes of well-known sets of masks, as their makers give them."""
+"""Names and colours of the classes of well-known data sets, as their makers publish them."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,15 @@ def _label_set(colours: dict[str, tuple[int, int, int]]) -> LabelSet:
 
 
 def _from_hex(names: str, colours: str) -> LabelSet:
-    """From names with commas between them and colours as RRGGBB with spaces."""
+    """Parse names separated by commas and colours as RRGGBB separated by spaces."""
     numbers = [bytes.fromhex(colour) for colour in colours.split()]
     palette = tuple((red, green, blue) for red, green, blue in numbers)
     return LabelSet(tuple(name.strip() for name in names.split(",")), palette)
 
 
 def _voc_colour(i: int) -> tuple[int, int, int]:
-    """PASCAL VOC's rule: of i's bits, from the lowest, three at a time go to the colours, from their highest down."""
+    """PASCAL VOC's rule: each group of three bits of i, from the lowest, sets one bit of the red, green and blue
+    values, from their highest."""
     red, green, blue = (sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))
     return red, green, blue
 
@@ -60,8 +61,8 @@ _VOC_NAMES = (
 )
 
 ADE20K = _from_hex(_ADE20K_NAMES, _ADE20K_COLOURS)
-"""The 150 classes of the scene parsing benchmark, by the first of their names in its objectInfo150. Its masks count
-them from 1, with 0 for what has no class."""
+"""The 150 classes of the scene parsing benchmark, each with the first of its names in objectInfo150. The masks count
+them from 1, with 0 for unlabelled."""
 
 CITYSCAPES = _label_set(
     {
@@ -86,7 +87,7 @@ CITYSCAPES = _label_set(
         "bicycle": (119, 11, 32),
     }
 )
-"""The 19 classes that are scored, by their train ids."""
+"""The 19 scored classes, by their train ids."""
 
 VOC = LabelSet(_VOC_NAMES, tuple(_voc_colour(i) for i in range(len(_VOC_NAMES))))
 """PASCAL VOC's background and 20 classes."""
@@ -106,9 +107,9 @@ CAMVID = _label_set(
         "bicyclist": (0, 128, 192),
     }
 )
-"""CamVid's 32 classes merged to 11, as since SegNet."""
+"""CamVid's 32 classes merged into 11, as has been common since SegNet."""
 
 _SCORED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 
 CITYSCAPES_TRAIN_IDS = {i: _SCORED.index(i) if i in _SCORED else 255 for i in range(-1, 34)}
-"""From the ids of the files *_labelIds.png (-1 to 33) to train ids; 255 for what is not scored."""
+"""Maps the ids of the files *_labelIds.png (-1 to 33) to train ids; 255 for classes that are not scored."""

@@ -1,7 +1,7 @@
-"""Images and their masks as training and evaluation see them: transforms, dataset and loaders.
+"""Images and their masks as used in training and evaluation: transforms, dataset and loaders.
 
-A transform takes an RGB picture and its training ids, a `tv_tensors.Mask` (H, W) of uint8 with `IGNORE`, and answers
-with a normalised float32 tensor (3, H', W') and an int64 tensor of ids.
+A transform takes an RGB image and its training ids, a `tv_tensors.Mask` (H, W) of uint8 with `IGNORE`, and returns a
+normalised float32 tensor (3, H', W') and an int64 tensor of ids.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,23 +23,24 @@ from .masks import IGNORE, StrangeLabelError, read_mask
 PairTransform = Callable[[Image.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 PairBatch = tuple[Tensor, Tensor, Tensor]
-"""Images (B, 3, H, W), ids (B, H, W) and positions (B); position ~i says that pair i was broken and replaced."""
+"""Images (B, 3, H, W), ids (B, H, W) and positions (B); position ~i means that pair i was broken and replaced."""
 
 TRIES = 10
-"""Crops that are looked at for one without a class that covers too much."""
+"""Maximum number of crops tried to find one in which no class covers too much."""
 
 
 class ScaledCrop(v2.Transform):
-    """Resize by a random factor and crop, in one: only what is left of the image is computed.
+    """Resize by a random factor and crop in one step: only the visible part of the image is computed.
 
-    Equal to resizing the whole (the image by antialiased bilinear interpolation, the mask by the nearest pixel) and
-    cropping after it. Where the resized image is smaller than the crop, all of it is kept in that direction.
+    Equal to resizing the whole (the image with antialiased bilinear interpolation, the mask with nearest neighbour) and
+    then cropping. If the resized image is smaller than the crop in one direction, all of it is kept in that direction.
 
     Args:
         crop: Side of the crop in pixels.
-        resize: Shorter side that the image has at factor 1; None is its own.
+        resize: Shorter side of the image at factor 1; None is its own.
         scale: Range of the factor, drawn uniformly.
-        largest_share: Most of the labelled pixels that one class may cover; after `TRIES` the last crop is taken.
+        largest_share: Maximum fraction of the labelled pixels that one class may cover; after `TRIES` the last crop is
+            used.
     """
 
     def __init__(self, crop: int, resize: int | None, scale: tuple[float, float], largest_share: float) -> None:
@@ -47,7 +48,7 @@ class ScaledCrop(v2.Transform):
         self.crop, self.resize, self.scale, self.largest_share = crop, resize, scale, largest_share
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Choose the region of the image (left, upper, right, lower) and the (width, height) that it gets."""
+        """Choose the region of the image (left, upper, right, lower) and its output (width, height)."""
         mask = Image.fromarray(next(item for item in flat_inputs if isinstance(item, tv_tensors.Mask)).numpy())
         factor = float(torch.empty(()).uniform_(*self.scale)) * (self.resize or min(mask.size)) / min(mask.size)
         full = [max(round(side * factor), 1) for side in mask.size]
@@ -61,7 +62,7 @@ class ScaledCrop(v2.Transform):
         return {"size": (width, height), "box": box}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Take the region of a picture or of its mask."""
+        """Crop an image or its mask to the region, and resize it."""
         if isinstance(inpt, tv_tensors.Mask):
             region = _resized(Image.fromarray(inpt.numpy()), params["size"], params["box"])
             return tv_tensors.Mask(functional.pil_to_tensor(region)[0])
@@ -69,14 +70,14 @@ class ScaledCrop(v2.Transform):
 
 
 class ResizedImage(v2.Transform):
-    """Resize the picture, and not its mask, so that its shorter side is `side`."""
+    """Resize the image, but not its mask, so that its shorter side is `side`."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize a picture, leave a mask as it is."""
+        """Resize an image, leave a mask unchanged."""
         return inpt if isinstance(inpt, tv_tensors.Mask) else functional.resize(inpt, [self.side])
 
 
@@ -90,20 +91,20 @@ def train_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> PairTransform:
-    """Random scale, crop, flip and colours: picture and ids to tensors (3, crop, crop) and (crop, crop).
+    """Random scale, crop, flip and colours: image and ids to tensors (3, crop, crop) and (crop, crop).
 
-    What the image is too small for is its mean colour, and `IGNORE` in the ids, on any side.
+    A small image is padded, on any side, with the mean colour, and its ids with `IGNORE`.
 
     Args:
         crop: Side of the crop in pixels.
-        resize: Shorter side that the image is brought to first; None keeps its size.
-        scale: Range of the random factor on that size, proportions kept.
+        resize: Shorter side of the image before the random factor; None keeps its size.
+        scale: Range of the random factor on that size; the aspect ratio is kept.
         hflip: Probability of a horizontal flip.
-        photometric: Random brightness, contrast, saturation, hue and order of channels (SSD's).
-        largest_share: Most of a crop's labelled pixels that one class may cover; up to ten crops are tried.
+        photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
+        largest_share: Maximum fraction of a crop's labelled pixels that one class may cover; up to ten crops are tried.
         mean, std: Of the red, green and blue values, 0 to 1.
     """
-    # Padding comes last, when the mean colour is 0 and colours are no longer changed.
+    # Padding comes last, when the mean colour is 0 and colours no longer change.
     fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
     return v2.Compose(
         [
@@ -118,21 +119,21 @@ def train_transform(
 
 
 def eval_transform(mean: Sequence[float], std: Sequence[float], resize: int | None = None) -> PairTransform:
-    """The whole image, its shorter side brought to `resize` if given: tensors (3, H', W') and ids (H, W).
+    """The whole image, with its shorter side resized to `resize` if given: tensors (3, H', W') and ids (H, W).
 
-    The ids keep their size, for predictions are brought back to it.
+    The ids keep their size, because predictions are resized to it.
     """
     first = [] if resize is None else [ResizedImage(resize)]
     return v2.Compose([*first, *_to_tensors(mean, std), v2.ToPureTensor()])
 
 
 class PairSet(Dataset):
-    """Pairs, read and transformed: `pairs[epoch, i] -> (image, ids, position)`, by seed, epoch and position alone.
+    """Pairs, read and transformed: `pairs[epoch, i] -> (image, ids, position)`, determined by seed, epoch and position.
 
-    A pair that breaks in spite of `check_pairs` is replaced by the next one that can be read in training.
+    In training, a pair that is broken in spite of `check_pairs` is replaced by the next readable one.
 
     Raises:
-        BrokenImageError: In evaluation, for such a pair; in training, when none can be read.
+        BrokenImageError: In evaluation, for such a pair; in training, if no pair can be read.
     """
 
     def __init__(self, pairs: Pairs, transform: PairTransform, training: bool, seed: int) -> None:
@@ -154,7 +155,7 @@ class PairSet(Dataset):
             return *self.transform(image, tv_tensors.Mask(torch.from_numpy(ids))), position
 
     def picture(self, position: int):
-        """The RGB picture of a pair, as it is shown to people, and its training ids (H, W), uint8."""
+        """The RGB image of a pair as people see it, and its training ids (H, W), uint8."""
         path, name = self.pairs.images[position], self.pairs.name(position)
         try:
             with open(path, "rb") as file:
@@ -198,7 +199,7 @@ def eval_pairs_loader(
     world: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of one image, its ids and its position; process `rank` of `world` gets every so manieth, none twice."""
+    """Batches of one image, its ids and its position; process `rank` of `world` gets every `world`-th, none twice."""
     dataset = PairSet(pairs, transform, training=False, seed=0)
     return DataLoader(
         dataset, batch_sampler=ShareSampler(len(pairs), rank, world), **loader_options(workers, pin_memory)
@@ -215,7 +216,7 @@ def _resized(mask: Image.Image, size: tuple[int, int], box: tuple[float, float, 
 
 
 def _share(mask: Image.Image) -> float:
-    """The largest share of the labelled pixels that one class covers; 1 where none is labelled."""
+    """The largest fraction of the labelled pixels that one class covers; 1 if none is labelled."""
     counts = mask.histogram()
     counts[IGNORE] = 0
     return max(counts) / sum(counts) if any(counts) else 1.0

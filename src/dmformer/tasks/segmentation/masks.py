@@ -1,4 +1,4 @@
-"""Id masks: read as they are stored, and the one mapping of stored ids to the ids that are trained on."""
+"""Id masks: reading them exactly as stored, and the one mapping from stored ids to training ids."""
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -12,7 +12,7 @@ from ...data.decode import BrokenImageError
 from ...utils.errors import UserError
 
 IGNORE = 255
-"""The id that no loss and no score counts."""
+"""The id that every loss and score skips."""
 
 STRANGE = -1
 """In look-up tables: a stored id that is neither a class nor ignored."""
@@ -42,31 +42,31 @@ def map_labels(
     ignore_index: Collection[int] = (IGNORE,),
     table: Mapping[int, int] | None = None,
 ) -> np.ndarray:
-    """Map ids as they are stored in a mask (any shape) to training ids 0 .. `num_classes` - 1 or `IGNORE`, as uint8.
+    """Map ids as stored in a mask (any shape) to training ids 0 .. `num_classes` - 1 or `IGNORE`, as uint8.
 
-    Every stored id is looked at once, in this order:
+    Every stored id is looked up once, in this order:
 
-    1. With a `table`, its entry is the training id, and `IGNORE` where it has none.
-    2. An id of `ignore_index` is `IGNORE`; these are ids as stored, before anything is shifted.
+    1. With a `table`, its entry is the training id, and `IGNORE` if it has none.
+    2. An id in `ignore_index` is `IGNORE`; these are ids as stored, before anything is shifted.
     3. With `reduce_zero_label`, 0 is `IGNORE` and k + 1 is class k.
     4. Without it, k is class k.
 
-    What none of these names raises an error: nothing turns silently into a class, or into nothing.
+    An id that no rule covers raises an error: nothing silently becomes a class, or disappears.
 
-    Two mistakes are classic. Shifting by subtraction in 8 bits makes 255 the class 254 (and 0 the ignored 255): here
-    ignored ids are taken out first. And where ids count from 1, ignoring 0 without shifting leaves every class one too
-    high, and the last without a place: ADE20K's masks need `reduce_zero_label`, not `ignore_index=(0,)`.
+    This avoids two classic mistakes. Subtraction in 8 bits turns 255 into class 254 (and 0 into the ignored 255): here
+    ignored ids are removed first. And if ids count from 1, ignoring 0 without shifting leaves every class one too high
+    and no place for the last: ADE20K's masks need `reduce_zero_label`, not `ignore_index=(0,)`.
 
     Args:
         ids: Integers, of any shape, e.g. (H, W).
         num_classes: K, at most 255, since 255 is `IGNORE`.
-        reduce_zero_label: 0 is not labelled and class k is stored as k + 1 (ADE20K's SceneParsing).
-        ignore_index: Stored ids that mean "not labelled".
-        table: Training ids of stored ids, for Cityscapes' labelIds.
+        reduce_zero_label: 0 is unlabelled and class k is stored as k + 1 (ADE20K's SceneParsing).
+        ignore_index: Stored ids that mean "unlabelled".
+        table: Maps stored ids to training ids, for Cityscapes' labelIds.
 
     Raises:
-        StrangeLabelError: An id that is no class and not ignored.
-        UserError: More than 255 classes, a table that leads outside them, or a table and `reduce_zero_label`.
+        StrangeLabelError: An id that is neither a class nor ignored.
+        UserError: More than 255 classes, a table with entries outside them, or both a table and `reduce_zero_label`.
     """
     rules = (num_classes, reduce_zero_label, tuple(ignore_index), None if table is None else tuple(table.items()))
     if ids.dtype == bool:
@@ -84,11 +84,11 @@ def map_labels(
 def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
     """Read an id mask as an array (H, W) of integers, exactly as stored.
 
-    Grey values are ids, indices into a palette are (its colours are not looked at), and so are 1-bit and 16-bit values;
-    EXIF is not applied.
+    Grey values are ids; so are palette indices (the colours are not used), and 1-bit and 16-bit values. EXIF is not
+    applied.
 
     Raises:
-        BrokenImageError: It cannot be read, was compressed with loss, or holds colours instead of ids.
+        BrokenImageError: The mask cannot be read, was compressed with loss, or holds colours instead of ids.
     """
     if isinstance(source, str | Path):
         try:
@@ -100,7 +100,7 @@ def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         spread = SPREAD.get(_stored_mode(image), 1)
         image.load()
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # decoders raise anything on damaged input
         raise BrokenImageError(str(error) or type(error).__name__) from error
     if image.format in LOSSY:
         raise BrokenImageError(f"is a {image.format}, whose compression changes ids: save masks as PNG")
@@ -111,7 +111,7 @@ def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
 
 
 def _stored_mode(image: Image.Image) -> str:
-    """How the values lie in the file, e.g. "L;4", until the image is loaded."""
+    """How the file stores the values, e.g. "L;4", before the image is loaded."""
     tiles = getattr(image, "tile", None)
     mode = tiles[0][3] if tiles else ""
     return str(mode[0] if isinstance(mode, tuple) and mode else mode)
@@ -143,7 +143,7 @@ def _training_ids(
     ignore_index: tuple[int, ...],
     table: tuple[tuple[int, int], ...] | None,
 ) -> np.ndarray:
-    """Training ids of some stored ids, int16, `STRANGE` where there is none."""
+    """Training ids of some stored ids, int16, `STRANGE` if there is none."""
     if not 1 <= num_classes <= IGNORE:
         raise UserError(
             f"{num_classes} classes: there must be 1 to {IGNORE}, since {IGNORE} is the id that is ignored."

@@ -1,6 +1,6 @@
 """Semantic segmentation: Semantic FPN and UperNet over any backbone with maps at strides 4, 8, 16 and 32.
 
-The heads are segmentation_models_pytorch's and transformers', which a page of code here joins to timm's backbones.
+The heads come from segmentation_models_pytorch and transformers; this module joins them to timm's backbones.
 """
 
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from ...utils.extras import needs
 from .masks import IGNORE
 
 AT_ONCE = 2**26
-"""Numbers of an image's probabilities that are brought to its size at once: 256 MB."""
+"""Maximum number of probabilities of an image that are resized at once: 256 MB."""
 
 
 class SegmentationModel(nn.Module):
@@ -27,12 +27,12 @@ class SegmentationModel(nn.Module):
     In training mode with an auxiliary head it returns (logits, auxiliary logits), of the same shape.
 
     Args:
-        backbone: Gives maps at strides 4, 8, 16 and 32, the last of those in its list.
+        backbone: Returns maps at strides 4, 8, 16 and 32, as the last ones in its list.
         head: The maps -> logits at stride 4.
         auxiliary: Likewise, at any stride.
-        multiple: What height and width are padded to a multiple of, with zeros at the right and the bottom.
-        at_least: Height and width that they are padded to.
-        made_for: Height and width of the only images that the backbone takes, if it is of that kind.
+        multiple: Height and width are padded to a multiple of this, with zeros at the right and the bottom.
+        at_least: Minimum height and width after padding.
+        made_for: The only height and width that the backbone accepts, if it is limited to one size.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SegmentationModel(nn.Module):
         return logits
 
     def padded(self, x: Tensor) -> Tensor:
-        """Images with the zeros that the backbone and the head need, (B, 3, H', W')."""
+        """Pad images with the zeros that the backbone and the head need: (B, 3, H', W')."""
         height, width = x.shape[-2:]
         right = torch.sym_max(-width % self.multiple, self.at_least[1] - width)
         below = torch.sym_max(-height % self.multiple, self.at_least[0] - height)
@@ -68,7 +68,7 @@ class SegmentationModel(nn.Module):
         return x
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, which timm asks a model for."""
+        """Parameters exempt from weight decay; timm calls this."""
         return undecayed(self)
 
 
@@ -79,10 +79,10 @@ def semantic_fpn(
 
     Args:
         backbone: See `SegmentationModel`.
-        channels: Of its four maps.
+        channels: Channels of its four maps.
         num_classes: K.
         width: Channels of the pyramid (256 in the paper); the segmentation branch has half as many.
-        dropout: Of whole channels, before the last convolution (a reconstruction: 0.1, as UperNet's).
+        dropout: Rate of channel dropout before the last convolution (a reconstruction: 0.1, as UperNet's).
     """
     with needs("seg", "Semantic FPN"):
         from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
@@ -93,7 +93,7 @@ def semantic_fpn(
         segmentation_channels=width // 2,
         dropout=dropout,
     )
-    # It doubles each map to meet the one before, so these must be halves of each other.
+    # The decoder doubles each map to match the next finer one, so each must be half the size of that one.
     head = nn.Sequential(decoder, nn.Conv2d(decoder.out_channels, num_classes, kernel_size=1))
     return SegmentationModel(backbone, head, multiple=32, at_least=(64, 64))  # its norms need more than one position
 
@@ -105,10 +105,10 @@ def upernet(
 
     Args:
         backbone: See `SegmentationModel`.
-        channels: Of its four maps.
+        channels: Channels of its four maps.
         num_classes: K.
-        width: Channels of the head; the auxiliary one has 256.
-        dropout: Of whole channels, before the last convolutions, which transformers leaves out.
+        width: Channels of the head; the auxiliary head has 256.
+        dropout: Rate of channel dropout before the last convolutions, which transformers leaves out.
     """
     with needs("seg", "UperNet"):
         from transformers import UperNetConfig
@@ -124,14 +124,15 @@ def upernet(
     for block in head.psp_modules.blocks:
         pool, *_ = block.children()
         block.add_module("0", AdaptivePool(pool.output_size))
-        block.layers = list(block.children())  # it calls a list of its own
+        block.layers = list(block.children())  # its forward uses a list of its own
     return SegmentationModel(backbone, head, auxiliary)
 
 
 class AdaptivePool(nn.AdaptiveAvgPool2d):
     """Adaptive average pooling: (B, C, H, W) -> (B, C, *output_size).
 
-    Exported as two products with matrices that are made from the map's size, for ONNX has no operator for free sizes.
+    Exported as two matrix products whose matrices depend on the map's size, because ONNX has no operator for free
+    sizes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class AdaptivePool(nn.AdaptiveAvgPool2d):
 
 
 def _bins(out: int, side: int, like: Tensor) -> Tensor:
-    """The matrix (out, side) that takes the mean of each bin: from floor(i side / out) to ceil((i + 1) side / out)."""
+    """The matrix (out, side) that averages each bin, from floor(i side / out) to ceil((i + 1) side / out)."""
     length = torch.scalar_tensor(side, dtype=torch.int64)
     place, i = torch.arange(side)[None], torch.arange(out)[:, None]
     inside = (place >= i * length // out) & (place < -(-(i + 1) * length // out))
@@ -162,19 +163,19 @@ def segmentation_model(
     width: int | None = None,
     dropout: float = 0.1,
 ) -> SegmentationModel:
-    """A backbone of ours or timm's with a head on it.
+    """A backbone from dmformer or timm with a head on it.
 
     Args:
         name: timm's name of the backbone.
         num_classes: K.
         head: `semantic_fpn` or `upernet`.
-        weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: For `timm.create_model`.
-        width: Of the head; None is its own.
-        dropout: Of the head.
+        weights: Weights of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
+        backbone_args: Arguments for `timm.create_model`.
+        width: Width of the head; None is the head's default.
+        dropout: Dropout of the head.
 
     Raises:
-        UserError: A backbone without maps at strides 4, 8, 16 and 32, or without these arguments.
+        UserError: The backbone lacks maps at strides 4, 8, 16 and 32, or does not accept these arguments.
     """
     backbone, channels = open_backbone(name, "a segmenter", weights, backbone_args)
     sizes = {} if width is None else {"width": width}
@@ -192,13 +193,14 @@ def segmentation_loss(
     auxiliary_weight: float = 0.4,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy, mean over the labelled pixels (by the weights of their classes, if any), plus the auxiliary one.
+    """Cross entropy, averaged over the labelled pixels (weighted by class, if weights are given), plus the auxiliary
+    loss.
 
     Args:
-        outputs: Logits (B, K, H, W), or with auxiliary ones.
-        targets: (B, H, W), ids, `IGNORE` where nothing is known. A batch without a labelled pixel has loss 0.
-        auxiliary_weight: Of the auxiliary logits' loss; 0.4 in the papers of VAN, SMT and ViTAEv2.
-        class_weights: (K), None for equal ones.
+        outputs: Logits (B, K, H, W), or a pair of logits and auxiliary logits.
+        targets: (B, H, W), ids, `IGNORE` for unlabelled pixels. A batch without a labelled pixel has loss 0.
+        auxiliary_weight: Weight of the auxiliary loss; 0.4 in the papers of VAN, SMT and ViTAEv2.
+        class_weights: (K), None for equal weights.
     """
     logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
     labelled = targets != IGNORE
@@ -225,13 +227,13 @@ def predict_probabilities(
     Args:
         model: A segmentation model in evaluation mode.
         image: Normalised.
-        window: Side of the sliding window, whose logits are averaged where windows overlap; None is the whole image.
-            One window that covers the image gives what the whole image gives. A backbone that takes one size of images
-            has a window of it.
-        stride: Of the window; by default two thirds of it.
-        scales: Factors on the image's size, whose probabilities are averaged (0.5 to 1.75 in the papers' multi-scale
+        window: Side of the sliding window; logits are averaged where windows overlap. None predicts the whole image,
+            and one window that covers the image gives the same result. For a backbone that accepts a single image size,
+            the window has that size.
+        stride: Stride of the window; by default two thirds of it.
+        scales: Scale factors of the image; the probabilities are averaged (0.5 to 1.75 in the papers' multi-scale
             testing).
-        flip: Also average with the image mirrored.
+        flip: Also average with the mirrored image.
     """
     size, made_for = image.shape[-2:], getattr(model, "made_for", None)
     if made_for is not None:
@@ -251,14 +253,14 @@ def predict_probabilities(
 def likeliest(
     probabilities: Tensor, size: Sequence[int], targets: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Probabilities (1, K, h, w), brought to another size -> the likeliest class (1, H, W) of every pixel.
+    """Resize probabilities (1, K, h, w) and return the most likely class (1, H, W) of every pixel.
 
-    Some classes at a time: all of ADE20K's for a photo of 12 megapixels would take 7 GB.
+    Works on a few classes at a time: all of ADE20K's for a photo of 12 megapixels would take 7 GB.
 
     Args:
         probabilities: Of the classes.
         size: H and W.
-        targets: (1, H, W), ids of classes whose probability (1, H, W) is wanted too.
+        targets: (1, H, W), ids of classes whose probability (1, H, W) is returned too.
     """
     step = max(AT_ONCE // (size[0] * size[1]), 1)
     best, ids, wanted = torch.zeros(()), torch.zeros((), dtype=torch.int64), None
@@ -275,7 +277,7 @@ def likeliest(
 
 
 def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int | None, stride: int | None) -> Tensor:
-    """Logits of an image (1, 3, H, W) by windows, the last of each row and column ending with the image."""
+    """Logits of an image (1, 3, H, W) by windows; the last window of each row and column ends at the image's edge."""
     height, width = image.shape[-2:]
     if window is None or (height <= window and width <= window):
         return model(image)
@@ -301,5 +303,5 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), bilinear with corners not aligned, as the authors' code bases do it."""
+    """(B, C, H, W) -> (B, C, *size), bilinear without aligned corners, as in the authors' code."""
     return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)

@@ -14,55 +14,57 @@ class SegmentationRecipe(Recipe):
     task: ClassVar[str] = "segmentation"
 
     head: Literal["fpn", "upernet"] = "fpn"
-    """Semantic FPN, or UperNet with an auxiliary FCN head; over any model with maps at strides 4, 8, 16 and 32."""
+    """Semantic FPN, or UperNet with an auxiliary FCN head; works with any model that has maps at strides 4, 8, 16 and
+    32."""
     width: int | None = None
     """Channels of the head; by default 256 for fpn (half of it after the pyramid) and 512 for upernet."""
     dropout: float = 0.1
-    """Dropout of whole channels before the head's last convolution."""
+    """Rate of channel dropout before the head's last convolution."""
     auxiliary_weight: float = 0.4
     """Weight of upernet's auxiliary loss."""
 
     data: str = ""
     """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC, or
-    images alone with their masks in --masks."""
+    only images, with their masks in --masks."""
     masks: str | None = None
-    """Folder of the id masks, where --data is a folder of images; they match by name."""
+    """Folder of the id masks, if --data is a folder of images; masks are matched by name."""
     classes: tuple[str, ...] = ()
-    """Names of the classes in the order of their ids, or one text file with a name a line; needed where the layout
-    does not tell them."""
+    """Class names in the order of their ids, or one text file with one name per line; needed if the layout does not
+    give them."""
     max_broken: float = 0.0
-    """Share of images without a fitting mask above which the run stops with their list; below, they are left out."""
+    """Maximum fraction of images without a valid mask. Above it, the run stops and lists them; otherwise it leaves them
+    out."""
     reduce_zero_label: bool = False
-    """Id 0 in the masks is unlabelled and class k is stored as k + 1 (ADE20K)."""
+    """Id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K)."""
     ignore_index: tuple[int, ...] = (255,)
     """Ids in the masks that mean unlabelled."""
 
     image_size: int = 512
-    """Height and width in pixels of the crops that are trained on, 32 or more."""
+    """Height and width in pixels of the training crops, 32 or more."""
     save_every: int | None = None
-    """Also save the state to resume from every so many steps; by default after each validation only."""
+    """Also save the state to resume from at this interval, in steps; by default only after each validation."""
     resize: int | None = None
-    """Shorter side in pixels that images are brought to, before training and when they are predicted; none keeps
-    their size."""
+    """Shorter side in pixels to which images are resized for training and prediction; none keeps their size."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random factor on an image's size, before the crop of --image-size."""
+    """Range of the random scale factor, applied before the crop of --image-size."""
     largest_share: float = 0.75
-    """Most of a crop that one class may cover; up to ten crops are tried."""
+    """Maximum fraction of a crop that one class may cover; up to ten crops are tried."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced weighs a class that has the share p of the training pixels by 1 / ln(1.02 + p), as ENet does."""
+    """balanced weights a class that makes up the fraction p of the training pixels by 1 / ln(1.02 + p), as ENet
+    does."""
     photometric: bool = True
-    """Random brightness, contrast, saturation and hue."""
+    """Randomly change brightness, contrast, saturation and hue."""
     window: int | None = None
-    """Side in pixels of the sliding window that images are predicted by; none predicts them whole."""
+    """Side in pixels of the sliding window for prediction; none predicts whole images."""
 
     iterations: int = 40_000
-    """Steps of training."""
+    """Number of training steps."""
     validate_every: int = 4_000
-    """Steps from one validation to the next; the state is saved as often."""
+    """Steps between validations; the state is saved at each."""
     warmup_iterations: int = 0
     """Steps of linear warm-up."""
     power: float = 0.9
-    """Of the polynomial decay of the learning rate; 1 is linear."""
+    """Power of the learning rate's polynomial decay; 1 is linear."""
 
     def check(self) -> None:
         super().check()
@@ -86,7 +88,7 @@ class SegmentationRecipe(Recipe):
 
 
 def camvid() -> SegmentationRecipe:
-    """dmformer train camvid --data camvid/: street scenes of 11 classes, from scratch on a CPU in half an hour."""
+    """dmformer train camvid --data camvid/: street scenes with 11 classes, from scratch on a CPU in half an hour."""
     return SegmentationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
@@ -111,7 +113,7 @@ def camvid() -> SegmentationRecipe:
 
 
 def segment() -> SegmentationRecipe:
-    """dmformer train segment --data images/ --masks masks/ --classes road sky: own images, from trained weights."""
+    """dmformer train segment --data images/ --masks masks/ --classes road sky: your images, from trained weights."""
     return SegmentationRecipe(
         model="dmformer_s",
         batch_size=8,
@@ -127,7 +129,7 @@ def segment() -> SegmentationRecipe:
 
 
 def ade20k_fpn() -> SegmentationRecipe:
-    """DMFormer-S with Semantic FPN on ADE20K, the paper's.
+    """The paper's DMFormer-S with Semantic FPN on ADE20K.
 
     From the paper: 40k iterations, AdamW at 2e-4, polynomial decay of power 0.9, total batch 16 on 8 GPUs.
     Reconstructions: crops of 512, weight decay 1e-4 (VAN's), drop path 0.1.
@@ -149,12 +151,12 @@ def ade20k_fpn() -> SegmentationRecipe:
 
 
 def ade20k_upernet() -> SegmentationRecipe:
-    """DMFormer-S with UperNet on ADE20K, the paper's.
+    """The paper's DMFormer-S with UperNet on ADE20K.
 
     From the paper: 160k iterations, AdamW at 6e-5, 1,500 iterations of warm-up, then linear decay, total batch 16 on
     8 GPUs. Reconstructions: crops of 512, weight decay 0.01 (VAN's, SMT's and ViTAEv2's), drop path 0.1. Those
-    three are trained alike, with another drop path: `--model smt_s --drop-path-rate 0.2`; 0.3 for smt_b and van_b3,
-    0.4 for van_b4, 0.2 for vitaev2_s.
+    three are trained in the same way, with another drop path: `--model smt_s --drop-path-rate 0.2`; 0.3 for smt_b and
+    van_b3, 0.4 for van_b4, 0.2 for vitaev2_s.
     """
     return replace(
         ade20k_fpn(),

@@ -1,4 +1,4 @@
-"""A trained segmenter with what is needed to use it, written to and read from a folder."""
+"""A trained segmenter with everything needed to use it, saved to and loaded from a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,21 +22,21 @@ from .masks import IGNORE
 from .model import HEADS, SegmentationModel, likeliest, predict_probabilities, segmentation_model
 
 TASK = "segmentation"
-"""What config.json says of such a folder."""
+"""The task that config.json names in such a folder."""
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """What a segmenter is made of and needs: config.json.
+    """How to build a segmenter, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: For `timm.create_model`.
-        head, width, dropout: A key of `HEADS`, and its arguments; None is the head's own width.
+        backbone, backbone_args: Arguments for `timm.create_model`.
+        head, width, dropout: A key of `HEADS`, and its arguments; None is the head's default width.
         class_names, palette: Names and colours (red, green, blue), in the order of the ids.
         mean, std: Of the red, green and blue values.
-        resize: Shorter side in pixels that images are brought to; None keeps their size.
-        window: Side of the sliding window; None predicts images whole.
-        reduce_zero_label, ignore_index: How the masks that it was trained on store ids; see `map_labels`.
+        resize: Shorter side in pixels to which images are resized; None keeps their size.
+        window: Side of the sliding window; None predicts whole images.
+        reduce_zero_label, ignore_index: How the training masks store ids; see `map_labels`.
     """
 
     backbone: str
@@ -54,7 +54,7 @@ class SegmenterConfig:
     ignore_index: tuple[int, ...] = (IGNORE,)
 
     def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
-        """The model, with random weights, or its backbone with those of a classifier."""
+        """Build the model with random weights, or its backbone with the weights of a classifier."""
         return segmentation_model(
             self.backbone,
             len(self.class_names),
@@ -68,7 +68,7 @@ class SegmenterConfig:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model with what is needed to use it; a `MaskPredictor`."""
+    """A model with everything needed to use it; a `MaskPredictor`."""
 
     model: SegmentationModel
     config: SegmenterConfig
@@ -92,11 +92,11 @@ class Segmenter:
         return fused
 
     def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
         return to_best_device(self.model)
 
     def transform(self) -> PairTransform:
-        """What an image, with or without its mask, goes through: PIL to a normalised tensor (3, H', W')."""
+        """The transform of an image, with or without its mask: PIL to a normalised tensor (3, H', W')."""
         config = self.config
         return eval_transform(config.mean, config.std, config.resize)
 
@@ -113,21 +113,21 @@ class Segmenter:
     def segment(
         self, image: Image.Image, window: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> np.ndarray:
-        """The likeliest class (H, W), uint8, of every pixel of an image; see `predict_probabilities`."""
+        """The most likely class (H, W), uint8, of every pixel of an image; see `predict_probabilities`."""
         found = self.probabilities(image, window, scales, flip)[None]
         return likeliest(found, (image.height, image.width))[0][0].byte().cpu().numpy()
 
 
 def save_segmenter(folder: Path, config: SegmenterConfig, state: dict[str, Tensor]) -> None:
-    """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
+    """Write model.safetensors and config.json, each atomically; creates the folder if needed."""
     save_model(folder, TASK, config, state)
 
 
 def open_segmenter(source: str | TrainedFolder) -> Segmenter:
-    """A trained segmenter from a run's best/ folder, or the run's folder.
+    """Open a trained segmenter from a run's best/ folder, or the run's folder.
 
     Raises:
-        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+        UserError: No such folder, an unknown architecture, or weights that do not fit.
     """
     trained = folder_for(TASK, source, "a segmenter")
     config = segmenter_config(trained)
@@ -135,7 +135,7 @@ def open_segmenter(source: str | TrainedFolder) -> Segmenter:
 
 
 def segmenter_config(trained: TrainedFolder) -> SegmenterConfig:
-    """Read a config.json that `save_segmenter` wrote; UserError for anything else."""
+    """Read a config.json written by `save_segmenter`; UserError for anything else."""
     config = read_as(SegmenterConfig, trained, "a segmenter")
     if config.head not in HEADS or not timm.is_model(config.backbone):
         raise UserError(f"{trained.path} is not a segmenter's configuration: its model or head is unknown.")

@@ -77,7 +77,7 @@ class SegmentationJob:
         self.epochs = recipe.iterations // self.every
 
     def config(self) -> SegmenterConfig:
-        """What the recipe's segmenter is made of."""
+        """The configuration of the recipe's segmenter."""
         recipe = self.recipe
         sized = size_argument(recipe.model, recipe.image_size)
         regularised = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
@@ -149,7 +149,7 @@ class SegmentationJob:
         self, model: nn.Module, loader: DataLoader, device: torch.device, gather: Callable[[Tensor], Tensor]
     ) -> dict[str, float]:
         counts = count_pixels(model, loader, len(self.class_names), device, self.config().window)
-        # Each process has its share of the images; what they counted adds up.
+        # Each process has a part of the images; their counts add up.
         confusion = gather(counts.confusion[None].to(device)).sum(0)
         loss = float(gather(torch.tensor([counts.loss], device=device)).double().sum())
         scores = score_masks(confusion, class_counts(confusion)[None], self.class_names, resamples=0)
@@ -218,7 +218,7 @@ class SegmentationJob:
 
 
 def _continued(trained: TrainedFolder, config: SegmenterConfig) -> SegmentationModel:
-    """A segmenter with the weights of another; its last convolutions only where the number of classes is the same."""
+    """A segmenter with another one's weights; the last convolutions only if the number of classes is the same."""
     stated = segmenter_config(trained)
     if (stated.backbone, stated.head) != (config.backbone, config.head):
         raise UserError(f"{trained} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
