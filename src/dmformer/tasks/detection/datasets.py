@@ -1,4 +1,4 @@
-"""Photos with the objects on them: opened, checked before training, split."""
+"""Images with annotated objects: opened, checked before training, split."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,23 +14,23 @@ from .formats.find import Found, find_boxes
 from .formats.parts import Outline, Part, other_size, photo_sizes
 
 SHARES = 2.0
-"""Edges up to which boxes, if they are most of a file, are taken for shares of the width and height."""
+"""If most boxes of a file have edges up to this, they are taken for fractions of the width and height."""
 
 SMALL = 4
-"""Pixels: thinner objects are told."""
+"""In pixels: thinner objects are reported."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The objects on one photo.
+    """The annotated objects of one image.
 
     Attributes:
-        boxes: (n, 4), float32: left, upper, right and lower edge in pixels of the photo, within it.
+        boxes: (n, 4), float32: left, upper, right and lower edge in pixels of the image, within it.
         labels: (n), int64: classes from 0.
         crowd: (n), bool: regions of many objects, which are neither trained on nor counted as missed.
-        areas: (n), float64: COCO's areas, else those of the boxes.
+        areas: (n), float64: COCO's areas, else the areas of the boxes.
         ids: (n), int64.
-        outlines: Of each object; None where some have none.
+        outlines: Outline of each object; None if any object lacks one.
     """
 
     boxes: np.ndarray
@@ -44,7 +44,7 @@ class Annotations:
         return len(self.labels)
 
     def single(self) -> "Annotations":
-        """Those that are no crowds."""
+        """The objects that are not crowds."""
         if not self.crowd.any():
             return self
         kept = np.flatnonzero(~self.crowd)
@@ -58,10 +58,10 @@ class Annotations:
         )
 
     def masks(self, height: int, width: int) -> np.ndarray:
-        """The outlines filled, as COCO does it: (n, H, W), uint8, 0 or 1.
+        """Fill the outlines, as COCO does: (n, H, W), uint8, 0 or 1.
 
         Raises:
-            ValueError: There are no outlines, or run lengths are of another size.
+            ValueError: There are no outlines, or run lengths have another size.
         """
         if not len(self):
             return np.zeros((0, height, width), np.uint8)
@@ -83,17 +83,17 @@ class Annotations:
 
 @dataclass(frozen=True)
 class BoxSet:
-    """Photos and the objects on each.
+    """Images and the objects in each.
 
     Attributes:
-        images: Files.
-        sizes: (N, 2), int64: height and width as people see the photo.
-        annotations: Of each photo; one may have no objects.
+        images: Image files.
+        sizes: (N, 2), int64: height and width of the image as people see it.
+        annotations: Objects of each image; there may be none.
         class_names: Names, in the order of the labels.
-        category_ids: The classes' numbers in the files: COCO's own (-1 for a class that a file lacks), from 1 with
-            Pascal VOC, from 0 with YOLO.
+        category_ids: The classes' numbers in the files: COCO's own (-1 for a class that a file lacks), from 1 for
+            Pascal VOC, from 0 for YOLO.
         image_ids: COCO's own, else from 1.
-        root: Folder that names for people begin at.
+        root: Folder at which display names start.
     """
 
     images: tuple[Path, ...]
@@ -108,11 +108,11 @@ class BoxSet:
         return len(self.images)
 
     def name(self, i: int) -> str:
-        """Name of photo i, for people: its path below the data folder."""
+        """Display name of image i: its path below the data folder."""
         return relative_name(self.images[i], self.root)
 
     def subset(self, indices: Iterable[int]) -> "BoxSet":
-        """Some of the photos, in the order given."""
+        """Some of the images, in the given order."""
         chosen = [int(i) for i in indices]
         images, annotations, ids = (
             tuple(items[i] for i in chosen) for items in (self.images, self.annotations, self.image_ids)
@@ -121,12 +121,12 @@ class BoxSet:
 
     @property
     def objects(self) -> int:
-        """How many there are, crowds included."""
+        """Number of objects, including crowds."""
         return sum(map(len, self.annotations))
 
     @property
     def single(self) -> int:
-        """How many there are without crowds, which can be learnt and found."""
+        """Number of objects without crowds, which can be learnt and detected."""
         return sum(int((~each.crowd).sum()) for each in self.annotations)
 
     @property
@@ -137,7 +137,7 @@ class BoxSet:
 
 @dataclass(frozen=True)
 class BoxSplits:
-    """A set of photos with objects, ready to train on; `faults` are objects and photos that were left out."""
+    """A data set of images with objects, ready to train on; `faults` are objects and images that were left out."""
 
     train: BoxSet
     val: BoxSet
@@ -152,7 +152,7 @@ class BoxSplits:
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """The classes' numbers in the files of the training photos."""
+        """The classes' numbers in the files of the training images."""
         return self.train.category_ids
 
 
@@ -164,30 +164,30 @@ def open_boxes(
     test_share: float = 0.15,
     seed: int = 0,
 ) -> BoxSplits:
-    """Read photos and the objects on them; the layout is told by what lies in `data`.
+    """Read images and their annotated objects; the layout is recognised by the content of `data`.
 
     - COCO: `annotations/instances_train2017.json` with `train2017/` or `images/train2017/`, the same with val and test
-      and without the year or the folder; Roboflow's `train/_annotations.coco.json`; or one .json with its photos;
+      and without the year or the folder; Roboflow's `train/_annotations.coco.json`; or one .json with its images;
     - Pascal VOC: `Annotations/`, `JPEGImages/` and perhaps `ImageSets/Main/`, also below `VOCdevkit/VOC2012/`; or
-      `annotations/` and `images/`; or .xml files beside the photos;
+      `annotations/` and `images/`; or .xml files beside the images;
     - YOLO: a `data.yaml`; or `images/` and `labels/`, with `train/`, `val/` and perhaps `test/` in both or without; or
-      text files beside the photos; with the names of the classes in a `classes.txt`, if there is one.
+      text files beside the images; with the class names in a `classes.txt`, if there is one.
 
-    What comes without a validation split is split at random by `seed`. Faulty objects and photos are left out, boxes
-    clipped to the photo; `check_boxes` looks at the photos themselves.
+    Data without a validation split is split at random by `seed`. Faulty objects and images are left out, and boxes are
+    clipped to the image; `check_boxes` checks the image files themselves.
 
     Args:
         data: The folder, or one COCO .json.
-        images: Folder of the photos of COCO files, where they lie elsewhere.
-        classes: Names of the classes: of YOLO in files that do not name them, in the order of their numbers; otherwise
-            those to be learnt, in this order, objects of others being left out. Or one path of a text file with a name
-            a line.
-        val_share, test_share: Shares that are split off where the data is not split.
-        seed: Of that split.
+        images: Folder of the images of COCO files, if they are elsewhere.
+        classes: Class names. For YOLO files without names, in the order of their numbers; otherwise the classes to
+            learn, in this order, and objects of other classes are left out. Or the path of one text file with one name
+            per line.
+        val_share, test_share: Fractions to split off if the data is not split.
+        seed: Seed of that split.
 
     Raises:
-        UserError: Nothing there, no known layout, a file that is not what its name says, boxes in other units, classes
-            that differ between the splits, or too few photos to split.
+        UserError: Nothing there, unknown layout, a file whose content does not match its name, boxes in other units,
+            classes that differ between the splits, or too few images to split.
     """
     wanted = given_names(classes) if classes else ()
     found = find_boxes(data, images, wanted)
@@ -200,7 +200,7 @@ def open_boxes(
         except UserError as error:
             if split != "test":
                 raise
-            absent.append(f"there is no test split: {error}")  # COCO's is published without its truth
+            absent.append(f"there is no test split: {error}")  # COCO's test split is published without annotations
     whole = "train" if "train" in parts else ""
     class_names = wanted or _names(found.kind, parts[whole], list(parts.values()))
     _check_names(found.kind, parts, class_names, wanted)
@@ -225,14 +225,14 @@ def open_boxes(
 def open_evaluation_boxes(
     data: str, class_names: Sequence[str], images: str | None = None
 ) -> tuple[BoxSet, list[Fault], list[str]]:
-    """Read one set of photos to be scored: the test split of `data`, else its validation split, else all of it.
+    """Read one set of images for scoring: the test split of `data`, else its validation split, else all of it.
 
     Args:
-        data, images: See `open_boxes`, as for the errors.
-        class_names: What the model knows, in the order of its labels; objects of other classes are left out.
+        data, images: See `open_boxes`, also for the errors.
+        class_names: Classes that the model knows, in the order of its labels; objects of other classes are left out.
 
     Returns:
-        The photos, what was left out, and notes.
+        The images, what was left out, and notes.
     """
     found = find_boxes(data, images, class_names)
     notes = list(found.notes)
@@ -262,19 +262,20 @@ def open_evaluation_boxes(
 
 
 def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter) -> BoxSplits:
-    """Look at every photo before training: is it there, can it be opened, has it the size that is stated.
+    """Check every image before training: it exists, it can be opened, and it has the stated size.
 
-    Of those to train on the header is read; those that are scored are read whole.
+    Only the headers of training images are read; images that are scored are read in full.
 
-    Faulty photos are left out. Notes are added about what was left out, about the objects, and about classes without.
+    Faulty images are left out. Notes are added about what was left out, about the objects, and about classes without
+    any.
 
     Args:
-        splits: What was opened.
-        max_broken: Share of faulty objects and photos that is put up with.
-        progress: Wraps a list with as many items as there are photos, to show how far it is.
+        splits: The open data set.
+        max_broken: Maximum fraction of faulty objects and images.
+        progress: Wraps a list with as many items as there are images, to show how far it has got.
 
     Raises:
-        UserError: More faults than that, with the first of them; or no photo or object left to train or validate on.
+        UserError: More faults than that, with the first of them; or no image or object remains to train or validate on.
     """
     parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
     checked, faults, counts = _check(parts, splits.faults, max_broken, progress, splits.train)
@@ -291,17 +292,17 @@ def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter)
 def check_evaluation_boxes(
     boxes: BoxSet, faults: Sequence[Fault], max_broken: float, progress: Progress = iter
 ) -> tuple[BoxSet, list[Fault], list[str]]:
-    """Look at every photo before it is scored, as `check_boxes` does.
+    """Check every image before it is scored, as `check_boxes` does.
 
     Args:
-        boxes, faults: Of `open_evaluation_boxes`.
+        boxes, faults: From `open_evaluation_boxes`.
         max_broken, progress: See `check_boxes`.
 
     Returns:
-        The photos without the faulty ones, all faults, and notes.
+        The images without the faulty ones, all faults, and notes.
 
     Raises:
-        UserError: More than the share `max_broken` is faulty, or no object is left.
+        UserError: More than the fraction `max_broken` is faulty, or no object remains.
     """
     (checked,), faults, notes = _check([boxes], faults, max_broken, progress, None)
     if not checked.single:
@@ -313,7 +314,7 @@ def check_evaluation_boxes(
 
 
 def _read(found: Found, split: str) -> Part:
-    """The photos of a split; UserError where none of them can be used."""
+    """The images of a split; UserError if none of them can be used."""
     part = found.readers[split]()
     if not part.images:
         raise UserError(f"no photo in {part.where} can be used: {first_faults(part.faults, 5) or 'there is none.'}")
@@ -321,7 +322,7 @@ def _read(found: Found, split: str) -> Part:
 
 
 def _names(kind: str, train: Part, parts: Sequence[Part]) -> tuple[str, ...]:
-    """The classes of a layout, in their order: those of the training photos' file; with VOC all, by the alphabet."""
+    """The classes of a layout, in order: from the file of the training images; for VOC all of them, alphabetically."""
     return tuple(sorted({name for part in parts for name in part.names})) if kind == "Pascal VOC" else train.names
 
 
@@ -342,10 +343,10 @@ def _check_names(kind: str, parts: dict[str, Part], class_names: Sequence[str], 
 
 
 def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSet, list[Fault], list[str]]:
-    """A part as arrays, its objects checked against their photos; faults are added to those of the part.
+    """Convert a part to arrays, checking its objects against their images; new faults are added to the part's.
 
     Returns:
-        The set, as faults the objects of other classes, and notes.
+        The set, its faults (including objects of other classes), and notes.
     """
     rows, count = part.rows, len(part.rows)
     images, labels = (np.array([row[i] for row in rows], np.int64) for i in (0, 2))
@@ -357,7 +358,7 @@ def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSe
     labels = np.array([label_of.get(name, -1) for name in part.names], np.int64)[labels]
     finite = np.all(np.isfinite(stored), axis=1)
     bounded = np.clip(np.where(finite[:, None], stored, 0), -1e9, 1e9)
-    whole = bounded.astype(np.float32)  # in which what is very thin has no area
+    whole = bounded.astype(np.float32)  # very thin boxes lose their area in float32
     clipped = np.clip(whole, 0, sizes[images][:, [1, 0, 1, 0]].astype(np.float32))
     wrong = {
         "has a box with a number that is not finite": ~finite,
@@ -403,14 +404,14 @@ def _check_units(part: Part, boxes: np.ndarray) -> None:
 
 
 def _has_area(boxes: np.ndarray) -> np.ndarray:
-    """Of boxes (n, 4) which have one, (n)."""
+    """Which of the boxes (n, 4) have an area, (n)."""
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _per_photo(
     part: Part, kept: np.ndarray, images: np.ndarray, labels: np.ndarray, boxes: np.ndarray
 ) -> tuple[Annotations, ...]:
-    """The kept rows, sorted by photo, cut into those of each: views of a few large arrays."""
+    """The kept rows, sorted by image and cut into one piece per image: views of a few large arrays."""
     rows = [part.rows[i] for i in kept]
     crowd = np.array([row.crowd for row in rows], bool)
     ids = np.array([row.id for row in rows], np.int64)
@@ -439,12 +440,12 @@ def _ids(part: Part, class_names: tuple[str, ...]) -> tuple[int, ...]:
 def _check(
     parts: Sequence[BoxSet], known: Sequence[Fault], max_broken: float, progress: Progress, training: BoxSet | None
 ) -> tuple[list[BoxSet], list[Fault], list[str]]:
-    """Look at the photos of some parts; at those of `training`, at their headers alone.
+    """Check the images of some parts; for those of `training`, only their headers.
 
     Returns:
-        The parts without faulty photos, the known faults and the new ones, and a note that counts them.
+        The parts without faulty images, the known faults and the new ones, and a note with their number.
     """
-    # What is scored is not replaced by another photo where it breaks, as in training: it must be whole.
+    # A scored image that turns out broken is not replaced by another, as in training: it must be whole.
     scored = {path for part in parts if part is not training for path in part.images}
     sizes = iter(photo_sizes([path for part in parts for path in part.images], progress, scored))
     faults, checked = list(known), []
@@ -466,14 +467,14 @@ def _check(
 
 
 def _reason(seen: tuple[int, int] | str, stated: Sequence[int]) -> str | None:
-    """Why a photo cannot be used."""
+    """Why an image cannot be used."""
     if isinstance(seen, str):
         return seen
     return None if tuple(seen) == tuple(stated) else other_size(seen, stated)
 
 
 def _numbering(boxes: BoxSet, kind: str) -> list[str]:
-    """How COCO's categories are numbered, where not from 1 without gaps."""
+    """How COCO's categories are numbered, unless it is from 1 without gaps."""
     ids = boxes.category_ids
     if kind != "COCO" or ids == tuple(range(1, len(ids) + 1)):
         return []
@@ -481,7 +482,7 @@ def _numbering(boxes: BoxSet, kind: str) -> list[str]:
 
 
 def _notes(boxes: BoxSet) -> list[str]:
-    """Remarks on the training photos that can be used."""
+    """Remarks on the usable training images."""
     objects = np.concatenate([each.boxes for each in boxes.annotations])
     labels = np.concatenate([each.labels[~each.crowd] for each in boxes.annotations])
     empty = sum(not len(each) for each in boxes.annotations)

@@ -1,4 +1,4 @@
-"""A trained detector with what is needed to use it, written to and read from a folder."""
+"""A trained detector with everything needed to use it, saved to and loaded from a folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,21 +22,21 @@ from .loaders import EvalTransform, eval_transform
 from .model import FRAMEWORKS, QUERIES, WITH_MASKS, detect, detection_model
 
 TASK = "detection"
-"""What config.json says of such a folder."""
+"""The task that config.json names in such a folder."""
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What a detector is made of and needs: config.json.
+    """How to build a detector, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: For `timm.create_model`.
+        backbone, backbone_args: Arguments for `timm.create_model`.
         framework: A key of `FRAMEWORKS`.
         masks: Whether it predicts masks too.
-        width, samples, queries: See `DetectionRecipe`; None for the framework's own, and where it has none.
-        class_names, category_ids: Names, and the ids that annotations call them by, in the order of the labels.
+        width, samples, queries: See `DetectionRecipe`; None for the detector's default, or if it has no such option.
+        class_names, category_ids: Names, and the ids that annotations use, in the order of the labels.
         mean, std: Of the red, green and blue values.
-        image_size, max_side: Shorter side in pixels that photos are brought to, and most of the longer one.
+        image_size, max_side: Shorter side in pixels to which images are resized, and maximum of the longer side.
     """
 
     backbone: str
@@ -54,7 +54,7 @@ class DetectorConfig:
     max_side: int
 
     def build(self, weights: dict[str, Tensor] | None = None) -> DetectionModel:
-        """The model, with random weights, or its backbone with those of a classifier."""
+        """Build the model with random weights, or its backbone with the weights of a classifier."""
         arguments: dict[str, Any] = {}
         if self.framework in WITH_MASKS:
             arguments["masks"] = self.masks
@@ -68,7 +68,7 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class Detector:
-    """A model with what is needed to use it; a `BoxPredictor`."""
+    """A model with everything needed to use it; a `BoxPredictor`."""
 
     model: DetectionModel
     config: DetectorConfig
@@ -96,31 +96,31 @@ class Detector:
         return fused
 
     def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
         return to_best_device(self.model)
 
     def transform(self) -> EvalTransform:
-        """What a photo goes through: PIL to a normalised tensor (3, H', W')."""
+        """The transform of an image: PIL to a normalised tensor (3, H', W')."""
         config = self.config
         return eval_transform(config.image_size, config.max_side, config.mean, config.std)
 
     def detect(self, image: Image.Image, threshold: float = 0.0) -> Detections:
-        """The objects on a photo of at least a score, in its own pixels, the surest first."""
+        """The objects in an image that reach a score, in the image's pixels, the most confident first."""
         device = next(self.model.parameters()).device
         x = self.transform()(image).to(device)
         return detect(self.model, [x], [(image.height, image.width)], threshold)[0]
 
 
 def save_detector(folder: Path, config: DetectorConfig, state: dict[str, Tensor]) -> None:
-    """Write model.safetensors and config.json, each whole; the folder is made if it is not there."""
+    """Write model.safetensors and config.json, each atomically; creates the folder if needed."""
     save_model(folder, TASK, config, state)
 
 
 def open_detector(source: str | TrainedFolder) -> Detector:
-    """A trained detector from a run's best/ folder, or the run's folder.
+    """Open a trained detector from a run's best/ folder, or the run's folder.
 
     Raises:
-        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+        UserError: No such folder, an unknown architecture, or weights that do not fit.
     """
     trained = folder_for(TASK, source, "a detector")
     config = detector_config(trained)
@@ -128,7 +128,7 @@ def open_detector(source: str | TrainedFolder) -> Detector:
 
 
 def detector_config(trained: TrainedFolder) -> DetectorConfig:
-    """Read a config.json that `save_detector` wrote; UserError for anything else."""
+    """Read a config.json written by `save_detector`; UserError for anything else."""
     config = read_as(DetectorConfig, trained, "a detector")
     if config.framework not in FRAMEWORKS or not timm.is_model(config.backbone):
         raise UserError(f"{trained.path} is not a detector's configuration: its model or framework is unknown.")

@@ -1,4 +1,4 @@
-"""Run a trained detector over a set of photos, and score it."""
+"""Run a trained detector over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -24,17 +24,17 @@ def find_objects(
     device: torch.device,
     masks: bool,
 ) -> tuple[DetectionMeter, dict[int, Detections]]:
-    """Look for the objects on the photos of a loader of `eval_boxes_loader`, and hold them against the true ones.
+    """Detect the objects in the images of an `eval_boxes_loader`, and compare them with the true ones.
 
     Args:
-        model: A detection model; it is put in evaluation mode meanwhile.
-        loader: Of `boxes`, or of a process's share of it.
-        boxes: What is on the photos.
-        device: Of the model.
+        model: A detection model; it is in evaluation mode during the call.
+        loader: A loader of `boxes`, or of one process's part of it.
+        boxes: The images and their true objects.
+        device: Device of the model.
         masks: Whether masks are measured too.
 
     Returns:
-        What was measured, and what was found on each photo, by its position, without masks.
+        The measurements, and the detections for each image, by position, without masks.
     """
     training = model.training
     model.eval()
@@ -62,15 +62,15 @@ def evaluate_boxes(
     """Score a trained detector.
 
     Args:
-        source: A run's best/ folder, or a detector that is open.
-        data, images: As in training; of a folder with splits the test split counts, else the validation split.
+        source: A run's best/ folder, or an open detector.
+        data, images: As in training; if a folder has splits, its test split, else its validation split.
         workers: Processes that read images.
-        max_broken: Share of faulty objects and photos, which are left out, above which the figures are refused.
-        progress: Wraps what is iterated over, to show how far it is with what.
-        say: Takes a line on each fault, and notes.
+        max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
+        progress: Wraps an iterable, to show how far it has got.
+        say: Takes a line about each fault, and notes.
 
     Raises:
-        UserError: Nothing to read, other classes, too many faults.
+        UserError: Nothing to read, other classes, or too many faults.
     """
     detector = open_detector(source) if isinstance(source, str | TrainedFolder) else source
     names = detector.class_names

@@ -1,4 +1,4 @@
-"""Photos and the objects on them as training and evaluation see them: transforms, dataset, sampler and loaders."""
+"""Images and their objects as used in training and evaluation: transforms, dataset, sampler and loaders."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -19,19 +19,19 @@ from ..sampling import ShareSampler, StepSampler, loader_options, seeded
 from .datasets import BoxSet
 
 BoxTarget = dict[str, Tensor]
-"""Boxes (n, 4), float32, left, upper, right and lower edge in pixels; labels (n), int64; and of sets with masks, masks
-(n, H, W), uint8."""
+"""Boxes (n, 4), float32, left, upper, right and lower edge in pixels; labels (n), int64; and, for data with masks,
+masks (n, H, W), uint8."""
 
 TrainTransform = Callable[[Image.Image, BoxTarget], tuple[Tensor, BoxTarget]]
 
 EvalTransform = Callable[[Image.Image], Tensor]
 
 BoxBatch = tuple[list[Tensor], list[BoxTarget], Tensor]
-"""Images (3, H, W), what is on each, and positions (B); position ~i says that photo i was broken and replaced."""
+"""Images (3, H, W), the objects in each, and positions (B); position ~i means that image i was broken and replaced."""
 
 
 class RandomSide(v2.RandomShortestSize):
-    """torchvision's `RandomShortestSize`, that leaves no side of a very thin photo without a pixel."""
+    """torchvision's `RandomShortestSize`, but each side of a very thin image keeps at least one pixel."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Choose the (height, width)."""
@@ -39,7 +39,7 @@ class RandomSide(v2.RandomShortestSize):
 
 
 class RandomScale(v2.ScaleJitter):
-    """torchvision's `ScaleJitter`, likewise."""
+    """torchvision's `ScaleJitter`, with the same guarantee."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Choose the (height, width)."""
@@ -47,7 +47,7 @@ class RandomScale(v2.ScaleJitter):
 
 
 class CropWithin(v2.Transform):
-    """A random crop of `side` pixels, in the directions in which the photo has more."""
+    """A random crop of `side` pixels, in the directions in which the image is larger."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -60,22 +60,22 @@ class CropWithin(v2.Transform):
         return {"top": top, "left": left, "height": min(height, self.side), "width": min(width, self.side)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop a picture, masks or boxes."""
+        """Crop an image, masks or boxes."""
         return self._call_kernel(functional.crop, inpt, **params)
 
 
 class BoxesOfMasks(v2.Transform):
-    """Draw boxes anew around what a crop left of the masks; where nothing is left they have no area."""
+    """Redraw boxes around what a crop left of the masks; if nothing is left, they have no area."""
 
     def forward(self, image: Image.Image, target: BoxTarget) -> tuple[Image.Image, BoxTarget]:
-        """Leave a target without masks as it is."""
+        """Leave a target without masks unchanged."""
         if "masks" not in target:
             return image, target
         masks, boxes = target["masks"].as_subclass(Tensor), target["boxes"].clone()
         seen = masks.flatten(1).amax(1) > 0
         boxes[~seen] = 0
         if seen.any():
-            boxes[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])  # it answers with the last pixels
+            boxes[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])  # it returns the last pixels inside
         return image, {**target, "boxes": boxes}
 
 
@@ -88,21 +88,22 @@ def train_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> TrainTransform:
-    """Random size, crop, flip and colours: picture and target (tv_tensors) to a tensor (3, H, W) and plain tensors.
+    """Random size, crop, flip and colours: image and target (tv_tensors) to a tensor (3, H, W) and plain tensors.
 
-    multiscale brings the shorter side to one of `sides`, if the longer does not exceed `max_side` (DETR, section A.4,
-    as in the recipes of VAN, SMT and ViTAEv2). large is large-scale jitter (Simple Copy-Paste, section 3): the longer
-    side becomes 0.1 to 2 times the largest of `sides`, then a square of that side is cut out; what is smaller stays so,
-    for batches are padded anyway. Boxes of objects with masks are then drawn anew, as the mask is cut.
+    multiscale resizes the shorter side to one of `sides`, unless the longer side would exceed `max_side` (DETR, section
+    A.4, as in the recipes of VAN, SMT and ViTAEv2). large is large-scale jitter (Simple Copy-Paste, section 3): the
+    longer side becomes 0.1 to 2 times the largest of `sides`, then a square of that side is cropped; smaller images
+    stay smaller, because batches are padded anyway. Boxes of objects with masks are then redrawn around the cropped
+    mask.
 
     Objects of less than a pixel are left out.
 
     Args:
         sides: Lengths of the shorter side.
-        max_side: Of the longer one.
+        max_side: Maximum of the longer side.
         hflip: Probability of a horizontal flip.
         jitter: See above.
-        photometric: Random brightness, contrast, saturation, hue and order of channels (SSD's).
+        photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
         mean, std: Of the red, green and blue values, 0 to 1.
     """
     if jitter == "large":
@@ -116,7 +117,7 @@ def train_transform(
             v2.RandomHorizontalFlip(hflip),
             *([v2.RandomPhotometricDistort()] if photometric else []),
             v2.ToImage(),
-            v2.ClampBoundingBoxes(),  # rounding can put an edge out of the image, which would cost the object
+            v2.ClampBoundingBoxes(),  # rounding can put an edge outside the image, and the object would be lost
             v2.SanitizeBoundingBoxes(min_size=1),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
             v2.Normalize(list(mean), list(std)),
@@ -126,9 +127,9 @@ def train_transform(
 
 
 def eval_transform(side: int, max_side: int, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
-    """A picture of any size -> (3, H', W') of `fitted_size`, by antialiased bilinear interpolation.
+    """An image of any size -> (3, H', W') of `fitted_size`, by antialiased bilinear interpolation.
 
-    Pillow resizes, as in training: it is quicker than torch on 8 bits, and an exported model has no torch at hand.
+    Pillow resizes, as in training: it is faster than torch on 8 bits, and an exported model runs without torch.
     """
     to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
 
@@ -140,20 +141,20 @@ def eval_transform(side: int, max_side: int, mean: Sequence[float], std: Sequenc
 
 
 class BoxDataset(Dataset):
-    """Photos, read and transformed, by seed, epoch and position alone.
+    """Images, read and transformed, determined by seed, epoch and position.
 
-    In training `boxes[epoch, i] -> (image, target, position)`, without crowds; a photo that breaks in spite of
-    `check_boxes` is replaced by the next one that can be read. In evaluation `boxes[epoch, i] -> (image, position)`.
+    In training `boxes[epoch, i] -> (image, target, position)`, without crowds; an image that is broken in spite of
+    `check_boxes` is replaced by the next readable one. In evaluation `boxes[epoch, i] -> (image, position)`.
 
     Args:
-        boxes: What is on the photos.
-        transform: Of `train_transform` in training, else of `eval_transform`.
+        boxes: The images and their objects.
+        transform: From `train_transform` in training, else from `eval_transform`.
         training: See above.
-        seed: Of all that is random.
+        seed: Seed of everything random.
         masks: Whether targets have masks.
 
     Raises:
-        BrokenImageError: In evaluation, for a broken photo; in training, when none can be read.
+        BrokenImageError: In evaluation, for a broken image; in training, if none can be read.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class BoxDataset(Dataset):
             return *self.transform(image, target), position
 
     def picture(self, position: int) -> Image.Image:
-        """The RGB photo as people see it."""
+        """The RGB image as people see it."""
         path, name = self.boxes.images[position], self.boxes.name(position)
         try:
             with open(path, "rb") as file:
@@ -194,7 +195,7 @@ class BoxDataset(Dataset):
         image, objects = self.picture(position), self.boxes.annotations[position].single()
         size = (image.height, image.width)
         format_ = tv_tensors.BoundingBoxFormat.XYXY
-        # Copies, for the arrays are shared by all photos of the set.
+        # Copies, because the arrays are shared by all images of the set.
         target: BoxTarget = {
             "boxes": tv_tensors.BoundingBoxes(torch.tensor(objects.boxes), format=format_, canvas_size=size),  # type: ignore[call-overload]
             "labels": torch.tensor(objects.labels),
@@ -213,16 +214,16 @@ class BoxDataset(Dataset):
 
 
 class GroupedSampler(StepSampler):
-    """Batches of (pass, position) of photos that are all wide or all high, so that little is padded.
+    """Batches of (pass, position) of images that are all wide or all tall, so that little padding is needed.
 
-    A pass shuffles all photos, cuts the wide and the high ones into whole batches of all processes together, shuffles
-    these, and ends with batches of what was left over of both; what does not fill the last is left out. Step k is the
-    same photos whatever the number of processes, if `batch_size` times `world` is.
+    A pass shuffles all images, divides the wide and the tall ones into complete batches over all processes, shuffles
+    those, and ends with batches of the remaining images of both kinds; an incomplete last batch is left out. Step k has
+    the same images for any number of processes, as long as `batch_size` times `world` is the same.
 
     Args:
-        sizes: (N, 2), height and width of the photos.
+        sizes: (N, 2), height and width of the images.
         batch_size, rank, world, seed: See `StepSampler`.
-        passes: Over the photos that one epoch of the loop has.
+        passes: Passes over the images per epoch of the loop.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class GroupedSampler(StepSampler):
                 yield [(epoch, int(i)) for i in batch[share]]
 
     def batches(self, epoch: int) -> np.ndarray:
-        """Photos of each batch of all processes in a pass, (batches, batch_size * world)."""
+        """Images of each batch of all processes in a pass, (batches, batch_size * world)."""
         generator, size = np.random.default_rng((self.pass_seed, epoch)), self.batch_size * self.world
         order = generator.permutation(self.length)
         groups = [order[self.wide[order]], order[~self.wide[order]]]
@@ -279,7 +280,7 @@ def eval_boxes_loader(
     world: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A list of one image and its position (1); process `rank` of `world` gets every so manieth, none twice."""
+    """A list of one image and its position (1); process `rank` of `world` gets every `world`-th, none twice."""
     dataset = BoxDataset(boxes, transform, training=False)
     sampler = ShareSampler(len(boxes), rank, world)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_eval_batch, **loader_options(workers, pin_memory))

@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: frameworks over any backbone with maps at strides 4, 8, 16 and 32."""
+"""Object detection and instance segmentation: detectors over any backbone with maps at strides 4, 8, 16 and 32."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,11 +36,11 @@ FRAMEWORK_NAMES = {
     "dino": "DINO",
 }
 BOX_NAMES = {"mask_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
-"""What those with masks are called without."""
+"""Names of these detectors when they predict no masks."""
 WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
-"""Frameworks that predict masks where the data have them."""
+"""Detectors that predict masks if the data has them."""
 QUERIES = {"mask_rcnn": "proposals", "cascade_rcnn": "proposals", "sparse_rcnn": "proposals", "dino": "queries"}
-"""What a framework that looks at a number of regions of an image calls that number."""
+"""What a detector that examines a fixed number of regions per image calls them."""
 
 
 def detection_model(
@@ -51,18 +51,19 @@ def detection_model(
     backbone_args: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> DetectionModel:
-    """A backbone of ours or timm's with a framework over it.
+    """A backbone from dmformer or timm with a detector over it.
 
     Args:
         name: timm's name of the backbone.
         num_classes: K.
         framework: One of `FRAMEWORKS`.
-        weights: Of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: For `timm.create_model`.
-        arguments: The framework's own, such as `masks` of Mask R-CNN or `queries` of DINO.
+        weights: Weights of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
+        backbone_args: Arguments for `timm.create_model`.
+        arguments: The detector's own arguments, such as `masks` of Mask R-CNN or `queries` of DINO.
 
     Raises:
-        UserError: A backbone without maps at strides 4, 8, 16 and 32, made for one size, or without these arguments.
+        UserError: The backbone lacks maps at strides 4, 8, 16 and 32, is made for one size, or does not accept these
+            arguments.
     """
     if (backbone_args or {}).get("img_size") is not None:
         raise UserError(f"{name} is made for images of one size: a detector's have all sizes.")
@@ -74,13 +75,13 @@ def detection_model(
 def detect(
     model: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], threshold: float = 0.0
 ) -> list[Detections]:
-    """What a model in evaluation mode finds in images (3, H', W'), in the pixels of the photos that they were made of.
+    """Detections of a model in evaluation mode for images (3, H', W'), in the pixels of the original images.
 
     Args:
         model: A detection model.
         images: Normalised and resized.
-        sizes: Height and width of the photos.
-        threshold: Least score; what is below it costs no mask.
+        sizes: Height and width of the original images.
+        threshold: Minimum score; objects below it cost no mask.
     """
     found: list[Found] = model(images)
     kept = [{name: value[each["scores"] >= threshold] for name, value in each.items()} for each in found]
@@ -91,7 +92,7 @@ def detect(
 
 
 def in_photo(found: Found, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
-    """What was found in an image of the size `seen` (height, width), in the pixels of the photo of `size`."""
+    """Detections for an image of the size `seen` (height, width), in the pixels of the original image of `size`."""
     height, width = size
     y, x = height / seen[0], width / seen[1]
     boxes = found["boxes"].float() * found["boxes"].new_tensor([x, y, x, y], dtype=torch.float32)

@@ -13,7 +13,7 @@ OWN = {
     "samples": ("mask_rcnn", "cascade_rcnn"),
     "queries": ("mask_rcnn", "cascade_rcnn", "sparse_rcnn", "dino"),
 }
-"""Options that only some frameworks have."""
+"""Options that only some detectors have."""
 
 
 @dataclass(frozen=True)
@@ -23,48 +23,49 @@ class DetectionRecipe(Recipe):
     task: ClassVar[str] = "detection"
 
     framework: Framework = "retinanet"
-    """Mask R-CNN and Cascade Mask R-CNN give masks where the data have them, the others boxes; over any model with maps
-    at strides 4, 8, 16 and 32."""
+    """Detector architecture, over any model with maps at strides 4, 8, 16 and 32. mask_rcnn and cascade_rcnn also
+    predict masks if the data has them; the others predict only boxes."""
     width: int | None = None
-    """Channels of the pyramid and the heads of retinanet and atss; by default 256."""
+    """Channels of the pyramid and the heads, for retinanet and atss; by default 256."""
     samples: int | None = None
-    """Regions of a photo that mask_rcnn and cascade_rcnn learn from; by default 512."""
+    """Regions per photo that mask_rcnn and cascade_rcnn learn from; by default 512."""
     queries: int | None = None
-    """Regions of a photo that are looked at: by default 1000 of mask_rcnn and cascade_rcnn, 300 of sparse_rcnn, 900 of
-    dino."""
+    """Regions per photo that the detector examines; by default 1000 for mask_rcnn and cascade_rcnn, 300 for
+    sparse_rcnn, 900 for dino."""
 
     data: str = ""
     """A folder: COCO (annotations/instances_train2017.json and train2017/, or Roboflow's), Pascal VOC, YOLO
     (data.yaml); or one COCO JSON with its photos in --images."""
     images: str | None = None
-    """Folder of the photos, where --data is a JSON file; by default the file's own."""
+    """Folder of the photos, if --data is a JSON file; by default they are found beside it."""
     classes: tuple[str, ...] = ()
-    """Names of the classes in the order of their ids, or one text file with a name a line; needed where the layout does
-    not tell them (YOLO without data.yaml and classes.txt)."""
+    """Class names in the order of their ids, or one text file with one name per line; needed if the layout does not
+    give them (YOLO without data.yaml and classes.txt)."""
     max_broken: float = 0.02
-    """Share of faulty objects and photos above which the run stops with the first of them; below, they are left out."""
+    """Maximum fraction of faulty objects and photos. Above it, the run stops and shows the first of them; otherwise it
+    leaves them out."""
 
     image_size: int = 800
-    """Shorter side in pixels of the photos when they are predicted."""
+    """Shorter side of the photos in pixels for prediction."""
     max_side: int = 1333
-    """Most of their longer side, in training too; the shorter one is then less."""
+    """Maximum longer side in pixels, in training too; if it applies, the shorter side gets smaller."""
     sides: tuple[int, ...] = tuple(range(480, 801, 32))
-    """Shorter sides in training, one of which is drawn for each photo."""
+    """Shorter sides in training; one is drawn for each photo."""
     jitter: Literal["multiscale", "large"] = "multiscale"
-    """large is large-scale jitter: factors of 0.1 to 2 of the largest of --sides, and a crop to it."""
+    """large is large-scale jitter: scale to 0.1 to 2 times the largest of --sides, then crop to that size."""
     photometric: bool = False
-    """Random brightness, contrast, saturation and hue."""
+    """Randomly change brightness, contrast, saturation and hue."""
 
     epochs: int = 12
-    """Passes over the photos."""
+    """Number of epochs."""
     validate_every: int = 1
-    """Passes from one validation to the next; the state is saved as often."""
+    """Epochs between validations; the state is saved at each."""
     schedule: Literal["steps", "cosine"] = "steps"
     """steps divides the learning rate by 10 at each of --drops."""
     drops: tuple[int, ...] = (8, 11)
-    """Passes after which the learning rate drops."""
+    """Epochs after which the learning rate drops."""
     warmup_iterations: int = 500
-    """Steps of linear warm-up; at most a tenth of all."""
+    """Steps of linear warm-up; at most a tenth of all steps."""
     backbone_lr: float = 1.0
     """Factor on the backbone's learning rate."""
     norm_statistics: Literal["trained", "kept"] = "trained"
@@ -100,7 +101,7 @@ class DetectionRecipe(Recipe):
 
 
 def bccd() -> DetectionRecipe:
-    """dmformer train bccd --data bccd/: blood cells of 3 kinds, from scratch on a CPU in half an hour."""
+    """dmformer train bccd --data bccd/: 3 kinds of blood cells, from scratch on a CPU in half an hour."""
     return DetectionRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
@@ -123,7 +124,7 @@ def bccd() -> DetectionRecipe:
 
 
 def detect() -> DetectionRecipe:
-    """dmformer train detect --data photos/ --weights van_b2/ --model van_b2: own photos, from trained weights."""
+    """dmformer train detect --data photos/ --weights van_b2/ --model van_b2: your photos, from trained weights."""
     return DetectionRecipe(
         model="dmformer_s",
         framework="atss",

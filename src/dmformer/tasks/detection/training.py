@@ -41,9 +41,9 @@ from .recipes import DetectionRecipe
 from .report import DetectionReport, write_detection_report
 
 FREE_SIZES = {"strict_img_size", "dynamic_img_size"}
-"""Arguments by which models of timm that are made for one size take all."""
+"""Arguments with which timm's models made for one size accept every size."""
 TRANSFORMERS = ("sparse_rcnn", "dino")
-"""Frameworks that stand on parts of transformers."""
+"""Detectors that use parts of transformers."""
 
 
 class DetectionJob:
@@ -58,7 +58,7 @@ class DetectionJob:
                 f"{recipe.model} is made for images of one size, and a detector's have all sizes: if it can be told to "
                 "take them, as Swin can, give --model-args strict_img_size=False."
             )
-        with needs("det", "training a detector"):  # before the photos are looked at, which can take minutes
+        with needs("det", "training a detector"):  # before the images are checked, which can take minutes
             import_module("faster_coco_eval")
             if recipe.framework in TRANSFORMERS:
                 import_module("transformers")
@@ -89,7 +89,7 @@ class DetectionJob:
         self.updates = 1
 
     def config(self) -> DetectorConfig:
-        """What the recipe's detector is made of."""
+        """The configuration of the recipe's detector."""
         recipe, train = self.recipe, self.splits.train
         regularised = {"drop_path_rate": recipe.drop_path_rate} if recipe.drop_path_rate else {}
         assert recipe.mean is not None
@@ -125,7 +125,8 @@ class DetectionJob:
         return model, kept
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Those of the backbone, whose rate may be another, and those of the rest, each with and without decay."""
+        """Groups for the backbone, which may have its own learning rate, and for the rest, each with and without
+        decay."""
         recipe = self.recipe
         assert isinstance(model, DetectionModel)
         backbone = model.backbone_module()
@@ -250,7 +251,7 @@ class DetectionJob:
 
 
 def _continued(trained: TrainedFolder, config: DetectorConfig) -> DetectionModel:
-    """A detector with the weights of another; what depends on the number of classes begins anew where that differs."""
+    """A detector with another one's weights; parts that depend on a differing number of classes start anew."""
     stated = detector_config(trained)
     if (stated.backbone, stated.framework) != (config.backbone, config.framework):
         raise UserError(

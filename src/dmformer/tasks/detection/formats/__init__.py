@@ -1,1 +1,1 @@
-"""Annotations of boxes as COCO, Pascal VOC and YOLO write them."""
+"""Readers of box annotations in the formats of COCO, Pascal VOC and YOLO."""

@@ -1,4 +1,4 @@
-"""COCO's annotations of objects: one JSON a split."""
+"""COCO's object annotations: one JSON file per split."""
 
 import gc
 import json
@@ -16,14 +16,14 @@ from ...folders import first_faults, first_few, relative_name
 from .parts import FaultyError, Outline, Part, Row, numbers, photo_sizes
 
 LARGEST_AREA = 1e18
-"""Pixels; a larger area is not believed."""
+"""In pixels; a larger area is ignored as implausible."""
 PROBES = 50
-"""Photos that are looked for to tell which folder holds them."""
+"""Number of images to look for when choosing the folder that holds them."""
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Inside, nothing is searched for cycles: with COCO's millions of new lists that takes half of the time."""
+    """Inside, garbage collection is paused: for COCO's millions of new lists it takes half of the time."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -35,12 +35,12 @@ def _collector_paused() -> Iterator[None]:
 
 @_collector_paused()
 def read_coco(file: Path, folders: Sequence[Path], root: Path) -> Part:
-    """Objects of a COCO JSON; its photos lie in the one of the folders that holds most of the first ones.
+    """Read the objects of a COCO JSON; its images are in whichever folder holds most of the first ones.
 
     Classes follow the order of their ids, which may have gaps. Objects with `iscrowd` are crowds.
 
     Raises:
-        UserError: No JSON, no COCO, categories without or with equal names, no photo in any folder.
+        UserError: Not JSON, not COCO, categories without names or with equal ones, or no image in any folder.
     """
     content = _coco_content(file)
     entries, roots = _without_roots(content)
@@ -60,7 +60,7 @@ def read_coco(file: Path, folders: Sequence[Path], root: Path) -> Part:
             part.faults.append((f"{file.name}, object {number}", f"belongs to no photo: image_id {image}"))
             continue
         place = places[image]
-        if place is None:  # left out with its photo
+        if place is None:  # left out with its image
             continue
         try:
             row = _coco_row(stated, place, part.sizes[place], label_of)
@@ -95,7 +95,8 @@ def _coco_content(file: Path) -> dict[str, Any]:
 
 
 def _without_roots(content: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    """The categories but for Roboflow's root, which is the others' supercategory and has no object; and its name."""
+    """The categories without Roboflow's root, which is the others' supercategory and has no object; and the root's
+    name."""
     entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
     used = {entry.get("category_id") for entry in content["annotations"] if _has_number(entry, "category_id")}
     roots = [
@@ -131,7 +132,7 @@ def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
 
 
 def _coco_photos(part: Part, file: Path, entries: list[Any], folders: Sequence[Path]) -> dict[int, int | None]:
-    """Add the photos to the part; their places by id, None for those that are left out."""
+    """Add the images to the part; returns their indices by id, None for images that are left out."""
     listed: dict[int, tuple[str, tuple[int, int] | None]] = {}
     places: dict[int, int | None] = {}
     for entry in entries:
@@ -172,17 +173,17 @@ def _stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _whole(value: Any) -> Any:
-    """An id that was written as 1.0 as a whole number; any other value as it is."""
+    """An id written as 1.0 as a whole number; any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    """Whether it is a whole number that arrays can hold."""
+    """Whether a value is a whole number that fits in an array."""
     return isinstance(value, int) and abs(value) < 2**63
 
 
 def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
-    """The folder that holds most of the first photos."""
+    """The folder that holds most of the first images."""
     probes = names[:: -(-len(names) // PROBES)]
     hits = [sum(os.path.isfile(folder / name) for name in probes) for folder in folders]
     return folders[hits.index(max(hits))] if any(hits) else None
@@ -206,7 +207,7 @@ def _coco_row(entry: dict[str, Any], image: int, size: tuple[int, int], label_of
 
 
 def _outline(stored: Any, size: tuple[int, int]) -> Outline | None:
-    """Polygons or run lengths, checked, since the library that draws them is in C; None where there are none."""
+    """Polygons or run lengths, checked because the library that draws them is written in C; None if there are none."""
     if isinstance(stored, list):
         stored = [polygon for polygon in stored if polygon != []]
     if not stored:
@@ -227,7 +228,7 @@ def _polygon(points: list[Any], side: int) -> np.ndarray:
         raise FaultyError("has a polygon with something that is no number") from None
     if not finite:
         raise FaultyError("has a polygon with a number that is not finite")
-    if lowest < -side or highest > 2 * side:  # drawing takes memory for the whole line, inside the photo or not
+    if lowest < -side or highest > 2 * side:  # drawing takes memory for the whole line, inside the image or not
         raise FaultyError("has a polygon far outside its photo")
     return np.array(points, np.float64)
 
@@ -247,7 +248,8 @@ def _run_lengths(stored: dict[str, Any], size: tuple[int, int]) -> Outline:
 
 
 def _uncompressed(text: str) -> list[int]:
-    """Run lengths of COCO's compressed string: 5 bits a character from the lowest, from the fourth on differences."""
+    """Decode COCO's compressed run lengths: 5 bits per character, lowest first; from the fourth length on,
+    differences."""
     lengths: list[int] = []
     value = shift = 0
     for code in text.encode("ascii"):

@@ -1,4 +1,4 @@
-"""Which annotations of objects lie in a folder: COCO's, Pascal VOC's or YOLO's, and where their photos are."""
+"""Find out which annotations a folder holds (COCO, Pascal VOC or YOLO), and where their images are."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ from .yolo import read_yolo
 COCO_WHOLE = ("instances_default", "annotations", "_annotations.coco")
 """Names of COCO files that are not split."""
 YOLO_NAMES = ("classes.txt", "obj.names")
-"""Files in which the classes are named a line, as LabelImg, Label Studio and CVAT write them."""
+"""Files with one class name per line, as LabelImg, Label Studio and CVAT write them."""
 
 
 @dataclass
 class Found:
-    """What lies in a folder: a reader a split, "" where it is not split; nothing is read before one is called."""
+    """Content of a folder: one reader per split, "" if it is not split; nothing is read before a reader is called."""
 
     kind: str
     readers: dict[str, Callable[[], Part]]
@@ -43,10 +43,10 @@ class Found:
 
 
 def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
-    """Tell by files and folders which layout `data` has; see `boxes.open_boxes`.
+    """Recognise the layout of `data` by its files and folders; see `boxes.open_boxes`.
 
     Raises:
-        UserError: Nothing there, or no layout that is known.
+        UserError: Nothing there, or unknown layout.
     """
     path = Path(data)
     if path.is_file() and path.suffix.lower() == ".json":
@@ -93,7 +93,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _coco_files(root: Path) -> dict[str, Path]:
-    """COCO files by split; of several years the last."""
+    """COCO files by split; the last one if there are several years."""
     for folder in (root / "annotations", root):
         named = ((_split_of(path.stem.removeprefix("instances_")), path) for path in sorted(folder.glob("*.json")))
         if found := {split: path for split, path in named if split}:
@@ -114,7 +114,7 @@ def _lone_json(root: Path) -> Path | None:
 
 
 def _coco_folders(root: Path, file: Path, split: str, images: str | None) -> list[Path]:
-    """Where the photos of a split may lie."""
+    """Where the images of a split may be."""
     words = (file.stem.removeprefix("instances_"), *SPLITS[split])
     bases = [root, root / "images"] if images is None else [existing_folder(images, "the folder of the photos")]
     return [*(base / word for base in bases for word in words), *bases[::-1], file.parent]
@@ -133,7 +133,7 @@ def _folders_beside(file: Path, images: str | None) -> list[Path]:
 
 
 def _find_voc_beside(root: Path) -> Found | None:
-    """Photos with .xml files beside them, or in annotations/ beside images/."""
+    """Images with .xml files beside them, or in annotations/ beside images/."""
     readers = {}
     for split, folder in _split_folders(root).items():
         apart = [folder / name for name in ("annotations", "Annotations") if (folder / name).is_dir()]
@@ -147,7 +147,7 @@ def _find_voc_beside(root: Path) -> Found | None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Folders by split, all of `root` as "" where there are none."""
+    """Folders by split; all of `root` as "" if there are none."""
     return {split: folder for split in SPLITS if (folder := split_folder(root, split))} or {"": root}
 
 
@@ -167,7 +167,7 @@ def _find_voc(root: Path) -> Found:
 
 
 def _with_xml(root: Path, pairs: Sequence[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], list[Fault]]:
-    """Those photos that have an .xml, and as faults the others."""
+    """The images that have an .xml file, and the others as faults."""
     lacking = [(relative_name(photo, root), f"has no {xml.name}") for photo, xml in pairs if not xml.is_file()]
     return [pair for pair in pairs if pair[1].is_file()], lacking
 
@@ -176,7 +176,7 @@ def _with_xml(root: Path, pairs: Sequence[tuple[Path, Path]]) -> tuple[list[tupl
 
 
 def _find_yolo_folders(root: Path, folders: dict[str, Path], classes: Sequence[str]) -> Found:
-    """YOLO without a data.yaml, the photos of its splits in these folders."""
+    """YOLO without a data.yaml, with the images of its splits in these folders."""
     places = (folder / name for folder in (root, root / "labels", *folders.values()) for name in YOLO_NAMES)
     file = next((path for path in places if path.is_file()), None)
     names = given_names((str(file),)) if file else tuple(classes)
@@ -244,16 +244,16 @@ def _yolo_names(file: Path, stated: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _yolo_base(file: Path, stated: dict[str, Any]) -> Path:
-    """The folder that paths begin at; that of the file where the one it states is on another machine."""
+    """The folder that paths are relative to; the file's own folder if the stated one is on another machine."""
     base = file.parent / str(stated.get("path") or ".")
     return base if base.is_dir() else file.parent
 
 
 def _yolo_photos(file: Path, base: Path, places: Any) -> list[Path]:
-    """Photos of a split: of folders, and of text files that list them."""
+    """Images of a split: from folders, and from text files that list them."""
     photos: list[Path] = []
     for place in places if isinstance(places, list) else [places]:
-        # Roboflow writes ../train/images for what lies beside the file.
+        # Roboflow writes ../train/images for a folder beside the file.
         name = str(place).replace("\\", "/")
         tried = [base / name, base / name.removeprefix("../")]
         path = next((path for path in tried if path.exists()), None)
@@ -273,7 +273,7 @@ def _yolo_file(root: Path) -> Path | None:
 
 
 def _yolo_apart(root: Path) -> dict[str, Path]:
-    """Folders of photos by split, their text files in labels/: images/train, images alone, or train/images."""
+    """Image folders by split, with text files in labels/: images/train, images alone, or train/images."""
     images = root / "images"
     if images.is_dir() and (root / "labels").is_dir():
         inner = {split: path for path in sorted(images.iterdir()) if path.is_dir() and (split := _split_of(path.name))}
@@ -286,7 +286,7 @@ def _yolo_apart(root: Path) -> dict[str, Path]:
 
 
 def _yolo_beside(root: Path) -> dict[str, Path]:
-    """Folders by split of photos that have text files beside them, as LabelImg writes them."""
+    """Folders by split whose images have text files beside them, as LabelImg writes them."""
     return {
         split: folder
         for split, folder in _split_folders(root).items()

@@ -1,4 +1,4 @@
-"""What every reader of annotations of objects answers with, and the sizes of photos."""
+"""What every annotation reader returns, and image sizes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +19,15 @@ Outline = list[np.ndarray] | dict[str, Any]
 
 
 LARGEST_TEXT = 10_000_000
-"""Bytes of the annotations of one photo, far more than thousands of objects take."""
+"""Maximum bytes of one image's annotations, far more than thousands of objects take."""
 
 
 class FaultyError(ValueError):
-    """Why an object or a photo is left out, as what follows its name."""
+    """Why an object or an image is left out, worded to follow its name."""
 
 
 class Row(NamedTuple):
-    """An object: `image` and `label` are places in lists of its part, `area` NaN where the file gives none."""
+    """An object: `image` and `label` are indices into the lists of its part, `area` is NaN if the file gives none."""
 
     image: int
     box: tuple[float, float, float, float]
@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
 @dataclass
 class Part:
-    """What one split holds, as it is stored.
+    """The content of one split, as stored.
 
     Attributes:
-        root: Folder that names for people begin at.
-        names: Of the classes; `Row.label` counts them.
-        ids: The classes' own numbers; None where they have none.
-        images, image_ids, sizes: Of each photo its file, number and (height, width).
+        root: Folder at which display names start.
+        names: Class names; `Row.label` is an index into them.
+        ids: The classes' own numbers; None if they have none.
+        images, image_ids, sizes: File, number and (height, width) of each image.
         rows: Objects.
-        faults: Of objects and photos that could not be read.
-        notes: What people should know of it.
-        where: What is named when the whole cannot be used.
+        faults: Objects and images that could not be read.
+        notes: What users should know about it.
+        where: What to name if none of it can be used.
     """
 
     root: Path
@@ -65,23 +65,23 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     def add(self, photo: Path, size: tuple[int, int], number: int | None = None) -> int:
-        """Add a photo, by default numbered from 1; its place."""
+        """Add an image, by default numbered from 1; returns its index."""
         self.images.append(photo)
         self.sizes.append(size)
         self.image_ids.append(len(self.images) if number is None else number)
         return len(self.images) - 1
 
     def object_name(self, image: int, number: object) -> str:
-        """Name of an object for people."""
+        """Display name of an object."""
         return f"{relative_name(self.images[image], self.root)}, object {number}"
 
 
 def photo_sizes(
     paths: Sequence[Path], progress: Progress = iter, decoded: Collection[Path] = ()
 ) -> list[tuple[int, int] | str]:
-    """(height, width) of photos as people see them, from the files' headers; of an unreadable one the reason.
+    """(height, width) of images as people see them, from the files' headers; for an unreadable image, the reason.
 
-    Those of `decoded` are read whole, so that what is damaged behind its header is found too.
+    Images in `decoded` are read in full, so that damage after the header is found too.
     """
     with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
         futures = [pool.submit(_decoded_size if path in decoded else _photo_size, path) for path in paths]
@@ -101,7 +101,7 @@ def _photo_size(path: Path) -> tuple[int, int] | str:
             turned = stated and image.getexif().get(0x0112) in (5, 6, 7, 8)
     except UnidentifiedImageError:
         return "cannot be read: it is no image of a known kind"
-    except Exception as error:  # decoders raise whatever they like on damaged input
+    except Exception as error:  # decoders raise anything on damaged input
         return f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
     return (width, height) if turned else (height, width)
 
@@ -116,7 +116,7 @@ def _decoded_size(path: Path) -> tuple[int, int] | str:
 
 
 def measured(part: Part, photos: Sequence[Path]) -> Iterator[tuple[Path, tuple[int, int]]]:
-    """Photos with their sizes; those that cannot be read become faults of the part."""
+    """Images with their sizes; unreadable ones become faults of the part."""
     for photo, size in zip(photos, photo_sizes(photos), strict=True):
         if isinstance(size, str):
             part.faults.append((relative_name(photo, part.root), size))
@@ -125,7 +125,7 @@ def measured(part: Part, photos: Sequence[Path]) -> Iterator[tuple[Path, tuple[i
 
 
 def other_size(size: Sequence[int], stated: Sequence[int]) -> str:
-    """What is wrong with a photo of another (height, width) than its annotations say."""
+    """The fault of an image whose (height, width) differs from its annotations."""
     told = f"{size[1]}x{size[0]}, not {stated[1]}x{stated[0]}"
     exchanged = tuple(size) == tuple(stated)[::-1]
     hint = " (width and height are exchanged, there or by the file's EXIF)" if exchanged else ""
@@ -133,7 +133,7 @@ def other_size(size: Sequence[int], stated: Sequence[int]) -> str:
 
 
 def numbers(values: Sequence[Any], what: str) -> list[float]:
-    """What is stored as numbers; FaultyError where something is none."""
+    """Convert stored values to numbers; FaultyError if one is not a number."""
     try:
         return [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):

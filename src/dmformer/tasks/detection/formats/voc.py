@@ -1,4 +1,4 @@
-"""Pascal VOC's annotations of objects: one XML a photo."""
+"""Pascal VOC's object annotations: one XML file per image."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers, othe
 
 
 def read_voc(root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fault], where: str) -> Part:
-    """Objects of Pascal VOC's XML files, one a photo.
+    """Read the objects of Pascal VOC's XML files, one per image.
 
-    Its boxes count pixels from 1, the last one included: 1 is taken from the left and the upper edge. `difficult`
-    objects are crowds, for VOC's scores count them neither as found nor as missed.
+    VOC counts pixels from 1 and includes the last one: 1 is subtracted from the left and the upper edge. `difficult`
+    objects are crowds, because VOC's scores count them neither as found nor as missed.
     """
     part = Part(root, (), None, where, faults=list(faults))
     xml_of = dict(pairs)
@@ -37,7 +37,7 @@ def read_voc(root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fa
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Refuses a document with a DOCTYPE, in which a few bytes can define gigabytes."""
+    """Refuse a document with a DOCTYPE, in which a few bytes can define gigabytes."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise FaultyError("has an .xml with a DOCTYPE, which annotations do not need: left unread for safety")

@@ -1,4 +1,4 @@
-"""YOLO's annotations of objects: one text file a photo."""
+"""YOLO's object annotations: one text file per image."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers
 
 ABSOLUTE = "has numbers above 1"
 TOLERANCE = 0.5
-"""What shares may be outside 0 to 1: such boxes are clipped, and numbers further out are taken for pixels."""
+"""How far fractions may be outside 0 to 1: such boxes are clipped; numbers further out are taken for pixels."""
 
 
 def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: str) -> Part:
-    """Objects of YOLO's text files, one a photo, whose lines are `class cx cy w h` or `class x y x y x y ...`.
+    """Read YOLO's text files, one per image, with lines `class cx cy w h` or `class x y x y x y ...`.
 
-    Numbers are shares of the photo's width and height. A photo without a file has no objects.
+    Numbers are fractions of the image's width and height. An image without a file has no objects.
 
     Raises:
-        UserError: No photo has a file, or most lines have numbers that are no shares.
+        UserError: No image has a file, or most lines have numbers that are not fractions.
     """
     part = Part(root, tuple(names), tuple(range(len(names))), where)
     labelled = lines = absolute = 0
@@ -89,7 +89,7 @@ def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number
 
 
 def label_file(photo: Path) -> Path:
-    """Where the objects of a photo are: in labels/ in the place of the last images/, else beside it."""
+    """Path of an image's annotations: in labels/ in place of the last images/, else beside it."""
     beside = photo.with_suffix(".txt")
     parts = list(beside.parts)
     if "images" in parts[:-1]:
