@@ -1,1 +1,1 @@
-"""Classification: a class for a photo."""
+"""Classification: one class per image."""

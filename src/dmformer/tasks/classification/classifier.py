@@ -1,4 +1,4 @@
-"""A trained classifier with what is needed to use it, written to and read from a folder that timm loads."""
+"""A trained classifier with everything needed to use it, saved to and loaded from a folder that timm can load."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,16 +23,16 @@ from ...utils.files import whole_file
 from ..config import TrainedFolder, folder_for, read_as
 
 TASK = "classification"
-"""What config.json says of such a folder, or leaves out."""
+"""The task that config.json names in such a folder, unless it names none."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
-"""What timm resizes and crops by."""
+"""timm's resizing and cropping modes."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what is needed to use it; a `ClassPredictor`."""
+    """A model with everything needed to use it; a `ClassPredictor`."""
 
     model: nn.Module
     class_names: list[str]
@@ -43,7 +43,7 @@ class Classifier:
 
     @property
     def one_size(self) -> bool:
-        """Whether all transformed images have one size, so that they go into a batch."""
+        """Whether all transformed images have the same size, so that they can be batched."""
         return True
 
     def for_inference(self) -> "Classifier":
@@ -53,12 +53,12 @@ class Classifier:
         return fused
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """A photo of any size -> (3, H, W), float32."""
+        """An image of any size -> (3, H, W), float32."""
         return self._transform(image).numpy()
 
     @torch.inference_mode()
     def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """B prepared photos -> (B, K)."""
+        """B prepared images -> (B, K)."""
         device = next(self.model.parameters()).device
         images = torch.from_numpy(np.stack(batch)).to(device, memory_format=torch.channels_last)
         return over_cores(self.model, images).float().softmax(1).cpu().numpy()
@@ -68,7 +68,7 @@ class Classifier:
         return self.transform()
 
     def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format that suits convolutions."""
+        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
         return to_best_device(self.model)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
@@ -77,21 +77,21 @@ class Classifier:
 
     @property
     def at_least(self) -> int:
-        """Shorter side in pixels that an image needs to have before it is transformed."""
+        """Minimum shorter side in pixels of an image before it is transformed."""
         return round(max(self.data_config["input_size"][-2:]) / self.data_config["crop_pct"])
 
 
 def save_classifier(
     folder: Path, model: nn.Module, state: dict[str, Tensor], class_names: list[str], data_config: dict[str, Any]
 ) -> None:
-    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file whole.
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
 
     Args:
-        folder: Made if it is not there.
-        model: Made by timm's `create_model`, whose arguments are recorded.
+        folder: Created if missing.
+        model: Created by timm's `create_model`, whose arguments are recorded.
         state: The weights to write.
-        class_names: Their order is the classifier's.
-        data_config: Preprocessing, as timm's `resolve_data_config` gives it.
+        class_names: In the order of the classifier's outputs.
+        data_config: Preprocessing, as returned by timm's `resolve_data_config`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / "model.safetensors", state)
@@ -101,7 +101,7 @@ def save_classifier(
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """What a classifier's config.json says of the model, as timm writes it."""
+    """The model's part of a classifier's config.json, as timm writes it."""
 
     backbone: str
     num_classes: int
@@ -110,7 +110,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the `pretrained_cfg` of a config.json says of the images, in timm's terms; None is timm's own value."""
+    """The images' part of a config.json, its `pretrained_cfg`, in timm's terms; None is timm's default."""
 
     input_size: tuple[int, int, int] | None = None
     interpolation: str | None = None
@@ -121,10 +121,10 @@ class Preprocessing:
 
 
 def open_classifier(source: str | TrainedFolder) -> Classifier:
-    """A trained classifier from a run's best/ folder (or the run's folder), or from hf-hub:owner/name.
+    """Open a trained classifier from a run's best/ folder (or the run's folder), or from hf-hub:owner/name.
 
     Raises:
-        UserError: Not such a folder, an unknown architecture, weights that do not fit.
+        UserError: No such folder, an unknown architecture, or weights that do not fit.
     """
     if isinstance(source, str) and source.startswith("hf-hub:"):
         model: Any = timm.create_model(source, pretrained=True).eval()
@@ -151,7 +151,7 @@ def open_classifier(source: str | TrainedFolder) -> Classifier:
 
 
 def _check_preprocessing(trained: TrainedFolder) -> None:
-    """Raise UserError for a config.json with whose `pretrained_cfg` no photo could be prepared."""
+    """Raise UserError for a config.json whose `pretrained_cfg` makes it impossible to prepare an image."""
     found = read_as(Preprocessing, trained, "a classifier")
     channels = (1, found.input_size[0] if found.input_size else 3)
     fits = {

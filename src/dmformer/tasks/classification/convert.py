@@ -1,4 +1,4 @@
-"""From the files that authors publish to a folder that timm loads."""
+"""Convert files that authors publish to a folder that timm loads."""
 
 import math
 from collections import Counter
@@ -16,12 +16,12 @@ from ...utils.files import writing_to
 from .classifier import save_classifier
 
 PATCH = 16
-"""Side in pixels of the patches that learned positions are for."""
+"""Patch side in pixels that learned positions refer to."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the model's name and arguments, its size, and how images are to be prepared for it."""
+    """What was written: the model's name and arguments, its size, and how to prepare images for it."""
 
     model: str
     parameters: int
@@ -36,14 +36,14 @@ def convert(
     """Recognise a published weights file and write the folder that `timm.create_model("local-dir:OUT")` loads.
 
     Args:
-        source: A .pth, .pth.tar or .safetensors file: of the authors, OpenMMLab, Hugging Face, or with our names.
-        out: The folder, made if it is not there; it gets model.safetensors and config.json.
-        drop_head: Leave the classifier out.
-        image_size: Side in pixels that the weights were tuned for, where the file's name does not tell.
-        overwrite: Replace a model that is there.
+        source: A .pth, .pth.tar or .safetensors file: the authors', OpenMMLab's, Hugging Face's, or with our names.
+        out: Output folder for model.safetensors and config.json; created if missing.
+        drop_head: Drop the classifier.
+        image_size: Side in pixels that the weights were tuned for, if the file's name does not say.
+        overwrite: Replace an existing model.
 
     Raises:
-        UserError: A file that cannot be read, weights of no variant here, values that are not finite.
+        UserError: An unreadable file, weights of an unknown variant, or values that are not finite.
     """
     path, folder = Path(source), Path(out)
     if (folder / "model.safetensors").exists() and not overwrite:
@@ -84,7 +84,7 @@ def convert(
 
 
 def _tag(variant: str, file: str, classes: int | None) -> str:
-    """Which of a variant's published weights a file holds: by its name, else by its classes."""
+    """Which of a variant's published weights a file holds, by its name, else by its classes."""
     weights = PUBLISHED[variant].weights
     by_name = [w.tag for w in weights if file in w.files]
     by_classes = [w.tag for w in weights if w.num_classes == classes]
@@ -92,7 +92,7 @@ def _tag(variant: str, file: str, classes: int | None) -> str:
 
 
 def class_names(num_classes: int) -> list[str]:
-    """What ImageNet's classes are called where the number is that of ImageNet-1K or 22K, else numbers."""
+    """ImageNet's class names if the number matches ImageNet-1K or 22K, else numbers."""
     subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(num_classes)
     if subset is None:
         return [str(i) for i in range(num_classes)]

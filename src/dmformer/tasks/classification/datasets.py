@@ -1,6 +1,6 @@
-"""From what the user names to readers of images: elpv, folders, tars and the sets that timm knows.
+"""Open the data that the user names: elpv, folders, tars and timm's named data sets.
 
-A reader is timm's: `reader[i] -> (file or image, target)` and `reader.filename(i)`; `Split` adds what training needs.
+Readers are timm's: `reader[i] -> (file or image, target)` and `reader.filename(i)`; `Split` adds what training needs.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ add_img_extensions(SUFFIXES)
 
 
 class Place(NamedTuple):
-    """A folder, a tar, or what lies below a member of a tar."""
+    """A folder, a tar, or the content below a member of a tar."""
 
     path: Path
     member: str = ""
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a set: which images of a reader. `targets` is None where only decoding tells them (streams)."""
+    """Part of a data set: which images of a reader. `targets` is None if only decoding reveals them (streams)."""
 
     reader: Any
     indices: np.ndarray | None
@@ -52,13 +52,13 @@ class Split:
         return len(self.reader) if self.indices is None else len(self.indices)
 
     def filename(self, i: int) -> str:
-        """Name of image i of the split, for people."""
+        """Display name of image i of the split."""
         return str(self.reader.filename(int(self.indices[i]))) if self.indices is not None else f"image {i}"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A set of images, ready to train on."""
+    """A data set of images, ready to train on."""
 
     class_names: list[str]
     train: Split
@@ -68,10 +68,10 @@ class Splits:
 
 
 def open_splits(recipe: ClassificationRecipe) -> Splits:
-    """Open what `recipe.data` names, split by `recipe.seed` where it comes unsplit.
+    """Open what `recipe.data` names; data without splits is split by `recipe.seed`.
 
     Raises:
-        UserError: Nothing there, no images, fewer than two classes, or a package that is missing.
+        UserError: Nothing there, no images, fewer than two classes, or a missing package.
     """
     if recipe.data == "elpv":
         return _open_elpv(recipe)
@@ -81,15 +81,15 @@ def open_splits(recipe: ClassificationRecipe) -> Splits:
 
 
 def is_named_set(data: str) -> bool:
-    """Whether timm's `create_dataset` knows the set by name, e.g. torch/cifar10."""
+    """Whether timm's `create_dataset` knows the data set by name, e.g. torch/cifar10."""
     return data.partition("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(data).exists()
 
 
 def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Split:
     """Open one set of images to be scored by a model with these classes.
 
-    A folder or tar with splits gives its test split, else its validation split, and whole otherwise; elpv gives its
-    held-out quarter, a named set its `val_split`.
+    If a folder or tar has splits, this is its test split, else its validation split; otherwise it is all of it. For
+    elpv it is the held-out quarter, for a named data set its `val_split`.
 
     Raises:
         UserError: Nothing there, or other classes.
@@ -114,7 +114,7 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Spl
 
 
 class _Files(Reader):
-    """Files with targets, as one of timm's readers; they are called by their paths below `root`."""
+    """Files with targets, as a timm reader; filenames are paths below `root`."""
 
     def __init__(self, paths: Sequence[Path], targets: Sequence[int], root: Path | None = None) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _Files(Reader):
 
 
 class _Items(Reader):
-    """A torchvision dataset of (image, target), as one of timm's readers."""
+    """A torchvision dataset of (image, target), as a timm reader."""
 
     def __init__(self, dataset: Any) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Items(Reader):
 
 
 class _TarPart(Reader):
-    """The images of a tar below one of its folders."""
+    """The images below one folder of a tar."""
 
     def __init__(self, tar: ReaderImageInTar, members: np.ndarray) -> None:
         super().__init__()
@@ -168,10 +168,10 @@ class _TarPart(Reader):
 
 
 def open_unlabelled(place: str, val_share: float, seed: int) -> tuple[Split, Split]:
-    """The photos of a folder at any depth, whatever its folders are called: to train on, and to validate on.
+    """The images of a folder at any depth, whatever its subfolders are called: training and validation images.
 
     Raises:
-        UserError: No folder, or fewer than two photos.
+        UserError: No folder, or fewer than two images.
     """
     root = Path(place)
     if not root.is_dir():
@@ -186,8 +186,8 @@ def open_unlabelled(place: str, val_share: float, seed: int) -> tuple[Split, Spl
 
 
 def has_class_folders(place: str) -> bool:
-    """Whether a place holds photos in class folders, or splits of them: a .tar does, a folder if two or more of its
-    folders hold photos and no photo lies beside them."""
+    """Whether a location holds images in class folders, or splits of them: a .tar does; a folder does if two or more of
+    its subfolders hold images and no image is beside them."""
     path = Path(place)
     if not path.is_dir():
         return True
@@ -203,10 +203,10 @@ def has_class_folders(place: str) -> bool:
 
 
 def _open_elpv(recipe: ClassificationRecipe) -> Splits:
-    """Solar cells: a probability of defect of 0 or 1/3 is sound, 2/3 or 1 defective, as its authors count them.
+    """Solar cells: a probability of defect of 0 or 1/3 is sound, 2/3 or 1 defective, following the authors.
 
-    The held-out quarter (656) is stratified by probability and kind of cell, with a fixed seed whatever the recipe's,
-    so that all runs are scored on the same photos; a tenth of the rest validates.
+    The held-out quarter (656) is stratified by probability and kind of cell, with a fixed seed independent of the
+    recipe, so that all runs are scored on the same images; a tenth of the rest is for validation.
     """
     try:
         import elpv_dataset
@@ -270,10 +270,10 @@ def _split_off(split: Split, recipe: ClassificationRecipe, with_test: bool) -> t
 
 
 def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide `indices` in two, `share` of every stratum in the second; a stratum of one stays in the first."""
+    """Split `indices` in two, `share` of every stratum in the second; a stratum of one stays in the first."""
     generator = np.random.default_rng(seed)
     first, second = [], []
-    carry = 0.5  # what rounding left over goes to the next stratum, so that the total is the share asked for
+    carry = 0.5  # the rounding remainder carries over to the next stratum, so that the total is right
     for stratum in np.unique(strata[indices]):
         members = generator.permutation(indices[strata[indices] == stratum])
         exact = share * len(members) + carry
@@ -285,7 +285,7 @@ def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) ->
 
 
 def _local_roots(path: Path) -> dict[str, Place]:
-    """Places of the splits found at a path; {"": place} where there is no split."""
+    """Locations of the splits found at a path; {"": place} if there is no split."""
     if not path.exists():
         raise UserError(f"{path} does not exist: give a folder of class folders, a .tar, or a set's name.")
     if not os.access(path, os.R_OK):
@@ -312,7 +312,7 @@ def _tar_tops(path: Path) -> set[str]:
 
 
 def _local_reader(root: Place, classes: dict[str, int] | None) -> Any:
-    """A reader of one place; with `classes`, of their images alone."""
+    """A reader of one location; with `classes`, only of their images."""
     path, member = str(root.path), root.member
     class_map: Any = classes or ""
     try:
@@ -362,7 +362,7 @@ def _empty_classes(root: Place, class_names: list[str]) -> list[str]:
 
 
 def _open_named(recipe: ClassificationRecipe, train: bool = True) -> Splits:
-    """Sets that timm's `create_dataset` knows: torchvision's, the hub's, streams and shards."""
+    """Data sets that timm's `create_dataset` knows: torchvision's, the hub's, streams and shards."""
     val = _named_split(recipe, recipe.val_split, training=False)
     train_split = _named_split(recipe, recipe.train_split, training=True) if train else val
     return Splits(_named_classes(val.reader, recipe), train_split, val, None, [])
@@ -382,7 +382,7 @@ def _named_split(recipe: ClassificationRecipe, split: str, training: bool) -> Sp
         )
     except ImportError as error:
         raise UserError(f"{recipe.data} needs a package that is not installed: {error}.") from None
-    except Exception as error:  # each kind of set has its own ways to fail
+    except Exception as error:  # each kind of data set has its own errors
         raise UserError(f"{recipe.data} (split '{split}') cannot be opened: {error or type(error).__name__}") from None
     if isinstance(dataset, IterableImageDataset):
         return Split(dataset, None, None)

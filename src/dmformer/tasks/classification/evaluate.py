@@ -21,7 +21,7 @@ from .recipes import ClassificationRecipe
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split: rows in the split's order, broken images left out.
+    """Predictions of a model for a split: rows in the split's order, without broken images.
 
     probabilities (N, K), targets (N) and positions in the split (N); positions of the images that could not be read.
     """
@@ -42,11 +42,11 @@ def evaluate(
     """Score a trained classifier.
 
     Args:
-        source: A run's best/ folder, hf-hub:owner/name, or a classifier that is open.
-        data: elpv (its held-out quarter), a folder or tar of class folders, or a set that timm knows.
-        batch_size: Images at a time, of a classifier that takes images of one size.
-        recipe: Of its fields data_root, val_split, download, workers and max_broken count here.
-        progress: Wraps the loader, to show how far it is.
+        source: A run's best/ folder, hf-hub:owner/name, or an open classifier.
+        data: elpv (its held-out quarter), a folder or tar of class folders, or a data set that timm knows.
+        batch_size: Images per batch, for a classifier with images of one size.
+        recipe: Only its fields data_root, val_split, download, workers and max_broken are used here.
+        progress: Wraps the loader, to show how far it has got.
 
     Raises:
         UserError: Nothing to read, other classes, or too many broken images.
@@ -70,7 +70,7 @@ def predict_all(
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
 ) -> Predictions:
-    """Run a model, in evaluation mode, over a loader of `eval_loader`; `gather` joins tensors of several processes."""
+    """Run a model, in evaluation mode, on an `eval_loader`; `gather` joins tensors of several processes."""
     training = model.training
     model.eval()
     parts = []
@@ -91,5 +91,5 @@ def predict_all(
 
 
 def check_broken(split: Split, broken: list[int], max_broken: float) -> None:
-    """Raise UserError with the list where more than a share of a split's images cannot be read."""
+    """Raise UserError with the list if too large a fraction of a split's images is unreadable."""
     folders.check_broken("images", broken, len(split), split.filename, max_broken)

@@ -1,6 +1,6 @@
-"""Loaders whose every image depends on the seed, the epoch and the image alone.
+"""Loaders in which every image depends only on the seed, the epoch and the image.
 
-The number of worker processes, of training processes and of interruptions changes nothing of what is seen.
+The number of worker processes, training processes and interruptions makes no difference.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ from .recipes import ClassificationRecipe
 Transform = Callable[[Image.Image], Tensor]
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (B, 3, H, W), targets (B) and positions in the split (B); position ~i says that image i was broken.
+"""Images (B, 3, H, W), targets (B) and positions in the split (B); position ~i means that image i was broken.
 
-A broken image is replaced by the next one that can be read in training, and has target -1 in evaluation.
+In training, a broken image is replaced by the next readable one; in evaluation it has target -1.
 """
 
 
@@ -56,7 +56,7 @@ class ImageSet(Dataset):
         return "could not be read at the time"
 
     def picture(self, position: int):
-        """An image of the split as it is shown to people."""
+        """An image of the split as people see it."""
         return self._read(position)[0]
 
     def _read(self, position: int):
@@ -82,7 +82,7 @@ class ImageSet(Dataset):
 
 
 class StreamSet(IterableDataset):
-    """A stream of timm's as `(image, target, position)`; timm's reader shares it out over workers and processes."""
+    """A timm stream as `(image, target, position)`; timm's reader divides it among workers and processes."""
 
     def __init__(self, split: Split, transform: Transform) -> None:
         self.stream = split.reader
@@ -131,7 +131,7 @@ def train_loader(
 ) -> DataLoader:
     """A loader of shuffled, augmented batches; its `batch_sampler` is a `StepSampler` unless the split is a stream."""
     transform = train_transform(recipe)
-    # What the smallest crop needs to be as large as the image that the model sees.
+    # For the smallest crop to be as large as the model's input.
     at_least = round(recipe.image_size / recipe.crop_scale[0] ** 0.5)
     options = loader_options(recipe.workers, pin_memory)
     if split.is_stream:
@@ -152,7 +152,7 @@ def eval_loader(
     world: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader of a whole split, in order, each image as often as it takes to give every process the same number."""
+    """A loader of a whole split, in order; images are repeated so that every process gets the same number."""
     options = loader_options(workers, pin_memory)
     if split.is_stream:
         split.reader.set_loader_cfg(num_workers=options["num_workers"])

@@ -1,4 +1,4 @@
-"""What a recipe makes of names and numbers for a classifier: the model, its frozen parts, its schedule."""
+"""Build a classifier from a recipe: the model, its frozen parts, its schedule."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from .distillation.recipe import TaughtRecipe
 
 
 def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
-    """The classifier of a recipe with its starting weights, and its frozen parts, to be kept in evaluation mode.
+    """The classifier of a recipe with its starting weights, and its frozen parts, which stay in evaluation mode.
 
     Raises:
-        UserError: Unknown model, arguments that it does not take, weights that do not fit.
+        UserError: Unknown model, arguments that it does not accept, or weights that do not fit.
     """
     check_names(recipe)
     arguments: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
@@ -29,13 +29,13 @@ def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module
 
 
 def cosine_schedule(recipe: TaughtRecipe) -> dict[str, Any]:
-    """Arguments of timm's `create_scheduler_v2`, in epochs: warm-up, a cosine, and the epochs of cooling down."""
+    """Arguments of timm's `create_scheduler_v2`, in epochs: warm-up, cosine, and cool-down."""
     decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
     return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(recipe.warmup_epochs, decay / 2)}
 
 
 def preprocessing(recipe: TaughtRecipe, crop_pct: float) -> dict[str, Any]:
-    """What a trained classifier's images need, in timm's terms."""
+    """The preprocessing of a trained classifier, in timm's terms."""
     return {
         "input_size": (3, recipe.image_size, recipe.image_size),
         "interpolation": recipe.interpolation,
@@ -47,7 +47,7 @@ def preprocessing(recipe: TaughtRecipe, crop_pct: float) -> dict[str, Any]:
 
 
 def freeze(model: nn.Module, stages: int) -> list[nn.Module]:
-    """Keep the first stages as they are (with all of them, the closing norm too); returns the frozen parts."""
+    """Freeze the first stages (if all of them, the final norm too); returns the frozen parts."""
     if not hasattr(model, "stages"):
         raise UserError(f"--freeze works on models made of stages, which {type(model).__name__} is not.")
     parts = list(model.stages)[:stages]  # type: ignore[arg-type]

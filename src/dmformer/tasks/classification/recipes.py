@@ -14,33 +14,34 @@ class ClassificationRecipe(TaughtRecipe):
     task: ClassVar[str] = "classification"
 
     data: str = "elpv"
-    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same.
-    Or a set that timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same; or a data set
+    that
+    timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = None
-    """Where a named set lies or is cached (torch/, hfds/, hfids/, wds/, tfds/)."""
+    """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None
-    """Validation photos, if they are not beside the training photos: a folder or a .tar."""
+    """Folder or .tar of validation photos, if they are not beside the training photos."""
     test_data: str | None = None
-    """Test photos, likewise."""
+    """Folder or .tar of test photos, if they are not beside the training photos."""
     train_split: str = "train"
-    """Split of a named set to train on."""
+    """Split of a named data set to train on."""
     val_split: str = "validation"
-    """Split of a named set to validate on."""
+    """Split of a named data set to validate on."""
     num_classes: int | None = None
-    """Number of classes of a named set that does not say it (shards)."""
+    """Number of classes, for a named data set that does not state it (shards)."""
     download: bool = False
-    """Allow timm to download a named set into data_root."""
+    """Allow timm to download a named data set into data_root."""
 
     crop_pct: float = 0.9
-    """Share of the resized image that validation looks at."""
+    """Fraction of the resized image that validation uses."""
     mixup: float = 0.0
-    """Mixup alpha, 0 for none."""
+    """Mixup alpha; 0 disables it."""
     cutmix: float = 0.0
-    """CutMix alpha, 0 for none."""
+    """CutMix alpha; 0 disables it."""
     label_smoothing: float = 0.0
     """Probability mass spread over the other classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced weighs each class by the inverse of its number of photos."""
+    """balanced weights each class by the inverse of its number of photos."""
 
     def check(self) -> None:
         super().check()
@@ -79,7 +80,7 @@ def elpv() -> ClassificationRecipe:
 
 
 def scratch() -> ClassificationRecipe:
-    """dmformer train scratch --data photos/: own photos from scratch, a few thousand of them, on a CPU or a GPU."""
+    """dmformer train scratch --data photos/: your photos from scratch, a few thousand of them, on a CPU or a GPU."""
     return ClassificationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
@@ -98,7 +99,7 @@ def scratch() -> ClassificationRecipe:
 
 
 def finetune() -> ClassificationRecipe:
-    """dmformer train finetune --data photos/ --weights best/: from trained weights to own photos."""
+    """dmformer train finetune --data photos/ --weights best/: fine-tune trained weights on your photos."""
     return ClassificationRecipe(
         model="dmformer_s",
         crop_scale=(0.35, 1.0),

@@ -28,7 +28,7 @@ from .recipes import ClassificationRecipe
 from .report import Report, write_report
 
 TEACHER = "teacher classes"
-"""The student's layer for a teacher of other classes."""
+"""Name of the student's layer for a teacher with other classes."""
 
 
 class ClassificationJob:
@@ -52,7 +52,7 @@ class ClassificationJob:
 
     @property
     def teacher_head(self) -> str:
-        """Which of the student's layers learns from the teacher: its classifier where their classes are the same."""
+        """Name of the student's layer that learns from the teacher: its classifier if their classes are the same."""
         teacher = self.distillation.teacher if self.distillation else None
         return TEACHER if teacher and teacher.class_names != self.class_names else CLASSES
 
@@ -117,7 +117,7 @@ class ClassificationJob:
         }
 
     def check_resumed(self, progress: Progress, updates: int) -> None:
-        """An epoch is a pass over the images, whatever its steps."""
+        """Accept any number of steps: an epoch is a pass over the images."""
 
     def line(self, row: dict[str, float]) -> str:
         return (
@@ -129,7 +129,7 @@ class ClassificationJob:
     def check_broken(self, broken: list[int]) -> None:
         if isinstance(self.views, ViewSet):
             for position in broken:
-                self.views.reason(position)  # a photo that the teacher saw otherwise ends the run
+                self.views.reason(position)  # an image that differs from the one the teacher saw ends the run
         check_broken(self.splits.train, broken, self.recipe.max_broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -180,7 +180,7 @@ class ClassificationJob:
 
 
 def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixing | None:
-    """timm's mixup and CutMix, or None where the recipe has neither."""
+    """timm's mixup and CutMix, or None if the recipe has neither."""
     if not recipe.mixup and not recipe.cutmix:
         return None
     if getattr(loader.batch_sampler, "batch_size", recipe.batch_size) % 2:
@@ -194,7 +194,7 @@ def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> M
 
 
 def class_weights(recipe: ClassificationRecipe, splits: Splits) -> Tensor | None:
-    """(K) weights of the classes in the loss, of mean 1 over the training images, or None for equal ones."""
+    """(K) class weights in the loss, with mean 1 over the training images, or None for equal weights."""
     if recipe.class_weights == "none":
         return None
     if splits.train.targets is None:

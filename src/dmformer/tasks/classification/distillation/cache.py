@@ -1,11 +1,11 @@
-"""A teacher's answers to several views of every photo, written once, so that an epoch costs no teacher.
+"""A teacher's outputs for several views of every image, written once, so that epochs run without the teacher.
 
-FOLDER/cache.json says of which photos, views and teacher they are; FOLDER/answers.bin holds a row for each view of each
-photo, all photos' first views first. Rows are appended, so that a cache that was cut short, or is to have more views,
-goes on where it ends.
+FOLDER/cache.json describes the images, views and teacher; FOLDER/answers.bin holds one row for each view of each image,
+starting with the first views of all images. Rows are appended, so that an interrupted cache, or one that needs more
+views, continues where it ends.
 
 "A Fast Knowledge Distillation Framework for Visual Recognition", arXiv 2112.01528: the largest probabilities are kept,
-and what is left of the mass is spread evenly over the other classes.
+and the remaining mass is spread evenly over the other classes.
 """
 
 import json
@@ -27,18 +27,18 @@ from .teacher import Answers, Teacher
 from .views import Photos, View, Views
 
 FORMAT = 1
-"""Of the folder."""
+"""Version of the folder's format."""
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-"""Wraps what is iterated over, to show how far it is with what."""
+"""Wraps an iterable, to show how far it has got; the string says what it is doing."""
 
 
 class Cache:
-    """Answers that are all there.
+    """A complete cache.
 
     Args:
         rows: (V, N) rows of `row_type`, of V views of N photos.
-        photos: The N photos.
+        photos: The N images.
     """
 
     def __init__(self, rows: np.ndarray, photos: Photos) -> None:
@@ -49,12 +49,12 @@ class Cache:
         return len(self.rows)
 
     def view(self, number: int, index: int) -> View:
-        """View `number` of photo `index`."""
+        """View `number` of image `index`."""
         row = self.rows[number, index]
         return View(tuple(row["box"].tolist()), bool(row["flips"][0]), bool(row["flips"][1]))
 
     def answers(self, number: int, index: int) -> dict[str, Tensor]:
-        """The teacher's answers to it: classes (k), their probabilities (k), and features (D) if those are kept."""
+        """The teacher's output for it: classes (k), their probabilities (k), and features (D) if those are kept."""
         row = self.rows[number, index]
         found = {"classes": row["classes"].astype(np.int64), "probabilities": row["probabilities"].astype(np.float32)}
         if "features" in self.rows.dtype.names:  # type: ignore[operator]
@@ -62,7 +62,7 @@ class Cache:
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def check(self, index: int, crc: int) -> None:
-        """Raise UserError where a photo is another than the one that the teacher saw."""
+        """Raise UserError if an image differs from the one the teacher saw."""
         if int(self.rows[0, index]["crc"]) != crc:
             raise UserError(
                 f"{self.photos.name(index)} has changed since the teacher's cache was written: "
@@ -71,7 +71,7 @@ class Cache:
 
 
 def row_type(classes: int, kept: int, features: int) -> np.dtype:
-    """A view's row: CRC-32 of the photo's file, the view, the largest probabilities with their classes, features."""
+    """A view's row: CRC-32 of the image file, the view, the largest probabilities with their classes, features."""
     fields: list[Any] = [
         ("crc", "<u4"),
         ("box", "<f4", 4),
@@ -95,22 +95,22 @@ def open_cache(
     answer: Callable[[Tensor], Answers] | None = None,
     progress: Progress = lambda items, what: items,
 ) -> Cache:
-    """The cache in a folder, written as far as it is not there yet.
+    """Open the cache in a folder, and write what is missing.
 
     Args:
-        folder: Made if it is not there.
-        photos: All photos that may be trained on.
-        teacher: Whose answers they are.
+        folder: Created if missing.
+        photos: All images that may be trained on.
+        teacher: The teacher whose outputs are cached.
         views: How the views are drawn.
-        number: V, of views of each photo.
-        kept: Probabilities kept of each answer.
+        number: V, the number of views of each image.
+        kept: Number of probabilities kept per output.
         features: Whether the teacher's pooled features are kept too.
-        batch_size, workers: Of the reading.
-        answer: Answers what is missing, in the teacher's place; by default the teacher.
-        progress: Shows how far the writing is.
+        batch_size, workers: For reading.
+        answer: Computes missing outputs instead of the teacher; by default the teacher does.
+        progress: Shows how far the writing has got.
 
     Raises:
-        UserError: A cache of other photos, views or another teacher; a folder that cannot be written.
+        UserError: A cache of other images or views or of another teacher; a folder that cannot be written.
     """
     kept = min(kept, len(teacher.class_names))
     kind = row_type(len(teacher.class_names), kept, (teacher.num_features or 0) if features else 0)
@@ -128,7 +128,7 @@ def open_cache(
         rows = size // kind.itemsize
         if rows < number * len(photos):
             with answers.open("r+b" if answers.exists() else "wb") as file:
-                file.truncate(rows * kind.itemsize)  # a row that was cut short
+                file.truncate(rows * kind.itemsize)  # an incomplete row
                 file.seek(0, 2)
                 views_left = _ViewsLeft(photos, views, teacher, int(rows), number * len(photos))
                 loader = DataLoader(views_left, batch_size, **loader_options(workers, False))
@@ -168,7 +168,7 @@ MEANT = {
     "views": "of crops drawn otherwise (crop_scale, crop_ratio, hflip, vflip or seed)",
     "row": "of other answers (--teacher-classes or the loss on features)",
 }
-"""What it means that a cache differs in an entry of its description."""
+"""What a difference in an entry of the cache's description means."""
 
 
 def _compare(folder: Path, text: str, wanted: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ class _ViewsLeft(Dataset):
         number, index = divmod(self.start + i, len(self.photos))
         try:
             image, crc = self.photos.read(index, self.at_least)
-        except BrokenImageError:  # the row stays unused: training cannot read the photo either
+        except BrokenImageError:  # the row stays unused: training cannot read the image either
             nothing = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
             return nothing, torch.tensor(0), torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.zeros(2, dtype=torch.uint8)
         view = self.views.draw(number, index, *image.size)
@@ -228,5 +228,5 @@ class _ViewsLeft(Dataset):
 
 
 def teacher_pixels(view: View, image: Any, size: int, interpolation: str) -> Tensor:
-    """(3, S, S) uint8, the view of a photo as a teacher of this size takes it."""
+    """(3, S, S) uint8, the view of an image at this teacher's size."""
     return torch.from_numpy(np.asarray(view.of(image, size, interpolation)).transpose(2, 0, 1).copy())

@@ -1,4 +1,4 @@
-"""What a job needs to train under a teacher: loaders of views, the teacher's answers, the losses."""
+"""What a job needs to train with a teacher: loaders of views, the teacher's outputs, the losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,19 +22,19 @@ from .teacher import Answers, Teacher, open_teacher, quick_on_cpu
 from .views import Photos, Views
 
 FEATURES = "teacher features"
-"""The student's layer that is compared with the teacher's features."""
+"""Name of the student's layer that is compared with the teacher's features."""
 
 
 class Distillation:
-    """A recipe's teacher, and the photos that it and the student look at.
+    """A recipe's teacher, and the images that teacher and student see.
 
     Args:
-        recipe: Its teacher options, crops and augmentation count here.
-        train, val: Parts of the sets, one each, to train on and to validate on.
-        names: What the sets are called.
+        recipe: Only its teacher options, crops and augmentation are used here.
+        train, val: Parts of the data sets, one per set, to train on and to validate on.
+        names: Names of the data sets.
 
     Raises:
-        UserError: No such teacher, features that it does not give, a set that is a stream.
+        UserError: No such teacher, a teacher without the required features, or a set that is a stream.
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class Distillation:
         self.train, self.val, self.names = train, val, names
         self.views = Views(recipe.crop_scale, recipe.crop_ratio, recipe.hflip, recipe.vflip, recipe.seed)
         self.middle = Views((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, recipe.seed)
-        """The largest square in the middle of a photo, for validation."""
+        """The largest centred square of an image, for validation."""
 
     @property
     def heads(self) -> dict[str, int]:
-        """The student's layers that the teacher's features need."""
+        """Layers that the student needs for the teacher's features."""
         if self.teacher is None or self.teacher.num_features is None or self.recipe.feature_loss == "none":
             return {}
         return {FEATURES: self.teacher.num_features}
 
     def train_loader(self, sizes: Sequence[int], rank: int, world: int, pin_memory: bool) -> DataLoader:
-        """Views to train on, of each epoch's size in pixels."""
+        """Training views, at each epoch's size in pixels."""
         recipe = self.recipe
         views = self._views(self.train, self.views, sizes, training=True)
         return views_loader(views, recipe.batch_size, recipe.workers, rank, world, pin_memory, recipe.seed)
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        """The middles of the photos to validate on, at the recipe's image size."""
+        """Centre squares of the validation images, at the recipe's image size."""
         recipe = self.recipe
         views = self._views(self.val, self.middle, [recipe.image_size], training=False)
         return views_loader(views, recipe.batch_size, recipe.workers, rank, world, pin_memory)
@@ -95,7 +95,7 @@ class Distillation:
         )
 
     def _cache(self, photos: Photos, views: Views, training: bool) -> Cache | None:
-        """The cache that the recipe names, of all photos of its sets; the first process writes what is missing."""
+        """The recipe's cache, for all images of its data sets; the first process writes what is missing."""
         recipe, teacher = self.recipe, self.teacher
         if teacher is None or recipe.teacher_cache is None:
             return None
@@ -103,13 +103,13 @@ class Distillation:
         held = [*root.iterdir()] if root.is_dir() else [root] if root.exists() else []
         if not all((path / "cache.json").is_file() or (path.is_dir() and not any(path.iterdir())) for path in held):
             raise UserError(f"--teacher-cache {root} holds something else: name a folder of its own.")
-        # The photos to validate on change with the split: each choice of them has a cache of its own.
+        # The validation images change with the split: each choice of them has a cache of its own.
         folder = root / ("training" if training else f"validation-{photos.digest[:8]}")
         state = PartialState()
         device = state.device or torch.device("cpu")
 
         def opened() -> Cache:
-            quick: list[Teacher] = []  # made when the first answer is missing
+            quick: list[Teacher] = []  # created when the first output is missing
 
             def answer(images: Tensor) -> Any:
                 if not quick:
@@ -136,7 +136,7 @@ class Distillation:
         return cache if state.is_main_process else opened()
 
     def answers(self, targets: dict[str, Tensor]) -> Answers | None:
-        """The teacher's answers for a batch, asked or from the cache."""
+        """The teacher's outputs for a batch, computed or from the cache."""
         if self.teacher is None:
             return None
         if "view" in targets:
@@ -145,7 +145,8 @@ class Distillation:
         return Answers(whole, targets.get("features"))
 
     def loss(self, outputs: dict[str, Tensor], head: str, answers: Answers) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the student's layer `head` and its features lack of the teacher's answers, weighted; and figures."""
+        """The weighted losses of the student's layer `head` and its features against the teacher's outputs; and
+        figures."""
         recipe, logits = self.recipe, outputs[head]
         loss = recipe.teacher_weight * soft_label_loss(logits, answers.probabilities, recipe.temperature)
         figures = {"agreement": (logits.argmax(1) == answers.probabilities.argmax(1)).float().mean()}

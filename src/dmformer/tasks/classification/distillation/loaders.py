@@ -1,4 +1,4 @@
-"""Loaders of views: student and teacher see the same crop of a photo."""
+"""Loaders of views: student and teacher see the same crop of an image."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,26 +21,26 @@ Item = tuple[Tensor, dict[str, Tensor], int]
 
 
 class ViewSet(Dataset):
-    """Views of photos: `views[epoch, i] -> (image (3, H, W), targets, position)`.
+    """Views of images: `views[epoch, i] -> (image (3, H, W), targets, position)`.
 
-    Targets are "label", the class or -1, and "source", the number of its set; then, of a teacher that is asked at every
-    step, its "view" (3, S, S) uint8, or, of its cache, what `Cache.answers` gives.
+    Targets are "label", the class or -1, and "source", the number of its data set; also, for a teacher that runs at
+    every step, its "view" (3, S, S) uint8, or, with a cache, the output of `Cache.answers`.
 
-    A photo that cannot be read is replaced by the next one in training, and has label and source -1 in evaluation; its
-    position is then ~i. So has one that is another than the teacher saw, which `reason` tells.
+    In training, an unreadable image is replaced by the next one; in evaluation it has label and source -1. Its position
+    is then ~i. The same applies to an image that differs from the one the teacher saw; `reason` tells them apart.
 
     Args:
-        photos: Where they are read.
-        indices: (N), of the photos in `photos`.
+        photos: Where the images are read.
+        indices: (N), of the images in `photos`.
         labels, sources: (N).
-        views: How views are drawn where there is no cache.
-        sizes: H = W in pixels of each epoch's images; further epochs have the last.
-        appearance: From the view (PIL) to the image, without a change of its size.
-        interpolation: Of resizing.
-        cache: The teacher's answers.
-        teacher: (S, interpolation) of a teacher that is asked at every step.
-        training: Whether broken photos are replaced.
-        seed: Of the appearance.
+        views: How views are drawn if there is no cache.
+        sizes: H = W in pixels of each epoch's images; later epochs use the last one.
+        appearance: Maps the view (PIL) to the image, without changing its size.
+        interpolation: For resizing.
+        cache: The teacher's outputs.
+        teacher: (S, interpolation) of a teacher that runs at every step.
+        training: Whether broken images are replaced.
+        seed: Seed of the appearance.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ViewSet(Dataset):
         return self.sizes[min(epoch, len(self.sizes) - 1)]
 
     def reason(self, position: int) -> str:
-        """Why a photo is broken; UserError where it is another than the one that the teacher saw."""
+        """Why an image is broken; UserError if it differs from the one the teacher saw."""
         index = int(self.indices[position])
         try:
             _, crc = self.photos.read(index)
@@ -95,7 +95,7 @@ class ViewSet(Dataset):
         return "could not be read at the time"
 
     def name(self, position: int) -> str:
-        """SET/NAME of a photo."""
+        """SET/NAME of an image."""
         return self.photos.name(int(self.indices[position]))
 
     def _view(self, epoch: int, position: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -105,7 +105,7 @@ class ViewSet(Dataset):
         if self.cache is not None:
             try:
                 self.cache.check(index, crc)
-            except UserError as error:  # an error of a reader's process would come with its traceback: see `reason`
+            except UserError as error:  # raised in a reader's process it would come with its traceback: see `reason`
                 raise BrokenImageError(str(error)) from None
         return self._seen(epoch, position, image)
 
@@ -125,7 +125,7 @@ class ViewSet(Dataset):
 
 
 def train_appearance(recipe: TaughtRecipe) -> Callable[[Image.Image], Tensor]:
-    """What training does to a view beside resizing it: colours, RandAugment, normalisation, erasing; as timm has it."""
+    """What training does to a view besides resizing it: colours, RandAugment, normalisation, erasing; as in timm."""
     _, colours, last = create_transform(  # type: ignore[misc]
         recipe.image_size,
         is_training=True,
@@ -141,7 +141,7 @@ def train_appearance(recipe: TaughtRecipe) -> Callable[[Image.Image], Tensor]:
 
 
 def eval_appearance(recipe: TaughtRecipe) -> Callable[[Image.Image], Tensor]:
-    """Normalisation alone."""
+    """Only normalisation."""
     normalise = Normalize(recipe.mean or IMAGENET_DEFAULT_MEAN, recipe.std or IMAGENET_DEFAULT_STD)
     return Compose([ToTensor(), normalise])
 

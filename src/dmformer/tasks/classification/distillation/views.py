@@ -1,4 +1,4 @@
-"""Views: crops of photos, drawn once and seen by student and teacher alike."""
+"""Views: crops of images, drawn once and seen by both student and teacher."""
 
 import hashlib
 import io
@@ -17,15 +17,15 @@ from ....data.decode import BrokenImageError, decode
 from ..datasets import Split
 
 TRIES = 10
-"""Times that a crop is drawn until it lies inside the photo, as in torchvision's RandomResizedCrop."""
+"""How often a crop is drawn until it lies inside the image, as in torchvision's RandomResizedCrop."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a photo and whether it is mirrored.
+    """A crop of an image, and whether it is mirrored.
 
     Attributes:
-        box: Left, upper, right and lower edge as fractions of the photo's width and height.
+        box: Left, upper, right and lower edge as fractions of the image's width and height.
         hflip, vflip: Mirrored left to right, and top to bottom.
     """
 
@@ -45,20 +45,20 @@ class View:
 
 
 def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box without what rounding put outside the image."""
+    """A box without the parts that rounding put outside the image."""
     left, upper, right, lower = box
     return max(left, 0.0), max(upper, 0.0), min(right, float(size[0])), min(lower, float(size[1]))
 
 
 @dataclass(frozen=True)
 class Views:
-    """How views are drawn: view `number` of photo `index` is the same whenever and wherever it is drawn.
+    """How views are drawn: view `number` of image `index` is always the same, in any process and order.
 
     Attributes:
-        scale: Area of the crop, as fractions of the photo.
+        scale: Area of the crop, as fractions of the image.
         ratio: Width over height of the crop.
         hflip, vflip: Probabilities of mirroring.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     scale: tuple[float, float]
@@ -68,7 +68,7 @@ class Views:
     seed: int
 
     def draw(self, number: int, index: int, width: int, height: int) -> View:
-        """View `number` of photo `index`, which is `width` x `height` pixels (their ratio alone matters)."""
+        """View `number` of image `index`, which is `width` x `height` pixels (only their ratio matters)."""
         dice = random.Random(f"{self.seed} {number} {index}")
         left, upper, right, lower = (float(np.float32(edge)) for edge in self._box(dice, width / height))  # as cached
         return View((left, upper, right, lower), dice.random() < self.hflip, dice.random() < self.vflip)
@@ -81,19 +81,19 @@ class Views:
             if across <= 1 and down <= 1:
                 left, upper = dice.uniform(0, 1 - across), dice.uniform(0, 1 - down)
                 return left, upper, left + across, upper + down
-        ratio = min(max(aspect, self.ratio[0]), self.ratio[1])  # the middle, as wide and high as the ratios allow
+        ratio = min(max(aspect, self.ratio[0]), self.ratio[1])  # the centre, as wide and high as the ratios allow
         across, down = min(ratio / aspect, 1.0), min(aspect / ratio, 1.0)
         return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
 
 
 class Photos:
-    """The photos of several sets in one row.
+    """The images of several data sets in one sequence.
 
     Args:
-        splits: Parts of the sets.
-        names: What the sets are called; they distinguish photos of the same name.
-        whole: Take each set's reader whole, whichever of its photos a part takes: a photo's place in the row then does
-            not depend on how the set is split.
+        splits: Parts of the data sets.
+        names: Names of the data sets; they distinguish images of the same name.
+        whole: Include each set's whole reader, whichever of its images a part uses: an image's index then does not
+            depend on how the set is split.
     """
 
     def __init__(self, splits: Sequence[Split], names: Sequence[str], whole: bool) -> None:
@@ -103,18 +103,18 @@ class Photos:
         self.inner = [
             np.arange(len(split.reader)) if whole else part for split, part in zip(splits, parts, strict=True)
         ]
-        """Of each set, the numbers of its photos in their reader."""
+        """For each set, the numbers of its images in their reader."""
         self.starts = np.cumsum([0, *map(len, self.inner)])
         self.indices = [
             start + (part if whole else np.arange(len(part))) for part, start in zip(parts, self.starts, strict=False)
         ]
-        """Of each split, its photos' places in the row."""
+        """For each split, its images' indices in the sequence."""
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def name(self, index: int) -> str:
-        """SET/NAME of a photo."""
+        """SET/NAME of an image."""
         reader, inner = self._place(index)
         return f"{self.names[reader]}/{self.readers[reader].filename(inner)}"
 
@@ -127,10 +127,10 @@ class Photos:
         return digest.hexdigest()
 
     def read(self, index: int, at_least: int | None = None) -> tuple[Image.Image, int]:
-        """A photo, decoded, and the CRC-32 of its file.
+        """An image, decoded, and the CRC-32 of its file.
 
         Raises:
-            BrokenImageError: For whatever keeps it from being read.
+            BrokenImageError: It cannot be read, for whatever reason.
         """
         reader, inner = self._place(index)
         try:
