@@ -1,1 +1,1 @@
-"""Frameworks of object detection and instance segmentation, each a `DetectionModel` over any backbone's pyramid."""
+"""Detectors and instance segmenters, each a `DetectionModel` over any backbone's pyramid."""

@@ -10,13 +10,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 class Anchors(nn.Module):
     """Maps by level -> anchors (N, 4) of one image: by level, row and column, then by shape.
 
-    torchvision's `AnchorGenerator` makes the shapes. It takes a level's stride from the sizes of image and map, which
-    is wrong where the last levels are rounded up (53 instead of 64 for an image of 160 px); here strides are given.
+    torchvision's `AnchorGenerator` makes the shapes. It infers a level's stride from the sizes of image and map, which
+    is wrong if the last levels are rounded up (53 instead of 64 for an image of 160 px); here the strides are given.
 
     Args:
-        sizes: Of the anchors of each level, square roots of areas in pixels.
-        ratios: Height by width of each size.
-        strides: Of each level in pixels.
+        sizes: Sizes of the anchors of each level, square roots of areas in pixels.
+        ratios: Height divided by width, for each size.
+        strides: Stride of each level in pixels.
     """
 
     def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""ATSS: one anchor a place, and every object's own threshold on the overlap with it.
+"""ATSS: one anchor per place, and for each object its own threshold on the overlap with it.
 
 "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample Selection", Zhang et al.
 2020.
@@ -23,14 +23,14 @@ from .pyramid import WIDTH, Pyramid, convolved
 STRIDES = [8, 16, 32, 64, 128]
 NEAREST = 9
 MARGIN = 0.01
-"""Pixels by which an anchor's centre is inside its object; from the authors' code."""
+"""Minimum distance in pixels of an anchor's centre from the edges of its object; from the authors' code."""
 
 
 def atss(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> "ATSS":
     """ATSS over a backbone.
 
     Args:
-        backbone, channels: Of `models.features.open_backbone`.
+        backbone, channels: From `models.features.open_backbone`.
         num_classes: K.
         width: Channels of the pyramid and of the head.
     """
@@ -39,10 +39,10 @@ def atss(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: 
 
 
 class ATSS(DenseDetector):
-    """FCOS's head from levels P3 to P7, whose boxes start from a square anchor of 8 strides (section 3.1).
+    """FCOS's head on levels P3 to P7, whose boxes start from a square anchor of 8 strides (section 3.1).
 
-    The score of a place and a class is the root of class probability times centerness, as in the authors' code, which
-    compares the class probability alone with the threshold; here it is the score.
+    The score of a place and a class is the root of class probability times centerness, as in the authors' code. There
+    the threshold applies to the class probability alone; here it applies to the score.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int) -> None:
@@ -82,16 +82,16 @@ class ATSS(DenseDetector):
         matched: Tensor,
         targets: list[Target],
     ) -> dict[str, Tensor]:
-        """Losses of a batch's answers: focal, GIoU weighted by the wanted centerness (times 2), and centerness.
+        """Losses of a batch's outputs: focal, GIoU weighted by the target centerness (times 2), and centerness.
 
-        The first and the last are divided by the positive anchors, the second by the sum of its weights, but by no less
-        than 1, as in the common code base; both are means over all processes.
+        The first and the last are divided by the number of positive anchors, the second by the sum of its weights, but
+        by no less than 1, as in the common code base; both divisors are means over all processes.
 
         Args:
-            logits, deltas, centerness: Of `answers`.
+            logits, deltas, centerness: From `answers`.
             anchors: (N, 4).
-            matched: (B, N), of each anchor the index of its object, -1 for none.
-            targets: Of each image.
+            matched: (B, N), for each anchor the index of its object, -1 for none.
+            targets: For each image.
         """
         image, place = (matched >= 0).nonzero(as_tuple=True)
         own = [(target, index[index >= 0]) for target, index in zip(targets, matched, strict=True)]
@@ -113,11 +113,11 @@ class ATSS(DenseDetector):
 class BoxHead(FCOSRegressionHead):
     """Maps (B, C, H, W) by level -> box deltas (B, N, 4) and centerness logits (B, N), N places in all.
 
-    torchvision's layers. Its own forward is FCOS's: without a scale by level, and with no distance below 0.
+    These are torchvision's layers. Its own forward is FCOS's: without a scale per level, and with no distance below 0.
 
     Args:
         in_channels: C, a multiple of 32.
-        levels: Of the pyramid.
+        levels: Number of levels of the pyramid.
     """
 
     def __init__(self, in_channels: int, levels: int) -> None:
@@ -134,17 +134,17 @@ class BoxHead(FCOSRegressionHead):
 
 
 def assign(anchors: Tensor, counts: Sequence[int], boxes: Tensor, nearest: int = NEAREST) -> Tensor:
-    """Adaptive training sample selection (section 4.1): of each anchor the index of its object, -1 for none: (N).
+    """Adaptive training sample selection (section 4.1): for each anchor the index of its object, -1 for none: (N).
 
     An object's candidates are the anchors of each level whose centres are nearest to its own. Its positives are those
-    inside it whose IoU with it is at least the candidates' mean plus their standard deviation, taken with n - 1 as in
-    the authors' code. It may have none. An anchor of several objects is that of the highest IoU.
+    inside it whose IoU with it is at least the candidates' mean plus their standard deviation, computed with n - 1 as
+    in the authors' code. It may have none. An anchor claimed by several objects goes to the one with the highest IoU.
 
     Args:
         anchors: (N, 4), by level.
-        counts: Of each level, N in all.
-        boxes: (n, 4), of the objects.
-        nearest: Candidates of a level.
+        counts: Number of anchors per level, N in all.
+        boxes: (n, 4), the objects' boxes.
+        nearest: Candidates per level.
     """
     if not len(boxes):
         return anchors.new_full((len(anchors),), -1, dtype=torch.int64)
@@ -166,7 +166,7 @@ def assign(anchors: Tensor, counts: Sequence[int], boxes: Tensor, nearest: int =
 def centerness_of(anchors: Tensor, boxes: Tensor) -> Tensor:
     """How central the anchors (n, 4) are in their boxes (n, 4): 1 at the centre, 0 at an edge (FCOS, formula 3): (n).
 
-    The nearer by the farther edge, left and right times upper and lower, and the root of it.
+    At each axis the smaller distance to an edge divided by the larger one; the root of the product of both.
     """
     left, upper, right, lower = _edges(_centres(anchors), boxes).unbind(-1)
     across = torch.minimum(left, right) / torch.maximum(left, right)
@@ -180,5 +180,5 @@ def _centres(boxes: Tensor) -> Tensor:
 
 
 def _edges(points: Tensor, boxes: Tensor) -> Tensor:
-    """How far points (..., 2) are inside the left, upper, right and lower edge of boxes (..., 4), below 0 outside."""
+    """Distances of points (..., 2) to the left, upper, right and lower edge of boxes (..., 4), below 0 outside."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)

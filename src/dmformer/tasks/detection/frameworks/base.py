@@ -1,4 +1,4 @@
-"""What every framework is: images and targets in, losses out in training; in evaluation, detections."""
+"""The interface of every detector: images and targets in; in training, losses out; in evaluation, detections."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 MULTIPLE = 32
-"""What height and width of a batch are padded to a multiple of."""
+"""Height and width of a batch are padded to a multiple of this."""
 
 Target = dict[str, Tensor]
-"""Of one image: boxes (n, 4), float32, left, upper, right and lower edge in pixels, none without area; labels (n),
-int64 from 0; of models with masks, masks (n, H, W), uint8. n may be 0."""
+"""Targets of one image: boxes (n, 4), float32, left, upper, right and lower edge in pixels, none without area; labels
+(n), int64 from 0; for models with masks, masks (n, H, W), uint8. n may be 0."""
 
 Found = dict[str, Tensor]
-"""In one image: boxes (n, 4) in its pixels, scores (n) from the highest, labels (n) from 0; of models with masks, masks
-(n, 1, 28, 28), probabilities within each box."""
+"""Detections in one image: boxes (n, 4) in its pixels, scores (n) in descending order, labels (n) from 0; for models
+with masks, masks (n, 1, 28, 28), probabilities within each box."""
 
 
 class DetectionModel(nn.Module):
-    """Images (3, H, W), normalised, of any sizes -> losses by name in training mode, else what is found in each.
+    """Images (3, H, W), normalised, of any sizes -> losses by name in training mode, else the detections in each.
 
-    A framework implements `losses` and `detect`, over a batch whose images are filled up with zeros at the right and
-    the bottom to one size, a multiple of 32; `image_sizes` has the height and width of each.
+    A detector implements `losses` and `detect`, over a batch whose images are padded with zeros at the right and the
+    bottom to one size, a multiple of 32; `image_sizes` has the height and width of each.
     """
 
     predicts_masks = False
@@ -42,16 +42,16 @@ class DetectionModel(nn.Module):
         return self.get_submodule("pyramid.backbone")
 
     def losses(self, images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
-        """Losses by name, with their weights; their sum is what is trained on. Finite for images without objects."""
+        """Losses by name, already weighted; training minimises their sum. Finite for images without objects."""
         raise NotImplementedError
 
     def detect(self, images: ImageList) -> list[Found]:
-        """What is found in each image."""
+        """The detections in each image."""
         raise NotImplementedError
 
 
 def batched(images: Sequence[Tensor], multiple: int = MULTIPLE) -> ImageList:
-    """Images of any sizes as one batch, filled up with zeros at the right and the bottom."""
+    """Images of any sizes as one batch, padded with zeros at the right and the bottom."""
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), 3, height, width)
@@ -61,7 +61,7 @@ def batched(images: Sequence[Tensor], multiple: int = MULTIPLE) -> ImageList:
 
 
 def mean_over_processes(number: Tensor) -> Tensor:
-    """The mean of the processes' numbers in distributed training; else the number."""
+    """The mean of the processes' values in distributed training; otherwise the value itself."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return number
     total = number.clone()

@@ -1,4 +1,4 @@
-"""Cascade R-CNN, with masks or without: three stages of heads, each on the boxes that the one before has moved."""
+"""Cascade R-CNN, with or without masks: three stages of heads, each on the boxes refined by the one before."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,19 +29,19 @@ from .mask_rcnn import (
 from .pyramid import WIDTH, Pyramid, RoIPool, pooled
 
 IOUS = [0.5, 0.6, 0.7]
-"""From which a box is an object's, stage by stage (Cascade R-CNN, section 4.2)."""
+"""Minimum IoU at which a box is positive, stage by stage (Cascade R-CNN, section 4.2)."""
 CODER_WEIGHTS = [(10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)]
-"""Of the deltas: those of later stages are smaller (section 4.1). The numbers are those of the common code bases."""
+"""Weights of the deltas, which are smaller in later stages (section 4.1). The values are those of common code bases."""
 LOSS_WEIGHTS = [1.0, 0.5, 0.25]
-"""Of the stages' losses, as in the common code base; the paper has none."""
+"""Weights of the stages' losses, as in the common code base; the paper gives none."""
 
 BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder], Tensor]
-"""Deltas (n, 4), the boxes (n, 4) that they move, the objects' boxes (n, 4), their coder -> the sum of the losses."""
+"""Deltas (n, 4), the boxes (n, 4) that they refine, the objects' boxes (n, 4), their coder -> the sum of the losses."""
 Size = tuple[int, int]
 
 
 def giou_loss(deltas: Tensor, boxes: Tensor, objects: Tensor, coder: BoxCoder) -> Tensor:
-    """Ten times the generalised IoU loss of the moved boxes, as in the 3x recipes of Swin and SMT."""
+    """Ten times the generalised IoU loss of the refined boxes, as in the 3x recipes of Swin and SMT."""
     return 10 * generalized_box_iou_loss(coder.decode_single(deltas, boxes), objects, reduction="sum")
 
 
@@ -62,12 +62,12 @@ def cascade_rcnn(
     """Cascade Mask R-CNN over a backbone (Cascade R-CNN, sections 4 and 5; masks as in its longer version, section 5).
 
     Args:
-        backbone, channels: Of `models.features.open_backbone`.
+        backbone, channels: From `models.features.open_backbone`.
         num_classes: K.
         masks: False is Cascade R-CNN.
-        proposals: Regions of an image that the first stage gets.
-        samples: Of these that each stage learns from, at most a quarter of them on objects.
-        box_loss: `giou_loss`, `smooth_l1_loss` or any other.
+        proposals: Number of regions per image that the first stage gets.
+        samples: Number of these that each stage learns from, at most a quarter of them on objects.
+        box_loss: `giou_loss`, `smooth_l1_loss` or another one.
     """
     settings = zip(IOUS, CODER_WEIGHTS, strict=True)
     stages = [Stage(num_classes, iou, weights, masks, samples) for iou, weights in settings]
@@ -76,16 +76,16 @@ def cascade_rcnn(
 
 
 class CascadeRCNN(DetectionModel):
-    """Mask R-CNN's proposals, moved to the objects by each stage for the next.
+    """Mask R-CNN's proposals, refined by each stage for the next.
 
-    In training each stage samples its own boxes of those that the last one has moved, and of the objects' boxes. In
-    evaluation the scores and masks are means over the heads of all stages, on the boxes of the last.
+    In training, each stage samples its own boxes from those refined by the previous stage and from the objects' boxes.
+    In evaluation, scores and masks are means over the heads of all stages, on the boxes of the last one.
 
     Args:
         pyramid: Levels P2 to P6.
         proposals: See `mask_rcnn.region_proposals`.
-        stages: The first to the last.
-        box_loss: Of the boxes; its sum is divided by the number of all samples.
+        stages: From first to last.
+        box_loss: Loss of the boxes; its sum is divided by the number of all samples.
     """
 
     stages: Sequence["Stage"]
@@ -121,7 +121,7 @@ class CascadeRCNN(DetectionModel):
                 losses[f"loss_mask_{number}"] = weight * of_masks
 
             moved = stage.moved(deltas, boxes, sizes)
-            # The objects' own boxes, which have nowhere to go, are not kept: the next stage adds them again.
+            # The objects' own boxes need no refinement and are dropped: the next stage adds them again.
             own = [_among(box, target["boxes"]) for box, target in zip(boxes, targets, strict=True)]
             boxes = [box[~is_own] for box, is_own in zip(moved, own, strict=True)]
         return losses
@@ -137,7 +137,7 @@ class CascadeRCNN(DetectionModel):
         answers = [stage.answers(maps, boxes, sizes) for stage in self.stages]
         scores = torch.stack([logits.softmax(dim=1) for logits, _ in answers]).mean(dim=0)
         _, deltas = answers[-1]
-        # torchvision takes logits, whose softmax the scores are, and deltas for each class.
+        # torchvision expects logits whose softmax gives the scores, and deltas for each class.
         found_boxes, found_scores, labels = self.stages[-1].postprocess_detections(
             scores.log(), deltas.repeat(1, scores.shape[1]), boxes, sizes
         )
@@ -155,16 +155,16 @@ class CascadeRCNN(DetectionModel):
 
 
 class Stage(RoIHeads):
-    """torchvision's sampling, box coder and heads as the parts of one stage; its own `forward` is not used.
+    """One stage: torchvision's sampling, box coder and heads; its own `forward` is not used.
 
-    The box head has four convolutions with batch norm and one hidden layer ("4conv1fc"). The papers over these
-    backbones name it with GIoU; the norm, over the boxes of all images, is a reconstruction. Deltas are the same for
-    all classes (Cascade R-CNN, section 5.1); the size published with SMT-S, 78 M, is that of deltas for each class.
+    The box head has four convolutions with batch norm and one hidden layer ("4conv1fc"). The papers that use these
+    backbones name it together with GIoU; the norm, over the boxes of all images, is a reconstruction. Deltas are shared
+    by all classes (Cascade R-CNN, section 5.1); the size published with SMT-S, 78 M, includes deltas for each class.
 
     Args:
         num_classes: K.
-        iou: Overlap from which a box is an object's.
-        coder_weights: Of the deltas.
+        iou: Minimum overlap at which a box is positive.
+        coder_weights: Weights of the deltas.
         masks: Whether it has a mask head.
         samples: See `cascade_rcnn`.
     """
@@ -201,11 +201,11 @@ class Stage(RoIHeads):
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, boxes, sizes)))
 
     def moved(self, deltas: Tensor, boxes: list[Tensor], sizes: list[Size]) -> list[Tensor]:
-        """The boxes after their deltas, within their images, without gradients."""
+        """The boxes refined by their deltas, clipped to their images, without gradients."""
         moved = self.box_coder.decode_single(deltas.detach(), torch.cat(boxes)).split([len(box) for box in boxes])
         return [clip_boxes_to_image(box, size) for box, size in zip(moved, sizes, strict=True)]
 
 
 def _among(boxes: Tensor, others: Tensor) -> Tensor:
-    """Which of the boxes (n, 4) is one of the others (m, 4): (n), bool."""
+    """Which of the boxes (n, 4) are among the others (m, 4): (n), bool."""
     return (boxes[:, None] == others).all(dim=2).any(dim=1)

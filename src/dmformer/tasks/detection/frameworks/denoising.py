@@ -1,4 +1,4 @@
-"""Contrastive denoising: noisy copies of an image's objects, from which DINO's decoder learns to find them again."""
+"""Contrastive denoising: noisy copies of an image's objects, from which DINO's decoder learns to recover them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 IGNORED = -1
-"""The label of a query that fills up an image with fewer objects than another of its batch; nothing is asked of it."""
+"""The label of a query that pads an image with fewer objects than another in its batch; it has no target."""
 
 LEAST = 1e-3
-"""Least share of an image that is told from 0, as in the authors' code; also the least side of a noisy box."""
+"""Minimum nonzero fraction of an image, as in the authors' code; also the minimum side of a noisy box."""
 
 
 @dataclass(frozen=True)
 class Denoising:
     """Noisy queries, M = 2 groups n for n objects in the fullest image.
 
-    Each group has n positives, which shall become the objects that they were made of, then n negatives, which shall
-    become nothing. Boxes are shares of the image: centre, width and height.
+    Each group has n positives, which should be restored to their objects, followed by n negatives, which should become
+    no object. Boxes are fractions of the image: centre, width and height.
 
     Attributes:
-        labels: (B, M), the noisy ones, from 0.
-        boxes: (B, M, 4), the noisy ones.
-        wanted_labels: (B, M), what shall become of them: a class, `num_classes` for nothing, or `IGNORED`.
+        labels: (B, M), noisy, from 0.
+        boxes: (B, M, 4), noisy.
+        wanted_labels: (B, M), targets: a class, `num_classes` for no object, or `IGNORED`.
         wanted_boxes: (B, M, 4), likewise.
-        groups: How many.
+        groups: Number of groups.
     """
 
     labels: Tensor
@@ -45,18 +45,18 @@ def denoising(
     box_noise: float = 1.0,
     label_noise: float = 0.5,
 ) -> Denoising | None:
-    """Noisy copies of objects (DINO, section 3.3); None where no image has an object.
+    """Noisy copies of objects (DINO, section 3.3); None if no image has an object.
 
-    Every edge of a box moves inwards or outwards: a positive's by up to `box_noise` halves of the box's side, a
-    negative's by one to two times as much. A box that is turned inside out by that becomes a line or a point.
+    Every edge of a box moves inwards or outwards: a positive's by up to `box_noise` times half the box's side, a
+    negative's by one to two times as much. A box that this turns inside out becomes a line or a point.
 
     Args:
-        labels: (n) of each image, from 0.
-        boxes: (n, 4) of each image, as shares of it: centre, width and height.
+        labels: (n) for each image, from 0.
+        boxes: (n, 4) for each image, as fractions of it: centre, width and height.
         num_classes: K.
-        pairs: Of positives and negatives that there are about: as many groups as fit, but at least one.
+        pairs: Approximate number of pairs of positives and negatives: as many groups as fit, but at least one.
         box_noise: The paper's lambda 1; lambda 2 is twice as much.
-        label_noise: Half of this share of the labels is replaced by random ones, as in the authors' code.
+        label_noise: Half of this fraction of the labels is replaced by random ones, as in the authors' code.
     """
     fullest = max(len(each) for each in labels)
     if fullest == 0:
@@ -81,11 +81,12 @@ def denoising(
 
 
 def visibility(noise: Denoising, queries: int) -> Tensor:
-    """(B, 1, M + queries, M + queries), True where a query (third) may look at another (fourth axis) in self-attention.
+    """(B, 1, M + queries, M + queries), True where a query (third axis) may attend to another (fourth) in
+    self-attention.
 
-    The noisy queries stand first. All may look at the matching ones, and noisy ones at those of their own group
-    (DN-DETR, "Attention mask"), so that no query learns of an object from another group. Nobody looks at what only
-    fills up (a reconstruction: the authors' code lets a group look at it).
+    The noisy queries come first. All queries may attend to the matching ones, and noisy ones to those of their own
+    group (DN-DETR, "Attention mask"), so that no query learns about an object from another group. No query attends to
+    padding (a reconstruction: the authors' code lets a group attend to it).
     """
     batch, noisy = noise.labels.shape
     matching = -1

@@ -1,4 +1,4 @@
-"""Detectors whose every place of every level answers: one tensor for a batch, from which objects are chosen."""
+"""Detectors with a prediction at every place of every level: one tensor per batch, from which objects are selected."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from .base import DetectionModel, Found
 
 
 class DenseDetector(DetectionModel):
-    """A framework that implements `candidates`, which is also what is exported.
+    """A detector that implements `candidates`, which is also what is exported.
 
     Args:
         num_classes: K.
-        selection: How objects are chosen of the candidates.
+        selection: How objects are selected from the candidates.
         strides, per_place, queries: See `candidates_by_level`.
     """
 
@@ -35,13 +35,14 @@ class DenseDetector(DetectionModel):
     def candidates(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """(B, 3, H, W), sides multiples of 32 -> (B, N, 4 + K): boxes, scores.
 
-        Boxes are shares of the batch's width and height (left, upper, right, lower), scores from 0 to 1. The order of
-        the N is by level, from the finest. `sizes` are the images' own (height, width) where padding must not count.
+        Boxes are fractions of the batch's width and height (left, upper, right, lower), scores from 0 to 1. The N
+        candidates are ordered by level, finest first. `sizes` are the images' own (height, width), given if padding
+        must not count.
         """
         raise NotImplementedError
 
     def levels(self, height: int, width: int) -> list[int]:
-        """Candidates of each level, for a batch of this size."""
+        """Number of candidates per level, for a batch of this size."""
         return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
 
     def detect(self, images: ImageList) -> list[Found]:
@@ -55,7 +56,7 @@ class DenseDetector(DetectionModel):
 
 
 def shares(x: Tensor) -> Tensor:
-    """Width, height, width and height of a batch, which pixels are divided by: (4)."""
+    """Width, height, width and height of a batch, by which pixels are divided: (4)."""
     height, width = (torch.scalar_tensor(side, dtype=torch.float32, device=x.device) for side in x.shape[-2:])
     return torch.stack([width, height, width, height])
 
@@ -63,7 +64,7 @@ def shares(x: Tensor) -> Tensor:
 def select(
     candidates: Tensor, levels: Sequence[int], size: tuple[int, int], padded: tuple[int, int], selection: Selection
 ) -> Found:
-    """Objects of one image; arguments as in `data.detections.select`, which is the same without torch."""
+    """Detections in one image; arguments as in `data.detections.select`, which does the same without torch."""
     scale = candidates.new_tensor([padded[1], padded[0], padded[1], padded[0]])
     boxes, scores, labels = [], [], []
     for part in candidates.split(list(levels)):
@@ -75,7 +76,7 @@ def select(
         labels.append(kept % (part.shape[1] - 4))
     box, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
     box = torch.minimum(box.clamp(min=0), box.new_tensor([size[1], size[0], size[1], size[0]]))
-    seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+    seen = (box[:, 2:] > box[:, :2]).all(1)  # boxes inside the padding have no area left
     box, score, label = box[seen], score[seen], label[seen]
     order = score.argsort(descending=True, stable=True)
     if selection.iou is not None:

@@ -21,8 +21,8 @@ from .dense import DenseDetector
 STRIDES = [8, 16, 32, 64]
 
 WIDTH, HEADS, POINTS, HIDDEN = 256, 8, 4, 2048
-"""Channels, heads of attention, points of a head and level, and channels between the two products of an MLP (DINO, its
-table of hyper-parameters)."""
+"""Channels, attention heads, points per head and level, and hidden channels of an MLP (DINO, its table of
+hyper-parameters)."""
 
 WEIGHTS = {"classification": 1.0, "l1": 5.0, "giou": 2.0}
 
@@ -33,25 +33,25 @@ def dino(backbone: nn.Module, channels: Sequence[int], num_classes: int, queries
     """DINO with 4 scales (Zhang et al. 2022): strides 8, 16, 32 and 64.
 
     Args:
-        backbone: Of `models.features.open_backbone`.
-        channels: Of its four maps.
+        backbone: From `models.features.open_backbone`.
+        channels: Channels of its four maps.
         num_classes: K.
-        queries: Boxes that the decoder refines; of an image with fewer places than that, each is one.
+        queries: Number of boxes that the decoder refines; an image with fewer places has one per place.
     """
     return Dino(backbone, channels, num_classes, queries)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A batch as the encoder leaves it: the places of all levels in a row, N of them, from the finest.
+    """A batch after the encoder: the places of all levels in a row, N of them, starting with the finest.
 
-    What has B as 1 is the same of all images.
+    Tensors with 1 for B are the same for all images.
 
     Attributes:
         features: (B, N, 256).
-        centres: (B, N, 2), x and y of each place, as shares of its image.
+        centres: (B, N, 2), x and y of each place, as fractions of its image.
         inside: (B, N), False in padding; None without padding.
-        extents: (B, 4, 2), width and height of the image as shares of each level's map.
+        extents: (B, 4, 2), width and height of the image as fractions of each level's map.
         shapes: (4, 2), rows and columns of each level's map.
         shape_list: The same as numbers.
     """
@@ -66,23 +66,24 @@ class Memory:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one layer says of its queries: logits (B, Q, K), boxes (B, Q, 4), float32, as centre and size in shares."""
+    """Predictions of one layer for its queries: logits (B, Q, K); boxes (B, Q, 4) as centre and size in fractions;
+    float32."""
 
     logits: Tensor
     boxes: Tensor
 
 
 class Dino(DenseDetector):
-    """See `dino`. Boxes are shares of the image without its padding: centre, width and height.
+    """See `dino`. Boxes are fractions of the image without its padding: centre, width and height.
 
-    Every layer has its own two heads, as in MMDetection; the authors' code has one pair for all of the decoder.
+    Every layer has its own two heads, as in MMDetection; the authors' code shares one pair in the whole decoder.
 
     Args:
-        backbone: Of `models.features.open_backbone`.
-        channels: Of its four maps.
+        backbone: From `models.features.open_backbone`.
+        channels: Channels of its four maps.
         num_classes: K.
-        queries: Boxes that the decoder refines.
-        layers: Of the encoder, and of the decoder.
+        queries: Number of boxes that the decoder refines.
+        layers: Number of layers of the encoder, and of the decoder.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Dino(DenseDetector):
         self.query_position = DeformableDetrMLPPredictionHead(2 * WIDTH, WIDTH, WIDTH, num_layers=2)
         self.decoder = DeformableDetrDecoder(config).layers
         self.decoder_norm = nn.LayerNorm(WIDTH)
-        # The first heads are the proposals'.
+        # The first heads belong to the proposals.
         self.class_heads = nn.ModuleList(nn.Linear(WIDTH, num_classes) for _ in range(1 + layers))
         self.box_heads = nn.ModuleList(
             DeformableDetrMLPPredictionHead(WIDTH, WIDTH, 4, num_layers=3) for _ in range(1 + layers)
@@ -133,10 +134,10 @@ class Dino(DenseDetector):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As in the authors' code: no class is likely, and no layer moves its boxes, before training."""
+        """As in the authors' code: before training, no class is likely and no layer moves its boxes."""
         for part in (self.project, self.encoder, self.proposal, self.query_position, self.decoder):
             for name, parameter in part.named_parameters():
-                # Those two are zeros, so that a head begins with fixed points along its own direction.
+                # Those two are zeros, so that a head starts with fixed points along its own direction.
                 if parameter.dim() > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
                     nn.init.xavier_uniform_(parameter)
         for convolution in self.project:
@@ -175,7 +176,7 @@ class Dino(DenseDetector):
             losses = _named("proposal", [self._matched_losses(first, labels, boxes, count)])
             matching = [Answer(each.logits[:, noisy:], each.boxes[:, noisy:]) for each in answers]
             losses |= _named("decoder", [self._matched_losses(each, labels, boxes, count) for each in matching])
-            if noise is None:  # as parts of the graph, for processes that wait for each other's gradients
+            if noise is None:  # keeps the embedding in the graph, for processes that wait for each other's gradients
                 nothing = 0 * self.label_embedding.weight.sum()
                 return losses | _named("denoising", [dict.fromkeys(WEIGHTS, nothing)])
             parts = [Answer(each.logits[:, :noisy], each.boxes[:, :noisy]) for each in answers]
@@ -185,14 +186,14 @@ class Dino(DenseDetector):
             )
 
     def encode(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Memory:
-        """Images (B, 3, H, W), and their (height, width) where there is padding -> their encoded places.
+        """Images (B, 3, H, W), and their (height, width) if there is padding -> their encoded places.
 
-        An image's shares are exact (a reconstruction: the authors round its sides up to whole places of each level).
+        An image's fractions are exact (a reconstruction: the authors round its sides up to whole places of each level).
         """
         sides = _sides(x, sizes)
         maps = last_maps(self.backbone, x)[1:]
         last = maps[-1]
-        if sizes is not None:  # beyond the image is nothing, as beyond the batch
+        if sizes is not None:  # zeros outside the image, as outside the batch
             _, inside = _grid(last, STRIDES[2], sides)
             last = last * inside.unflatten(1, last.shape[-2:])[:, None]
         rows, positions, centres, insides, extents, shape_list = [], [], [], [], [], []
@@ -222,13 +223,13 @@ class Dino(DenseDetector):
         return Memory(features, centres, inside, extents, shapes, shape_list)
 
     def propose(self, memory: Memory) -> Answer:
-        """Of the places of likeliest objects, as many as there are queries, what each says (DINO, section 3.4).
+        """Predictions at the places most likely to hold objects, as many as there are queries (DINO, section 3.4).
 
-        A place at an image's very edge or in its padding is taken only where there are no others left.
+        A place at the very edge of an image or in its padding is used only if no others are left.
         """
         features = self.proposal(memory.features)
         logits = self.class_heads[0](features)
-        # What begins in the padding has its centre beyond 1.
+        # Places that start in the padding have their centres beyond 1.
         usable = ((memory.centres > 0.01) & (memory.centres < 0.99)).all(-1)
         scores = logits.amax(-1).masked_fill(~usable, -math.inf)
         chosen = scores.topk(torch.sym_min(self.content.shape[0], scores.shape[1]), sorted=True).indices[..., None]
@@ -244,10 +245,10 @@ class Dino(DenseDetector):
         return Answer(logits.gather(1, chosen.expand(-1, -1, self.num_classes)), self._moved(0, features, start))
 
     def decode(self, memory: Memory, boxes: Tensor, noise: Denoising | None = None) -> list[Answer]:
-        """Boxes (B, Q, 4) to begin with -> the answer of every layer, with those of the noisy queries before them.
+        """Initial boxes (B, Q, 4) -> the predictions of every layer, with those of the noisy queries before them.
 
-        A layer's box begins where the layer before left it, and gradients flow through this one layer more (DINO,
-        section 3.5); where it is sampled and what is passed on are without them.
+        A layer's box starts where the layer before left it, and gradients flow through this one additional layer (DINO,
+        section 3.5); the places where it samples and what it passes on carry no gradients.
         """
         reference = boxes.detach()
         content = self.content[: boxes.shape[1]].expand(boxes.shape[0], -1, -1)
@@ -275,16 +276,17 @@ class Dino(DenseDetector):
         return answers
 
     def _moved(self, head: int, features: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (B, Q, 4), moved as a head says of features (B, Q, 256)."""
+        """Boxes (B, Q, 4), moved by a head's output for features (B, Q, 256)."""
         return (self.box_heads[head](features).float() + boxes.logit(LEAST)).sigmoid()
 
     def _matched_losses(
         self, answer: Answer, labels: list[Tensor], boxes: list[Tensor], count: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of queries of which the best one for each object is to become it, and the others nothing."""
+        """Losses of queries in which the best query for each object should match it, and the others should match
+        nothing."""
         wanted_labels = torch.full_like(answer.logits[..., 0], self.num_classes, dtype=torch.int64)
         wanted_boxes = torch.zeros_like(answer.boxes)
-        if any(map(len, labels)):  # the matcher wants one
+        if any(map(len, labels)):  # the matcher needs one
             outputs = {"logits": answer.logits.float(), "pred_boxes": answer.boxes.nan_to_num()}
             objects = [{"class_labels": i, "boxes": b} for i, b in zip(labels, boxes, strict=True)]
             for image, (queries, matched) in enumerate(self.matcher(outputs, objects)):
@@ -294,9 +296,9 @@ class Dino(DenseDetector):
 
 
 class InsideGroupNorm(nn.GroupNorm):
-    """Group normalisation by the mean and variance of an image's places without its padding (a reconstruction).
+    """Group normalisation with the mean and variance over an image's places without its padding (a reconstruction).
 
-    Else what is found in an image would depend on the sizes of those beside it.
+    Otherwise, the detections in an image would depend on the sizes of the other images in its batch.
     """
 
     def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
@@ -312,7 +314,7 @@ class InsideGroupNorm(nn.GroupNorm):
 
 
 def sine(shares: Tensor, temperature: float) -> Tensor:
-    """Shares (..., n) -> (..., 128 n): sine and cosine of each at 64 wavelengths, from 1 to nearly `temperature`.
+    """Fractions (..., n) -> (..., 128 n): sine and cosine of each at 64 wavelengths, from 1 to nearly `temperature`.
 
     The temperatures are 20 for a place and 10000 for a box, as in the authors' code.
     """
@@ -325,10 +327,10 @@ def answer_losses(answer: Answer, labels: Tensor, boxes: Tensor, count: Tensor) 
     """Focal, L1 and generalised IoU loss, summed over the queries, with their weights, divided by `count` objects.
 
     Args:
-        answer: Of Q queries.
-        labels: (B, Q), the class that each shall have, K for nothing, `IGNORED` where nothing is asked.
-        boxes: (B, Q, 4), the box that each with a class shall have.
-        count: Of objects.
+        answer: Predictions for Q queries.
+        labels: (B, Q), target classes, K for no object, `IGNORED` for no target.
+        boxes: (B, Q, 4), target boxes of queries that have a class.
+        count: Number of objects.
     """
     num_classes = answer.logits.shape[-1]
     asked = labels != IGNORED
@@ -350,9 +352,10 @@ def _named(part: str, layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _grid(m: Tensor, stride: int, sides: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each place of a map (B, C, H, W), by rows, its centre as shares of an image, and whether it begins inside it.
+    """For each place of a map (B, C, H, W), by rows, its centre as fractions of an image, and whether it starts inside
+    it.
 
-    The image's width and height are `sides` (B, 2); the answers are (B, HW, 2) and (B, HW).
+    The image's width and height are `sides` (B, 2); the results are (B, HW, 2) and (B, HW).
     """
     columns, rows = torch.arange(m.shape[-1], device=m.device), torch.arange(m.shape[-2], device=m.device)
     corners = stride * torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
@@ -360,12 +363,12 @@ def _grid(m: Tensor, stride: int, sides: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pair(first: int, second: int, like: Tensor) -> Tensor:
-    """Two numbers, which a graph may know only when it runs, as (2), float32."""
+    """Two numbers, known to a graph only at run time, as (2), float32."""
     return torch.stack([torch.scalar_tensor(n, dtype=torch.float32, device=like.device) for n in (first, second)])
 
 
 def _sides(x: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
-    """Width and height of each image (B, 2), or without `sizes` of the batch (1, 2), float32."""
+    """Width and height of each image (B, 2), or without `sizes` those of the batch (1, 2), float32."""
     if sizes is None:
         return _pair(x.shape[-1], x.shape[-2], x)[None]
     return torch.tensor([(width, height) for height, width in sizes], dtype=torch.float32, device=x.device)

@@ -1,8 +1,8 @@
-"""Mask R-CNN, and Faster R-CNN without masks: boxes are proposed, then each is looked at by itself.
+"""Mask R-CNN, and Faster R-CNN without masks: boxes are proposed, then each is classified and refined.
 
-The parts are torchvision's. It differs from the code base that the papers over these backbones used in: smooth L1 for
+The parts are torchvision's. Differences from the code base that the papers over these backbones used: smooth L1 for
 the proposals' boxes (beta 1/9) and the objects' ones (beta 1/9), not L1; RoIAlign without the shift of half a pixel, on
-2 x 2 points a bin and not as many as the box needs; soft targets of the masks, not cut at 0.5.
+2 x 2 points per bin and not as many as the box needs; soft mask targets, not thresholded at 0.5.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ STRIDES = [4, 8, 16, 32, 64]
 SIZES = [32, 64, 128, 256, 512]
 RATIOS = [0.5, 1.0, 2.0]
 BOX_SIDE, MASK_SIDE = 7, 14
-"""Sides of what is pooled of a box, for its class and edges and for its mask."""
+"""Sides of the region pooled from a box, for its class and edges and for its mask."""
 HIDDEN = 1024
 PROPOSALS, SAMPLES = 1000, 512
 
@@ -38,11 +38,11 @@ def mask_rcnn(
     """Mask R-CNN over a backbone (Mask R-CNN, section 3, its heads on a pyramid: figure 4, right).
 
     Args:
-        backbone, channels: Of `models.features.open_backbone`.
+        backbone, channels: From `models.features.open_backbone`.
         num_classes: K.
         masks: False is Faster R-CNN.
-        proposals: Regions of an image that the heads get.
-        samples: Of these that are learned from, at most a quarter of them on objects.
+        proposals: Number of regions per image that the heads get.
+        samples: Number of these that are learnt from, at most a quarter of them on objects.
     """
     roi_heads = RoIHeads(
         box_roi_pool=RoIPool(BOX_SIDE),
@@ -69,7 +69,7 @@ class MaskRCNN(DetectionModel):
     Args:
         pyramid: Levels P2 to P6.
         proposals: See `region_proposals`.
-        roi_heads: Number their classes from 1, 0 being the background.
+        roi_heads: They number their classes from 1; 0 is the background.
     """
 
     def __init__(self, pyramid: Pyramid, proposals: RegionProposalNetwork, roi_heads: RoIHeads) -> None:
@@ -92,20 +92,20 @@ class MaskRCNN(DetectionModel):
 
 
 def labelled_from_1(targets: Sequence[Target]) -> list[Target]:
-    """The same targets as torchvision's RoI heads want them: label 0 is the background."""
+    """The same targets as torchvision's RoI heads expect them: label 0 is the background."""
     return [{**target, "labels": target["labels"] + 1} for target in targets]
 
 
 def labelled_from_0(found: Sequence[Found]) -> list[Found]:
-    """What torchvision's RoI heads found, with our labels."""
+    """Detections of torchvision's RoI heads, with our labels."""
     return [{**each, "labels": each["labels"] - 1} for each in found]
 
 
 def region_proposals(proposals: int = PROPOSALS) -> RegionProposalNetwork:
     """Images and maps P2 to P6 -> boxes of each image that may hold an object (Feature Pyramid Networks, section 4.1).
 
-    Trained on 256 anchors an image, half of them on objects: an IoU from 0.7, or an object's best; none below 0.3. It
-    keeps 2000 boxes of each level (1000 in evaluation), and after NMS at 0.7, level by level, the best of all.
+    Trained on 256 anchors per image, half of them positive: an IoU of at least 0.7, or an object's best; negative below
+    0.3. It keeps 2000 boxes per level (1000 in evaluation), and after NMS at 0.7, level by level, the best overall.
     """
     anchors = ProposalAnchors()
     return RegionProposalNetwork(
@@ -133,7 +133,7 @@ class ProposalAnchors(nn.Module):
 
 
 class ProposalHead(RPNHead):
-    """torchvision's, answering in float32 under autocast too: boxes in bfloat16 would be pixels off."""
+    """torchvision's, with outputs in float32 even under autocast: boxes in bfloat16 would be pixels off."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
@@ -141,7 +141,7 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """Features (N, 1024) -> logits (N, 1 + K), the background's first, and deltas of boxes (N, 4 (1 + K)), in float32.
+    """Features (N, 1024) -> logits (N, 1 + K), background first, and deltas of boxes (N, 4 (1 + K)), in float32.
 
     Initialised as in Fast R-CNN, section 2.3.
 
@@ -164,7 +164,7 @@ class BoxPredictor(FastRCNNPredictor):
 
 
 def mask_head() -> nn.Module:
-    """(N, 256, 14, 14) -> the same, by four convolutions."""
+    """(N, 256, 14, 14) -> the same, with four convolutions."""
     return MaskRCNNHeads(WIDTH, [WIDTH] * 4, dilation=1)
 
 

@@ -1,4 +1,4 @@
-"""The feature pyramid under the frameworks: a backbone, torchvision's FPN with extra levels, and pooling of boxes."""
+"""The feature pyramid of the detectors: a backbone, torchvision's FPN with extra levels, and RoI pooling."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ WIDTH = 256
 
 
 class Pyramid(nn.Module):
-    """(B, 3, H, W) -> maps (B, width, H/stride, W/stride) from the finest on (Feature Pyramid Networks, section 3).
+    """(B, 3, H, W) -> maps (B, width, H/stride, W/stride), finest first (Feature Pyramid Networks, section 3).
 
     Args:
-        backbone: Of `models.features.open_backbone`.
-        channels: Of its four maps.
-        first: The first of the four maps that is used: 0 begins at stride 4, 1 at stride 8.
-        extra: Makes further levels of the last; see `pooled` and `convolved`.
-        width: Channels of its maps.
+        backbone: From `models.features.open_backbone`.
+        channels: Channels of its four maps.
+        first: Index of the first of the four maps used: 0 starts at stride 4, 1 at stride 8.
+        extra: Derives further levels from the last; see `pooled` and `convolved`.
+        width: Channels of the pyramid's maps.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.backbone, self.first = backbone, first
         self.fpn = FeaturePyramidNetwork(list(channels[first:]), width, extra)
-        self.out_channels = width  # torchvision's heads ask for it
+        self.out_channels = width  # torchvision's heads read it
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
         maps = last_maps(self.backbone, x)[self.first :]
@@ -39,34 +39,35 @@ class Pyramid(nn.Module):
 
 
 def pooled() -> ExtraFPNBlock:
-    """One level more, every second place of the last (Feature Pyramid Networks, section 4.1: P6 for the RPN)."""
+    """One extra level, every second place of the last (Feature Pyramid Networks, section 4.1: P6 for the RPN)."""
     return LastLevelMaxPool()
 
 
 def convolved(channels: Sequence[int], on_output: bool, width: int = WIDTH) -> ExtraFPNBlock:
-    """Two levels more, by convolutions of stride 2 (RetinaNet, section 4: P6 and P7).
+    """Two extra levels, by convolutions of stride 2 (RetinaNet, section 4: P6 and P7).
 
     Args:
-        channels: Of the backbone's four maps.
-        on_output: Made of the pyramid's last level (FCOS, ATSS) and not of the backbone's last map (RetinaNet).
+        channels: Channels of the backbone's four maps.
+        on_output: Derived from the pyramid's last level (FCOS, ATSS) and not from the backbone's last map (RetinaNet).
         width: Channels of the pyramid.
     """
     block = LastLevelP6P7(width if on_output else channels[-1], width)
-    block.use_P5 = on_output  # torchvision tells it from the channels, which may happen to be 256
+    block.use_P5 = on_output  # torchvision infers it from the channels, which may happen to be 256
     return block
 
 
 class RoIPool(MultiScaleRoIAlign):
-    """Maps, boxes (n, 4) of each image, sizes of images -> what lies in all boxes, (N, 256, side, side).
+    """Maps, boxes (n, 4) of each image, sizes of images -> the content of all boxes, (N, 256, side, side).
 
-    A box is pooled of one level of P2 to P5, by its size (Feature Pyramid Networks, section 4.2, equation 1).
+    Each box is pooled from one level of P2 to P5, chosen by its size (Feature Pyramid Networks, section 4.2, equation
+    1).
 
     Args:
-        side: Of what is pooled.
+        side: Side of the pooled region.
     """
 
     def __init__(self, side: int) -> None:
         super().__init__(["0", "1", "2", "3"], side, sampling_ratio=2)
-        # Left to itself it would guess them of the first batch's images, and go wrong if their padding is large.
+        # By default it infers them from the first batch's images, which goes wrong if their padding is large.
         self.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
         self.map_levels = initLevelMapper(2, 5, self.canonical_scale, self.canonical_level)

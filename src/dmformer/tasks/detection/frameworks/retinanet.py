@@ -1,4 +1,4 @@
-"""RetinaNet: one stage, nine anchors a place, focal loss (Focal Loss for Dense Object Detection, sections 3 and 4)."""
+"""RetinaNet: one stage, nine anchors per place, focal loss (Focal Loss for Dense Object Detection, sections 3, 4)."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def retinanet(backbone: nn.Module, channels: Sequence[int], num_classes: int, wi
     """RetinaNet over a backbone.
 
     Args:
-        backbone, channels: Of `models.features.open_backbone`.
+        backbone, channels: From `models.features.open_backbone`.
         num_classes: K.
         width: Channels of the pyramid and of the heads.
     """
@@ -35,9 +35,9 @@ def retinanet(backbone: nn.Module, channels: Sequence[int], num_classes: int, wi
 class RetinaNet(DenseDetector):
     """torchvision's heads, losses, matcher and box coder, with levels P3 to P7.
 
-    An anchor is an object's from an IoU of 0.5, nothing below 0.4, and not counted between; the best one of an object
-    is its own in any case. Losses: focal (alpha 0.25, gamma 2) and L1, each by the positive anchors of its image, then
-    the mean of images, as torchvision has them; the paper divides the sum of a batch.
+    An anchor is positive from an IoU of 0.5, negative below 0.4, and ignored in between; an object's best anchor is
+    always positive. Losses: focal (alpha 0.25, gamma 2) and L1, each divided by the number of positive anchors of its
+    image, then averaged over the images, as in torchvision; the paper divides the sum over a batch.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int) -> None:
@@ -57,7 +57,7 @@ class RetinaNet(DenseDetector):
         return self.head.compute_loss(targets, outputs, [anchors] * len(targets), matched)
 
     def _match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """Of each anchor the index of its object, -1 for none, -2 where it does not count: (N)."""
+        """For each anchor the index of its object, -1 for none, -2 if it is ignored: (N)."""
         if not len(boxes):
             return anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
         return self.matcher(box_iou(boxes, anchors))
@@ -66,6 +66,6 @@ class RetinaNet(DenseDetector):
         maps = list(self.pyramid(x).values())
         outputs = self.head(maps)
         deltas, logits = outputs["bbox_regression"].float(), outputs["cls_logits"].float()
-        anchors = self.anchors(maps).expand_as(deltas)  # by len(x) an exported graph would keep the example's batch
+        anchors = self.anchors(maps).expand_as(deltas)  # len(x) would fix an exported graph's batch size
         boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.flatten(0, 1)).reshape(deltas.shape)
         return torch.cat([boxes / shares(x), logits.sigmoid()], dim=-1)

@@ -1,4 +1,4 @@
-"""Sparse R-CNN: some hundred learned proposals, refined stage by stage, without anchors and NMS (Sun et al. 2021)."""
+"""Sparse R-CNN: a few hundred learned proposals, refined stage by stage, without anchors and NMS (Sun et al. 2021)."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ REGION = 7
 """Side of a proposal's region, in places."""
 
 HIDDEN = 64
-"""Channels between the two convolutions that a proposal makes."""
+"""Channels between the two convolutions that a proposal generates."""
 
 PRIOR = 0.01
 """Probability of every class at the start, as in RetinaNet."""
 
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
-"""Weights of the losses, and of the costs of a pair (section 3)."""
+"""Weights of the losses, and of a pair's matching costs (section 3)."""
 
 
 def sparse_rcnn(
@@ -33,10 +33,10 @@ def sparse_rcnn(
     """Sparse R-CNN over a backbone.
 
     Args:
-        backbone, channels: Of `models.features.open_backbone`.
+        backbone, channels: From `models.features.open_backbone`.
         num_classes: K.
-        proposals: Of every image; 100 and 300 in the paper, 300 for SMT.
-        stages: That refine them.
+        proposals: Number per image; 100 and 300 in the paper, 300 for SMT.
+        stages: Number of stages that refine them.
 
     Raises:
         UserError: Without the extra "det".
@@ -45,18 +45,18 @@ def sparse_rcnn(
 
 
 class SparseRCNN(DetectionModel):
-    """Proposals, each a box and a vector, that every stage moves and describes anew (section 3).
+    """Proposals, each a box and a vector, which every stage refines (section 3).
 
     The regions are taken from P2 to P5 by torchvision's RoIAlign, which does not shift them by half a pixel as the
-    authors' does. Losses are summed over the stages; the objects of an image are the surest pairs of a proposal and a
-    class of the last one.
+    authors' does. Losses are summed over the stages; the detections in an image are the most confident pairs of a
+    proposal and a class in the last stage.
 
     Args:
         pyramid: From stride 4.
         num_classes: K.
         proposals: n.
-        stages: That refine them.
-        most: Objects of an image.
+        stages: Number of stages that refine them.
+        most: Maximum number of detections per image.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, proposals: int, stages: int, most: int = 100) -> None:
@@ -74,7 +74,7 @@ class SparseRCNN(DetectionModel):
         self.matcher = DeformableDetrHungarianMatcher(class_cost=CLASS, bbox_cost=L1, giou_cost=GIOU)
 
     def answers(self, images: ImageList) -> list[tuple[Tensor, Tensor]]:
-        """Logits (B, n, K) and boxes (B, n, 4) in pixels of every stage, in float32."""
+        """Logits (B, n, K) and boxes (B, n, 4) in pixels from every stage, in float32."""
         maps = self.pyramid(images.tensors)
         boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * _scales(images)
         features = self.proposal_features.expand(len(boxes), -1, -1)
@@ -97,21 +97,21 @@ class SparseRCNN(DetectionModel):
         found = []
         for logit, box, (height, width) in zip(logits, boxes, images.image_sizes, strict=True):
             box = torch.minimum(box.clamp(min=0), box.new_tensor([width, height, width, height]))
-            seen = (box[:, 2:] > box[:, :2]).all(1)  # those in what the image was filled up with have no area left
+            seen = (box[:, 2:] > box[:, :2]).all(1)  # boxes inside the padding have no area left
             box, flat = box[seen], logit[seen].sigmoid().flatten()
             scores, pair = flat.topk(min(self.most, len(flat)))
             found.append({"boxes": box[pair // self.num_classes], "scores": scores, "labels": pair % self.num_classes})
         return found
 
     def compared(self, logits: Tensor, boxes: Tensor, targets: list[Target], scales: Tensor) -> dict[str, Tensor]:
-        """Losses of a stage, by the objects of a batch, their mean over all processes (section 3).
+        """Losses of a stage, divided by the number of objects in a batch, its mean over all processes (section 3).
 
-        Focal loss of all proposals; L1 of centre, width and height in shares of the image, as the paper and DETR have
-        it (the authors' code takes the corners), and GIoU, of the matched ones.
+        Focal loss of all proposals; for the matched ones, L1 of centre, width and height in fractions of the image, as
+        in the paper and DETR (the authors' code uses the corners), and GIoU.
 
         Args:
-            logits, boxes: Of `answers`.
-            targets: Of each image.
+            logits, boxes: From `answers`.
+            targets: For each image.
             scales: (B, 1, 4), width, height, width and height of each image.
         """
         pairs = self.matched(logits, boxes, targets, scales)
@@ -134,16 +134,18 @@ class SparseRCNN(DetectionModel):
     def matched(
         self, logits: Tensor, boxes: Tensor, targets: list[Target], scales: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each image the proposals and the objects of the cheapest pairs, every object in one (if there are enough).
+        """For each image the proposals and the objects of the cheapest pairs, every object in one (if there are
+        enough).
 
-        Arguments as in `compared`. A pair costs its losses' weights times the difference that its class makes to the
-        focal loss, its L1 and its negative GIoU.
+        Arguments as in `compared`. A pair costs its losses' weights times the change that its class makes to the focal
+        loss, its L1 and its negative GIoU.
         """
         device = logits.device
         if not any(len(target["labels"]) for target in targets):  # transformers' matcher needs one in a batch
             none = torch.zeros(0, dtype=torch.int64, device=device)
             return [(none, none) for _ in targets]
-        # The matcher raises at boxes that are not numbers; so a training that diverges has a loss that is none.
+        # The matcher raises on boxes that are not numbers; this way, a diverging training run gets a loss of nan
+        # instead.
         outputs = {"logits": logits, "pred_boxes": _centred(boxes / scales).nan_to_num()}
         wanted = [
             {"class_labels": target["labels"], "boxes": _centred(target["boxes"] / scale)}
@@ -155,7 +157,7 @@ class SparseRCNN(DetectionModel):
 class Stage(nn.Module):
     """Vectors (B, n, C) and regions (B n, C, 7, 7) -> logits (B, n, K), deltas (B, n, 4) and new vectors (section 3).
 
-    The proposals attend to each other, each then to its region, and two branches read them.
+    The proposals attend to each other, then each to its region, and two branches read the results.
 
     Args:
         dim: C.
@@ -185,9 +187,10 @@ class Stage(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Dynamic instance interactive head (section 3, figure 4): a proposal's vector makes the weights for its region.
+    """Dynamic instance interactive head (section 3, figure 4): a proposal's vector generates the weights for its
+    region.
 
-    Vectors (B, n, C) and regions (B n, C, 7, 7) -> (B, n, C). Of the region x, (49, C), and the vector's two matrices
+    Vectors (B, n, C) and regions (B n, C, 7, 7) -> (B, n, C). For the region x, (49, C), and the vector's two matrices
     U (C, 64) and V (64, C): relu(norm(W vec(relu(norm(relu(norm(x U)) V))))).
 
     Args:
