@@ -47,11 +47,11 @@ class AnalyseOptions:
     data: str | None = None
     """Folder of photos, searched recursively. For gates, its subfolders are classes."""
     images: int = 32
-    """Number of photos: as balanced over the classes as possible, evenly spaced in the sorted names, and the same ones
-    every time. All are held in memory, 0.6 MB each at 224 px."""
+    """Number of photos, balanced over the classes, evenly spaced in the sorted names, the same ones every time.
+    All are held in memory, 0.6 MB each at 224 px."""
     image_size: int | None = None
-    """Image side in pixels for models given by name, and side of the centre crop of a segmenter's photos; by default
-    the model's own size, and the largest crop that fits in every photo."""
+    """Image side in pixels for models given by name, by default the model's own;
+    for segmenters, side of the centre crop of the photos, by default the largest that fits in every photo."""
     blocks: tuple[str, ...] = ()
     """modulators: blocks by stage and number, e.g. 3.7; by default the last block of each stage."""
     out: str = "analysis"

@@ -38,15 +38,16 @@ class BenchOptions:
     """
 
     models: tuple[str, ...] = ()
-    """Names of models from dmformer or timm, with +fpn or +upernet for a segmenter of 150 classes on top; best/ folders
-    of runs; or hf-hub:owner/name. They may come before the options. Default: dmformer_s."""
+    """Models: names from dmformer or timm, with +fpn or +upernet for a segmenter of 150 classes on top;
+    best/ folders of runs; or hf-hub:owner/name. They may come before the options. Default: dmformer_s."""
     peers: bool = False
-    """Add DMFormer-S and models of similar size: ConvNeXt-T, Swin-T, PVTv2-B2, PoolFormer-S36, InceptionNeXt-T,
-    MambaOut-T, ResNet-50."""
+    """Add DMFormer-S and models of similar size:
+    ConvNeXt-T, Swin-T, PVTv2-B2, PoolFormer-S36, InceptionNeXt-T, MambaOut-T, ResNet-50."""
     forms: tuple[Literal["plain", "eager", "compiled", "fused", "onnxruntime", "openvino"], ...] = ()
-    """plain: with PyTorch's own depth-wise convolutions; eager: the model as it is; compiled: by torch.compile, which
-    takes minutes to start; fused: dmformer.fuse; onnxruntime, openvino: the fused model, exported. Default: eager and
-    fused; in training, eager."""
+    """plain: with PyTorch's own depth-wise convolutions; eager: the model as it is;
+    compiled: by torch.compile, which takes minutes to start; fused: dmformer.fuse;
+    onnxruntime, openvino: the fused model, exported.
+    Default: eager and fused; in training, eager."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32",)
     """Data type of weights and images; of OpenVINO's arithmetic; of autocast in training."""
     mode: Literal["inference", "training"] = "inference"

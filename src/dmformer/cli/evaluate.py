@@ -29,9 +29,9 @@ class EvalOptions:
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     data: str | None = None
-    """elpv (its held-out quarter, the default for a classifier), a folder or .tar of class folders, or a data set that
-    timm knows, e.g. torch/cifar10. For a segmenter or a detector, a folder as in training. If a folder or .tar has
-    splits, the test split is scored, or the val split if there is no test split."""
+    """elpv (its held-out quarter, the default for a classifier), a folder or .tar of class folders,
+    or a data set that timm knows, e.g. torch/cifar10. For a segmenter or a detector, a folder as in training.
+    If the data has splits, the test split is scored, or else the val split."""
     data_root: str | None = None
     """Where a named data set is stored or cached."""
     split: str = "validation"
@@ -47,8 +47,8 @@ class EvalOptions:
     masks: str | None = None
     """Segmenters: folder of the id masks, if --data is a folder of images."""
     reduce_zero_label: bool | None = None
-    """Segmenters: id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K); by default as in the
-    training masks."""
+    """Segmenters: id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K);
+    by default as in the training masks."""
     ignore_index: tuple[int, ...] | None = None
     """Segmenters: ids in the masks that mean unlabelled; by default as in the training masks."""
     window: int | None = None

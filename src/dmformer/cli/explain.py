@@ -47,8 +47,8 @@ class ExplainOptions:
     method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam"] = "grad-cam"
     """layer-cam suits early layers; eigen-cam shows the layer's strongest pattern, whatever the class."""
     layer: str | None = None
-    """A stage's number, from 1, or a module's name; by default the last stage. Earlier layers are finer but less
-    specific to a class."""
+    """A stage's number, from 1, or a module's name; by default the last stage.
+    Earlier layers are finer but less specific to a class."""
     out: str = "explanation"
     """Output folder."""
     check: bool = True

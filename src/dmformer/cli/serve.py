@@ -55,11 +55,10 @@ class ServeOptions:
     wait_ms: float = 5.0
     """Classifiers: milliseconds that a batch waits for more images."""
     queue: int = 64
-    """Maximum running requests; clients over it are asked to try again. With --max-mb this bounds the memory for
-    them."""
+    """Maximum running requests; clients beyond that are asked to retry. With --max-mb it bounds memory."""
     reduce_to: float = 2.1
-    """Segmenters, detectors: megapixels to which larger photos are reduced before the model, whose time and memory grow
-    with them; masks and boxes are scaled back up."""
+    """Segmenters, detectors: larger photos are reduced to this many megapixels, to limit time and memory per photo;
+    masks and boxes are scaled back up."""
     threads: int | None = None
     """Threads of the model; by default one per core."""
     overlay: bool = True

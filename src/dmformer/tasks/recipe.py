@@ -38,8 +38,8 @@ class Recipe:
     image_size: int = 224
     """Height and width of the images in pixels, 32 or more."""
     mean: tuple[float, float, float] | None = None
-    """Mean of the red, green and blue values, 0 to 1, subtracted from the images; by default that of the starting
-    weights, or the one the model was published with."""
+    """Mean of the red, green and blue values, 0 to 1, subtracted from the images;
+    by default that of the starting weights, or the one the model was published with."""
     std: tuple[float, float, float] | None = None
     """Standard deviation that the images are divided by; same default."""
     hflip: float = 0.5
@@ -84,7 +84,7 @@ class Recipe:
     """Threads that PyTorch uses on a CPU, over all processes; by default one per core."""
     processes: int | None = None
     """Processes on a CPU, each with an equal part of a step's images and of the threads; `dmformer train` starts them.
-    By default one for every 16 images of a step, but no more than there are threads; a resumed run keeps its number."""
+    By default one for every 16 images of a step, up to the number of threads; a resumed run keeps its number."""
     seed: int = 0
     """Seed for the split, the weights, the order and the augmentation."""
 

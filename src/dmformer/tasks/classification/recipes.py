@@ -14,9 +14,8 @@ class ClassificationRecipe(TaughtRecipe):
     task: ClassVar[str] = "classification"
 
     data: str = "elpv"
-    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same; or a data set
-    that
-    timm knows: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same;
+    or a data set of timm: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = None
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None

@@ -23,27 +23,27 @@ class DetectionRecipe(Recipe):
     task: ClassVar[str] = "detection"
 
     framework: Framework = "retinanet"
-    """Detector architecture, over any model with maps at strides 4, 8, 16 and 32. mask_rcnn and cascade_rcnn also
-    predict masks if the data has them; the others predict only boxes."""
+    """Detector architecture, over any model with maps at strides 4, 8, 16 and 32.
+    mask_rcnn and cascade_rcnn also predict masks if the data has them; the others predict only boxes."""
     width: int | None = None
     """Channels of the pyramid and the heads, for retinanet and atss; by default 256."""
     samples: int | None = None
     """Regions per photo that mask_rcnn and cascade_rcnn learn from; by default 512."""
     queries: int | None = None
-    """Regions per photo that the detector examines; by default 1000 for mask_rcnn and cascade_rcnn, 300 for
-    sparse_rcnn, 900 for dino."""
+    """Regions per photo that the detector examines;
+    by default 1000 for mask_rcnn and cascade_rcnn, 300 for sparse_rcnn, 900 for dino."""
 
     data: str = ""
-    """A folder: COCO (annotations/instances_train2017.json and train2017/, or Roboflow's), Pascal VOC, YOLO
-    (data.yaml); or one COCO JSON with its photos in --images."""
+    """A folder: COCO (annotations/instances_train2017.json and train2017/, or Roboflow's), Pascal VOC,
+    YOLO (data.yaml); or one COCO JSON with its photos in --images."""
     images: str | None = None
     """Folder of the photos, if --data is a JSON file; by default they are found beside it."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of their ids, or one text file with one name per line; needed if the layout does not
-    give them (YOLO without data.yaml and classes.txt)."""
+    """Class names in the order of their ids, or one text file with one name per line;
+    needed if the layout does not give them (YOLO without data.yaml and classes.txt)."""
     max_broken: float = 0.02
-    """Maximum fraction of faulty objects and photos. Above it, the run stops and shows the first of them; otherwise it
-    leaves them out."""
+    """Maximum fraction of faulty objects and photos.
+    Above it, the run stops and shows the first of them; otherwise it leaves them out."""
 
     image_size: int = 800
     """Shorter side of the photos in pixels for prediction."""

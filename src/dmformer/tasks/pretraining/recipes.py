@@ -14,8 +14,8 @@ class PretrainingRecipe(TaughtRecipe):
     task: ClassVar[str] = "pretraining"
 
     data: tuple[str, ...] = ()
-    """Sources of photos. A folder or .tar of class folders is labelled and gets a classifier of its own; any other
-    folder is searched recursively for photos without labels."""
+    """Sources of photos. A folder or .tar of class folders is labelled and gets a classifier of its own;
+    any other folder is searched recursively for photos without labels."""
     unlabelled: tuple[str, ...] = ()
     """More folders of photos, whose subfolders are not classes."""
     sizes: tuple[int, ...] = (64, 96, 128)
@@ -23,8 +23,7 @@ class PretrainingRecipe(TaughtRecipe):
     size_shares: tuple[float, ...] = ()
     """Fraction of the epochs at each size; by default the same for each."""
     probe: str | None = None
-    """Folder of class folders on which the features are scored at the end, with nearest neighbours and a linear
-    probe."""
+    """Folder of class folders to score the features on at the end, by nearest neighbours and a linear probe."""
 
     def check(self) -> None:
         super().check()

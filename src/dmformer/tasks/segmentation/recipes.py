@@ -14,8 +14,7 @@ class SegmentationRecipe(Recipe):
     task: ClassVar[str] = "segmentation"
 
     head: Literal["fpn", "upernet"] = "fpn"
-    """Semantic FPN, or UperNet with an auxiliary FCN head; works with any model that has maps at strides 4, 8, 16 and
-    32."""
+    """Semantic FPN, or UperNet with an auxiliary FCN head; over any model with maps at strides 4, 8, 16 and 32."""
     width: int | None = None
     """Channels of the head; by default 256 for fpn (half of it after the pyramid) and 512 for upernet."""
     dropout: float = 0.1
@@ -24,16 +23,16 @@ class SegmentationRecipe(Recipe):
     """Weight of upernet's auxiliary loss."""
 
     data: str = ""
-    """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC, or
-    only images, with their masks in --masks."""
+    """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC,
+    or only images, with their masks in --masks."""
     masks: str | None = None
     """Folder of the id masks, if --data is a folder of images; masks are matched by name."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of their ids, or one text file with one name per line; needed if the layout does not
-    give them."""
+    """Class names in the order of their ids, or one text file with one name per line;
+    needed if the layout does not give them."""
     max_broken: float = 0.0
-    """Maximum fraction of images without a valid mask. Above it, the run stops and lists them; otherwise it leaves them
-    out."""
+    """Maximum fraction of images without a valid mask.
+    Above it, the run stops and lists them; otherwise it leaves them out."""
     reduce_zero_label: bool = False
     """Id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K)."""
     ignore_index: tuple[int, ...] = (255,)
@@ -50,8 +49,7 @@ class SegmentationRecipe(Recipe):
     largest_share: float = 0.75
     """Maximum fraction of a crop that one class may cover; up to ten crops are tried."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced weights a class that makes up the fraction p of the training pixels by 1 / ln(1.02 + p), as ENet
-    does."""
+    """balanced weights a class that is the fraction p of the training pixels by 1 / ln(1.02 + p), as ENet does."""
     photometric: bool = True
     """Randomly change brightness, contrast, saturation and hue."""
     window: int | None = None

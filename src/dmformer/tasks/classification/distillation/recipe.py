@@ -12,12 +12,12 @@ class TaughtRecipe(Recipe):
     """Crops, augmentation, epochs, and a teacher to learn from."""
 
     head: Literal["drop", "keep", "imagenet1k"] = "drop"
-    """What to do with the classifier of the starting weights: drop it for other classes, keep it, or take the rows of
-    ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""
+    """What to do with the classifier of the starting weights: drop it for other classes, keep it,
+    or take the rows of ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""
     teacher: str | None = None
-    """Trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder, an exported
-    .onnx file, hf-hub:owner/name, or a timm model with published weights. Its classes may differ from the data's. It
-    sees the same crops as the model."""
+    """Trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder,
+    an exported .onnx file, hf-hub:owner/name, or a timm model with published weights.
+    Its classes may differ from the data's. It sees the same crops as the model."""
     teacher_size: int | None = None
     """Size of the teacher's images in pixels; by default the size it was trained for."""
     teacher_weight: float = 1.0
@@ -31,13 +31,12 @@ class TaughtRecipe(Recipe):
     feature_weight: float = 1.0
     """Weight of the feature loss."""
     teacher_cache: str | None = None
-    """Folder that caches the teacher's predictions. Missing ones are computed before the first epoch, so that epochs
-    run without the teacher. None runs the teacher at every step."""
+    """Folder that caches the teacher's predictions. Missing ones are computed before the first epoch,
+    so that epochs run without the teacher. None runs the teacher at every step."""
     teacher_views: int = 4
     """Crops of each photo in the cache; epochs use them in turn."""
     teacher_classes: int = 20
-    """Number of probabilities kept per cached prediction, the largest ones; the rest is spread over the other
-    classes."""
+    """Number of probabilities kept per cached prediction, the largest; the other classes share the rest."""
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Interpolation when images are resized."""
