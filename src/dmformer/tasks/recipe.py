@@ -18,7 +18,7 @@ class Recipe:
     """The kind of training."""
 
     model: str = "dmformer_n"
-    """Model: any name listed by `dmformer models`, or any other model of timm."""
+    """Model: any name listed by `dmformer models`, or any other timm model."""
     model_args: tuple[str, ...] = ()
     """Arguments for the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
     weights: str | None = None

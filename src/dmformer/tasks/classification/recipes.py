@@ -15,7 +15,7 @@ class ClassificationRecipe(TaughtRecipe):
 
     data: str = "elpv"
     """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same;
-    or a data set of timm: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = None
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None
