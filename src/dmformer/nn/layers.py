@@ -128,7 +128,7 @@ class PixelMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if x.requires_grad and is_fast_path(x) and is_channels_last(x):
+            if is_fast_path(x) and x.requires_grad and is_channels_last(x):
                 return x.permute(0, 2, 3, 1).mean((1, 2))[:, :, None, None]
         return x.mean((2, 3), keepdim=True)
 
