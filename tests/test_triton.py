@@ -456,7 +456,7 @@ WRONG = [
     (dict(offsets=[0, 0]), ValueError, "pairs"),
     (dict(offsets=[(0, 0, 0)]), ValueError, "pairs"),
     (dict(offsets=[]), ValueError, "offsets"),
-    (dict(offsets=[(0, 0), (0, 0)], weight=torch.zeros(3, 2)), ValueError, "once"),
+    (dict(offsets=[(0, 0), (0, 0)], weight=torch.zeros(3, 2)), ValueError, "without duplicates"),
     (dict(bias=torch.zeros(4)), ValueError, "bias"),
     (dict(bias=torch.zeros(3, 1)), ValueError, "bias"),
 ]
