@@ -50,6 +50,7 @@ def work(what: str, way: str, name: str, size: int) -> None:
         if processes > 1:
             torch.distributed.init_process_group("gloo")
             model = torch.nn.parallel.DistributedDataParallel(model)
+            model.broadcast_buffers = False  # as in the training loop
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
         def step() -> None:

@@ -100,24 +100,6 @@ def training() -> str:
     return table(["", "plain, images/s", "plain, MB", "ours, images/s", "ours, MB"], lines)
 
 
-def cores() -> str:
-    """Images per second of every way to use two cores, on a quiet machine and beside a busy process."""
-    found = {(r["model"], r["what"], r["size"], r["busy_processes"], r["way"]): r for r in rows("cores")}
-    lines = []
-    for model, what, size in dict.fromkeys(key[:3] for key in found):
-        own = ("two processes", "two threads, images apart")
-        cells = []
-        for busy in ("0", "1"):
-            rates = {way: r for (*rest, way), r in found.items() if rest == [model, what, size, busy]}
-            for way in ("one thread", "two threads"):
-                cells.append(rates[way]["images_per_second"])
-            (ours,) = [r for way, r in rates.items() if way in own]
-            cells.append(f"{ours['images_per_second']} ({ours['to_one_thread']})")
-        lines.append([f"{model}, {what}, {size} px", *cells])
-    ways = ("one thread", "two threads", "shared images (to one thread)")
-    return table(["images/s", *ways, *(f"busy: {way}" for way in ways)], lines)
-
-
 def int8() -> str:
     header = ["ONNX Runtime", "float32, images/s", "int8, images/s", "ratio", "change of the logits", "their cosine"]
     return table(
@@ -160,7 +142,6 @@ def main() -> None:
         "differences": differences(),
         "training": training(),
         "int8": int8(),
-        "cores": cores(),
     }
     replace_tables(PAGE, tables)
 
