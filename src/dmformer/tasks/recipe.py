@@ -128,7 +128,7 @@ class Recipe:
         n = self.processes or 1
         if n == 1:
             return self
-        threads = max(1, (self.threads or available_cores()) // n)
+        threads = None if self.threads is None else max(1, self.threads // n)
         workers = max(1, min(available_cores(), 8) // n) if self.workers is None else -(-self.workers // n)
         return replace(self, batch_size=self.batch_size // n, threads=threads, workers=workers)
 

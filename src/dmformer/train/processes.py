@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
+import torch
+
 from ..tasks.recipe import Recipe
 from ..utils.errors import UserError
-from ..utils.machine import available_cores
 
 IMAGES_PER_PROCESS = 16
 """By default, minimum images of a step per process: BatchNorm's statistics are taken over them."""
@@ -33,17 +34,10 @@ def number_of_processes(recipe: Recipe) -> int | None:
         return recipe.processes
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return None
-    if recipe.resume or _has_accelerator():
+    if recipe.resume or torch.accelerator.is_available():
         return 1
-    threads = recipe.threads or int(os.environ.get("OMP_NUM_THREADS") or available_cores())
-    most = min(threads, recipe.batch_size // IMAGES_PER_PROCESS)
+    most = min(recipe.threads or torch.get_num_threads(), recipe.batch_size // IMAGES_PER_PROCESS)
     return next((n for n in range(most, 1, -1) if recipe.batch_size % (2 * n) == 0), 1)  # mixup takes images in pairs
-
-
-def _has_accelerator() -> bool:
-    import torch
-
-    return torch.accelerator.is_available()
 
 
 @contextmanager
@@ -53,10 +47,12 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
     Raises:
         UserError: Another process has failed; carries that process's message.
     """
-    number, threads = recipe.processes or 1, recipe.of_one_process().threads
+    number = recipe.processes or 1
     if number == 1 or "RANK" in os.environ:
         yield
         return
+    all_threads = torch.get_num_threads()
+    threads = max(1, (recipe.threads or all_threads) // number)
     shared = {
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
@@ -80,6 +76,7 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
                 options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "env": environment}
                 others.append((subprocess.Popen(command, stdout=said, stderr=said, **options), said))
             os.environ.update(shared, RANK="0", LOCAL_RANK="0")
+            torch.set_num_threads(threads)
             yield
             patience = PATIENCE
         except RuntimeError as error:  # also raised by a connection whose other end has exited
@@ -90,6 +87,7 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+            torch.set_num_threads(all_threads)
             _end(others, patience)
 
 
