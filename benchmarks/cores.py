@@ -1,10 +1,10 @@
 """Training and inference with one thread and with two cores, on a quiet machine and beside a busy process.
 
-python benchmarks/cores.py [MODEL...]      # the smallest of each family and resnet18 if none is named; 20 minutes
+python benchmarks/cores.py [ROUNDS] [MODEL...]      # 3 rounds of the smallest of each family and resnet18: an hour
 
 Training: bfloat16, 64 images of 96 and, for dmformer_n, 64 px; two threads in one process, and two processes of one
 thread with half of the images each, as `dmformer train` does it. Inference: float32, fused, 32 images; two threads in
-each operation, and two threads with images of their own. All ways of a model in turn, three rounds, medians.
+each operation, and two threads with images of their own. All ways of a model in turn, medians of the rounds.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-BATCH, INFERENCE_BATCH, SECONDS, ROUNDS = 64, 32, 6.0, 3
+BATCH, INFERENCE_BATCH, SECONDS = 64, 32, 6.0
 MODELS = ("dmformer_n", "van_b0", "smt_t", "vitae_t", "vitaev2_s", "resnet18")
 WAYS = {
     "training": {"one thread": (1, 1), "two threads": (2, 1), "two processes": (1, 2)},
@@ -29,12 +29,13 @@ def work(what: str, way: str, name: str, size: int) -> None:
     import torch
 
     import dmformer
+    from dmformer.models.create import size_argument
     from dmformer.nn.over_cores import over_cores
 
     threads, processes = WAYS[what][way]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=100, **({"img_size": size} if name.startswith("vitae_") else {}))
+    model = timm.create_model(name, num_classes=100, **size_argument(name, size))
     model = model.to(memory_format=torch.channels_last)
     if what == "inference":
         images = torch.randn(INFERENCE_BATCH, 3, size, size).to(memory_format=torch.channels_last)
@@ -101,21 +102,23 @@ def main() -> None:
 
     if any(name.startswith("-") for name in sys.argv[1:]):
         sys.exit(__doc__)
-    for name in sys.argv[1:] or MODELS:
+    arguments = sys.argv[1:]
+    rounds = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else 3
+    for name in arguments or MODELS:
         for what, size in [("training", 96), *([("training", 64)] if name == "dmformer_n" else []), ("inference", 96)]:
             for busy in (0, 1):
                 others = [multiprocessing.Process(target=spin, daemon=True) for _ in range(busy)]
                 for other in others:
                     other.start()
                 times: dict[str, list[float]] = {way: [] for way in WAYS[what]}
-                for _ in range(ROUNDS):
+                for _ in range(rounds):
                     for way in times:
                         times[way].append(images_per_second(what, way, name, size))
                 for other in others:
                     other.kill()
                 rates = {way: statistics.median(values) for way, values in times.items()}
                 one = rates["one thread"]
-                common = {"model": name, "what": what, "size": size, "busy_processes": busy}
+                common = {"model": name, "what": what, "size": size, "busy_processes": busy, "rounds": rounds}
                 record(
                     "cores",
                     [

@@ -1,8 +1,10 @@
-"""Linear probe of frozen features on 30 images per class at 128 px: a pretrained model, random weights, a teacher.
+"""Linear probe of frozen features on 5 to 30 images per class at 128 px: pretrained models, random weights, teachers.
 
-python benchmarks/linear_probe.py DATA [BEST...]      # the folder with clothing/ and tiny_imagenet/; best/ folders
+python benchmarks/linear_probe.py DATA [MODEL...]      # the folder with clothing/ and tiny_imagenet/
 
-The probe's weight decay is chosen on other images of the training split.
+A model is a best/ folder, the name of the package's weights, efficientnet-lite0, 1 or 2, or "random"; by default
+dmformer_n, random, efficientnet-lite0 and efficientnet-lite2. The probe's weight decay is chosen on other images of the
+training split.
 """
 
 import sys
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from record import record
-from timm.data import create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor, nn
 
 from dmformer.models.create import random_model
@@ -23,8 +25,9 @@ from dmformer.tasks.classification.loaders import eval_loader
 from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.pretraining.probing import Features, knn, linear_probe, pooled_features
 
-PER_CLASS, HELD_OUT, SIZE = 30, 10, 128
+PER_CLASS, HELD_OUT, SIZE = (5, 10, 20, 30), 10, 128
 """Images per class for fitting, further ones for choosing the weight decay, and their size in pixels."""
+MODELS = ("dmformer_n", "random", "efficientnet-lite0", "efficientnet-lite2")
 
 
 class Pooled(nn.Module):
@@ -41,34 +44,43 @@ class Pooled(nn.Module):
         return features
 
 
+def opened(name: str) -> tuple[nn.Module, Any]:
+    """A model in evaluation mode, and the mean and standard deviation that it expects."""
+    if name == "random":
+        return random_model("dmformer_n", SIZE), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    if name.startswith("efficientnet-lite"):
+        return Pooled(open_teacher(name, SIZE)).eval(), ((0.0,) * 3, (1.0,) * 3)
+    classifier = open_classifier(name)
+    return classifier.model, (classifier.data_config["mean"], classifier.data_config["std"])
+
+
 def main() -> None:
     if len(sys.argv) < 2 or not Path(sys.argv[1], "clothing").is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} DATA [BEST...], the folder with clothing/ and tiny_imagenet/")
+        sys.exit(f"usage: python {sys.argv[0]} DATA [MODEL...], the folder with clothing/ and tiny_imagenet/")
     root = Path(sys.argv[1])
     tiny = {"data": str(root / "tiny_imagenet" / "train_20k.tar"), "test_data": str(root / "tiny_imagenet/val_4k.tar")}
-    sets = {"clothing": {"data": str(root / "clothing")}, "tiny_imagenet": tiny}
-    plain, imagenet = ((0.0,) * 3, (1.0,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    models: dict[str, tuple[nn.Module, Any]] = {
-        "dmformer_n, random weights": (random_model("dmformer_n", SIZE), imagenet),
-        "efficientnet-lite0": (Pooled(open_teacher("efficientnet-lite0", SIZE)), plain),
-    }
-    for source in sys.argv[2:]:
-        classifier = open_classifier(source)
-        models[source] = (classifier.model, (classifier.data_config["mean"], classifier.data_config["std"]))
-    for name, arguments in sets.items():
-        splits = open_splits(ClassificationRecipe(**arguments, seed=0))
-        test = splits.test
-        assert test is not None
-        for model_name, (model, (mean, std)) in models.items():
-            transform: Any = create_transform(SIZE, crop_pct=1.0, interpolation="bicubic", mean=mean, std=std)
-            fit, chosen = taken(splits.train, PER_CLASS, 0), taken(splits.train, HELD_OUT, PER_CLASS)
-            parts = [features(model.eval(), part, transform) for part in (fit, chosen, test)]
-            K = len(splits.class_names)
-            linear = (linear_probe(*parts, K) == parts[2].labels).float().mean()
-            near = (knn(parts[0], parts[2], K) == parts[2].labels).float().mean()
-            row = {"data": name, "classes": K, "model": model_name, "per_class": PER_CLASS, "pixels": SIZE}
-            row |= {"test_images": len(parts[2].labels), "linear": f"{linear:.4f}", "knn": f"{near:.4f}"}
-            record("linear_probe", [row])
+    sets = {"solar cells": {"data": "elpv"}, "clothing": {"data": str(root / "clothing")}, "tiny_imagenet": tiny}
+    for model_name in sys.argv[2:] or MODELS:
+        model, (mean, std) = opened(model_name)
+        transform: Any = create_transform(SIZE, crop_pct=1.0, interpolation="bicubic", mean=mean, std=std)
+        for name, arguments in sets.items():
+            splits = open_splits(ClassificationRecipe(**arguments, seed=0))
+            test = splits.test
+            assert test is not None
+            chosen, told = (
+                features(model, part, transform) for part in (taken(splits.train, HELD_OUT, max(PER_CLASS)), test)
+            )
+            for per_class in PER_CLASS:
+                fit = features(model, taken(splits.train, per_class, 0), transform)
+                K = len(splits.class_names)
+                linear, near = linear_probe(fit, chosen, told, K), knn(fit, told, K)
+                row = {"data": name, "classes": K, "model": model_name, "per_class": per_class, "pixels": SIZE}
+                row["test_images"] = len(told.labels)
+                for probe, predictions in (("linear", linear), ("knn", near)):
+                    right = (predictions == told.labels).float()
+                    each = [float(right[told.labels == k].mean()) for k in range(K)]
+                    row |= {probe: f"{right.mean():.4f}", f"{probe}_balanced": f"{np.mean(each):.4f}"}
+                record("linear_probe", [row])
 
 
 def taken(split: Split, count: int, after: int) -> Split:

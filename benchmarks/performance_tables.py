@@ -118,6 +118,22 @@ def int8() -> str:
     )
 
 
+def cores() -> str:
+    """Images per second of one thread, two threads that share operations, and two that share images."""
+    found = {(r["model"], r["what"], r["size"], r["busy_processes"], r["way"]): r for r in rows("cores")}
+    ways = {"training": ("two threads", "two processes"), "inference": ("two threads", "two threads, images apart")}
+    lines = []
+    for model, what, size, busy in dict.fromkeys(key[:-1] for key in found):
+        cells = [NAMES.get(model, model), f"{what}, {size} px", "busy" if busy == "1" else "idle"]
+        cells.append(f"{float(found[model, what, size, busy, 'one thread']['images_per_second']):.0f}")
+        for way in ways[what]:
+            row = found[model, what, size, busy, way]
+            cells.append(f"{float(row['images_per_second']):.0f} ({row['to_one_thread']})")
+        lines.append(cells)
+    header = ["images/s (ratio to one thread)", "", "machine", "one thread", "shared operations", "shared images"]
+    return table(header, lines)
+
+
 FORMS = [
     ("plain", "float32"),
     ("eager", "float32"),
@@ -142,6 +158,7 @@ def main() -> None:
         "differences": differences(),
         "training": training(),
         "int8": int8(),
+        "cores": cores(),
     }
     replace_tables(PAGE, tables)
 

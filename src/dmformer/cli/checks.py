@@ -14,6 +14,7 @@ from ..tasks.task import Task
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.model_names import model_names
+from ..utils.pretrained import FOLDER, folder_of
 
 
 def check_environment() -> None:
@@ -91,8 +92,8 @@ def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
 
 
 def check_source(source: str, exported: bool = False) -> None:
-    """Check a run's folder or a hub id, or with `exported` an exported file."""
-    if source.startswith("hf-hub:"):
+    """Check a run's folder, a hub id or this package's weights, or with `exported` an exported file."""
+    if source.startswith("hf-hub:") or folder_of(source).parent == FOLDER:
         return
     check_path(source)
     if exported and Path(source).is_file() and is_exported(source):

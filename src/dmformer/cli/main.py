@@ -35,7 +35,7 @@ commands:
 
 examples:
   dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
-  dmformer train scratch --data photos/              your photos, one folder a class
+  dmformer train classify --data photos/             your photos, one folder a class
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
   dmformer train camvid --data camvid/               semantic segmentation
   dmformer train bccd --data bccd/                   object detection

@@ -9,6 +9,7 @@ from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run
 from ..utils.errors import unknown
 from ..utils.files import check_path
+from ..utils.pretrained import folder_of
 from .checks import check_model
 from .parsing import parse, value_of
 from .printing import print_summary
@@ -52,7 +53,7 @@ def train(arguments: list[str]) -> None:
     check_model(recipe.model)
     task.check_places(recipe)
     if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
-        check_path(recipe.weights)
+        check_path(str(folder_of(recipe.weights)))
     check_folder(recipe)
 
     from ..train.loop import Stopped, train

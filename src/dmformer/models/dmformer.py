@@ -85,7 +85,7 @@ class DMFormer(HierarchicalBackbone):
 
 
 PUBLISHED = {
-    "dmformer_n": Published(None, None, (Weights("untrained"),)),
+    "dmformer_n": Published(None, None, (Weights("dist_lite0", note="distilled from EfficientNet-Lite0"),)),
     "dmformer_t": Published(None, None, (Weights("untrained"),)),
     "dmformer_s": Published(None, None, (Weights("in1k", 82.8, note="no weights were published"),)),
     "dmformer_l": Published(None, None, (Weights("in1k", 83.6, note="no weights were published"),)),

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ..nn.backbone import HierarchicalBackbone
+from ..utils.pretrained import CHECKSUMS, FOLDER, check_file, class_names, no_weights
 from .key_layouts import recognise
 
 Model = TypeVar("Model", bound=HierarchicalBackbone)
@@ -16,7 +19,7 @@ Model = TypeVar("Model", bound=HierarchicalBackbone)
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that the authors published, or a paper's figure for unpublished weights.
+    """Weights that the authors published or that this package holds, or a paper's figure for unpublished weights.
 
     Attributes:
         tag: timm's tag: "in1k", "in22k", "in22k_ft_in1k", "in22k_ft_in1k_384".
@@ -94,7 +97,10 @@ def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: An
             notes += [weights.note] if weights.note else []
             if weights.crop_pct is not None:
                 cfg["crop_pct"] = weights.crop_pct
-            cfgs[f"{variant}.{weights.tag}"] = {**cfg, "notes": tuple(notes)}
+            name = f"{variant}.{weights.tag}"
+            if name in CHECKSUMS:
+                cfg["file"] = str(FOLDER / name / "model.safetensors")
+            cfgs[name] = {**cfg, "notes": tuple(notes)}
     return generate_default_cfgs(cfgs)
 
 
@@ -109,7 +115,12 @@ def create(
         pretrained: Whether to load the weights named by the configuration.
         args: Arguments of the variant.
         given: Arguments of the caller, which override `args`.
+
+    Raises:
+        UserError: `pretrained`, but there are no such weights, or this package's file is missing or damaged.
     """
+    if pretrained:
+        given = with_source(variant, given)
     stages = tuple(range(len(args["dims"])))
     return build_model_with_cfg(
         cls,
@@ -119,6 +130,22 @@ def create(
         feature_cfg=dict(out_indices=stages, flatten_sequential=True),
         **{**args, **given},
     )
+
+
+def with_source(variant: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's arguments of a pretrained model, with the class names of this package's weights.
+
+    Raises:
+        UserError: There are no such weights, or this package's file is missing or damaged.
+    """
+    overlay = given.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(variant, given.get("pretrained_cfg"), overlay)
+    if cfg.file and Path(cfg.file).parent.parent == FOLDER:
+        check_file(Path(cfg.file))
+        overlay = {"label_names": class_names(Path(cfg.file).parent), **overlay}
+    elif not (cfg.has_weights or cfg.state_dict):
+        raise no_weights(variant, cfg.tag or "")
+    return {**given, "pretrained_cfg_overlay": overlay}
 
 
 def to_our_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

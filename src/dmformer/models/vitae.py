@@ -23,7 +23,7 @@ from ..nn.mixers.attention import Attention
 from ..nn.mixers.performer import Performer
 from ..nn.vitae_cells import PCM, PRM, CellStage, NormalCell, Position, ReductionCell, to_map
 from ..utils.errors import UserError
-from .family import Published, Weights, create, make_cfgs, to_our_names
+from .family import Published, Weights, create, make_cfgs, to_our_names, with_source
 
 STRIDES = (4, 2, 2)
 KERNELS = (7, 3, 3)
@@ -330,6 +330,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 def _create_plain(variant: str, pretrained: bool, **kwargs) -> ViTAEPlain:
+    if pretrained:
+        kwargs = with_source(variant, kwargs)
     return build_model_with_cfg(
         ViTAEPlain,
         variant,

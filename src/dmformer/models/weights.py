@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import whole_file
+from ..utils.pretrained import check_file, folder_of
 from . import PUBLISHED
 from .key_layouts import recognise
 from .vitae import checkpoint_filter_fn
@@ -56,6 +57,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file is missing, damaged, or holds anything but tensors in plain containers.
     """
+    check_file(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a .safetensors or .pth file.")
     try:
@@ -97,7 +99,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], head:
 
     Args:
         model: A model, timm's or ours. Ours also load files of the authors, OpenMMLab and Hugging Face.
-        source: A weights file, a folder with model.safetensors, hf-hub:owner/name, or a state dict.
+        source: A weights file, a folder with model.safetensors, the name of this package's weights, hf-hub:owner/name,
+            or a state dict.
         head: "keep" uses the classifier of the weights. "drop" ignores it and leaves the model's unchanged, for other
             classes. "imagenet1k" takes its rows, by WordNet synset, from a classifier of ImageNet-22K's 21,841 classes
             (n04399382 is not among them and keeps the model's row).
@@ -127,7 +130,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Tensor
         return "the state dict", unwrapped(source, "the state dict")
     if str(source).startswith("hf-hub:"):
         return str(source), timm.create_model(str(source), pretrained=True).state_dict()
-    path = Path(source)
+    path = folder_of(str(source))
     return str(source), read_state_dict(path / "model.safetensors" if path.is_dir() else path)
 
 

@@ -1,8 +1,8 @@
 """Inference on a CPU by parts of a batch, each computed by one thread.
 
 Threads that share the work of one operation wait for each other at its end, hundreds of times a batch: beside other
-work, which takes a core from one of them, all wait. Threads that each take images of their own wait once a batch, and
-one that is held up leaves its part to the others.
+work, which takes a core from one of them, all wait. Threads that each take images of their own wait once a batch.
+Every part pays the calls of all operations anew, so each thread takes one part (benchmarks/cores.py).
 """
 
 from collections.abc import Callable
@@ -11,9 +11,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-
-PARTS_PER_THREAD = 2
-"""Parts of a batch for each thread, so that a thread that is held up has less left to do."""
 
 
 def over_cores(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def over_cores(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
             return model(part)
 
-    parts = images.chunk(min(len(images), PARTS_PER_THREAD * threads))
+    parts = images.chunk(min(len(images), threads))
     return torch.cat(list(_pool(threads).map(part_of, parts)))
 
 

@@ -11,8 +11,9 @@ from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from ..models.create import create
-from ..models.weights import load_strictly, load_weights, read_state_dict, write_state_dict
-from ..utils.errors import unknown
+from ..models.weights import compare, load_strictly, load_weights, read_state_dict, sentence, write_state_dict
+from ..utils.errors import UserError, unknown
+from ..utils.pretrained import folder_of, tags
 from .config import TrainedFolder, find_config, read_as, read_folder, write_config
 from .recipe import Recipe
 
@@ -48,6 +49,28 @@ def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, T
     classifier = create(recipe.model, recipe.image_size, arguments)
     load_weights(classifier, recipe.weights, "drop")
     return classifier.state_dict()
+
+
+def with_pretrained(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with the weights of this package that `pretrained` asks for.
+
+    With "auto", models without such weights, and those that differ in shape by their arguments, start anew.
+
+    Raises:
+        UserError: The weights do not fit, or this package's file is missing or damaged.
+    """
+    if recipe.weights or recipe.pretrained == "none":
+        return recipe
+    there, auto = tags(recipe.model), recipe.pretrained == "auto"
+    if auto and not there:
+        return recipe
+    name = f"{recipe.model}.{there[0] if auto else recipe.pretrained}"
+    state = read_state_dict(folder_of(name) / "model.safetensors")
+    model = create(recipe.model, recipe.image_size, {**recipe.parsed_model_args(), "device": "meta"})
+    differences = compare({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}, state)
+    if differences and not auto:
+        raise UserError(f"{name} does not fit {recipe.model} with these --model-args: it {sentence(differences)}.")
+    return recipe if differences else replace(recipe, weights=name)
 
 
 def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import write_whole
+from ..utils.pretrained import folder_of
 
 Config = TypeVar("Config")
 
@@ -71,8 +72,9 @@ class TrainedFolder:
 
 
 def find_config(source: str) -> Path:
-    """Where the config.json of a run's best/ folder, or of the run's folder, is or should be."""
-    folder = Path(source)
+    """Where the config.json of a run's best/ folder, of the run's folder, or of this package's weights is or should
+    be."""
+    folder = folder_of(source)
     if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
         folder = folder / "best"
     return folder / "config.json"

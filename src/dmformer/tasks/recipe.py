@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from ..utils.errors import UserError
 from ..utils.machine import available_cores
+from ..utils.pretrained import no_weights, tags
 
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
 """Fractions that may be 1."""
@@ -23,6 +24,9 @@ class Recipe:
     """Arguments for the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
     weights: str | None = None
     """Weights to start from: a run's best/ folder, a .safetensors or .pth file, or hf-hub:owner/name."""
+    pretrained: str = "none"
+    """Weights of this package to start from, unless --weights names others: auto (where the model has them),
+    a tag, e.g. dist_lite0, or none."""
     freeze: int = 0
     """Number of stages to freeze while fine-tuning, counted from the stem (4 trains only the head)."""
 
@@ -121,6 +125,8 @@ class Recipe:
             raise UserError(f"--batch-size {self.batch_size} cannot be shared out among --processes {self.processes}.")
         if self.workers is not None:
             self._check_not_negative("workers")
+        if self.pretrained not in ("none", "auto", *tags(self.model)):
+            raise no_weights(self.model, self.pretrained)
         self.parsed_model_args()
 
     def of_one_process(self) -> Self:

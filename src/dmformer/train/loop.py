@@ -28,7 +28,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..tasks.build import with_normalisation
+from ..tasks.build import with_normalisation, with_pretrained
 from ..tasks.job import Job
 from ..tasks.opening import open_job
 from ..tasks.progress import Progress
@@ -93,7 +93,7 @@ class Trainer:
         recipe.check()
         state = self._start_processes(recipe)
         names: list[Any] = [open_folder(recipe) if state.is_main_process else None]
-        whole = with_normalisation(broadcast_object_list(names)[0])
+        whole = with_normalisation(with_pretrained(broadcast_object_list(names)[0]))
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []

@@ -1,6 +1,6 @@
 """Recipes for classification. `dmformer train RECIPE` runs one; every field can be overridden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
@@ -53,10 +53,11 @@ class ClassificationRecipe(TaughtRecipe):
 
 
 def elpv() -> ClassificationRecipe:
-    """dmformer train: solar cells, sound or defective, from scratch on a CPU in minutes."""
+    """dmformer train: solar cells, sound or defective, from pretrained weights on a CPU in minutes."""
     return ClassificationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
+        pretrained="auto",
         data="elpv",
         image_size=96,
         crop_pct=1.0,
@@ -78,8 +79,13 @@ def elpv() -> ClassificationRecipe:
     )
 
 
+def classify() -> ClassificationRecipe:
+    """dmformer train classify --data photos/: your photos, from pretrained weights, on a CPU or a GPU."""
+    return replace(scratch(), pretrained="auto", epochs=20)
+
+
 def scratch() -> ClassificationRecipe:
-    """dmformer train scratch --data photos/: your photos from scratch, a few thousand of them, on a CPU or a GPU."""
+    """dmformer train scratch --data photos/: your photos from random weights, a few thousand of them."""
     return ClassificationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),

@@ -86,10 +86,11 @@ class SegmentationRecipe(Recipe):
 
 
 def camvid() -> SegmentationRecipe:
-    """dmformer train camvid --data camvid/: street scenes with 11 classes, from scratch on a CPU in half an hour."""
+    """dmformer train camvid --data camvid/: street scenes, 11 classes, pretrained, on a CPU in half an hour."""
     return SegmentationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
+        pretrained="auto",
         width=128,
         classes=(
             *("sky", "building", "pole", "road", "pavement", "tree"),

@@ -72,7 +72,7 @@ class TaughtRecipe(Recipe):
             raise UserError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise UserError("--crop-ratio takes two ratios of width to height, the smaller first, e.g. 0.75 1.33.")
-        if self.head != "drop" and not self.weights:
+        if self.head != "drop" and not self.weights and self.pretrained == "none":
             raise UserError(f"--head {self.head} is a head of the weights to start from: name them with --weights.")
         if self.temperature <= 0:
             raise UserError(f"--temperature is {self.temperature:g}: it must be above 0.")

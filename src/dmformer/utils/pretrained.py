@@ -1,0 +1,58 @@
+"""The weights in this package: their names, files and checksums, without importing torch."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from .errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "models" / "pretrained"
+
+CHECKSUMS = {"dmformer_n.dist_lite0": "b2ef9366978cbba92dc984426cf0bb959a5e7e822b549286b3564fda42cc8290"}
+"""SHA-256 of each model.safetensors, by timm's name of the weights, "model.tag"; the default weights of a model first.
+
+Each has a folder in `FOLDER`, of the same form as a run's best/, with a card that says how the weights were made.
+"""
+
+
+def tags(model: str) -> list[str]:
+    """Tags of a model's weights in this package."""
+    return [name.partition(".")[2] for name in CHECKSUMS if name.partition(".")[0] == model]
+
+
+def folder_of(source: str) -> Path:
+    """A trained folder: that of this package's weights for their name ("dmformer_n", "dmformer_n.dist_lite0"), unless
+    a path of that name exists; else the path itself."""
+    name = source if source in CHECKSUMS else f"{source}.{next(iter(tags(source)), '')}"
+    return FOLDER / name if name in CHECKSUMS and not Path(source).exists() else Path(source)
+
+
+def check_file(path: Path) -> None:
+    """Compare a file of this package's weights with its checksum; other files are accepted.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    name = path.parent.name
+    if path.parent.parent != FOLDER or name not in CHECKSUMS:
+        return
+    if not path.is_file():
+        raise UserError(f"the weights {name} are missing from this installation of dmformer ({path}): reinstall it.")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != CHECKSUMS[name]:
+            raise UserError(f"the weights {name} of this installation of dmformer are damaged ({path}): reinstall it.")
+
+
+def class_names(folder: Path) -> list[str]:
+    """Names of the classes that the weights in a folder were trained for."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+
+
+def no_weights(model: str, tag: str = "") -> UserError:
+    """The error for a model without such weights."""
+    there = ", ".join(CHECKSUMS)
+    asked = f"{model}.{tag}" if tag else model
+    return UserError(
+        f"dmformer ships no weights for {asked}, only {there}. `dmformer convert FILE OUT/` makes a folder for "
+        "--weights from the authors' files."
+    )
