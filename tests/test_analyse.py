@@ -60,7 +60,7 @@ def subject_of(model: nn.Module, stages: list[str] | None = None, strides: list[
         stages, strides = [entry["module"] for entry in info], [entry["reduction"] for entry in info]
     transform = lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255  # noqa: E731
     zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Subject("model", "classification", model.eval(), stages, strides, ["0"], zero, one, None, transform)
+    return Subject("model", model.eval(), stages, strides, ["0"], zero, one, None, transform)
 
 
 def tiny(name: str, **arguments) -> Subject:

@@ -202,7 +202,7 @@ def test_peers_are_there_with_their_published_figures():
 
 
 def test_norms_have_something_to_fold():
-    model, again = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
+    (model, _), (again, _) = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert not any(m.training for m in model.modules())
@@ -214,7 +214,7 @@ def test_norms_have_something_to_fold():
 
 @pytest.mark.parametrize(("name", "dynamic_size"), [("dmformer_n", True), ("van_b0", False)])
 def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_size):
-    model = open_model(name, 64)
+    model, _ = open_model(name, 64)
     fused = dmformer.fuse(model)
     path = export_onnx(fused, tmp_path / "model.onnx", 64, dynamic_size=dynamic_size)
     graph = onnx.load(path).graph

@@ -70,7 +70,6 @@ def subject_of(name: str, classes: int = 5, seed: int = 0, **arguments) -> Subje
     stages, strides = [entry["module"] for entry in info], [entry["reduction"] for entry in info]
     return Subject(
         name,
-        "classification",
         model,
         stages,
         strides,
@@ -293,8 +292,9 @@ def segmenter(head=semantic_fpn, classes: int = 3) -> Subject:
         last.bias -= model(images()).mean((0, 2, 3))
     names = ["sky", "ground", "box"][:classes]
     stages = [f"backbone.stages_{i}" for i in range(4)]
+    half = (0.5,) * 3
     return Subject(
-        "seg", "segmentation", model, stages, [4, 8, 16, 32], names, (0.5,) * 3, (0.5,) * 3, None, lambda image: image
+        "seg", model, stages, [4, 8, 16, 32], names, half, half, None, lambda image: image, model.padded, True
     )
 
 

@@ -236,6 +236,7 @@ def test_info_health_openapi_and_what_there_is_not():
         async with serving(Halves(), replace(Limits(), max_bytes=1000)) as client:
             info = (await client.get("/info")).json()
             assert info["classes"] == ["dark", "bright"]
+            assert (info["task"], info["kind"]) == ("segmentation", "segmenter")
             assert info["palette"] == ["#c82828", "#28c828"]
             assert info["overlay"] == {"offered": True}
             assert info["limits"]["bytes"] == 1000

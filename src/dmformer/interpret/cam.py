@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.backbone import Stage
-from ..tasks.segmentation.model import SegmentationModel
 from ..utils.errors import UserError, unknown
 from ..utils.extras import needs
 from .subject import Subject
@@ -62,7 +61,7 @@ def class_activation(
         raise ValueError(f"{len(images)} images need as many classes, not {len(classes)}")
     name = layer_name(subject, layer)
     height, width = images.shape[-2:]
-    images = _padded(subject.model, images)
+    images = subject.padded(images)
     each = [None] * len(classes) if masks is None else masks
     targets = [_target(k, mask, (height, width), subject.of_pixels) for k, mask in zip(classes, each, strict=True)]
     as_map = _reader(subject, name, images)
@@ -113,7 +112,7 @@ def cell_size(subject: Subject, image: Tensor, layer: int | str | None = None) -
     Raises:
         UserError: As in `class_activation`, for the layer.
     """
-    name, images = layer_name(subject, layer), _padded(subject.model, image[None])
+    name, images = layer_name(subject, layer), subject.padded(image[None])
     as_map, sizes = _reader(subject, name, images), []
     hook = subject.module(name).register_forward_hook(lambda _, __, output: sizes.append(as_map(output).shape[-2:]))
     try:
@@ -184,11 +183,6 @@ def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool)
         return (logits[k] * pixels).sum()
 
     return of_pixels if per_pixel else lambda logits: logits[k]
-
-
-def _padded(model: nn.Module, images: Tensor) -> Tensor:
-    """Images padded as in the segmenter itself, because its layers' maps include the padding."""
-    return model.padded(images) if isinstance(model, SegmentationModel) else images
 
 
 @contextmanager

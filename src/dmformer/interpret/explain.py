@@ -321,7 +321,7 @@ def _write_pictures(
         rows.append(Explanation(name, subject.name, label, found.scores[i], str(file), correlation, note))
         if controls is not None and i == 0:
             control = for_page(_over(seen, controls[i]))
-    return View(subject.name, subject.task, for_page(seen), panels, control), rows
+    return View(subject.name, subject.of_pixels, for_page(seen), panels, control), rows
 
 
 def _over(seen: Image.Image, values: Tensor, mask: Tensor | None = None) -> Image.Image:

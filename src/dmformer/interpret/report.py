@@ -45,7 +45,7 @@ class View:
     """One photo as one model sees it."""
 
     model: str
-    task: str
+    of_pixels: bool
     seen: Image.Image
     panels: list[Panel]
     control: Image.Image | None = None
@@ -95,7 +95,7 @@ def write_explanation(path: Path, report: ExplanationReport) -> None:
         "checked": any(model.verdict for model in report.models),
         "ends": ENDS[report.method],
         "colours": _RAMP,
-        "segmenters": any(view.task == "segmentation" for view in views),
+        "segmenters": any(view.of_pixels for view in views),
         "controls": any(view.control for view in views),
         "photos_shown": [(name, [_shown(name, view) for view in seen]) for name, seen in report.photos],
         "cascades": cascades,

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ..tasks.table import TASKS
 from ..utils.version import __version__
 from .address import LOOPBACK
 from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
@@ -144,6 +145,7 @@ def make_app(
             model=predictor.name,
             form=predictor.form,
             task=predictor.task,
+            kind=TASKS[predictor.task].model,
             version=__version__,
             classes=list(predictor.class_names),
             palette=None if palette is None else [as_hex(colour) for colour in palette],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...data.detections import Detections
 from ...utils.extras import needs
 from ...utils.intervals import Score
+from ..measures import Measure
 
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
@@ -96,6 +97,18 @@ class DetectionScores:
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dictionaries, for JSON."""
         return asdict(self)
+
+
+def measures(scores: DetectionScores) -> list[Measure]:
+    """The measures of the report; the command prints those of boxes and masks in a table of its own."""
+    boxes, masks = scores.boxes, scores.masks
+    return [
+        Measure("", "AP", boxes.ap, "average precision, mean of IoU 0.5 to 0.95 and of classes"),
+        Measure("", "AP50", scores.ap50_interval, "where an overlap (IoU) of 0.5 is enough"),
+        Measure("", "AP75", boxes.ap75, "where an overlap of 0.75 is asked for"),
+        Measure("", "AR100", boxes.ar100, "objects found among 100 detections, mean as of AP"),
+        Measure("", "Mask AP", masks and masks.ap, "overlap of the masks and not of the boxes"),
+    ]
 
 
 class DetectionMeter:

@@ -37,7 +37,7 @@ from ...report.page import (
     worst_to_best,
     write_page,
 )
-from .metrics import APART, RECALLS, ClassAP, DetectionScores, Mistake, match, overlaps, reasons
+from .metrics import APART, RECALLS, ClassAP, DetectionScores, Mistake, match, measures, overlaps, reasons
 
 if TYPE_CHECKING:
     from .datasets import Annotations
@@ -108,6 +108,7 @@ def write_detection_report(path: Path, report: DetectionReport) -> None:
         "title": report.title,
         "report": report,
         "model": model_name(report.title),
+        "measures": measures(scores),
         "threshold": f"{100 * judged.threshold:.0f}\u00a0%",
         "hits": sum(judged.hits(report.found)),
         "kinds": Counter(reason for _, _, reason in wrong).most_common(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...report.page import Picture, Plot, all_facts, history_plot, jpeg, model_name, write_page
-from .metrics import PretrainingScores
+from .metrics import PretrainingScores, measures
 
 THUMBNAIL = 128
 
@@ -48,6 +48,7 @@ def write_pretraining_report(path: Path, report: PretrainingReport) -> None:
         "title": report.title,
         "report": report,
         "model": model_name(report.title.replace(" pretrained", " on")),
+        "measures": measures(report.scores),
         "mean_top1": sum(source.top1.value for source in sources) / len(sources) if sources else None,
         "plots_of_training": _training(report.history),
         "rows": [[_photo(shown) for shown in (row.query, *row.nearest)] for row in report.neighbours],
