@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
 
+from .folding import fused_branch, fused_mlp
 from .kernels.depthwise import depthwise_sum, depthwise_sum_norm_relu, is_fast_path, way
 
 
@@ -166,6 +167,15 @@ class DepthwiseMlp(nn.Module):
         if self.residual:
             y = y + h
         return self.fc2(self.act(y))
+
+
+@fused_branch.register
+def _(mlp: DepthwiseMlp, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    if mlp.residual:
+        centre = mlp.conv.kernel_size[0] // 2
+        mlp.conv.weight[:, :, centre, centre] += 1
+        mlp.residual = False
+    return fused_mlp(mlp, mlp.conv, norm, scale)
 
 
 class DepthwiseSum(nn.Module):

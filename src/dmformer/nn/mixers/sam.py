@@ -1,8 +1,13 @@
 """Scale-Aware Modulation, the convolutional mixer of SMT ("Scale-Aware Modulation Meet Transformer", ICCV 2023)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..folding import after_norms, fused_branch, scaled
+from ..fused import FusedConv
 from ..layers import GELU, DepthwiseConv
 
 
@@ -77,3 +82,33 @@ class SAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.saa(self.mhmc(self.s(x))) * self.v(x))
+
+
+class FusedSAM(nn.Module):
+    """SMT's x + SAM(norm(x)), each convolution fused with what follows it: (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        norm: Norm of x.
+        sam: SAM with its norm folded, a fused projection `saa.proj1` that multiplies, and a fused `proj`.
+    """
+
+    def __init__(self, norm: nn.Module, sam: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.sam: Any = sam
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, sam = self.norm(x), self.sam
+        hidden = sam.saa.expand(sam.mhmc(sam.s(y)))
+        return sam.proj(sam.saa.proj1(hidden, sam.v(y)), x)
+
+
+@fused_branch.register
+def _(sam: SAM, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    norm, sam.s, sam.v = after_norms(norm, sam.s, sam.v)
+    saa = sam.saa
+    saa.proj0 = FusedConv(fuse_conv_bn_eval(saa.proj0, saa.norm), "gelu")
+    saa.norm = saa.act = nn.Identity()  # type: ignore[assignment]
+    saa.proj1 = FusedConv(saa.proj1, combination="mul")
+    sam.proj = FusedConv(scaled(sam.proj, scale))
+    return FusedSAM(norm, sam)
