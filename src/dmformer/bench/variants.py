@@ -54,13 +54,8 @@ class Forms:
     """One model and its images, and the forms made from it.
 
     Args:
-        source: See `open_model`.
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
-        device: Device of the PyTorch forms.
         channels_last: Whether the PyTorch forms use channels_last memory format.
-        threads: Threads of the runtimes.
-        folder: Folder for the exported file.
-        training: Measure training steps instead of inference.
 
     Attributes:
         parameters: Millions.

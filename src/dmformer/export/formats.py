@@ -83,13 +83,9 @@ def export_onnx(
     Args:
         model: In evaluation mode, float32, on the CPU; preferably fused by `dmformer.fuse`. The input of a `Graph` is
             "photos" (B, H, W, 3), uint8.
-        path: File to write.
         image_size: Height and width of the example that the model is traced with.
-        in_chans: Channels of an image.
         dynamic_size: Also leave height and width free, unless the model is built for a fixed size. The graph grows if
             shapes enter the arithmetic, as in windows.
-        opset: ONNX opset version.
-        metadata: Metadata of the file.
 
     Raises:
         RuntimeError: The model cannot be exported; the message contains the root cause.

@@ -44,7 +44,6 @@ def class_activation(
     Args:
         subject: Its model is left unchanged, including its mode and the parameters' gradients.
         images: (B, 3, H, W), as prepared by the subject.
-        classes: One class per image.
         method: A key of `METHODS`.
         layer: A stage's number, from 1, or a module's name; the last stage by default. If a module is called several
             times, its first call counts.
@@ -129,7 +128,6 @@ def predicted_masks(logits: Tensor, classes: Sequence[int]) -> tuple[Tensor, lis
 
     Args:
         logits: (B, K, H, W).
-        classes: One class per image.
     """
     masks = logits.argmax(1) == torch.tensor(classes, device=logits.device)[:, None, None]
     found = masks.flatten(1).any(1)

@@ -64,10 +64,6 @@ def read_gates(subject: Subject, batches: Iterable[Tensor]) -> tuple[list[Readin
     A branch's fraction is Cov(branch, sum) / Var(sum), over images and positions, with channels weighted by Var(sum);
     the sum is the norm's input. The branches are computed as plain convolutions of the sum's input.
 
-    Args:
-        subject: A DMFormer.
-        batches: Images, (B, 3, H, W) each.
-
     Returns:
         The blocks in order, and the predicted classes; for a segmenter, the class of most pixels.
     """

@@ -25,7 +25,6 @@ class Subject:
 
     Attributes:
         name: Name in figures and tables: the run's folder, or the source itself.
-        model: The complete model.
         stages: Names of the modules in `model` that output its feature maps, from fine to coarse.
         strides: Strides of those maps in pixels.
         class_names: K names; numbers if the names are unknown.

@@ -38,14 +38,11 @@ class DMFormer(HierarchicalBackbone):
 
     Args:
         dims: Channels of the four stages.
-        depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
         mixer: Makes a mixer from the number of channels; None for DMA with the arguments that follow.
         levels, dilated, gate, expand_ratio, gate_reduction: See `DMA`; they include the paper's ablations.
-        layer_scale: Initial layer scale; None disables it.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

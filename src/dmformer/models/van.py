@@ -23,14 +23,11 @@ class VAN(HierarchicalBackbone):
 
     Args:
         dims: Channels of the four stages.
-        depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
         kernel_size, dilation: Size and dilation of the large kernel, see `LKA`.
-        layer_scale: Initial layer scale; None disables it.
         norm_eps: Epsilon of each stage's final LayerNorm: 1e-6, or 1e-5 in the authors' segmentation backbone.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

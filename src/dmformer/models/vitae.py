@@ -40,19 +40,15 @@ class ViTAE(HierarchicalBackbone):
         embed_dims: Channels of one dilation in each stage's pyramid.
         dims: Channels of the three stages ("token dims").
         depth: Normal cells, all in the third stage.
-        heads: Heads of the normal cells.
         mlp_ratio: Expansion ratio of the normal cells' MLP and convolutions.
-        groups: Of the normal cells' convolutions.
         token_types: Type of each reduction cell: "performer", "transformer", "pooling" (max-pooling, then transformer)
             or "performer_less" (the pyramid alone).
         fuse, shared: How the pyramids fuse their dilations, and whether the dilations share one kernel; see `PRM`.
         class_token: Whether to add a class token to the third stage.
         position: "sinusoid" adds the sinusoid encoding to the third stage's tokens. The paper describes both; the
             published weights have neither.
-        drop: Dropout in the reduction cells.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last normal cell, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
 
     Reconstructions: "pooling" is a 3x3 max-pooling with the stage's stride before a pyramid of stride 1; the classifier
     reads the mean of the map's tokens even if there is a class token, as in the authors' larger sizes.
@@ -131,16 +127,12 @@ class ViTAEPlain(HierarchicalBackbone):
     attention and is dropped, as the authors' classifier never reads it.
 
     Args:
-        dim: Channels, C.
-        depth: Normal cells.
         heads: Heads of the normal cells; their convolutions have dim / 4 groups.
-        patch_size: Side of a patch.
         img_size: Image height and width that the learned positions are made for, multiples of the patch size.
         dynamic_img_size: Accept images of any size from `patch_size` up, and resize the positions for each.
         mlp_ratio: Expansion ratio of the cells' MLP and convolutions.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last cell, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -230,12 +222,8 @@ class ViTAEPlain(HierarchicalBackbone):
         """Final features, and those after the chosen cells, each (B, C, H/16, W/16).
 
         Args:
-            x: Images, (B, in_chans, H, W).
             indices: The last n cells if int, all if None, else these cells.
             norm: No effect: the norm comes after the pooling.
-            stop_early: Stop after the last requested cell.
-            output_fmt: "NCHW", the only format.
-            intermediates_only: Return only the list.
             return_prefix_tokens: Return (map, class token (B, 1, C)) for each cell.
         """
         if output_fmt != "NCHW":

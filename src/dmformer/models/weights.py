@@ -36,7 +36,6 @@ class Match:
     """A variant that a state dict was compared with.
 
     Attributes:
-        variant: Name of the variant.
         arguments: Arguments for `timm.create_model`; empty for the default form.
         differences: One phrase per difference outside the classifier; empty if the weights match.
     """

@@ -28,7 +28,6 @@ def fuse(model: nn.Module, inplace: bool = False) -> nn.Module:
     Args:
         model: One of our models in evaluation mode, complete or from `features_only`. In other models, only BatchNorms
             that follow a convolution in a sequence are folded.
-        inplace: Change the model itself instead of a copy.
 
     Returns:
         The model, without gradients. Its attribute `folded` counts what was folded by kind; the counts are also logged.

@@ -35,11 +35,6 @@ class NormStem(nn.Sequential):
     """Stem of SMT, of total stride 4: (B, 3, H, W) -> (B, dim, ~H/4, ~W/4).
 
     A convolution of stride 2, BatchNorm, ReLU, a non-overlapping 2x2 of stride 2, LayerNorm (SMT, section 3).
-
-    Args:
-        in_chans: Channels of the images.
-        dim: Channels out.
-        kernel_size: Kernel size of the first convolution.
     """
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int = 3) -> None:
@@ -57,10 +52,8 @@ class Downsample(nn.Sequential):
 
     Args:
         in_chans: Channels in.
-        dim: Channels out.
         kernel_size: Odd; 3 between stages.
         stride: 2 between stages.
-        bias: Whether the convolution has a bias.
         norm: Makes the norm from the number of channels.
     """
 
@@ -81,8 +74,6 @@ class DepthwiseConv(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        dim: Channels, C.
-        kernel_size: Height and width of the kernel.
         dilation: Distance between its taps.
 
     It uses `nn.kernels.depthwise` where PyTorch is slow. Elsewhere, in traced or exported graphs, and in state dicts it
@@ -148,7 +139,6 @@ class DepthwiseMlp(nn.Module):
     The first is VAN's (section 3), the second SMT's.
 
     Args:
-        dim: Channels, C.
         hidden: Channels of h.
         residual: Whether to add h to the convolution's output.
     """
@@ -182,7 +172,6 @@ class DepthwiseSum(nn.Module):
     """Sum of parallel depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        dim: Channels, C.
         levels: One (odd kernel size, dilation) per branch.
         bias: Whether to add a bias, held by the first convolution.
 

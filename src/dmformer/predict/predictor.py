@@ -24,7 +24,6 @@ class Predictor(Protocol):
         task: "classification", "segmentation" or "detection".
         name: Name of the run or the file.
         form: Name of the runtime, for users.
-        class_names: K names.
     """
 
     @property

@@ -41,7 +41,6 @@ def colour(ids: np.ndarray, palette: Palette) -> Image.Image:
 
     Args:
         ids: (H, W), uint8: classes, or 255 for ignored pixels, which become black.
-        palette: A colour for each class.
 
     Raises:
         ValueError: If the mask has a class without a colour.
@@ -53,10 +52,7 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
     """A photo with the colours of its mask on top, and a thin dark line between neighbouring classes.
 
     Args:
-        image: The photo, W x H.
         ids: (H, W), uint8: classes, or 255 for ignored pixels, which keep the photo's colour.
-        palette: A colour for each class.
-        opacity: Opacity of the colours, from 0 to 1.
 
     Raises:
         ValueError: If the mask and the photo differ in size, or a class has no colour.
@@ -80,10 +76,8 @@ def draw_detections(
     The line of a box lies inside the box, with a thin black or white outline.
 
     Args:
-        image: The photo, W x H.
         detections: In the photo's pixels.
         class_names: K names. Characters that Pillow's built-in font lacks become squares.
-        palette: K colours.
     """
     ends = [f" {100 * score:.0f} %" for score in detections.scores.tolist()]
     return _framed(image, detections.boxes, detections.labels, ends, class_names, palette, detections.masks)
@@ -100,11 +94,8 @@ def draw_objects(
     """A photo with boxes around labelled objects, drawn as by `draw_detections`, tagged "name".
 
     Args:
-        image: The photo, W x H.
         boxes: (n, 4), in the photo's pixels: left, upper, right and lower edge.
         labels: (n), classes.
-        class_names: K names.
-        palette: K colours.
         masks: (n, H, W), bool or 0 and 1.
     """
     return _framed(image, boxes, labels, [""] * len(labels), class_names, palette, masks)
@@ -159,7 +150,6 @@ def legend(names: Sequence[str], palette: Palette) -> Image.Image:
 
     Args:
         names: In the order of their ids. Characters that Pillow's built-in font lacks become squares.
-        palette: A colour for each class.
     """
     font = ImageFont.load_default(14)
     names = [" ".join(name.split()) for name in names]  # Pillow cannot measure several lines

@@ -47,7 +47,6 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
     """Render the page and write it to `path` atomically.
 
     Args:
-        path: The file.
         template: Its path in the package; it extends report/templates/base.html.
         values: Values for the template's variables, including `title`. As text: the templates escape it.
     """
@@ -200,10 +199,8 @@ def curves(
     """Draw one or two lines of a training run.
 
     Args:
-        axes: The axes to draw on.
         theme: Its two data colours are the colours of the lines.
         lines: By label; a single line needs none.
-        title: Title of the plot.
         by: Label of the horizontal axis, which has only whole numbers.
         shares: Whether the values are fractions, to be shown in percent.
         margin: Space left and right of the lines, in units of the horizontal axis.
@@ -324,7 +321,6 @@ def confusion_of(
 
     Args:
         counts: By true and predicted class.
-        names: Names of the classes.
         figures: Turns a cell's count and its fraction of the row into the cell's text and its tooltip.
     """
     K = len(names)

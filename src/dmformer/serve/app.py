@@ -71,8 +71,6 @@ def make_app(
     """The application around a service; it closes the service at shutdown.
 
     Args:
-        service: Runs the model.
-        metrics: Metrics of the service.
         names, any_address: Valid hosts; see `Guard`.
     """
     predictor, limits = service.predictor, service.limits

@@ -30,9 +30,6 @@ def open_service(
 
     Args:
         source: Source of the model, which a classifier's overlay opens a second time.
-        predictor: The model.
-        limits: Limits of requests.
-        metrics: Metrics of the service.
         overlay: Whether overlays are wanted. If they are unavailable, the service says why.
         batch, wait: Batching of a classifier; see `Batcher`.
     """

@@ -89,9 +89,6 @@ class Service(ABC):
     """A model, its queue, and a few threads that prepare images for it.
 
     Args:
-        predictor: The model.
-        limits: Limits of requests.
-        metrics: Metrics of the service.
         overlay_refusal: Why overlays are not available, as a sentence; None if they are.
         ahead: Maximum number of decoded images, including those in the model; the rest wait undecoded.
 
@@ -207,7 +204,6 @@ class ClassService(Service):
     """A classifier's service.
 
     Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
         activation: Computes the overlay, unless overlays are refused.
         batch: Maximum number of images per batch.
         wait: Maximum seconds that a batch waits for more images.
@@ -264,11 +260,7 @@ class ClassService(Service):
 
 
 class MaskService(Service):
-    """A segmenter's service, one image at a time.
-
-    Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
-    """
+    """A segmenter's service, one image at a time."""
 
     makes_masks = True
 
@@ -310,11 +302,7 @@ class MaskService(Service):
 
 
 class BoxService(Service):
-    """A detector's service, one image at a time.
-
-    Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
-    """
+    """A detector's service, one image at a time."""
 
     def __init__(
         self, predictor: BoxPredictor, limits: Limits, metrics: Metrics, overlay_refusal: str | None = None

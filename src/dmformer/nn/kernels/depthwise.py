@@ -64,8 +64,6 @@ def depthwise_sum(
         x: Images, (B, C, H, W). On a CPU, channels_last is fastest; the result is channels_last.
         weights: One odd kernel (C, 1, k_l, k_l) per level.
         dilations: One distance between taps per level.
-        bias: (C), added once.
-        relu: Whether to apply a ReLU.
 
     Differentiable once. Equal to the sum of `torch.nn.functional.conv2d` up to rounding.
 

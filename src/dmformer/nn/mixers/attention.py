@@ -16,7 +16,6 @@ class ValueConvAttention(nn.Module):
     Used in SMT's later stages (the authors' code); the depth-wise path encodes the position.
 
     Args:
-        dim: Channels, C.
         heads: Heads, each of d = C / heads channels.
     """
 

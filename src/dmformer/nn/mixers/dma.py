@@ -39,12 +39,10 @@ class DMA(nn.Module):
         out = sigmoid(F2 ReLU(F1 GAP(x))) * (W3 x')
 
     Args:
-        dim: Channels, C.
         levels: (odd kernel size, dilation) of each depth-wise branch.
         dilated: False sets every dilation to 1, the paper's ablation.
         gate: False drops the channel gate, the paper's ablation.
         expand_ratio: N of the 1x1 expansion C -> N * C; None drops the expansion (e = x).
-        gate_reduction: Reduction of the gate's hidden width.
 
     From the paper: the three levels, the expansion, BN, ReLU and the 1x1 reduction, the gate on the module's input.
     Reconstructions: N = 1, fusion by sum, the residual inside the module, reduction 16.

@@ -54,7 +54,6 @@ class LargeKernel(nn.Module):
     sigmoid (VAN, section 3).
 
     Args:
-        dim: Channels, C.
         kernel_size: Side K of the kernel that is decomposed.
         dilation: Dilation d.
     """
@@ -78,7 +77,6 @@ class LKA(nn.Module):
     The residual is inside, on the normalised input, as in the authors' code.
 
     Args:
-        dim: Channels, C.
         kernel_size, dilation: Of `LargeKernel`.
     """
 

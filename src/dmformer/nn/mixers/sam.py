@@ -36,7 +36,6 @@ class SAA(nn.Module):
     expansion, then across them: out = W1 GELU(BN(W0 shuffle(x))), W0 in C / heads groups.
 
     Args:
-        dim: Channels, C.
         heads: Heads of the preceding mixed convolution.
         expand_ratio: Ratio of the width between W0 and W1 to C.
     """
@@ -67,9 +66,7 @@ class SAM(nn.Module):
         out = proj(SAA(MHMC(s(x))) * v(x))
 
     Args:
-        dim: Channels, C.
         heads: Heads of the mixed convolution, with kernels 3, 5, 7, ...
-        expand_ratio: Expansion ratio of the aggregation.
     """
 
     def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:
@@ -88,7 +85,6 @@ class FusedSAM(nn.Module):
     """SMT's x + SAM(norm(x)), each convolution fused with what follows it: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        norm: Norm of x.
         sam: SAM with its norm folded, a fused projection `saa.proj1` that multiplies, and a fused `proj`.
     """
 

@@ -87,9 +87,7 @@ def save_classifier(
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
 
     Args:
-        folder: Created if missing.
         model: Created by timm's `create_model`, whose arguments are recorded.
-        state: The weights to write.
         class_names: In the order of the classifier's outputs.
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
     """

@@ -30,9 +30,7 @@ class DetectorConfig:
     """How to build a detector, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: Arguments for `timm.create_model`.
         framework: A key of `FRAMEWORKS`.
-        masks: Whether it predicts masks too.
         width, samples, queries: See `DetectionRecipe`; None for the detector's default, or if it has no such option.
         class_names, category_ids: Names, and the ids that annotations use, in the order of the labels.
         mean, std: Of the red, green and blue values.

@@ -29,9 +29,6 @@ def find_objects(
     Args:
         model: A detection model; it is in evaluation mode during the call.
         loader: A loader of `boxes`, or of one process's part of it.
-        boxes: The images and their true objects.
-        device: Device of the model.
-        masks: Whether masks are measured too.
 
     Returns:
         The measurements, and the detections for each image, by position, without masks.
@@ -64,7 +61,6 @@ def evaluate_boxes(
     Args:
         source: A run's best/ folder, or an open detector.
         data, images: As in training; if a folder has splits, its test split, else its validation split.
-        workers: Processes that read images.
         max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.

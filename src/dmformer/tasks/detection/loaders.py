@@ -101,8 +101,6 @@ def train_transform(
     Args:
         sides: Lengths of the shorter side.
         max_side: Maximum of the longer side.
-        hflip: Probability of a horizontal flip.
-        jitter: See above.
         photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
         mean, std: Of the red, green and blue values, 0 to 1.
     """
@@ -147,11 +145,7 @@ class BoxDataset(Dataset):
     `check_boxes` is replaced by the next readable one. In evaluation `boxes[epoch, i] -> (image, position)`.
 
     Args:
-        boxes: The images and their objects.
         transform: From `train_transform` in training, else from `eval_transform`.
-        training: See above.
-        seed: Seed of everything random.
-        masks: Whether targets have masks.
 
     Raises:
         BrokenImageError: In evaluation, for a broken image; in training, if none can be read.

@@ -117,10 +117,6 @@ class DetectionMeter:
     Crowds in the truth are regions in which detections count neither as right nor as wrong, and the truth's areas, not
     its boxes, tell small objects from large ones, as COCO has it.
 
-    Args:
-        class_names: K names.
-        masks: Whether masks are scored beside the boxes.
-
     Raises:
         UserError: Without the extra "det".
     """
@@ -334,7 +330,6 @@ def reasons(found: Detections, truth: "Annotations", matched: np.ndarray, iou: f
 
     Args:
         found: n detections.
-        truth: Of the same image.
         matched: (n), the first answer of `match`.
         iou: As given to `match`.
     """

@@ -99,7 +99,6 @@ def train_transform(
         crop: Side of the crop in pixels.
         resize: Shorter side of the image before the random factor; None keeps its size.
         scale: Range of the random factor on that size; the aspect ratio is kept.
-        hflip: Probability of a horizontal flip.
         photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
         largest_share: Maximum fraction of a crop's labelled pixels that one class may cover; up to ten crops are tried.
         mean, std: Of the red, green and blue values, 0 to 1.

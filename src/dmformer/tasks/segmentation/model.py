@@ -80,7 +80,6 @@ def semantic_fpn(
     Args:
         backbone: See `SegmentationModel`.
         channels: Channels of its four maps.
-        num_classes: K.
         width: Channels of the pyramid (256 in the paper); the segmentation branch has half as many.
         dropout: Rate of channel dropout before the last convolution (a reconstruction: 0.1, as UperNet's).
     """
@@ -106,7 +105,6 @@ def upernet(
     Args:
         backbone: See `SegmentationModel`.
         channels: Channels of its four maps.
-        num_classes: K.
         width: Channels of the head; the auxiliary head has 256.
         dropout: Rate of channel dropout before the last convolutions, which transformers leaves out.
     """
@@ -166,13 +164,8 @@ def segmentation_model(
     """A backbone from dmformer or timm with a head on it.
 
     Args:
-        name: timm's name of the backbone.
-        num_classes: K.
-        head: `semantic_fpn` or `upernet`.
         weights: Weights of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: Arguments for `timm.create_model`.
         width: Width of the head; None is the head's default.
-        dropout: Dropout of the head.
 
     Raises:
         UserError: The backbone lacks maps at strides 4, 8, 16 and 32, or does not accept these arguments.
@@ -225,8 +218,6 @@ def predict_probabilities(
     """Class probabilities of every pixel of one image (1, 3, H, W) -> (1, K, H, W).
 
     Args:
-        model: A segmentation model in evaluation mode.
-        image: Normalised.
         window: Side of the sliding window; logits are averaged where windows overlap. None predicts the whole image,
             and one window that covers the image gives the same result. For a backbone that accepts a single image size,
             the window has that size.

@@ -30,7 +30,6 @@ class SegmenterConfig:
     """How to build a segmenter, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: Arguments for `timm.create_model`.
         head, width, dropout: A key of `HEADS`, and its arguments; None is the head's default width.
         class_names, palette: Names and colours (red, green, blue), in the order of the ids.
         mean, std: Of the red, green and blue values.

@@ -38,7 +38,6 @@ class Cache:
 
     Args:
         rows: (V, N) rows of `row_type`, of V views of N photos.
-        photos: The N images.
     """
 
     def __init__(self, rows: np.ndarray, photos: Photos) -> None:
@@ -98,14 +97,11 @@ def open_cache(
     """Open the cache in a folder, and write what is missing.
 
     Args:
-        folder: Created if missing.
         photos: All images that may be trained on.
-        teacher: The teacher whose outputs are cached.
         views: How the views are drawn.
         number: V, the number of views of each image.
         kept: Number of probabilities kept per output.
         features: Whether the teacher's pooled features are kept too.
-        batch_size, workers: For reading.
         answer: Computes missing outputs instead of the teacher; by default the teacher does.
         progress: Shows how far the writing has got.
 

@@ -58,7 +58,6 @@ class Views:
         scale: Area of the crop, as fractions of the image.
         ratio: Width over height of the crop.
         hflip, vflip: Probabilities of mirroring.
-        seed: Seed of the draws.
     """
 
     scale: tuple[float, float]

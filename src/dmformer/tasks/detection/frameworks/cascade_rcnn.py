@@ -63,7 +63,6 @@ def cascade_rcnn(
 
     Args:
         backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
         masks: False is Cascade R-CNN.
         proposals: Number of regions per image that the first stage gets.
         samples: Number of these that each stage learns from, at most a quarter of them on objects.
@@ -162,10 +161,6 @@ class Stage(RoIHeads):
     by all classes (Cascade R-CNN, section 5.1); the size published with SMT-S, 78 M, includes deltas for each class.
 
     Args:
-        num_classes: K.
-        iou: Minimum overlap at which a box is positive.
-        coder_weights: Weights of the deltas.
-        masks: Whether it has a mask head.
         samples: See `cascade_rcnn`.
     """
 

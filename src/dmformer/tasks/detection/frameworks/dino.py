@@ -35,7 +35,6 @@ def dino(backbone: nn.Module, channels: Sequence[int], num_classes: int, queries
     Args:
         backbone: From `models.features.open_backbone`.
         channels: Channels of its four maps.
-        num_classes: K.
         queries: Number of boxes that the decoder refines; an image with fewer places has one per place.
     """
     return Dino(backbone, channels, num_classes, queries)
@@ -81,8 +80,6 @@ class Dino(DenseDetector):
     Args:
         backbone: From `models.features.open_backbone`.
         channels: Channels of its four maps.
-        num_classes: K.
-        queries: Number of boxes that the decoder refines.
         layers: Number of layers of the encoder, and of the decoder.
     """
 

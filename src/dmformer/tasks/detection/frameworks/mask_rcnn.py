@@ -39,7 +39,6 @@ def mask_rcnn(
 
     Args:
         backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
         masks: False is Faster R-CNN.
         proposals: Number of regions per image that the heads get.
         samples: Number of these that are learnt from, at most a quarter of them on objects.
@@ -146,7 +145,6 @@ class BoxPredictor(FastRCNNPredictor):
     Initialised as in Fast R-CNN, section 2.3.
 
     Args:
-        num_classes: K.
         class_agnostic: One box for all classes: deltas (N, 4).
     """
 

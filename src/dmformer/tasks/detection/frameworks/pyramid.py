@@ -22,7 +22,6 @@ class Pyramid(nn.Module):
         channels: Channels of its four maps.
         first: Index of the first of the four maps used: 0 starts at stride 4, 1 at stride 8.
         extra: Derives further levels from the last; see `pooled` and `convolved`.
-        width: Channels of the pyramid's maps.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ def convolved(channels: Sequence[int], on_output: bool, width: int = WIDTH) -> E
     Args:
         channels: Channels of the backbone's four maps.
         on_output: Derived from the pyramid's last level (FCOS, ATSS) and not from the backbone's last map (RetinaNet).
-        width: Channels of the pyramid.
     """
     block = LastLevelP6P7(width if on_output else channels[-1], width)
     block.use_P5 = on_output  # torchvision infers it from the channels, which may happen to be 256

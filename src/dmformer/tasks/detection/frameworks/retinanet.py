@@ -25,8 +25,6 @@ def retinanet(backbone: nn.Module, channels: Sequence[int], num_classes: int, wi
 
     Args:
         backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
-        width: Channels of the pyramid and of the heads.
     """
     extra = convolved(channels, on_output=False, width=width)
     return RetinaNet(Pyramid(backbone, channels, 1, extra, width), num_classes)
