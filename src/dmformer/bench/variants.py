@@ -55,7 +55,6 @@ class Forms:
 
     Args:
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
-        channels_last: Whether the PyTorch forms use channels_last memory format.
 
     Attributes:
         parameters: Millions.

@@ -75,7 +75,6 @@ def analyse(
     """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for two measures, OUT/MEASURE-maps.png.
 
     Args:
-        measure: A key of `MEASURES`.
         sources: One or more sources for `open_subject`; one or two for "cka".
         data: Folder of images, searched recursively, possibly with class folders.
         images: Number of images, balanced over the classes, evenly spread over the file names; deterministic.

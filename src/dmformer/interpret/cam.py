@@ -18,12 +18,7 @@ from ..utils.errors import UserError, unknown
 from ..utils.extras import needs
 from .subject import Subject
 
-METHODS = {
-    "grad-cam": "GradCAM",
-    "grad-cam++": "GradCAMPlusPlus",
-    "eigen-cam": "EigenCAM",
-    "layer-cam": "LayerCAM",
-}
+METHODS = {"grad-cam": "GradCAM", "grad-cam++": "GradCAMPlusPlus", "eigen-cam": "EigenCAM", "layer-cam": "LayerCAM"}
 """The library's classes by method name. Eigen-CAM ignores the class: its map is the same for all classes."""
 
 
@@ -44,7 +39,6 @@ def class_activation(
     Args:
         subject: Its model is left unchanged, including its mode and the parameters' gradients.
         images: (B, 3, H, W), as prepared by the subject.
-        method: A key of `METHODS`.
         layer: A stage's number, from 1, or a module's name; the last stage by default. If a module is called several
             times, its first call counts.
         masks: (B, H, W), for segmenters: the pixels whose logits of the class are summed; by default those of
@@ -73,7 +67,9 @@ def class_activation(
         stack.callback(cam.activations_and_grads.release)
         found = cam(images, targets)
         if found.shape[1:] != (height, width):
-            found = _rescaled(found[:, :height, :width])
+            from pytorch_grad_cam.utils.image import scale_cam_image
+
+            found = np.asarray(scale_cam_image(found[:, :height, :width]))
     if not np.isfinite(found).all():
         raise UserError(f"{subject.name} has outputs that are not finite: its weights are damaged.")
     return torch.from_numpy(found)
@@ -164,12 +160,6 @@ def _first_component(activation: np.ndarray) -> np.ndarray:
     components: Any = np.linalg.svd(places, full_matrices=False)
     projection = places @ components[2][0]
     return (projection if projection.max() >= -projection.min() else -projection).reshape(activation.shape[1:])
-
-
-def _rescaled(maps: np.ndarray) -> np.ndarray:
-    from pytorch_grad_cam.utils.image import scale_cam_image
-
-    return np.asarray(scale_cam_image(maps))
 
 
 def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool) -> Callable[[Tensor], Tensor]:

@@ -49,7 +49,6 @@ class Explanation:
         score: Probability of the class; for a segmenter, the fraction of pixels predicted as the class.
         correlation: Rank correlation of the map with the randomised model's; None if not requested, or if one of the
             maps is constant.
-        error: Why there is no map.
     """
 
     photo: str
@@ -281,13 +280,7 @@ def _first_only(found: _Maps) -> _Maps:
 
 
 def _write_pictures(
-    name: str,
-    subject: Subject,
-    found: _Maps,
-    controls: Tensor | None,
-    place: Path,
-    method: str,
-    taken: set[str],
+    name: str, subject: Subject, found: _Maps, controls: Tensor | None, place: Path, method: str, taken: set[str]
 ) -> tuple[View, list[Explanation]]:
     """Write the pictures of an image; return their descriptions for the page and for the caller."""
     seen = enlarged(subject.picture(found.x))

@@ -19,7 +19,6 @@ class Reading:
     """Gates and branches of one block.
 
     Attributes:
-        name, label: Of the block; see `hooks.Block`.
         gates: Gates by image and channel, (n, C), from 0 to 1.
         levels: Names of the branches, e.g. "5x5 d2": kernel and dilation.
         shares: Each branch's fraction of the variance of their sum, (L,); the fractions add up to 1.

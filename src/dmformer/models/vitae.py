@@ -191,8 +191,7 @@ class ViTAEPlain(HierarchicalBackbone):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups by depth, for layer-wise learning rates."""
         return dict(
-            stem=r"^stages\.0\.(?:cls_token|pos_embed|downsample)",
-            blocks=[(r"^stages\.0\.blocks\.(\d+)", None)],
+            stem=r"^stages\.0\.(?:cls_token|pos_embed|downsample)", blocks=[(r"^stages\.0\.blocks\.(\d+)", None)]
         )
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -280,10 +279,7 @@ default_cfgs = {
         **_COMMON,
     ),
     **make_cfgs(
-        {name: PUBLISHED[name] for name in _PLAIN},
-        first_conv="stages.0.downsample",
-        fixed_input_size=True,
-        **_COMMON,
+        {name: PUBLISHED[name] for name in _PLAIN}, first_conv="stages.0.downsample", fixed_input_size=True, **_COMMON
     ),
 }
 
@@ -317,14 +313,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-def _create_plain(variant: str, pretrained: bool, **kwargs) -> ViTAEPlain:
+def _create_plain(variant: str, pretrained: bool, args: dict[str, Any], given: dict[str, Any]) -> ViTAEPlain:
+    features = dict(out_indices=3, feature_cls="getter")
     return build_model_with_cfg(
-        ViTAEPlain,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls="getter"),
-        **kwargs,
+        ViTAEPlain, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **args | given
     )
 
 
@@ -359,19 +351,16 @@ def vitae_s(pretrained: bool = False, **kwargs) -> ViTAE:
 @register_model
 def vitae_b(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-B, 89 M parameters, published 83.8 %, 84.8 % after ImageNet-22K."""
-    args = dict(dim=768, depth=12, heads=12)
-    return _create_plain("vitae_b", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_b", pretrained, dict(dim=768, depth=12, heads=12), kwargs)
 
 
 @register_model
 def vitae_l(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-L, 312 M parameters, published 86.0 %, 87.5 % after ImageNet-22K."""
-    args = dict(dim=1024, depth=24, heads=16)
-    return _create_plain("vitae_l", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_l", pretrained, dict(dim=1024, depth=24, heads=16), kwargs)
 
 
 @register_model
 def vitae_h(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-H, 645 M parameters, published 86.9 %, 88.0 % after ImageNet-22K."""
-    args = dict(dim=1280, depth=32, heads=16)
-    return _create_plain("vitae_h", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_h", pretrained, dict(dim=1280, depth=32, heads=16), kwargs)

@@ -28,7 +28,6 @@ class Block(nn.Module):
         mlp: Makes the MLP from the number of channels.
         norm: Makes the norms from the number of channels.
         layer_scale: Initial value of the scales s1 and s2, or None for no layer scale.
-        drop_path: Probability of dropping each branch, per sample.
     """
 
     def __init__(

@@ -51,7 +51,6 @@ class Downsample(nn.Sequential):
     """Overlapping patch embedding: (B, C, H, W) -> (B, dim, ceil(H/stride), ceil(W/stride)).
 
     Args:
-        in_chans: Channels in.
         kernel_size: Odd; 3 between stages.
         stride: 2 between stages.
         norm: Makes the norm from the number of channels.
@@ -72,9 +71,6 @@ class Downsample(nn.Sequential):
 
 class DepthwiseConv(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
-
-    Args:
-        dilation: Distance between its taps.
 
     It uses `nn.kernels.depthwise` where PyTorch is slow. Elsewhere, in traced or exported graphs, and in state dicts it
     is a plain convolution.
@@ -137,10 +133,6 @@ class DepthwiseMlp(nn.Module):
         out = fc2(GELU(DW3(h)))         or, with `residual`, fc2(GELU(h + DW3(h)))
 
     The first is VAN's (section 3), the second SMT's.
-
-    Args:
-        hidden: Channels of h.
-        residual: Whether to add h to the convolution's output.
     """
 
     def __init__(self, dim: int, hidden: int, residual: bool = False) -> None:

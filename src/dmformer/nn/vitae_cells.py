@@ -153,7 +153,6 @@ class NormalCell(nn.Module):
     Args:
         pcm: Keeps the shape of the map.
         mlp_ratio: Hidden width of the MLP over C.
-        drop_path: Probability of dropping each branch, per sample.
     """
 
     def __init__(

@@ -94,7 +94,6 @@ def opened(source: Any, answer: str, what: str) -> Any:
     """A model that predicts `answer`, opened from its source unless it is open already.
 
     Args:
-        source: A `Source`, or an open model.
         answer: What the model's task has to predict; see `Task`.
         what: The kind of model expected, for the error message: "a classifier".
 

@@ -63,10 +63,7 @@ TROUBLES: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(
-    service: Service,
-    metrics: Metrics,
-    names: Collection[str] = LOOPBACK,
-    any_address: bool = False,
+    service: Service, metrics: Metrics, names: Collection[str] = LOOPBACK, any_address: bool = False
 ) -> FastAPI:
     """The application around a service; it closes the service at shutdown.
 

@@ -37,7 +37,6 @@ class Guard:
 
     Args:
         paths: Paths with their own counters; all others count as "other".
-        names: Valid host names, without port.
         any_address: Whether to accept any IP address as host; an address cannot be rebound.
     """
 

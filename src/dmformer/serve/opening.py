@@ -62,21 +62,9 @@ def _class_service(
     return ClassService(predictor, limits, metrics, refusal, activation, batch, wait)
 
 
-def _mask_service(
-    source: str, predictor: MaskPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
-) -> Service:
-    return MaskService(predictor, limits, metrics, refusal)
-
-
-def _box_service(
-    source: str, predictor: BoxPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
-) -> Service:
-    return BoxService(predictor, limits, metrics, refusal)
-
-
 SERVICES: dict[str, Callable[..., Service]] = {
     "labels": _class_service,
-    "masks": _mask_service,
-    "boxes": _box_service,
+    "masks": lambda source, predictor, limits, metrics, refusal, *_: MaskService(predictor, limits, metrics, refusal),
+    "boxes": lambda source, predictor, limits, metrics, refusal, *_: BoxService(predictor, limits, metrics, refusal),
 }
 """By the `answer` of a `Task`."""

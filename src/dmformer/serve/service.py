@@ -205,7 +205,6 @@ class ClassService(Service):
 
     Args:
         activation: Computes the overlay, unless overlays are refused.
-        batch: Maximum number of images per batch.
         wait: Maximum seconds that a batch waits for more images.
     """
 

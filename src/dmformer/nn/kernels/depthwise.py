@@ -52,11 +52,7 @@ def is_fast_path(x: Tensor) -> bool:
 
 
 def depthwise_sum(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    bias: Tensor | None = None,
-    relu: bool = False,
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None, relu: bool = False
 ) -> Tensor:
     """Sum over l of depth-wise convolutions of one input, stride 1, "same" padding: (B, C, H, W) -> (B, C, H, W).
 

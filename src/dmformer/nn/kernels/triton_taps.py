@@ -736,8 +736,6 @@ def depthwise_taps_norm_relu(
 
     Args:
         x, weight, offsets: As for `depthwise_taps`.
-        norm_weight: (C).
-        norm_bias: (C).
         eps: Added to the variance.
 
     Returns:

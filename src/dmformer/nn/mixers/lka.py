@@ -55,7 +55,6 @@ class LargeKernel(nn.Module):
 
     Args:
         kernel_size: Side K of the kernel that is decomposed.
-        dilation: Dilation d.
     """
 
     def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:

@@ -18,11 +18,7 @@ from .model import detect
 
 @torch.inference_mode()
 def find_objects(
-    model: nn.Module,
-    loader: Iterable[tuple[list[Tensor], Tensor]],
-    boxes: BoxSet,
-    device: torch.device,
-    masks: bool,
+    model: nn.Module, loader: Iterable[tuple[list[Tensor], Tensor]], boxes: BoxSet, device: torch.device, masks: bool
 ) -> tuple[DetectionMeter, dict[int, Detections]]:
     """Detect the objects in the images of an `eval_boxes_loader`, and compare them with the true ones.
 

@@ -131,10 +131,7 @@ class DetectionMeter:
         """Add the image of this position in its set; a position that is there already changes nothing.
 
         Args:
-            position: From 0.
             found: With masks where masks are scored.
-            truth: Likewise.
-            size: Height and width of the image.
 
         Raises:
             ValueError: Without the masks that are to be scored.
@@ -323,15 +320,13 @@ class Mistake(StrEnum):
     NOTHING = "nothing there"
 
 
-def reasons(found: Detections, truth: "Annotations", matched: np.ndarray, iou: float = 0.5) -> list[Mistake | None]:
+def reasons(found: Detections, truth: "Annotations", matched: np.ndarray) -> list[Mistake | None]:
     """Why each detection is wrong; None for those that `match` gave an object or a crowd.
 
     Where several apply, the first in the order of `Mistake` (a reconstruction: TIDE has badly placed first).
 
     Args:
-        found: n detections.
-        matched: (n), the first answer of `match`.
-        iou: As given to `match`.
+        matched: (n), the first answer of `match` with its default IoU.
     """
     overlap = np.where(truth.crowd, 0.0, overlaps(found.boxes, truth.boxes, truth.crowd))
     same = found.labels[:, None] == truth.labels
@@ -340,9 +335,9 @@ def reasons(found: Detections, truth: "Annotations", matched: np.ndarray, iou: f
     for place, o, other in zip(matched.tolist(), own.tolist(), others.tolist(), strict=True):
         if place >= 0:
             told.append(None)
-        elif o >= iou:
+        elif o >= IOUS[IOU50]:
             told.append(Mistake.DUPLICATE)
-        elif other >= iou:
+        elif other >= IOUS[IOU50]:
             told.append(Mistake.WRONG_CLASS)
         elif o >= APART:
             told.append(Mistake.BADLY_PLACED)
@@ -358,11 +353,6 @@ def _interval(images: list[dict[str, Any]], counts: np.ndarray, resamples: int) 
 
     An image that is drawn twice makes precision rise in clumps, and AP takes the highest: most resamples have more than
     the set. The interval is that of their values, moved so that their median is the set's (a reconstruction).
-
-    Args:
-        images: N, as the meter keeps them.
-        counts: (N, K), objects.
-        resamples: Of the bootstrap.
     """
     N, K = counts.shape
     classes = _by_class(images, K)

@@ -27,6 +27,7 @@ FRAMEWORKS: dict[str, Callable[..., DetectionModel]] = {
     "sparse_rcnn": sparse_rcnn,
     "dino": dino,
 }
+"""Each makes a detector from the backbone and the channels of `open_backbone`, and the number of classes."""
 FRAMEWORK_NAMES = {
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade Mask R-CNN",

@@ -46,7 +46,6 @@ def count_pixels(
     Args:
         model: A segmentation model; it is in evaluation mode during the call.
         loader: Images (1, 3, H, W), masks (1, H', W') and positions.
-        window, scales, flip: See `predict_probabilities`.
     """
     training = model.training
     model.eval()

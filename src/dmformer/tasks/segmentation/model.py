@@ -78,8 +78,6 @@ def semantic_fpn(
     """Semantic FPN (Panoptic Feature Pyramid Networks, section 3.1), segmentation_models_pytorch's `FPN` decoder.
 
     Args:
-        backbone: See `SegmentationModel`.
-        channels: Channels of its four maps.
         width: Channels of the pyramid (256 in the paper); the segmentation branch has half as many.
         dropout: Rate of channel dropout before the last convolution (a reconstruction: 0.1, as UperNet's).
     """
@@ -103,8 +101,6 @@ def upernet(
     """UperNet (Unified Perceptual Parsing, section 3.1) with an auxiliary FCN head on stride 16: transformers' heads.
 
     Args:
-        backbone: See `SegmentationModel`.
-        channels: Channels of its four maps.
         width: Channels of the head; the auxiliary head has 256.
         dropout: Rate of channel dropout before the last convolutions, which transformers leaves out.
     """
@@ -249,8 +245,6 @@ def likeliest(
     Works on a few classes at a time: all of ADE20K's for a photo of 12 megapixels would take 7 GB.
 
     Args:
-        probabilities: Of the classes.
-        size: H and W.
         targets: (1, H, W), ids of classes whose probability (1, H, W) is returned too.
     """
     step = max(AT_ONCE // (size[0] * size[1]), 1)

@@ -25,7 +25,6 @@ class Student(nn.Module):
     dictionary: "classes" (B, K), and (B, n) for every additional layer.
 
     Args:
-        model: A timm classifier.
         heads: Sizes n of the additional layers, by name.
     """
 

@@ -89,7 +89,6 @@ class Photos:
     """The images of several data sets in one sequence.
 
     Args:
-        splits: Parts of the data sets.
         names: Names of the data sets; they distinguish images of the same name.
         whole: Include each set's whole reader, whichever of its images a part uses: an image's index then does not
             depend on how the set is split.

@@ -27,11 +27,7 @@ MARGIN = 0.01
 
 
 def atss(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> "ATSS":
-    """ATSS over a backbone.
-
-    Args:
-        backbone, channels: From `models.features.open_backbone`.
-    """
+    """ATSS over a backbone."""
     extra = convolved(channels, on_output=True, width=width)
     return ATSS(Pyramid(backbone, channels, 1, extra, width), num_classes)
 

@@ -18,8 +18,6 @@ class Pyramid(nn.Module):
     """(B, 3, H, W) -> maps (B, width, H/stride, W/stride), finest first (Feature Pyramid Networks, section 3).
 
     Args:
-        backbone: From `models.features.open_backbone`.
-        channels: Channels of its four maps.
         first: Index of the first of the four maps used: 0 starts at stride 4, 1 at stride 8.
         extra: Derives further levels from the last; see `pooled` and `convolved`.
     """

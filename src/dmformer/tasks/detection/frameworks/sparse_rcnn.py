@@ -33,7 +33,6 @@ def sparse_rcnn(
     """Sparse R-CNN over a backbone.
 
     Args:
-        backbone, channels: From `models.features.open_backbone`.
         proposals: Number per image; 100 and 300 in the paper, 300 for SMT.
 
     Raises:
@@ -48,10 +47,6 @@ class SparseRCNN(DetectionModel):
     The regions are taken from P2 to P5 by torchvision's RoIAlign, which does not shift them by half a pixel as the
     authors' does. Losses are summed over the stages; the detections in an image are the most confident pairs of a
     proposal and a class in the last stage.
-
-    Args:
-        pyramid: From stride 4.
-        proposals: n.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, proposals: int, stages: int, most: int = 100) -> None:
