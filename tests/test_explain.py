@@ -643,7 +643,7 @@ def test_the_page_shows_photos_in_order_and_says_what_it_omits(pictures, monkeyp
     explain([str(save(pictures))], ["b", "a"], layer=3, top=1, check=False)
     page = Path("explanation/index.html").read_text()
     assert "on 3\u00a0photos" in page or "on 3 photos" in page
-    assert "The pictures of 2 more photos lie beside this page." in page
+    assert "The pictures of 2 more photos are in the same folder as this page." in page
     assert page.count("<article>") == 1
 
 

@@ -20,7 +20,7 @@ from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
 from .guard import Guard
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .service import THRESHOLD, TOP, Answered, Service, Wishes, as_hex
+from .service import THRESHOLD, TOP, Answered, Options, Service, as_hex
 from .uploads import FIELD, Upload, read_uploads, readable
 
 T = TypeVar("T")
@@ -107,15 +107,15 @@ def make_app(
         ] = THRESHOLD,
     ) -> Any:
         """Classes of images, their masks, or the objects in them."""
-        wishes = Wishes(top, overlay, class_, mask, threshold)
-        service.check(wishes)
+        options = Options(top, overlay, class_, mask, threshold)
+        service.check(options)
         with service.place():
             begin = time.perf_counter()
             uploads = await _read(request, limits)
             read = time.perf_counter() - begin
             try:
                 async with asyncio.timeout(limits.timeout - read):
-                    answers = asyncio.gather(*(service.answer(upload, wishes) for upload in uploads))
+                    answers = asyncio.gather(*(service.answer(upload, options) for upload in uploads))
                     found = await _while_connected(request, answers)
             except TimeoutError:
                 told = f"There was no answer within {limits.timeout:g} seconds: try again, or a smaller image."
