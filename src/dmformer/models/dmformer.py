@@ -74,7 +74,7 @@ class DMFormer(HierarchicalBackbone):
             for i, (dim, ratio, drops) in enumerate(zip(dims, mlp_ratios, rates, strict=True)):
                 mlp = partial(ConvMlp, hidden_features=int(dim * ratio), act_layer=GELU)
                 downsample = ConvStem(in_chans, dim) if i == 0 else Downsample(dims[i - 1], dim)
-                blocks = [Block(dim, mixer, mlp, layer_scale=layer_scale, drop_path=drop) for drop in drops]
+                blocks = [Block(dim, mixer, mlp, layer_scale=layer_scale, drop_path=drop) for drop in drops]  # type: ignore[union-attr]
                 stages.append(Stage(dim, downsample, blocks))
             super().__init__(stages, nn.BatchNorm2d(dims[-1]), in_chans, num_classes, global_pool, drop_rate)
 
