@@ -40,7 +40,7 @@ def main() -> None:
     for name in sys.argv[2:] or ["dmformer_s", "van_b0"]:
         with tempfile.TemporaryDirectory() as folder:
             plain, small = (Path(folder) / f"{what}.onnx" for what in ("plain", "int8"))
-            export_onnx(dmformer.fuse(open_model(name, SIZE)), plain, SIZE, dynamic_size=False)
+            export_onnx(dmformer.fuse(open_model(name, SIZE)[0]), plain, SIZE, dynamic_size=False)
             quantise(plain, small, (image[None] for image in images[:PHOTOS]), {})
             sessions = {
                 kind: to_onnxruntime(p, torch.get_num_threads()) for kind, p in (("float32", plain), ("int8", small))

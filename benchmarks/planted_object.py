@@ -127,7 +127,6 @@ def as_subject(name: str, model: Any, size: int = SIZE) -> Subject:
     info = model.feature_info
     return Subject(
         name,
-        "classification",
         model,
         [entry["module"] for entry in info],
         [entry["reduction"] for entry in info],

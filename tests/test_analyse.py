@@ -60,7 +60,7 @@ def subject_of(model: nn.Module, stages: list[str] | None = None, strides: list[
         stages, strides = [entry["module"] for entry in info], [entry["reduction"] for entry in info]
     transform = lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255  # noqa: E731
     zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Subject("model", "classification", model.eval(), stages, strides, ["0"], zero, one, None, transform)
+    return Subject("model", model.eval(), stages, strides, ["0"], zero, one, None, transform)
 
 
 def tiny(name: str, **arguments) -> Subject:
@@ -130,14 +130,14 @@ def test_equal_weights_give_the_mean_distance():
     assert uniform_distance(plain_weights(noise(2, 3, 15, 4), noise(2, 3, 15, 4), (3, 5))) == pytest.approx(expected)
 
 
-def test_attention_to_itself_gives_nothing_and_to_the_neighbour_one():
+def test_attention_to_itself_has_distance_0_and_to_the_neighbour_1():
     own = 100 * torch.eye(6)[None, None]
     assert mean_distances(plain_weights(own, own, (2, 3))).item() == 0
     neighbour = own[:, :, [1, 0, 3, 2, 5, 4]]  # of a row of six positions, grouped in pairs
     assert mean_distances(plain_weights(neighbour, own, (1, 6))).item() == pytest.approx(1)
 
 
-def test_a_class_token_counts_neither_as_query_nor_as_key():
+def test_class_token_is_neither_query_nor_key():
     """Nine tenths of the weight lies on one position, the rest is spread evenly over three."""
     keys = torch.log(torch.tensor([27.0, 1, 1, 1])).reshape(1, 1, 4, 1)
     weights = plain_weights(torch.ones(1, 1, 4, 1), keys, (1, 3), before=1)
@@ -145,7 +145,7 @@ def test_a_class_token_counts_neither_as_query_nor_as_key():
     assert mean_distances(weights).item() == pytest.approx((3**2 - 1) / 9)
 
 
-def test_padding_of_windows_does_not_count():
+def test_window_padding_is_ignored():
     """4 x 4 in windows of 3 is padded to 6 x 6, one on each side: each window, a corner, holds 2 x 2 positions."""
     module = WindowAttention(4, 4, 1, window=3)
     nn.init.zeros_(module.qkv.weight)
@@ -156,7 +156,7 @@ def test_padding_of_windows_does_not_count():
     torch.testing.assert_close(mean_distances(weights), torch.full((2, 1), expected))
 
 
-def test_distances_do_not_depend_on_how_many_weights_are_held(monkeypatch):
+def test_distances_do_not_depend_on_the_chunk_size(monkeypatch):
     weights = plain_weights(noise(2, 3, 21, 4), noise(2, 3, 21, 4, seed=1), (3, 7), before=0)
     whole = mean_distances(weights)
     assert 0.5 < whole.min() < whole.max() < 4
@@ -180,7 +180,7 @@ def test_distances_of_models_are_in_pixels():
     assert not torch.allclose(layers[1].pixels, torch.full((3, 2), uniform), rtol=1e-4)
 
 
-def test_attention_of_every_family_is_found():
+def test_finds_the_attention_of_every_family():
     kinds = {
         "vitae_t": ["Performer", "Performer", *["Attention"] * 7],
         "vitaev2_s": [*["WindowAttention"] * 6, *["Attention"] * 12],
@@ -209,7 +209,7 @@ def ones(before: int, side: int, stride: int = 1, padding: int | None = None) ->
 
 
 @pytest.mark.parametrize("size", [(15, 15), (16, 20), (21, 11)], ids=str)
-def test_two_convolutions_of_ones(size):
+def test_receptive_field_of_two_convolutions_of_ones(size):
     """Each colour's gradient is the outer product of 1 2 3 2 1 with itself: its sum is 81, its sum of squares 361."""
     (field,) = receptive_fields(convs(ones(3, 3), ones(1, 3)), [noise(2, 3, *size), noise(1, 3, *size)])
     row = torch.tensor([1.0, 2, 3, 2, 1]).double()
@@ -237,7 +237,7 @@ def test_two_convolutions_of_ones(size):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (18, 23)], ids=str)
-def test_one_cell_of_the_stride(size):
+def test_receptive_field_of_a_patch_embedding(size):
     """A network that sees a single cell, which is the one below and to the right of the centre of an even map."""
     (field,) = receptive_fields(convs(ones(3, 4, 4, 0)), [noise(1, 3, *size)])
     assert [field.area(share) for share in (0.5, 0.95, 0.99)] == [8, 16, 16]
@@ -402,7 +402,7 @@ def test_share_between_classes():
     torch.testing.assert_close(torch.stack(shares).mean(0), torch.full((3,), by_chance).double())
 
 
-def test_channels_that_a_class_uses():
+def test_channels_that_differ_for_a_class():
     gates = torch.full((4, 6), 0.5)
     gates[2:, 4] = 0.9
     gates[2:, 1] = 0.4
@@ -509,7 +509,7 @@ def test_cka_is_the_unbiased_estimate():
     assert alignment((x, y)) != pytest.approx(alignment(*pairs), abs=1e-3)
 
 
-def test_cka_does_not_see_rotation_and_scale():
+def test_cka_is_invariant_to_rotation_and_scale():
     x, y = noise(20, 6), noise(20, 6, seed=1)
     y = y + x
     rotation = torch.linalg.qr(noise(6, 6, seed=2)).Q
@@ -520,7 +520,7 @@ def test_cka_does_not_see_rotation_and_scale():
     assert alignment((x, stretched)) < 0.9
 
 
-def test_cka_of_unrelated_features_is_near_nothing():
+def test_cka_of_unrelated_features_is_near_0():
     """The biased estimate would be high, because there are more features than images."""
     x, y = noise(64, 500), noise(64, 500, seed=1)
     assert abs(alignment((x, y))) < 0.05
@@ -561,7 +561,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_photos_are_spread_over_classes_and_names(tmp_path):
+def test_photos_are_sampled_evenly_over_classes_and_names(tmp_path):
     for split, name, count in (("train", "a", 10), ("test", "a", 2), ("train", "b", 3), ("train", "c", 20)):
         (tmp_path / split / name / "deep").mkdir(parents=True)
         for i in range(count):
@@ -584,7 +584,7 @@ def test_photos_are_spread_over_classes_and_names(tmp_path):
 
 
 @pytest.mark.parametrize("measure", list(MEASURES))
-def test_every_measure_writes_what_it_says(measure, tmp_path, photos):
+def test_every_measure_writes_its_files(measure, tmp_path, photos):
     source = "smt_t" if measure in ("attention-distance", "modulators") else "dmformer_n"
     options = {"gates": ["dmformer_n"], "cka": ["dmformer_n", "van_b0"]}.get(measure, [source, "vitae_t"])
     if measure == "modulators":
@@ -651,7 +651,7 @@ def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     )
 
 
-def test_segmenters_see_the_middle_of_photos(tmp_path):
+def test_segmenters_get_a_centre_crop(tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     args = dict(dims=[8, 16, 24, 32], depths=[1, 1, 2, 1])
     config = SegmenterConfig(
@@ -674,7 +674,7 @@ def test_segmenters_see_the_middle_of_photos(tmp_path):
         analyse("gates", [str(tmp_path / "seg")], str(tmp_path / "views"), str(tmp_path / "out3"))
 
 
-def test_models_that_lack_a_measure_say_what_they_have(classifier, photos, tmp_path):
+def test_unsupported_measures_are_refused_with_the_supported_ones(classifier, photos, tmp_path):
     for measure, source, words in (
         ("gates", "van_b0", "van_b0 has no channel gates of DMFormer; it has: receptive-field, relative-re.*, cka."),
         ("attention-distance", classifier, "run has no attention of SMT, ViTAE or ViTAEv2; it has: "),
@@ -692,7 +692,7 @@ def test_models_that_lack_a_measure_say_what_they_have(classifier, photos, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_two_models_of_one_name_keep_apart(classifier, photos, tmp_path):
+def test_models_of_the_same_name_are_kept_apart(classifier, photos, tmp_path):
     other = tmp_path / "other" / "run"
     other.parent.mkdir()
     (other / "best").mkdir(parents=True)
@@ -720,7 +720,7 @@ def refused(*arguments: object) -> str:
     return str(caught.value)
 
 
-def test_mistakes_are_told_in_one_line(tmp_path, photos, classifier, monkeypatch):
+def test_mistakes_are_reported_in_one_line(tmp_path, photos, classifier, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     data = ["--data", photos]
@@ -749,7 +749,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, photos, classifier, monkeypatch
     assert not (tmp_path / "analysis").exists()
 
 
-def test_mistakes_do_not_import_torch():
+def test_mistakes_are_found_without_importing_torch():
     code = (
         "import sys, dmformer_command\n"
         "from dmformer.cli.analyse import analyse\n"
@@ -781,7 +781,7 @@ def test_command_prints_a_table_or_every_figure(classifier, photos, tmp_path, mo
     assert len(rows) == 4 * (3 + 2 * 4)
 
 
-def test_random_models_are_marked_and_always_the_same():
+def test_random_models_are_marked_and_reproducible():
     first, second = open_subject("dmformer_n", 64), open_subject("dmformer_n", 64)
     assert not first.trained
     images = noise(1, 3, 64, 64)

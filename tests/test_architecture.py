@@ -83,7 +83,7 @@ def task(name: str) -> str | None:
     return parts[1] if parts[0] == "tasks" and parts[1:2] and parts[1] in TASKS else None
 
 
-def test_nothing_is_loose():
+def test_every_module_is_in_a_package():
     """Every module is in a package, and this file lists every package and every task."""
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == FLOOR.keys()
@@ -110,7 +110,7 @@ def test_imports_point_down(name):
         assert room(other) == own or FLOOR[room(other)] > FLOOR[own], f"{name} imports {other}"
 
 
-def test_top_imports_the_public_names_alone():
+def test_top_imports_only_the_public_names():
     assert set(imported("")) == PUBLIC
     assert set(imported("__main__")) <= {"cli", "cli.main"}
 

@@ -44,7 +44,7 @@ def measured() -> tuple[list[Row], list[str], list[str]]:
     return rows, said, told
 
 
-def test_every_form_type_and_batch_size_has_a_row(measured):
+def test_every_form_dtype_and_batch_size_has_a_row(measured):
     rows, said, told = measured
     bf16 = ["eager", "plain", "fused"] + (["openvino"] if not any("OpenVINO computes" in line for line in said) else [])
     kinds = [(f, "float32") for f in ("eager", "plain", "fused", "onnxruntime", "openvino")] + [
@@ -73,7 +73,7 @@ def test_figures_of_the_rows(measured):
         assert all(r.memory_mb > 0.1 for r in measured[0] if r.form in ("eager", "fused"))
 
 
-def test_forms_answer_alike(measured):
+def test_forms_agree(measured):
     for row in measured[0]:
         if row.dtype == "float32":
             assert row.difference < 1e-4, row.form
@@ -106,7 +106,7 @@ def test_a_compiled_form(monkeypatch):
     assert len(compiled) == 1
 
 
-def test_any_number_of_models_is_compiled():
+def test_any_number_of_models_can_be_compiled():
     """torch stops compiling after eight versions of one function, and models of the same class share functions."""
     compiled = []
     with set_threads(1):
@@ -118,7 +118,7 @@ def test_any_number_of_models_is_compiled():
     assert len(compiled) == 11
 
 
-def test_what_fails_is_left_out_with_the_reason(monkeypatch):
+def test_failures_are_skipped_with_the_reason(monkeypatch):
     said = []
 
     def fail(model):
@@ -160,7 +160,7 @@ def test_rounds_are_interleaved():
 
 
 @pytest.mark.parametrize(("cost", "calls"), [(0.125, 4), (0.1875, 3), (2.0, 1)])
-def test_a_turn_lasts_as_long_as_asked(cost, calls):
+def test_a_turn_has_the_requested_length(cost, calls):
     now = [0.0]
     done = []
 
@@ -185,7 +185,7 @@ def test_medians_and_ratios():
     assert summarise(2, [0.5], None) == dict(images_per_second=4, low=4, high=4, latency_ms=500, ratio=None)
 
 
-def test_combinations_that_do_not_exist():
+def test_unsupported_combinations():
     assert why_not("fused", "float32", "inference", "cuda") is None
     assert "trained" in why_not("openvino", "float32", "training", "cpu")
     assert "loss scaling" in why_not("eager", "float16", "training", "cuda")
@@ -193,7 +193,7 @@ def test_combinations_that_do_not_exist():
     assert "float32" in why_not("onnxruntime", "float16", "inference", "cpu")
 
 
-def test_peers_are_there_with_their_published_figures():
+def test_peers_exist_and_have_published_figures():
     known = {*model_names(), *model_names("timm")}
     assert {*PEERS, *PEERS_TOP1} <= known
     assert published_top1("dmformer_s") == 82.8
@@ -202,7 +202,7 @@ def test_peers_are_there_with_their_published_figures():
 
 
 def test_norms_have_something_to_fold():
-    model, again = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
+    (model, _), (again, _) = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms
     assert not any(m.training for m in model.modules())
@@ -213,8 +213,8 @@ def test_norms_have_something_to_fold():
 
 
 @pytest.mark.parametrize(("name", "dynamic_size"), [("dmformer_n", True), ("van_b0", False)])
-def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_size):
-    model = open_model(name, 64)
+def test_export_has_plain_operators_and_agrees(tmp_path, name, dynamic_size):
+    model, _ = open_model(name, 64)
     fused = dmformer.fuse(model)
     path = export_onnx(fused, tmp_path / "model.onnx", 64, dynamic_size=dynamic_size)
     graph = onnx.load(path).graph
@@ -242,7 +242,7 @@ def test_export_is_of_plain_operators_and_answers_alike(tmp_path, name, dynamic_
             session.release()
 
 
-def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
+def test_signals_are_handled_after_openvino_sessions_are_released(tmp_path):
     """Runs in its own process, which it would kill: two live at once, and the older one goes first."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
     path = export_onnx(model, tmp_path / "model.onnx", 32)
@@ -342,7 +342,7 @@ def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
         (["--form", "eager"], "unknown option '--form': did you mean --forms"),
     ],
 )
-def test_mistakes_are_one_line_before_any_work(capsys, monkeypatch, tmp_path, arguments, words):
+def test_mistakes_are_reported_in_one_line_before_any_work(capsys, monkeypatch, tmp_path, arguments, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dmformer.bench.variants.Forms", None)
     code, out, err = run(capsys, "bench", *arguments)
@@ -352,7 +352,7 @@ def test_mistakes_are_one_line_before_any_work(capsys, monkeypatch, tmp_path, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_machine_lacks_is_told(capsys, monkeypatch):
+def test_missing_packages_and_devices_are_reported(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "PyTorch finds no CUDA device" in run(capsys, "bench", "--device", "cuda")[2]
     monkeypatch.setattr("dmformer.bench.rounds.find_spec", lambda package: None)

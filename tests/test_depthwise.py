@@ -119,7 +119,7 @@ def test_without_gradients():
     assert_near([actual], [reference(x.double(), [w.double() for w in weights], dilations)], TOLERANCES[torch.float32])
 
 
-def test_input_and_weights_are_left_alone():
+def test_input_and_weights_are_not_modified():
     x, weights, dilations, grad = make(LEVELS["dma"], (13, 22), memory_format=torch.channels_last)
     before = [t.clone() for t in (x, *weights, grad)]
     for t in (x, *weights):
@@ -163,7 +163,7 @@ def is_fast(out: Tensor) -> bool:
     return out.grad_fn is not None and "DepthwiseSum" in out.grad_fn.name()
 
 
-def test_layer_is_fast_on_a_cpu_and_plain_where_asked(layer, monkeypatch):
+def test_layer_is_fast_on_a_cpu_and_plain_on_request(layer, monkeypatch):
     fast = layer(IMAGES)
     assert is_fast(fast)
     monkeypatch.setattr(depthwise, "MODE", "plain")
@@ -266,7 +266,7 @@ def test_conv_with_bias_equals_the_framework(kernel_size, dilation, size, memory
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [*KERNELS, *EVEN])
-def test_conv_is_fast_where_that_gains(kernel_size, dilation, monkeypatch):
+def test_conv_is_fast_where_that_helps(kernel_size, dilation, monkeypatch):
     layer = conv(kernel_size, dilation)
     gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
     fast = layer(IMAGES)

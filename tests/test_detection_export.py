@@ -129,7 +129,7 @@ def near(found: Detections, expected: Detections, size: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("file", ["boxes.onnx", "boxes.xml"])
-def test_file_finds_what_the_run_finds(runs, retinanet, file):
+def test_file_detects_what_the_run_detects(runs, retinanet, file):
     exported: Any = open_exported(str(runs / file), 1)
     assert (exported.task, exported.name, exported.class_names) == ("detection", "run", list(NAMES))
     assert (exported.category_ids, exported.palette) == (list(IDS), retinanet.palette)
@@ -142,7 +142,7 @@ def test_file_finds_what_the_run_finds(runs, retinanet, file):
         near(found, expected, size)
 
 
-def test_file_says_what_it_is(runs):
+def test_file_describes_itself(runs):
     model = onnx.load(runs / "boxes.onnx")
     said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert (said["task"], said["architecture"], said["image_size"]) == ("detection", "dmformer_n+retinanet", None)
@@ -224,7 +224,7 @@ def test_file_is_served(runs):
     asyncio.run(ask())
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(runs, tmp_path, monkeypatch):
+def test_a_file_that_disagrees_is_not_kept(runs, tmp_path, monkeypatch):
     real = dmformer.export.write.open_file
 
     def slightly_wrong(*args):
@@ -245,7 +245,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_speeds_are_measured_on_images_of_the_own_size(runs, tmp_path, monkeypatch):
+def test_speeds_are_measured_at_the_models_own_size(runs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(dmformer.export.write, "speeds", lambda one, other, batches: asked.extend(batches) or [])
     monkeypatch.setattr(
@@ -278,7 +278,7 @@ def found_by(card: Card, candidates: np.ndarray, image: Image.Image) -> tuple[De
     return ExportedDetector(session, card, "NumPy").detect(image), given[0]
 
 
-def test_boxes_come_back_to_the_photo():
+def test_boxes_are_mapped_back_to_the_photo():
     """A photo of 200 x 50 px becomes 128 x 32; one of 50 x 75 becomes 64 x 96, and one of 80 x 100, 64 x 80."""
     for size, shape, count in (((200, 50), (32, 128), 12), ((50, 75), (96, 64), 16), ((80, 100), (96, 64), 16)):
         candidates = np.zeros((count, 6), np.float32)
@@ -311,13 +311,13 @@ def test_photos_of_a_model_without_padding_become_multiples_of_32():
         assert found.boxes.tolist() == [pytest.approx([width / 4, height / 2, 3 * width / 4, 0.9 * height])]
 
 
-def test_answers_of_another_shape_are_refused():
+def test_outputs_of_another_shape_are_refused():
     with pytest.raises(UserError, match=r"run has an output of 1 x 13 x 6 for images of 1 x 3 x 32 x 128"):
         found_by(CARD, np.zeros((13, 6), np.float32), photo(200, 50))
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (71, 50), (96, 128), (20, 25), (301, 40), (1, 90)])
-def test_preparation_without_torch_is_that_of_the_run(retinanet, shape):
+def test_preprocessing_without_torch_equals_the_runs(retinanet, shape):
     card = replace(CARD, boxes=replace(BOXES, side=96, max_side=160))
     image = photo(*shape)
     found = ExportedDetector(Session(lambda x: x, lambda: None), card, "NumPy").prepare(image)
@@ -327,7 +327,7 @@ def test_preparation_without_torch_is_that_of_the_run(retinanet, shape):
 
 
 @pytest.mark.parametrize("framework", ["retinanet", "atss", "dino"])
-def test_levels_of_a_file_are_the_models(framework):
+def test_levels_of_a_file_equal_the_models(framework):
     detector = small_detector(framework)
     assert isinstance(detector.model, DenseDetector)
     card = KINDS["boxes"].card(detector, "run", False)
@@ -376,13 +376,13 @@ def found_without_threshold(model: DetectionModel, images: list[Tensor]) -> list
     return found
 
 
-def test_card_comes_back():
+def test_card_round_trip():
     assert Card.from_metadata(CARD.to_metadata(), "file") == CARD
     queries = replace(CARD, boxes=replace(BOXES, queries=900, per_place=1, selection=Selection(0.0, None, None, 300)))
     assert Card.from_metadata(queries.to_metadata(), "file") == queries
 
 
-def test_files_from_before_there_were_detectors_are_read():
+def test_files_from_before_detectors_are_read():
     metadata = CLASSES_CARD.to_metadata()
     del metadata["boxes"]
     assert Card.from_metadata(metadata, "file") == CLASSES_CARD
@@ -422,7 +422,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_metadata_of_strangers_are_checked(case):
+def test_untrusted_metadata_is_checked(case):
     metadata = CARD.to_metadata()
     boxes = json.dumps({**json.loads(metadata["boxes"]), **WRONG[case]})
     with pytest.raises(UserError, match=r"model.onnx was not written by `dmformer export`, or is damaged"):
@@ -454,7 +454,7 @@ def test_attributes_must_go_together(wrong):
         Card.from_metadata(metadata, "model.onnx")
 
 
-def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(runs, tmp_path, capsys):
     best, data = runs / "run" / "best", tmp_path / "photos"
     data.mkdir()
     photo(90, 70).save(data / "a.png")

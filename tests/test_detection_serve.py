@@ -46,7 +46,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_objects_with_boxes_in_pixels_of_the_photo_as_it_was_sent():
+def test_boxes_are_in_pixels_of_the_uploaded_photo():
     async def ask() -> None:
         model = Finder()
         async with serving(model, replace(Limits(), work_pixels=200)) as client:
@@ -81,7 +81,7 @@ def test_objects_with_boxes_in_pixels_of_the_photo_as_it_was_sent():
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_the_picture_is_the_photo_with_what_was_found(masks):
+def test_the_overlay_is_the_photo_with_the_detections(masks):
     photo = noise(60, 40)
 
     async def ask() -> None:
@@ -105,7 +105,7 @@ def test_the_picture_is_the_photo_with_what_was_found(masks):
     asyncio.run(ask())
 
 
-def test_large_photos_are_drawn_smaller_and_boxes_with_them():
+def test_large_photos_and_their_boxes_are_drawn_smaller():
     photo, small = noise(2 * LARGEST, 40), noise(2 * LARGEST, 40).resize((LARGEST, 20))
     boxes = np.array([[200, 4, 600, 36]], np.float32)
     masks = np.zeros((1, 40, 2 * LARGEST), bool)
@@ -126,7 +126,7 @@ def test_large_photos_are_drawn_smaller_and_boxes_with_them():
         ({"class": "cow"}, 422, "unknown_class", "Unknown class 'cow'"),
     ],
 )
-def test_refusals_are_told_in_a_sentence(query, status, reason, words):
+def test_refusals_are_explained_in_a_sentence(query, status, reason, words):
     async def ask() -> None:
         async with serving(Finder()) as client:
             answer = await client.post("/predict", params=query, files=form(png()))
@@ -136,7 +136,7 @@ def test_refusals_are_told_in_a_sentence(query, status, reason, words):
     asyncio.run(ask())
 
 
-def test_info_and_a_server_without_pictures():
+def test_info_and_a_server_without_overlays():
     async def ask() -> None:
         async with serving(Finder()) as client:
             info = (await client.get("/info")).json()
@@ -177,7 +177,7 @@ def test_the_page_of_a_detector(tmp_path):
         assert said == []
 
 
-def test_the_page_says_that_nothing_was_found(tmp_path):
+def test_the_page_says_if_nothing_was_found(tmp_path):
     class Blind(Finder):
         def detect(self, image: Image.Image) -> Detections:
             return super().detect(image).above(2)

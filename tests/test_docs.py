@@ -27,7 +27,7 @@ def test_page_names_every_model():
     assert [name for name in model_names() if f"| `{name}` |" not in PAGE] == []
 
 
-def test_drawings_are_reproducible_and_shown(script, tmp_path):
+def test_drawings_are_reproducible_and_on_the_page(script, tmp_path):
     for folder in ("once", "twice"):
         script["draw"](tmp_path / folder)
     drawn = {path.name for path in (tmp_path / "once").iterdir()}
@@ -37,7 +37,7 @@ def test_drawings_are_reproducible_and_shown(script, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_images_are_there(page):
+def test_links_and_images_exist(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []

@@ -91,7 +91,7 @@ def test_frames():
     assert np.asarray(photo).max() == 90  # the photo itself is unchanged
 
 
-def test_line_about_a_dark_frame():
+def test_dark_frames_have_a_light_outline():
     picture = drawn(Image.new("RGB", (320, 240), (90, 90, 90)), [[40, 60, 120, 150]], [0], palette=[(0, 0, 90)])
     assert (picture[61:150, [39, 120]] == 255).all()
 
@@ -110,7 +110,7 @@ def test_lines_and_tags_grow_with_the_photo(size, width):
     assert np.flatnonzero(tag.any(0))[0] == round(box[0])
 
 
-def test_tags_tell_names_and_scores():
+def test_tags_show_names_and_scores():
     """The tag is wider with the score; letters on bright colours are black, on dark ones white."""
     photo = Image.new("RGB", (320, 240), (90, 90, 90))
     box = [[40, 60, 280, 150]]
@@ -172,7 +172,7 @@ def test_masks():
     assert np.array_equal(again[100], picture[100])
 
 
-def test_the_surest_frame_is_on_top():
+def test_the_most_confident_box_is_on_top():
     picture = drawn(Image.new("RGB", (320, 240)), [[40, 60, 120, 150], [40, 60, 120, 150]], [0, 1], [0.9, 0.8])
     assert (picture[70:140, 40] == PALETTE[0]).all()
 

@@ -70,7 +70,6 @@ def subject_of(name: str, classes: int = 5, seed: int = 0, **arguments) -> Subje
     stages, strides = [entry["module"] for entry in info], [entry["reduction"] for entry in info]
     return Subject(
         name,
-        "classification",
         model,
         stages,
         strides,
@@ -119,7 +118,7 @@ def map_of(name: str, size: tuple[int, int]):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_grad_cam_is_what_its_formula_says(name):
+def test_grad_cam_equals_its_formula(name):
     size = (64, 96) if name in FIXED else ODD
     subject, x = subject_of(name), images(*size)
     for layer in (len(subject.stages), len(subject.stages) - 1):
@@ -140,7 +139,7 @@ def test_every_method_on_maps_and_tokens(method):
         assert found.amax((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_layer_cam_is_what_its_formula_says():
+def test_layer_cam_equals_its_formula():
     subject, x = subject_of("dmformer_n"), images()
     activation = subject.model.forward_intermediates(x, intermediates_only=True)[2].detach().requires_grad_()
     logits = subject.model.forward_head(subject.model.norm(subject.model.stages[3](activation)))
@@ -149,7 +148,7 @@ def test_layer_cam_is_what_its_formula_says():
     torch.testing.assert_close(class_activation(subject, x, [2, 2], "layer-cam", 3), expected, rtol=0, atol=2e-5)
 
 
-def test_eigen_cam_is_the_librarys_but_for_the_sign():
+def test_eigen_cam_equals_the_library_except_for_the_sign():
     subject, x = subject_of("dmformer_n"), images(n=6)
     found = class_activation(subject, x, [0] * 6, "eigen-cam", 3)
     with EigenCAM(subject.model, [subject.module("stages.2")]) as cam:
@@ -183,7 +182,7 @@ def test_inner_modules_of_every_kind():
     torch.testing.assert_close(found, inner, rtol=0, atol=2e-5)
 
 
-def test_vits_that_read_the_class_token_alone():
+def test_vits_that_classify_by_the_class_token():
     subject = subject_of("vit_tiny_patch16_224", global_pool="token")
     assert layer_name(subject) == "blocks.1.norm1"
     assert layer_name(subject, 1) == "blocks.0"
@@ -193,7 +192,7 @@ def test_vits_that_read_the_class_token_alone():
     torch.testing.assert_close(class_activation(subject, x, [0, 1]), expected, rtol=0, atol=2e-5)
 
 
-def test_model_is_left_as_it_was():
+def test_model_is_unchanged_afterwards():
     subject = subject_of("dmformer_n")
     model = subject.model
     model.train()
@@ -215,7 +214,7 @@ def test_model_is_left_as_it_was():
     torch.testing.assert_close(found, class_activation(subject, images(), [0, 1]))
 
 
-def test_a_layer_that_is_changed_in_place_and_one_that_is_called_twice():
+def test_layers_that_are_modified_in_place_or_called_twice():
     class Toy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -260,7 +259,7 @@ def test_a_map_without_evidence_is_zero():
         ("unused", "layer unused of dmformer_n does not reach the logits"),
     ],
 )
-def test_wrong_layers_are_told_in_one_line(layer, words):
+def test_wrong_layers_are_reported_in_one_line(layer, words):
     subject = subject_of("dmformer_n")
     subject.model.unused = nn.Conv2d(3, 3, 1)
     with pytest.raises(UserError, match=words) as error:
@@ -271,7 +270,7 @@ def test_wrong_layers_are_told_in_one_line(layer, words):
             cell_size(subject, images()[0], layer)
 
 
-def test_wrong_methods_lists_and_weights_are_told():
+def test_wrong_methods_class_counts_and_weights_are_reported():
     subject = subject_of("dmformer_n")
     with pytest.raises(UserError, match=r"unknown method 'gradcam': did you mean grad-cam"):
         class_activation(subject, images(), [0, 1], "gradcam")
@@ -293,8 +292,9 @@ def segmenter(head=semantic_fpn, classes: int = 3) -> Subject:
         last.bias -= model(images()).mean((0, 2, 3))
     names = ["sky", "ground", "box"][:classes]
     stages = [f"backbone.stages_{i}" for i in range(4)]
+    half = (0.5,) * 3
     return Subject(
-        "seg", "segmentation", model, stages, [4, 8, 16, 32], names, (0.5,) * 3, (0.5,) * 3, None, lambda image: image
+        "seg", model, stages, [4, 8, 16, 32], names, half, half, None, lambda image: image, model.padded, True
     )
 
 
@@ -320,7 +320,7 @@ def test_segmenters_sum_the_logits_of_the_pixels(head):
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
 
 
-def test_masks_of_classes_that_are_nowhere():
+def test_masks_of_absent_classes():
     logits = torch.zeros(2, 3, 4, 5)
     logits[0, 1, :2], logits[1, 0] = 1, 1
     masks, called = predicted_masks(logits, [1, 2])
@@ -339,7 +339,7 @@ def as_if_trained(subject: Subject) -> Subject:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_randomised_draws_everything_anew_and_always_the_same(name):
+def test_randomised_changes_all_weights_reproducibly(name):
     subject, x = as_if_trained(subject_of(name, seed=3)), list(images(64, 96))
     before = {key: tensor.clone() for key, tensor in subject.model.state_dict().items()}
     control = randomised(subject, x)
@@ -354,7 +354,7 @@ def test_randomised_draws_everything_anew_and_always_the_same(name):
     assert all(torch.equal(tensor, last.model.state_dict()[key]) for key, tensor in control.model.state_dict().items())
 
 
-def test_randomised_is_not_what_a_training_began_with():
+def test_randomised_differs_from_the_initial_weights_of_training():
     for seed in range(3):
         subject = as_if_trained(subject_of("dmformer_n", seed=seed))
         control = dict(randomised(subject, list(images())).model.named_parameters())
@@ -364,7 +364,7 @@ def test_randomised_is_not_what_a_training_began_with():
                 assert abs(float(torch.corrcoef(both)[0, 1])) < 0.4
 
 
-def test_norms_of_the_randomised_have_the_statistics_of_the_images():
+def test_randomised_norms_have_the_statistics_of_the_images():
     subject, x = subject_of("resnet18"), images(n=4)
     control = randomised(subject, list(x)).model
     before = F.conv2d(x, control.conv1.weight, stride=2, padding=3)
@@ -376,7 +376,7 @@ def test_norms_of_the_randomised_have_the_statistics_of_the_images():
     assert torch.isfinite(randomised(segmenter(), [images(40, 56)[0], images(64, 48)[0]]).model(images())).all()
 
 
-def test_cascade_goes_down_from_the_head():
+def test_cascade_starts_at_the_head():
     subject, x = as_if_trained(subject_of("dmformer_n")), list(images())
     own = {key: tensor.clone() for key, tensor in subject.model.named_parameters()}
     changed, parts = [], []
@@ -390,7 +390,7 @@ def test_cascade_goes_down_from_the_head():
     assert changed[2] == {"norm", "head.fc", "stages.3", "stages.2"}
 
 
-def test_rank_correlation_is_spearmans():
+def test_rank_correlation_equals_spearmans():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(9, 11, generator=generator).relu() for _ in range(2))  # half of the values are tied
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic, abs=1e-12)
@@ -412,7 +412,7 @@ def planted():
         yield planted_object
 
 
-def test_maps_find_the_object_and_those_of_random_weights_do_not(planted):
+def test_maps_find_the_object_unless_weights_are_random(planted):
     torch.manual_seed(0)
     model = timm.create_model("dmformer_n", num_classes=4, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), layer_scale=1.0)
     subject = planted.as_subject("small", planted.train(model, steps=120, size=64, batch=32, lr=3e-3), size=64)
@@ -479,7 +479,7 @@ def test_verdict_says_whether_maps_depend_on_what_was_learnt():
     assert "All maps are constant" in verdict([Explanation("p", "other", "c", correlation=0.1)], "m")
 
 
-def test_names_of_files_are_safe_and_differ():
+def test_file_names_are_safe_and_unique():
     taken: set[str] = set()
     labels = ["../../etc", "a/b", "a-b", "A-B", "", "猫" * 100, "x\0y\n", "." * 5]
     files = [_file(Path("out/photo"), "hf-hub:owner/name", label, taken) for label in labels]
@@ -541,7 +541,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_explain_writes_a_picture_a_class_and_a_page(pictures, monkeypatch):
+def test_explain_writes_a_picture_per_class_and_a_page(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run, other = save(pictures), save(pictures / "others", seed=1)
     found = explain([str(run), str(other)], ["a", "b/photo.png", "b/<b> & 'q'.jpg"], "out", method="layer-cam", layer=3)
@@ -591,7 +591,7 @@ def test_explain_named_classes_without_the_check(pictures, monkeypatch):
     assert "control" not in page
 
 
-def test_explain_writes_over_nothing(pictures, monkeypatch):
+def test_explain_overwrites_nothing(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run = str(save(pictures))
     (pictures / "explanation").mkdir()
@@ -627,7 +627,7 @@ def test_explain_segmenters(pictures, monkeypatch):
     assert pixels(found[0].file).shape[1] == 2 * 3 * 90 + 8
 
 
-def test_what_segmenters_see_of_large_photos(tmp_path):
+def test_large_photos_are_reduced_for_segmenters(tmp_path):
     subject = open_subject(str(save_small_segmenter(tmp_path / "seg")))
     x = _seen(subject, Image.new("RGB", (3000, 1500), (255, 0, 0)))
     assert x.shape == (3, 724, 1448)
@@ -637,13 +637,13 @@ def test_what_segmenters_see_of_large_photos(tmp_path):
     assert torch.equal(_seen(fixed, Image.new("RGB", (200, 50))), torch.full((3, 50, 96), -2.0))
 
 
-def test_the_page_holds_its_photos_in_order_and_says_what_it_leaves_out(pictures, monkeypatch):
+def test_the_page_shows_photos_in_order_and_says_what_it_omits(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     monkeypatch.setattr("dmformer.interpret.explain.SHOWN", 1)
     explain([str(save(pictures))], ["b", "a"], layer=3, top=1, check=False)
     page = Path("explanation/index.html").read_text()
     assert "on 3\u00a0photos" in page or "on 3 photos" in page
-    assert "The pictures of 2 more photos lie beside this page." in page
+    assert "The pictures of 2 more photos are in the same folder as this page." in page
     assert page.count("<article>") == 1
 
 
@@ -696,7 +696,7 @@ def test_command(capsys, pictures, monkeypatch):
         (["run", "b", "--out", "a/broken.jpg"], "a/broken.jpg"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(pictures, monkeypatch, arguments, words):
+def test_mistakes_are_reported_in_one_line_and_write_nothing(pictures, monkeypatch, arguments, words):
     monkeypatch.chdir(pictures)
     save(pictures, classes=["cat", "dog", "horse"])
     before = sorted(pictures.rglob("*"))
@@ -718,7 +718,7 @@ def test_mistakes_are_found_before_torch_is_imported(pictures):
     assert done.stdout.splitlines() == ["told"] * 4 + ["[]"], done.stderr
 
 
-def test_a_missing_library_is_told(monkeypatch):
+def test_a_missing_library_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(UserError, match=r"needs the extra 'explain' .*: pip install 'dmformer\[explain\]'"):
         class_activation(subject_of("dmformer_n"), images(), [0, 1])

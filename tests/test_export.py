@@ -106,7 +106,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     ("size", "crop_pct", "mode"), [(32, 0.9, "center"), (31, 1.0, "center"), (40, 0.875, "squash")]
 )
 @pytest.mark.parametrize("shape", [(50, 70), (71, 50), (32, 32), (20, 25), (301, 40)])
-def test_preprocessing_without_torch_is_timms(interpolation, size, crop_pct, mode, shape):
+def test_preprocessing_without_torch_equals_timms(interpolation, size, crop_pct, mode, shape):
     image = photo(*shape)
     transform = create_transform((3, size, size), False, interpolation=interpolation, mean=MEAN, std=STD,
                                  crop_pct=crop_pct, crop_mode=mode)  # fmt: skip
@@ -117,7 +117,7 @@ def test_preprocessing_without_torch_is_timms(interpolation, size, crop_pct, mod
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("size", "crop_pct"), [(64, 0.9), (65, 0.875), (97, 1.0)])
 @pytest.mark.parametrize("shape", [(200, 310), (301, 222), (64, 64), (50, 80)])
-def test_preprocessing_in_the_graph_is_pillows(interpolation, size, crop_pct, shape):
+def test_preprocessing_in_the_graph_equals_pillows(interpolation, size, crop_pct, shape):
     """Except for single steps of 8 bits in a few pixels."""
     image = photo(*shape)
     module = Preprocessing((size, size), MEAN, STD, crop_pct, "center", interpolation)
@@ -130,7 +130,7 @@ def test_preprocessing_in_the_graph_is_pillows(interpolation, size, crop_pct, sh
 
 
 @pytest.mark.parametrize("size", [(7, 30), (13, 11), (4, 5)])
-def test_bilinear_is_torchs(size):
+def test_bilinear_equals_torchs(size):
     maps = torch.randn(3, 9, 11, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
     assert np.allclose(bilinear(maps.numpy(), size), expected, atol=1e-6)
@@ -144,7 +144,7 @@ def test_exported_pooling_is_adaptive(out, height, width, monkeypatch):
     assert torch.allclose(pool(x), expected, atol=1e-6)
 
 
-def test_card_comes_back():
+def test_card_round_trip():
     card = replace(CARD, palette=[(0, 1, 2), (3, 4, 5)], image_size=None, task="segmentation", ignore_index=[255])
     assert Card.from_metadata(card.to_metadata(), "file") == card
     assert Card.from_metadata(CARD.to_metadata(), "file") == CARD
@@ -177,7 +177,7 @@ def test_card_comes_back():
         {"name": "{"},
     ],
 )
-def test_metadata_of_strangers_are_checked(wrong):
+def test_untrusted_metadata_is_checked(wrong):
     with pytest.raises(UserError, match=r"model.onnx was not written by `dmformer export`, or is damaged"):
         Card.from_metadata({**CARD.to_metadata(), **wrong}, "model.onnx")
     with pytest.raises(UserError, match="not written by"):
@@ -199,7 +199,7 @@ def test_file_classifies_as_the_run_does(runs, photos, file):
             assert abs(p - q) < (0.02 if file == "photos.onnx" else 1e-4)
 
 
-def test_agreement_is_looked_at_in_three_sizes_and_two_batches(best, photos, tmp_path):
+def test_agreement_is_checked_at_three_sizes_and_two_batch_sizes(best, photos, tmp_path):
     written = export(best, "openvino", str(tmp_path), photos=[str(photos)], speed=False)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(("run", "."))) == ["run.bin", "run.xml"]
     assert [(a.height, a.width, a.batch) for a in written.agreements] == [
@@ -212,7 +212,7 @@ def test_agreement_is_looked_at_in_three_sizes_and_two_batches(best, photos, tmp
     assert [[n for n, _ in classes] for classes in found] == [[n for n, _ in classes] for classes in names]
 
 
-def test_file_says_what_it_is(runs):
+def test_file_describes_itself(runs):
     model = onnx.load(runs / "plain.onnx")
     said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert (said["name"], said["task"], said["class_names"]) == ("run", "classification", list(COLOURS))
@@ -223,7 +223,7 @@ def test_file_says_what_it_is(runs):
     assert all(isinstance(dimensions[i], str) for i in (0, 2, 3))
 
 
-def test_programs_of_pytorch_say_it_too(best, tmp_path):
+def test_pytorch_programs_describe_themselves_too(best, tmp_path):
     written = export(best, "pt2", str(tmp_path / "m.pt2"), speed=False)
     extra = {"class_names": "", "mean": ""}
     program = torch.export.load(written.path, extra_files=extra)
@@ -232,7 +232,7 @@ def test_programs_of_pytorch_say_it_too(best, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_program_answers_alike(best, tmp_path):
+def test_compiled_program_agrees(best, tmp_path):
     written = export(best, "aoti", str(tmp_path / "m.pt2"), speed=False)
     assert max(a.difference for a in written.agreements) < 1e-5
     loaded = torch._inductor.aoti_load_package(str(written.path))
@@ -255,7 +255,7 @@ def test_file_segments_as_the_run_does(runs, segmenter, tmp_path):
     same_masks(str(export(str(tmp_path / "other"), out=str(tmp_path), speed=False).path), changed)
 
 
-def test_model_of_one_size_keeps_it(tmp_path):
+def test_fixed_size_models_keep_their_size(tmp_path):
     model = small_model("vitae_b", dim=32, depth=2, heads=2, img_size=64)
     save_classifier(tmp_path / "run", model, model.state_dict(), list(COLOURS), {"input_size": (3, 64, 64)})
     written = export(str(tmp_path / "run"), out=str(tmp_path), speed=False)
@@ -264,7 +264,7 @@ def test_model_of_one_size_keeps_it(tmp_path):
     assert "vitae_b is built for one image size, and so is the file; the batch size is free" in written.remarks
 
 
-def test_photos_of_the_runs_own_data_are_compared_on(photos, recipe, tmp_path):
+def test_comparison_uses_photos_of_the_runs_own_data(photos, recipe, tmp_path):
     (tmp_path / "run" / "best").mkdir(parents=True)
     (tmp_path / "run" / "best" / "config.json").write_text("{}")
     assert own_photos(str(tmp_path / "run" / "best")) is None
@@ -274,7 +274,7 @@ def test_photos_of_the_runs_own_data_are_compared_on(photos, recipe, tmp_path):
     assert own_photos("dmformer_n") is None
 
 
-def test_a_fault_in_folding_or_resizing_is_seen(best, tmp_path, monkeypatch):
+def test_faults_in_folding_or_resizing_are_detected(best, tmp_path, monkeypatch):
     """The reference is the trained, unfused model, on photos prepared as in the run."""
     real = dmformer.export.write.fuse
 
@@ -294,7 +294,7 @@ def test_a_fault_in_folding_or_resizing_is_seen(best, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segmenter_of_one_size_takes_all_photos(segmenter, scenes, tmp_path):
+def test_fixed_size_segmenter_accepts_all_photos(segmenter, scenes, tmp_path):
     save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
     written = export(str(tmp_path / "s"), out=str(tmp_path), speed=False, dynamic_size=False)
     assert written.card.image_size == [256, 256]
@@ -318,7 +318,7 @@ def no_tracing(runs, monkeypatch):
     )
 
 
-def test_speeds_are_measured_beside_each_other(best, tmp_path, no_tracing, monkeypatch):
+def test_speeds_are_measured_in_alternation(best, tmp_path, no_tracing, monkeypatch):
     real = dmformer.export.write.speeds
     monkeypatch.setattr(dmformer.export.write, "speeds", lambda *args: real(*args, rounds=1, seconds=0.01))
     written = export(best, out=str(tmp_path / "m.onnx"))
@@ -328,7 +328,7 @@ def test_speeds_are_measured_beside_each_other(best, tmp_path, no_tracing, monke
     assert written.remarks == ["no photos were given or found through the run's recipe: compared on noise"]
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(best, tmp_path, no_tracing, monkeypatch):
+def test_a_file_that_disagrees_is_not_kept(best, tmp_path, no_tracing, monkeypatch):
     real = dmformer.export.write.open_file
 
     def slightly_wrong(*args):
@@ -343,7 +343,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(best, tmp_path, no_tracing, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_that_are_no_numbers_never_agree():
+def test_outputs_that_are_not_finite_never_agree():
     batch = np.zeros((1, 3, 8, 8), np.float32)
     (found,) = compare(lambda x: np.ones((1, 2)), lambda x: np.full((1, 2), np.nan), [batch])
     assert found.difference == math.inf
@@ -418,7 +418,7 @@ def bad(arguments: list[str], capsys) -> str:
     return error
 
 
-def test_mistakes_are_told_in_one_line(runs, best, segmenter, photos, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(runs, best, segmenter, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = next(photos.rglob("*.png"))
     onnx_file = tmp_path / "m.onnx"

@@ -97,7 +97,7 @@ def test_every_stage_and_the_logits_agree(variant, case):
 
 
 @pytest.mark.parametrize("variant", ONE_PART)
-def test_a_change_of_one_percent_is_seen(variant):
+def test_a_change_of_one_percent_is_detected(variant):
     """The comparison can fail: each of these changes makes it fail."""
     model, case = authors_model(variant), VARIANTS[variant]["cases"][0]
     weight = model.get_parameter(ONE_PART[variant])

@@ -98,7 +98,7 @@ def test_other_sizes_and_types_in_turn():
     )
 
 
-def test_new_weights_are_packed_anew():
+def test_new_weights_are_repacked():
     fused, x = FusedConv(conv()), images(1, 8, 4, 4)
     fused(x)
     fused.load_state_dict({"weight": torch.ones(8, 8, 1, 1), "bias": torch.zeros(8)})
@@ -125,7 +125,7 @@ def test_gradients_take_the_separate_operators():
     assert_near(actual, expected, 1e-5)
 
 
-def test_where_it_steps_aside():
+def test_where_the_fast_path_is_not_used():
     fused, x = FusedConv(conv()), images(2, 8, 4, 4)
     with plain_kernels():
         assert not fused.is_one_pass(x)
@@ -150,7 +150,7 @@ def test_many_threads_at_once():
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_mlp_by_slices(inplace, monkeypatch):
+def test_mlp_in_slices(inplace, monkeypatch):
     torch.manual_seed(0)
     fc1, fc2 = (nn.Conv2d(8, 32, 1), nn.Conv2d(32, 8, 1))
     mlp = FusedMlp(nn.Identity(), FusedConv(fc1, "gelu"), nn.Identity(), FusedConv(fc2)).requires_grad_(False)
@@ -195,7 +195,7 @@ def test_parts_over_cores_follow_autocast_and_keep_errors(two_threads):
         over_cores(layer, images(4, 5, 6, 6))
 
 
-def test_gradients_are_not_cut_by_parts(two_threads):
+def test_gradients_flow_through_all_parts(two_threads):
     x = images(4, 8, 6, 6).requires_grad_()
     with torch.enable_grad():
         over_cores(conv(), x).sum().backward()

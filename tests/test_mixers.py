@@ -227,7 +227,7 @@ def test_decompose(kernel_size, dilation, sides):
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(21, 0), (21, -1), (21, 22), (0, 1)])
-def test_decompose_refuses_what_has_no_kernel(kernel_size, dilation):
+def test_decompose_refuses_impossible_sizes(kernel_size, dilation):
     with pytest.raises(ValueError, match=f"dilation must lie between 1 and kernel_size = {kernel_size}"):
         decompose(kernel_size, dilation)
 
@@ -241,7 +241,7 @@ def test_cost_by_hand():
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS)
-def test_cost_is_that_of_the_modules(kernel_size, dilation):
+def test_cost_equals_that_of_the_modules(kernel_size, dilation):
     kernel = LargeKernel(32, kernel_size, dilation)
     biases = sum(p.numel() for name, p in kernel.named_parameters() if name.endswith("bias"))
     assert biases == 3 * 32
@@ -490,7 +490,7 @@ SHARPNESS = [
 
 
 @pytest.mark.parametrize(("scale", "feature_scale"), [(0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 4.0)])
-def test_logarithmic_form_is_the_formula(scale, feature_scale):
+def test_logarithmic_form_equals_the_formula(scale, feature_scale):
     (q, k, v), w = tokens_and_features(scale)
     w = feature_scale * w
     torch.testing.assert_close(logarithmic_linear_attention(q, k, v, w), plain_linear_attention(q, k, v, w))

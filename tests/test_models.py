@@ -219,7 +219,7 @@ def test_model_without_classifier(name):
 
 
 @every_model
-def test_classifier_is_made_where_the_model_is(name):
+def test_new_classifier_is_on_the_models_device(name):
     model = on_meta(name).to(torch.bfloat16)
     for num_classes in (5, 0, 7):  # after 0 the head has no parameter left that tells the device
         model.reset_classifier(num_classes)
@@ -244,7 +244,7 @@ def test_forward_is_features_then_head(name):
 
 
 @small_model
-def test_images_of_a_batch_do_not_meet(name):
+def test_images_of_a_batch_do_not_interact(name):
     model, x = build(name), images()
     with torch.inference_mode():
         assert_near(torch.cat([model(x[:1]), model(x[1:])]), model(x))
@@ -332,7 +332,7 @@ def test_unknown_arguments_are_refused(name):
 
 @small_model
 @pytest.mark.parametrize("rates", [{"drop_rate": 0.5}, {"drop_path_rate": 0.5}], ids=lambda r: next(iter(r)))
-def test_dropping_is_for_training_only(name, rates):
+def test_dropout_and_drop_path_act_in_training_only(name, rates):
     still = {"drop": 0.0} if name == "vitae_t" else {}  # its reduction cells have dropout by default
     model, plain, x = build(name, **rates, **still), build(name, **still), images()
     with torch.no_grad():
@@ -418,7 +418,7 @@ def test_layer_decay(name):
 
 
 @every_model
-def test_weight_decay_spares_vectors(name):
+def test_vectors_have_no_weight_decay(name):
     model = on_meta(name)
     exempt = model.no_weight_decay()
     names = [n for n, _ in model.named_parameters()]
@@ -530,7 +530,7 @@ saved_small_model = pytest.mark.parametrize("saved", SMALL, indirect=True)
 
 
 @saved_small_model
-def test_saved_model_comes_back(saved):
+def test_saved_model_round_trip(saved):
     model, source = saved
     loaded = timm.create_model(source, pretrained=True).eval()
     assert type(loaded) is type(model)
@@ -570,7 +570,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize("mixer", PEERS)
-def test_dmformer_with_the_mixers_of_others(mixer):
+def test_dmformer_with_other_papers_mixers(mixer):
     blocks = [(32, 2), (64, 2), (128, 4), (192, 2)]
     without = parameters(on_meta("dmformer_n", mixer="identity"))
     more = sum(depth * PEERS[mixer](C) for C, depth in blocks)

@@ -108,14 +108,14 @@ def test_hostile_names_in_the_report(tmp_path):
     photo = Image.new("RGB", (300, 200))
     neighbours = [Neighbours((evil, photo, None), [(HOSTILE[1], photo, 0.5), ("\udcff", None, 0.25)])]
     report = PretrainingReport(
-        f"{evil} pretrained on {evil}",
-        scores,
-        evil,
-        [],
-        neighbours,
-        [(evil, evil)],
-        evil,
-        {evil: evil, "command": evil},
+        title=f"{evil} pretrained on {evil}",
+        scores=scores,
+        teacher=evil,
+        history=[],
+        neighbours=neighbours,
+        broken=[(evil, evil)],
+        recipe=evil,
+        facts={evil: evil, "command": evil},
     )
     write_pretraining_report(tmp_path / "report.html", report)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -112,7 +112,7 @@ def test_verdict(html):
     assert "(2 of 3 photos)." in text
 
 
-def test_doubt_only_where_due(tmp_path):
+def test_doubt_only_where_the_interval_warrants_it(tmp_path):
     targets = [0, 1] * 20
     text = Page(written(tmp_path, make_report(["a", "b"], targets, [1, *targets[1:]], [0.9] * 40))).text
     assert "On 40 test photos dmformer_n is right 97.5 %" in text
@@ -167,7 +167,7 @@ def test_how_it_was_made(html):
     assert "All files could be read." in text
 
 
-def test_needs_nothing_else(html):
+def test_page_is_self_contained(html):
     page = needs_nothing_else(html)
     assert {"html", "title", "main", "nav", "h1", "h2"} <= page.tags
     assert ("lang", "en") in page.attributes
@@ -239,7 +239,7 @@ def test_broken_files_and_placeholder(tmp_path):
     assert "data:image/jpeg" not in html
 
 
-def test_interrupted_write_leaves_the_old(tmp_path, monkeypatch):
+def test_interrupted_write_keeps_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
 
@@ -261,7 +261,7 @@ def chromium(tmp_path, *args):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_nothing_goes_round_the_escaping():
+def test_templates_never_bypass_escaping():
     """No template calls a text safe, and no HTML is written in the code beside one."""
     package = Path(dmformer.__file__).parent
     pages = [page for page in package.rglob("*.html") if page.parent.name != "serve"]

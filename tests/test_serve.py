@@ -231,11 +231,12 @@ def test_pictures():
     assert masked(wide, np.zeros((2, 2560), np.uint8), PALETTE).size == (1280, 1)
 
 
-def test_info_health_openapi_and_what_there_is_not():
+def test_info_health_openapi_and_unknown_paths():
     async def ask() -> None:
         async with serving(Halves(), replace(Limits(), max_bytes=1000)) as client:
             info = (await client.get("/info")).json()
             assert info["classes"] == ["dark", "bright"]
+            assert (info["task"], info["kind"]) == ("segmentation", "segmenter")
             assert info["palette"] == ["#c82828", "#28c828"]
             assert info["overlay"] == {"offered": True}
             assert info["limits"]["bytes"] == 1000
@@ -257,7 +258,7 @@ def test_info_health_openapi_and_what_there_is_not():
     asyncio.run(ask())
 
 
-def test_a_server_whose_model_is_dead_says_so(monkeypatch):
+def test_health_reports_a_dead_model(monkeypatch):
     async def ask() -> None:
         async with serving(Colours()) as client:
             monkeypatch.setattr(Batcher, "is_alive", False)
@@ -267,7 +268,7 @@ def test_a_server_whose_model_is_dead_says_so(monkeypatch):
     asyncio.run(ask())
 
 
-def test_the_page_needs_nothing_from_elsewhere():
+def test_the_page_loads_nothing_from_other_sites():
     async def ask() -> None:
         async with serving(Colours()) as client:
             files = {path: await client.get(path) for path in ("/", "/page.css", "/page.js")}
@@ -357,7 +358,7 @@ SMALL = replace(Limits(), max_bytes=50_000, max_pixels=10_000, max_images=3)
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_are_told_in_a_sentence(case, monkeypatch):
+def test_refusals_are_explained_in_a_sentence(case, monkeypatch):
     request, status, reason, words = REFUSALS[case]
     request = dict(request)
     model = Halves() if request.pop("overlay", False) else Colours()
@@ -379,7 +380,7 @@ def test_refusals_are_told_in_a_sentence(case, monkeypatch):
     asyncio.run(ask())
 
 
-def test_a_refused_image_does_not_stop_those_beside_it():
+def test_a_refused_image_does_not_affect_the_others():
     async def ask() -> None:
         async with serving(Colours()) as client:
             answer = await client.post("/predict", files=form(png(), ("notes.txt", b"hello"), png((0, 0, 255))))
@@ -414,7 +415,7 @@ def test_a_body_without_a_length_is_read_up_to_the_limit(kind):
     assert pieces == 50
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read():
+def test_a_body_declared_too_large_is_not_read():
     async def unread() -> AsyncIterator[bytes]:
         pytest.fail("it was read")
         yield b""
@@ -440,7 +441,7 @@ def png_header(width: int, height: int) -> bytes:
     [png_header(30_000, 30_000), png_header(13_000, 13_000), png_header(8_000, 7_000), b"P6 70000 70000 255\n"],
     ids=["an error to Pillow", "a warning to Pillow", "nothing to Pillow", "PPM"],
 )
-def test_bombs_are_told_by_their_header(content, monkeypatch):
+def test_decompression_bombs_are_recognised_by_their_header(content, monkeypatch):
     def explode(*_: Any) -> None:
         raise AssertionError("it was decoded")
 
@@ -453,7 +454,7 @@ def test_bombs_are_told_by_their_header(content, monkeypatch):
     asyncio.run(ask())
 
 
-def test_what_the_model_does_not_take_and_what_fails_in_it(caplog):
+def test_images_that_the_model_refuses_or_fails_on(caplog):
     async def ask() -> None:
         model = Colours()
         async with serving(model) as client:
@@ -475,7 +476,7 @@ def test_what_the_model_does_not_take_and_what_fails_in_it(caplog):
     assert "secret/path" in caplog.text
 
 
-def test_an_error_of_ours_is_an_answer_without_a_traceback(monkeypatch, caplog):
+def test_server_errors_have_no_traceback_in_the_response(monkeypatch, caplog):
     def fail(*_: Any) -> None:
         raise KeyError("secret/path")
 
@@ -530,7 +531,7 @@ def test_pages_of_other_sites_cannot_use_it(headers, status):
     asyncio.run(ask())
 
 
-def test_names_and_addresses_beyond_the_loopback():
+def test_host_names_and_addresses_beyond_loopback():
     async def ask() -> None:
         names = ["localhost", "photos.example.org"]
         async with serving(Colours(), names=names, any_address=True) as client:
@@ -548,7 +549,7 @@ def test_names_and_addresses_beyond_the_loopback():
     asyncio.run(ask())
 
 
-def test_every_answer_has_the_headers_of_safety():
+def test_every_response_has_the_security_headers():
     async def ask() -> None:
         async with serving(Colours()) as client:
             answers = [await client.get(path) for path in ("/", "/info", "/metrics", "/nothing")]
@@ -565,7 +566,7 @@ def test_every_answer_has_the_headers_of_safety():
 # Batches, queues, time
 
 
-def test_concurrent_requests_share_batches_and_get_their_own_answers():
+def test_concurrent_requests_share_batches_and_get_their_own_results():
     colours = [(10 * i, 255 - 10 * i, 7 * i) for i in range(24)]
 
     async def ask() -> None:
@@ -593,7 +594,7 @@ def test_concurrent_requests_share_batches_and_get_their_own_answers():
     asyncio.run(ask())
 
 
-def test_a_batcher_waits_for_company_but_not_longer():
+def test_a_batcher_waits_for_more_items_up_to_its_limit():
     seen: queue.Queue[list[int]] = queue.Queue()
 
     def work(items: list[int]) -> list[int]:
@@ -616,7 +617,7 @@ def test_a_batcher_waits_for_company_but_not_longer():
     batcher.close()
 
 
-def test_a_batcher_finishes_what_it_has_before_it_ends():
+def test_a_batcher_finishes_its_queue_before_it_closes():
     gate = threading.Event()
     seen = []
 
@@ -647,13 +648,13 @@ def test_a_batcher_finishes_what_it_has_before_it_ends():
         batcher.submit(7)
 
 
-def test_results_that_are_missing_are_a_failure():
+def test_missing_results_are_a_failure():
     batcher = Batcher(lambda items: items[1:], size=1)
     assert isinstance(batcher.submit(1).exception(5), BatchError)
     batcher.close()
 
 
-def test_a_timeout_is_told_and_the_work_left_out():
+def test_a_timeout_is_reported_and_its_work_skipped():
     async def ask() -> None:
         model = Colours()
         async with serving(model, replace(Limits(), timeout=0.3), batch=1) as client:
@@ -670,7 +671,7 @@ def test_a_timeout_is_told_and_the_work_left_out():
     asyncio.run(ask())
 
 
-def test_work_that_nobody_waits_for_any_more_is_left_out():
+def test_work_of_disconnected_clients_is_skipped():
     model = Colours()
     with in_a_thread(model, "model.onnx", SMALL) as address, httpx.Client(base_url=address) as client:
         model.gate.clear()
@@ -690,7 +691,7 @@ def test_work_that_nobody_waits_for_any_more_is_left_out():
         assert model.batches == [1, 1]
 
 
-def test_a_body_that_does_not_arrive_is_told():
+def test_a_body_that_does_not_arrive_is_reported():
     async def slow() -> AsyncIterator[bytes]:
         yield b"P5 "
         await asyncio.sleep(10)
@@ -704,7 +705,7 @@ def test_a_body_that_does_not_arrive_is_told():
     asyncio.run(ask())
 
 
-def test_a_full_queue_asks_to_come_again():
+def test_a_full_queue_asks_to_retry():
     async def ask() -> None:
         model = Colours()
         async with serving(model, replace(Limits(), requests=4), batch=2) as client:
@@ -726,7 +727,7 @@ def test_a_full_queue_asks_to_come_again():
     asyncio.run(ask())
 
 
-def test_no_more_images_are_decoded_than_the_model_can_soon_use():
+def test_decoding_does_not_run_far_ahead_of_the_model():
     most = held = 0
 
     class Watched(Colours):
@@ -794,7 +795,7 @@ def segmenter(tmp_path_factory) -> str:
     return str(best)
 
 
-def test_a_trained_classifier_answers_alike_alone_and_in_company(classifier):
+def test_a_trained_classifier_gives_the_same_result_alone_and_in_a_batch(classifier):
     predictor: Any = open_predictor(classifier)
     photos = [(name, make_photo(colour, 50 + i, (80, 70))) for name, colour in COLOURS.items() for i in range(4)]
 
@@ -871,7 +872,7 @@ def test_a_model_without_maps_is_served_without_overlay(classifier, monkeypatch)
     asyncio.run(ask())
 
 
-def test_a_segmenter_answers_what_it_segments(segmenter):
+def test_a_segmenter_returns_its_segmentation(segmenter):
     predictor: Any = open_predictor(segmenter)
     photo = make_photo((90, 140, 230), 3, (70, 50))
 
@@ -906,14 +907,14 @@ def test_a_segmenter_answers_what_it_segments(segmenter):
         (["."], "holds no config.json"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(arguments, words, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_loaded(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
     with pytest.raises(UserError, match=re.escape(words)):
         serve(arguments)
 
 
-def test_a_taken_port_is_told_before_the_model_is_loaded(classifier, monkeypatch):
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(classifier, monkeypatch):
     monkeypatch.setattr("dmformer.predict.predictor.open_predictor", lambda *_: pytest.fail("the model was loaded"))
     with listen("127.0.0.1", 0) as place:
         port = place.getsockname()[1]
@@ -983,7 +984,7 @@ main(["serve", "slow", "--port", "0"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_it_answers_what_it_has_before_it_ends(number, code):
+def test_running_requests_are_answered_before_it_exits(number, code):
     answers: list[httpx.Response] = []
     with started("-c", SLOW) as (process, address):
         assert httpx.get(f"{address}healthz").json()["form"] == "NumPy"  # an exported file needs no PyTorch

@@ -405,7 +405,7 @@ def test_compiled_and_exported():
 
 
 @here
-def test_the_same_at_each_run():
+def test_results_are_reproducible():
     x, weights, dilations, bias, grad = make(SMALL, (2, 5, 5, 9))
     runs = []
     for _ in range(2):

@@ -103,7 +103,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_tensor_of_the_authors_lands_in_the_model(variant):
+def test_every_tensor_of_the_authors_is_loaded(variant):
     state = loaded(variant, authors(variant))
     theirs = [t for k, t in authors(variant).items() if t.is_floating_point()]
     ours = [t for t in state.values() if t.is_floating_point()]
@@ -138,7 +138,7 @@ def test_wrappers_prefixes_and_suffixes(wrapper, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["van_b0", "vitae_t"])
-def test_timm_takes_the_authors_file_itself(variant, tmp_path):
+def test_timm_loads_the_authors_file_directly(variant, tmp_path):
     """It accepts any file; so a feature pyramid can start from published weights."""
     torch.save({"state_dict": authors(variant)}, tmp_path / "weights.pth")
     arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
@@ -311,7 +311,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     return files
 
 
-def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, capsys):
+def test_what_cannot_be_converted_is_reported_in_one_line(tmp_path, capsys):
     for name, (path, message) in broken(tmp_path).items():
         with pytest.raises(SystemExit) as stop:
             main(["convert", str(path), str(tmp_path / "out")])
@@ -322,7 +322,7 @@ def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, capsys):
         assert not (tmp_path / "out").exists(), name
 
 
-def test_a_model_is_not_overwritten_unasked(tmp_path, capsys):
+def test_a_model_is_overwritten_only_on_request(tmp_path, capsys):
     torch.save({"state_dict": authors("van_b0")}, tmp_path / "van_b0.pth")
     arguments = ["convert", str(tmp_path / "van_b0.pth"), str(tmp_path / "out")]
     main(arguments)

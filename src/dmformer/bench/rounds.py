@@ -143,8 +143,6 @@ def bench(
             `dmformer.fuse`; the runtimes run the exported fused model.
         dtypes: Among DTYPES: weights and images of the PyTorch forms, autocast in training, OpenVINO's arithmetic.
         mode: "inference", or "training": forward, cross-entropy, backward and an AdamW step.
-        batch_sizes: Images per call.
-        image_size: Height and width.
         device: "cpu" or "cuda"; None for CUDA if available.
         layout: "channels_last" or "contiguous", for the PyTorch forms.
         threads: CPU threads; None for PyTorch's default.

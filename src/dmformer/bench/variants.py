@@ -4,7 +4,7 @@ import contextlib
 import copy
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,19 @@ from ..nn.fuse import fuse
 from ..nn.kernels.depthwise import plain_kernels
 from ..runtimes.sessions import to_onnxruntime, to_openvino
 from ..tasks.opening import open_trained
-from ..tasks.segmentation.model import HEADS, SegmentationModel, segmentation_loss, segmentation_model
+from ..tasks.segmentation.model import HEADS, segmentation_loss, segmentation_model
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 
 ADE20K_CLASSES = 150
 
-MEASURED = ("labels", "masks")
-"""What the models that are measured answer with: one tensor for a batch."""
+LOSSES: dict[str, Callable[[Any, Tensor, Sequence[int]], Tensor]] = {
+    "labels": lambda outputs, labels, size: F.cross_entropy(outputs, labels),
+    "masks": lambda outputs, labels, size: segmentation_loss(outputs, labels[:, None, None].expand(-1, *size)),
+}
+"""Training losses of the kinds of model that are measured, by the `answer` of a `Task`.
+
+From the outputs for a batch, a class per image (B), and the images' height and width."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,7 @@ class Forms:
     """One model and its images, and the forms made from it.
 
     Args:
-        source: See `open_model`.
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
-        device: Device of the PyTorch forms.
-        channels_last: Whether the PyTorch forms use channels_last memory format.
-        threads: Threads of the runtimes.
-        folder: Folder for the exported file.
-        training: Measure training steps instead of inference.
 
     Attributes:
         parameters: Millions.
@@ -72,7 +71,8 @@ class Forms:
         folder: Path,
         training: bool = False,
     ) -> None:
-        self.model = open_model(source, images.shape[-1])
+        self.model, answer = open_model(source, images.shape[-1])
+        self.loss = LOSSES[answer]
         self.images, self.device, self.threads, self.training = images, device, threads, training
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.onnx = folder / f"{source.replace('/', '_')}.onnx"
@@ -126,15 +126,13 @@ class Forms:
         module, images = self._module(form, "float32").train(), self._on_device(self.images[:batch_size], torch.float32)
         # A learning rate of 0 costs the same as any other, and makes every step the same work.
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
-        loss_of, labels = F.cross_entropy, torch.arange(batch_size, device=self.device) % 2
-        if isinstance(self.model, SegmentationModel):
-            loss_of, labels = segmentation_loss, labels[:, None, None].expand(-1, *images.shape[-2:])
+        labels = torch.arange(batch_size, device=self.device) % 2
         mixed = dtype != "float32"
 
         def run() -> None:
             with _kernels(form):
                 with torch.autocast(self.device.type, getattr(torch, dtype), enabled=mixed):
-                    loss = loss_of(module(images), labels)
+                    loss = self.loss(module(images), labels, images.shape[-2:])
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -165,8 +163,8 @@ def _kernels(form: str) -> Any:
     return plain_kernels() if form == "plain" else contextlib.nullcontext()
 
 
-def open_model(source: str, image_size: int) -> nn.Module:
-    """A model in evaluation mode on the CPU.
+def open_model(source: str, image_size: int) -> tuple[nn.Module, str]:
+    """A model in evaluation mode on the CPU, and the `answer` of its task, a key of `LOSSES`.
 
     Args:
         source: A model name, for reproducible random weights; NAME+fpn or NAME+upernet for a segmenter with 150 classes
@@ -177,13 +175,13 @@ def open_model(source: str, image_size: int) -> nn.Module:
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
         trained = open_trained(source)
-        if TASKS[trained.task].answer not in MEASURED:
-            told = TASKS[trained.task].model
-            raise UserError(f"{source} is a {told}: `dmformer bench` measures classifiers and segmenters.")
-        return trained.model
+        task = TASKS[trained.task]
+        if task.answer not in LOSSES:
+            raise UserError(f"{source} is a {task.model}: `dmformer bench` measures classifiers and segmenters.")
+        return trained.model, task.answer
     name, plus, head = source.partition("+")
     if not plus:
-        return random_model(name, image_size)
+        return random_model(name, image_size), "labels"
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     if head not in HEADS:
@@ -192,7 +190,7 @@ def open_model(source: str, image_size: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=arguments)
-        return settled_on_noise(model, image_size)
+        return settled_on_noise(model, image_size), "masks"
 
 
 @contextlib.contextmanager

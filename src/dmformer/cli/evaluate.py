@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..runtimes.card import is_exported
 from ..utils.errors import UserError
@@ -77,8 +76,12 @@ def evaluate(arguments: list[str]) -> None:
 
     from ..utils.display import track
 
+    if is_exported(options.source):
+        from ..export.kinds import as_scored
+
+        found = as_scored(found)
     scores = task.evaluate(
-        _scored(found) if is_exported(options.source) else found,
+        found,
         data,
         workers=options.workers,
         max_broken=options.max_broken,
@@ -87,10 +90,3 @@ def evaluate(arguments: list[str]) -> None:
         **own,
     )
     give_scores(scores, task.summary(scores, data), options.json)
-
-
-def _scored(exported: Any) -> Any:
-    """An exported model in the form that is scored; imported here because it needs PyTorch."""
-    from ..export.kinds import as_scored
-
-    return as_scored(exported)

@@ -17,6 +17,9 @@ LIMIT = 1e-3
 SWAPPED = 0.05
 """Fraction of a query model's candidates that may differ by more (a reconstruction); see `box_difference`."""
 
+ROUNDS, SECONDS = 5, 0.3
+"""Rounds of the speed measurement, and the minimum length of a turn."""
+
 Run = Callable[[np.ndarray], np.ndarray]
 """A batch of images -> logits, or candidates."""
 
@@ -97,17 +100,11 @@ def box_difference(expected: np.ndarray, answer: np.ndarray, queries: bool) -> f
     return float(np.quantile(rows, 1 - SWAPPED if queries else 1.0))
 
 
-def speeds(
-    reference: Run,
-    exported: Run,
-    batches: Sequence[np.ndarray],
-    rounds: int = 5,
-    seconds: float = 0.3,
-) -> list[Speed]:
+def speeds(reference: Run, exported: Run, batches: Sequence[np.ndarray]) -> list[Speed]:
     """Time both alternately on each batch, so that other load on the machine affects both."""
     pairs = [(run, images) for images in batches for run in (reference, exported)]
-    turns = [lambda run=run, images=images: turn(lambda: run(images), seconds) for run, images in pairs]
-    times, found = interleave(turns, rounds, lambda *_: None), []
+    turns = [lambda run=run, images=images: turn(lambda: run(images), SECONDS) for run, images in pairs]
+    times, found = interleave(turns, ROUNDS, lambda *_: None), []
     for i, images in enumerate(batches):
         theirs, ours = times[2 * i], times[2 * i + 1]
         row = summarise(len(images), ours, theirs)

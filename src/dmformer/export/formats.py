@@ -44,11 +44,11 @@ class Candidates(nn.Module):
         return self.detector.candidates(images)
 
 
-def example_of(model: nn.Module, image_size: tuple[int, int], in_chans: int = 3) -> Tensor:
+def example_of(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
     """A batch of two example inputs: `torch.export` would treat a batch of 1 as constant."""
     if isinstance(model, Graph):
         return torch.zeros(2, *image_size, 3, dtype=torch.uint8)
-    return torch.zeros(2, in_chans, *image_size)
+    return torch.zeros(2, 3, *image_size)
 
 
 def free_dimensions(model: nn.Module, dynamic_size: bool) -> tuple[dict[int, Any]]:
@@ -70,12 +70,10 @@ def export_onnx(
     model: nn.Module,
     path: Path,
     image_size: int | tuple[int, int] = 224,
-    in_chans: int = 3,
     dynamic_size: bool = True,
-    opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write an ONNX file that maps "images" (B, in_chans, H, W) to "logits" (B, K), for any B, or to "candidates" for
+    """Write an ONNX file that maps "images" (B, 3, H, W) to "logits" (B, K), for any B, or to "candidates" for
     `Candidates`.
 
     torch's exporter simplifies the graph: it folds constants and removes dead code.
@@ -83,13 +81,9 @@ def export_onnx(
     Args:
         model: In evaluation mode, float32, on the CPU; preferably fused by `dmformer.fuse`. The input of a `Graph` is
             "photos" (B, H, W, 3), uint8.
-        path: File to write.
         image_size: Height and width of the example that the model is traced with.
-        in_chans: Channels of an image.
         dynamic_size: Also leave height and width free, unless the model is built for a fixed size. The graph grows if
             shapes enter the arithmetic, as in windows.
-        opset: ONNX opset version.
-        metadata: Metadata of the file.
 
     Raises:
         RuntimeError: The model cannot be exported; the message contains the root cause.
@@ -99,10 +93,10 @@ def export_onnx(
     try:
         program = torch.onnx.export(
             model,
-            (example_of(model, size, in_chans),),
+            (example_of(model, size),),
             dynamo=True,
             verbose=False,
-            opset_version=opset,
+            opset_version=OPSET,
             input_names=["photos" if isinstance(model, Graph) else "images"],
             output_names=[CANDIDATES if isinstance(model, Candidates) else OUTPUT],
             dynamic_shapes=free_dimensions(model, dynamic_size and not takes_one_size(model)),

@@ -24,7 +24,6 @@ class Preprocessing(nn.Module):
         mean, std: Mean and standard deviation of the red, green and blue values, 0 to 1.
         crop_pct: Fraction of the resized image that is kept.
         crop_mode: "center", for square sizes, or "squash".
-        interpolation: "bilinear" or "bicubic".
     """
 
     mean: Tensor

@@ -15,9 +15,7 @@ def quantise(source: Path, path: Path, images: Iterable[np.ndarray], metadata: M
 
     Args:
         source: An ONNX file in float32.
-        path: File to write.
         images: Calibration batches in the file's input format, (B, 3, H, W) or (B, H, W, 3).
-        metadata: Metadata of the file.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -28,25 +28,8 @@ from ..tasks.segmentation.datasets import MASK_FOLDERS
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
-from .check import (
-    LIMIT,
-    Agreement,
-    Run,
-    Speed,
-    compare,
-    in_numpy,
-    open_file,
-    speeds,
-)
-from .formats import (
-    Graph,
-    export_aoti,
-    export_onnx,
-    export_openvino,
-    export_program,
-    export_pt2,
-    takes_one_size,
-)
+from .check import LIMIT, Agreement, Run, Speed, compare, in_numpy, open_file, speeds
+from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
 from .kinds import as_scored, kind_of
 from .quantise import quantise
 
@@ -79,14 +62,11 @@ class Written:
     Attributes:
         path: Path of the file; OpenVINO's .bin is next to it.
         megabytes: Size on disk in units of 2^20 bytes.
-        card: Metadata of the file.
         operators: Nodes of an ONNX graph, else None.
         fixed_size: Whether it accepts only one image size.
-        agreements: Differences from PyTorch.
         speeds: Speed against the fused PyTorch model; empty if not requested.
         threads: Threads of both in the speed measurement.
         scores: For an int8 file, top-1 or mIoU of the float file and of the int8 file.
-        remarks: Remarks for the user.
     """
 
     path: Path
@@ -123,15 +103,11 @@ def export(
         to: ONNX, OpenVINO, PyTorch's exported program, or that program compiled for this machine.
         out: File to write, or a folder for it; by default a file with the run's name in the current folder.
         preprocessing: Put resizing, cropping and normalisation into the graph, whose input is then 8-bit images.
-        fused: Fold norms, layer scales and residuals first.
         dynamic_size: Leave height and width free as well as the batch, if the model allows it.
         photos: Files and folders of images for the comparison; by default from the run's own data, or noise.
         int8: Folder of images for the calibration of 8-bit weights and activations; for "onnx" and "openvino".
         data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts.
         max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
-        speed: Compare the speed with PyTorch's.
-        overwrite: Replace an existing file.
-        say: Called with a line about each step.
 
     Raises:
         UserError: The model cannot be exported, the file exists, the difference is above `LIMIT`, or the loss is above
@@ -211,7 +187,11 @@ def export(
             timed = speeds(in_numpy(network), exported, timed_images)
         parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
         megabytes = sum(part.stat().st_size for part in parts) / 2**20
-        operators = _operators(place) if to == "onnx" else None
+        operators = None
+        if to == "onnx":
+            import onnx
+
+            operators = len(onnx.load(place, load_external_data=False).graph.node)
         for part in parts:
             os.replace(part, path.parent / part.name)
     return Written(path, megabytes, card, operators, fixed, agreements, timed, threads, scores, remarks)
@@ -354,9 +334,3 @@ def _quantise(
         task = TASKS[card.task]
         found.append(task.figure(task.evaluate(as_scored(exported), data)))
     return found[0], found[1]
-
-
-def _operators(file: Path) -> int:
-    import onnx
-
-    return len(onnx.load(file, load_external_data=False).graph.node)

@@ -30,10 +30,7 @@ class Analysis:
     """Results of a measure.
 
     Attributes:
-        header, rows: Contents of the CSV.
         short_header, short: Contents of a short table for people; cells are text.
-        caption: Explanation of the plot.
-        files: The written files.
         left_out: Unreadable images, with the reason.
     """
 
@@ -78,15 +75,12 @@ def analyse(
     """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for two measures, OUT/MEASURE-maps.png.
 
     Args:
-        measure: A key of `MEASURES`.
         sources: One or more sources for `open_subject`; one or two for "cka".
         data: Folder of images, searched recursively, possibly with class folders.
-        out: Output folder, created if missing.
         images: Number of images, balanced over the classes, evenly spread over the file names; deterministic.
         image_size: Image side in pixels for models created by name, and of the centre crop for segmenters; by default
             the model's own size, or the largest crop that all images allow.
         blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default each stage's last block with SAM.
-        overwrite: Replace existing files.
         progress: Wraps an iterable with a description, to show progress.
 
     Raises:

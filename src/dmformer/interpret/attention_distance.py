@@ -50,8 +50,6 @@ class LayerDistance:
     """Distances of one layer.
 
     Attributes:
-        name: Name of the module.
-        kind: "attention", "window attention" or "linear attention".
         stage: Number of the stage, from 1.
         stride: Stride of its map in pixels.
         pixels: Distances by image and head, (images, heads).
@@ -86,10 +84,6 @@ def attention_distances(subject: Subject, batches: Iterable[Tensor]) -> list[Lay
     Tokens that are not positions of the map, such as a class token or a window's padding, count neither as queries nor
     as keys, and each row of A is renormalised (reconstruction). For linear attention, A is phi(q) phi(k)^T divided by
     its row sums, without the 1e-8 (reconstruction).
-
-    Args:
-        subject: A model with attention.
-        batches: Images, (B, 3, H, W) each.
     """
     layers = attentions(subject)
     found: dict[str, list[Tensor]] = {name: [] for name, *_ in layers}

@@ -14,17 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.backbone import Stage
-from ..tasks.segmentation.model import SegmentationModel
 from ..utils.errors import UserError, unknown
 from ..utils.extras import needs
 from .subject import Subject
 
-METHODS = {
-    "grad-cam": "GradCAM",
-    "grad-cam++": "GradCAMPlusPlus",
-    "eigen-cam": "EigenCAM",
-    "layer-cam": "LayerCAM",
-}
+METHODS = {"grad-cam": "GradCAM", "grad-cam++": "GradCAMPlusPlus", "eigen-cam": "EigenCAM", "layer-cam": "LayerCAM"}
 """The library's classes by method name. Eigen-CAM ignores the class: its map is the same for all classes."""
 
 
@@ -45,8 +39,6 @@ def class_activation(
     Args:
         subject: Its model is left unchanged, including its mode and the parameters' gradients.
         images: (B, 3, H, W), as prepared by the subject.
-        classes: One class per image.
-        method: A key of `METHODS`.
         layer: A stage's number, from 1, or a module's name; the last stage by default. If a module is called several
             times, its first call counts.
         masks: (B, H, W), for segmenters: the pixels whose logits of the class are summed; by default those of
@@ -62,7 +54,7 @@ def class_activation(
         raise ValueError(f"{len(images)} images need as many classes, not {len(classes)}")
     name = layer_name(subject, layer)
     height, width = images.shape[-2:]
-    images = _padded(subject.model, images)
+    images = subject.padded(images)
     each = [None] * len(classes) if masks is None else masks
     targets = [_target(k, mask, (height, width), subject.of_pixels) for k, mask in zip(classes, each, strict=True)]
     as_map = _reader(subject, name, images)
@@ -75,7 +67,9 @@ def class_activation(
         stack.callback(cam.activations_and_grads.release)
         found = cam(images, targets)
         if found.shape[1:] != (height, width):
-            found = _rescaled(found[:, :height, :width])
+            from pytorch_grad_cam.utils.image import scale_cam_image
+
+            found = np.asarray(scale_cam_image(found[:, :height, :width]))
     if not np.isfinite(found).all():
         raise UserError(f"{subject.name} has outputs that are not finite: its weights are damaged.")
     return torch.from_numpy(found)
@@ -113,7 +107,7 @@ def cell_size(subject: Subject, image: Tensor, layer: int | str | None = None) -
     Raises:
         UserError: As in `class_activation`, for the layer.
     """
-    name, images = layer_name(subject, layer), _padded(subject.model, image[None])
+    name, images = layer_name(subject, layer), subject.padded(image[None])
     as_map, sizes = _reader(subject, name, images), []
     hook = subject.module(name).register_forward_hook(lambda _, __, output: sizes.append(as_map(output).shape[-2:]))
     try:
@@ -130,7 +124,6 @@ def predicted_masks(logits: Tensor, classes: Sequence[int]) -> tuple[Tensor, lis
 
     Args:
         logits: (B, K, H, W).
-        classes: One class per image.
     """
     masks = logits.argmax(1) == torch.tensor(classes, device=logits.device)[:, None, None]
     found = masks.flatten(1).any(1)
@@ -169,12 +162,6 @@ def _first_component(activation: np.ndarray) -> np.ndarray:
     return (projection if projection.max() >= -projection.min() else -projection).reshape(activation.shape[1:])
 
 
-def _rescaled(maps: np.ndarray) -> np.ndarray:
-    from pytorch_grad_cam.utils.image import scale_cam_image
-
-    return np.asarray(scale_cam_image(maps))
-
-
 def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool) -> Callable[[Tensor], Tensor]:
     """The scalar to differentiate for an image of this size, from its logits (K), or (K, H, W) with padding."""
 
@@ -184,11 +171,6 @@ def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool)
         return (logits[k] * pixels).sum()
 
     return of_pixels if per_pixel else lambda logits: logits[k]
-
-
-def _padded(model: nn.Module, images: Tensor) -> Tensor:
-    """Images padded as in the segmenter itself, because its layers' maps include the padding."""
-    return model.padded(images) if isinstance(model, SegmentationModel) else images
 
 
 @contextmanager

@@ -46,15 +46,9 @@ class Explanation:
     """Where a model finds a class in an image; or why the image could not be read.
 
     Attributes:
-        photo: Path of the image, as given.
-        model: Name of the subject.
-        label: Name of the class.
         score: Probability of the class; for a segmenter, the fraction of pixels predicted as the class.
-        file: The written picture.
         correlation: Rank correlation of the map with the randomised model's; None if not requested, or if one of the
             maps is constant.
-        note: Remark on the map.
-        error: Why there is no map.
     """
 
     photo: str
@@ -87,11 +81,7 @@ class _Model:
     """A model to explain.
 
     Attributes:
-        subject: The model.
-        layer: Name of the module.
         cell: Height and width in pixels of one value of its map.
-        wanted: The requested classes.
-        control: The randomised model.
         followed: Results for the first images, which the cascade follows.
     """
 
@@ -123,13 +113,10 @@ def explain(
     Args:
         sources: One or more models: a run's best/ folder or the run's folder, or hf-hub:owner/name.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
-        out: Output folder, created if missing.
         classes: Names of classes, which every model must have; by default the `top` classes of each image.
         top: Number of most likely classes per image; for segmenters, of the largest ones.
         method, layer: See `class_activation`.
         check: Compare each map with the randomised model's; see `randomised`.
-        overwrite: Replace existing files.
-        progress: Wraps the list of files, to show progress.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, no image can be read, a model is not trained, a
@@ -293,13 +280,7 @@ def _first_only(found: _Maps) -> _Maps:
 
 
 def _write_pictures(
-    name: str,
-    subject: Subject,
-    found: _Maps,
-    controls: Tensor | None,
-    place: Path,
-    method: str,
-    taken: set[str],
+    name: str, subject: Subject, found: _Maps, controls: Tensor | None, place: Path, method: str, taken: set[str]
 ) -> tuple[View, list[Explanation]]:
     """Write the pictures of an image; return their descriptions for the page and for the caller."""
     seen = enlarged(subject.picture(found.x))
@@ -321,7 +302,7 @@ def _write_pictures(
         rows.append(Explanation(name, subject.name, label, found.scores[i], str(file), correlation, note))
         if controls is not None and i == 0:
             control = for_page(_over(seen, controls[i]))
-    return View(subject.name, subject.task, for_page(seen), panels, control), rows
+    return View(subject.name, subject.of_pixels, for_page(seen), panels, control), rows
 
 
 def _over(seen: Image.Image, values: Tensor, mask: Tensor | None = None) -> Image.Image:

@@ -19,7 +19,6 @@ class Reading:
     """Gates and branches of one block.
 
     Attributes:
-        name, label: Of the block; see `hooks.Block`.
         gates: Gates by image and channel, (n, C), from 0 to 1.
         levels: Names of the branches, e.g. "5x5 d2": kernel and dilation.
         shares: Each branch's fraction of the variance of their sum, (L,); the fractions add up to 1.
@@ -63,10 +62,6 @@ def read_gates(subject: Subject, batches: Iterable[Tensor]) -> tuple[list[Readin
 
     A branch's fraction is Cov(branch, sum) / Var(sum), over images and positions, with channels weighted by Var(sum);
     the sum is the norm's input. The branches are computed as plain convolutions of the sum's input.
-
-    Args:
-        subject: A DMFormer.
-        batches: Images, (B, 3, H, W) each.
 
     Returns:
         The blocks in order, and the predicted classes; for a segmenter, the class of most pixels.

@@ -29,7 +29,6 @@ class Block:
     """A block of a model.
 
     Attributes:
-        name: Name of the module in the model.
         label: Stage and number within it, both from 1: "3.2"; only the stage if it is a single block.
         kind: Its token mixer, e.g. "SAM", "attention", "DMA"; else the class name of the block.
         stride: Stride of its map in pixels.

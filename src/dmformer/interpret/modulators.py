@@ -61,7 +61,6 @@ def read_modulators(subject: Subject, batches: Iterable[Tensor], places: Sequenc
     modulator is the output of the aggregation.
 
     Args:
-        subject: An SMT.
         batches: Images of one size, (B, 3, H, W) each.
         places: Blocks, see `chosen_blocks`.
     """

@@ -43,7 +43,8 @@ def attention_distance(models: Sequence[tuple[str, list[LayerDistance]]], height
     """One point per head, a line through the layers' means, a dash for equal weights; hollow points for windows."""
     figure, ((axes,),) = _figure(9, 5)
     for i, (name, layers) in enumerate(models):
-        xs = [x + 1 + _shift(i, len(models)) for x in range(len(layers))]
+        shift = 0.14 * (i - (len(models) - 1) / 2)  # so that points of several models do not overlap
+        xs = [x + 1 + shift for x in range(len(layers))]
         axes.plot(xs, [layer.pixels.mean().item() for layer in layers], label=name, **_line(i), zorder=1)
         for x, layer in zip(xs, layers, strict=True):
             heads = layer.pixels.mean(0).tolist()
@@ -254,17 +255,7 @@ def _line(i: int) -> dict[str, Any]:
 
 
 def _points(i: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": "",
-        "markersize": 5,
-    }
-
-
-def _shift(i: int, count: int) -> float:
-    """Horizontal offset of model i's points from the tick, so that points of several models do not overlap."""
-    return 0.14 * (i - (count - 1) / 2)
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "", "markersize": 5}
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:

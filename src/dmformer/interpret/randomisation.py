@@ -30,7 +30,6 @@ def randomised(subject: Subject, images: Sequence[Tensor]) -> Subject:
     statistics of the images, because otherwise their output might vanish (reconstruction).
 
     Args:
-        subject: Not modified.
         images: Some images (3, H, W), as prepared by the subject.
     """
     model = copy.deepcopy(subject.model)
@@ -43,10 +42,6 @@ def cascade(subject: Subject, images: Sequence[Tensor]) -> Iterator[tuple[str, S
     """The subject with its weights progressively randomised, from the head down, with the name of the latest part.
 
     One model is modified from step to step; the last step equals `randomised`.
-
-    Args:
-        subject: Not modified.
-        images: As for `randomised`.
     """
     drawn = copy.deepcopy(subject.model)
     _draw(drawn)

@@ -15,7 +15,6 @@ class Field:
     """Effective receptive field of a stage's central unit.
 
     Attributes:
-        name: Name of the stage's module.
         stride: Stride of its map in pixels.
         energy: (H, W), mean over images of the squared gradient, summed over the colours.
         contribution: (H, W), mean over images of the gradient's positive part, summed over the colours.
@@ -59,7 +58,6 @@ class BlockField:
     """Effective receptive field of the central unit of a block's output in the block's input.
 
     Attributes:
-        block: The block.
         energy: Energy for the output, (h, w).
         added: Energy for output - input, (h, w); equal to `energy` if the block changes the shape.
     """
@@ -86,7 +84,6 @@ def receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> list[Field]
     The energy is our definition (reconstruction); the contribution is from "Scaling Up Your Kernels to 31x31".
 
     Args:
-        subject: Any model with feature maps.
         batches: Images of one size, (B, 3, H, W) each.
     """
     stages = list(zip(subject.stages, subject.strides, strict=True))
@@ -120,7 +117,6 @@ def relative_receptive_fields(subject: Subject, batches: Iterable[Tensor]) -> li
     hides the rest. The deepest stage is the one with the most blocks; if there are several, the penultimate.
 
     Args:
-        subject: A model with blocks.
         batches: Images of one size, (B, 3, H, W) each.
     """
     places = deepest_blocks(subject)

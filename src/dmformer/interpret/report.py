@@ -11,16 +11,14 @@ from ..report.drawing import heat_over
 from ..report.page import Picture, Plot, Theme, jpeg, plot, write_page
 
 MIDDLE_GREY = 128
-"""What lies below the colours where they are explained."""
+"""Background of the colour scale."""
 SMALL = 192
-"""Pictures whose shorter side is below so many pixels are enlarged, by a whole number."""
+"""Pictures with a shorter side below this, in pixels, are enlarged."""
 WIDTH, HEIGHT = 320, 420
-"""Most of a picture on the page, in pixels."""
-ENDS = {
-    "grad-cam": ("nothing that speaks for the class", "what speaks most for it"),
-    "grad-cam++": ("nothing that speaks for the class", "what speaks most for it"),
-    "layer-cam": ("nothing that speaks for the class", "what speaks most for it"),
-    "eigen-cam": ("no part of the strongest pattern", "most of it"),
+"""Maximum size of a picture on the page, in pixels."""
+EVIDENCE = ("no evidence for the class", "the most evidence")
+ENDS = dict.fromkeys(("grad-cam", "grad-cam++", "layer-cam"), EVIDENCE) | {
+    "eigen-cam": ("no part of the strongest pattern", "the strongest part")
 }
 """What 0 and 1 mean, by method."""
 
@@ -31,59 +29,59 @@ class Panel:
 
     label: str
     score: float
-    """The class's probability, or the share of the pixels that a segmenter calls so."""
+    """The class's probability; for a segmenter, the fraction of pixels predicted as the class."""
     picture: Image.Image
     where: str
-    """Of the map's highest value, in words; none if it has nothing on it."""
+    """Position of the map's highest value, in words; "" if the map is 0 everywhere."""
     note: str = ""
     correlation: float | None = None
-    """Of the map with that of the model with weights drawn anew."""
+    """Rank correlation with the map of the model with random weights."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One photo as one model sees it."""
+    """One photo as one model sees it, with a map for each class."""
 
     model: str
-    task: str
+    of_pixels: bool
     seen: Image.Image
     panels: list[Panel]
     control: Image.Image | None = None
-    """The first panel's map, of the model with weights drawn anew."""
+    """The first panel's map from the model with random weights."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the page tells of a model."""
+    """What the page says about a model."""
 
     name: str
     layer: str
     cell: tuple[int, int]
-    """Height and width in pixels that one value of the map stands for."""
+    """Height and width in pixels of one value of the map."""
     verdict: str = ""
-    """What the check found; none if it was not made."""
+    """Result of the check; "" if there was none."""
     cascade: list[tuple[str, float | None]] = field(default_factory=list)
-    """Mean rank correlation by what part, from the head down, was drawn anew last."""
+    """The part whose weights were randomised last, from the head down, and the mean rank correlation."""
 
 
 @dataclass(frozen=True)
 class ExplanationReport:
-    """What a page is made of."""
+    """Contents of the page."""
 
     method: str
     models: list[ModelFacts]
     photos: list[tuple[str, list[View]]]
-    """By name."""
+    """The views of each photo, by its name."""
     left_out: int
-    """Photos that the page does not show."""
+    """Number of photos that the page does not show."""
     rows: list[tuple[str, str, str, float | None]]
-    """Photo, model, class and rank correlation of every map."""
+    """Photo, model, class and rank correlation of each map."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
 
 
 def write_explanation(path: Path, report: ExplanationReport) -> None:
-    """Write the page to `path`, whole or not at all."""
+    """Write the page to `path` atomically."""
     names = [model.name for model in report.models]
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     views = [view for _, seen in report.photos for view in seen]
@@ -95,7 +93,7 @@ def write_explanation(path: Path, report: ExplanationReport) -> None:
         "checked": any(model.verdict for model in report.models),
         "ends": ENDS[report.method],
         "colours": _RAMP,
-        "segmenters": any(view.task == "segmentation" for view in views),
+        "segmenters": any(view.of_pixels for view in views),
         "controls": any(view.control for view in views),
         "photos_shown": [(name, [_shown(name, view) for view in seen]) for name, seen in report.photos],
         "cascades": cascades,
@@ -104,7 +102,7 @@ def write_explanation(path: Path, report: ExplanationReport) -> None:
 
 
 def side_by_side(seen: Image.Image, over: Image.Image, method: str) -> Image.Image:
-    """The photo, the photo under its map, and below them what the colours mean, on white."""
+    """The photo and the photo under its map, above a colour scale with its meaning, on white."""
     gap, bar = 8, 34
     width = 2 * seen.width + gap
     image = Image.new("RGB", (width, seen.height + gap + bar), "white")
@@ -125,13 +123,13 @@ def side_by_side(seen: Image.Image, over: Image.Image, method: str) -> Image.Ima
 
 
 def enlarged(image: Image.Image, resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
-    """A small picture as a larger one."""
+    """A small picture, enlarged by a whole number."""
     factor = max(-(-SMALL // min(image.size)), 1)
     return image if factor == 1 else image.resize((factor * image.width, factor * image.height), resample)
 
 
 def for_page(image: Image.Image) -> Image.Image:
-    """A picture in the size that the page has it."""
+    """A picture, reduced to the size on the page."""
     image = image.copy()
     image.thumbnail((WIDTH, HEIGHT))
     return image
@@ -150,7 +148,7 @@ def whereabouts(values: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A view with its pictures as the page has them."""
+    """A view with its pictures as data URIs."""
 
     view: View
     seen: Picture
@@ -161,14 +159,14 @@ class _Shown:
 def _shown(name: str, view: View) -> _Shown:
     panels = []
     for panel in view.panels:
-        place = f"highest at the {panel.where}" if panel.where else "nothing anywhere"
+        place = f"highest at the {panel.where}" if panel.where else "0 everywhere"
         panels.append((panel, jpeg(panel.picture, f"{panel.label} on {name}: {place}")))
     control = view.control and jpeg(view.control, f"control of {view.panels[0].label} on {name}")
     return _Shown(view, jpeg(view.seen, f"{name} as {view.model} sees it"), panels, control)
 
 
 def _cascade(model: ModelFacts) -> list[Plot]:
-    """A plot of it; none of fewer than two values."""
+    """A plot of the cascade, if it has two values or more."""
     points = [(part, value) for part, value in model.cascade if value is not None]
     if len(points) < 2:
         return []
@@ -181,11 +179,11 @@ def _cascade(model: ModelFacts) -> list[Plot]:
         axes.set_ylim(min(-0.25, *(v - 0.05 for _, v in points)), 1.02)
         axes.set_ylabel("rank correlation")
 
-    alt = "Rank correlation by the parts drawn anew: " + ", ".join(f"{part} {value:.2f}" for part, value in points)
+    alt = "Rank correlation by the randomised parts: " + ", ".join(f"{part} {value:.2f}" for part, value in points)
     return [plot(draw, alt + ".", (4.6, 2.8))]
 
 
 _RAMP = ", ".join(
     "rgb({:.0f} {:.0f} {:.0f})".format(*colour) for colour in heat_over(MIDDLE_GREY, np.linspace(0, 1, 11)[None])[0]
 )
-"""The colours of the maps from 0 to 1, as CSS writes them."""
+"""The colours of the maps from 0 to 1, in CSS."""

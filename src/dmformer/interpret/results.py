@@ -32,13 +32,9 @@ class Case:
     """A model and its images.
 
     Attributes:
-        name: Unique name of the model.
-        subject: The model.
         images: (n, 3, H, W), as prepared for the model.
         labels: Class of each image from its folder, (n,); None without class folders.
-        class_names: Class names of the labels.
         wanted: Names or labels of the requested blocks, if any.
-        progress: Wraps batches, to show progress.
     """
 
     name: str

@@ -25,19 +25,18 @@ class Subject:
 
     Attributes:
         name: Name in figures and tables: the run's folder, or the source itself.
-        task: "classification", with logits (B, K), or "segmentation", with logits (B, K, H, W).
-        model: The complete model.
         stages: Names of the modules in `model` that output its feature maps, from fine to coarse.
         strides: Strides of those maps in pixels.
         class_names: K names; numbers if the names are unknown.
         mean, std: Mean and standard deviation of red, green and blue that `prepare` normalises with.
         image_size: Height and width that it was built or trained for; None for a segmenter without a fixed size.
         prepare: An image of any size -> (3, H, W), resized, cropped and normalised as in evaluation.
+        padded: Pads images (B, 3, H, W) as the model itself does before its layers.
+        of_pixels: Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, (B, K).
         trained: False for a model created by name, with random weights.
     """
 
     name: str
-    task: str
     model: nn.Module
     stages: list[str]
     strides: list[int]
@@ -46,6 +45,8 @@ class Subject:
     std: tuple[float, ...]
     image_size: tuple[int, int] | None
     prepare: Callable[[Image.Image], Tensor]
+    padded: Callable[[Tensor], Tensor] = lambda images: images
+    of_pixels: bool = False
     trained: bool = True
 
     def module(self, name: str) -> nn.Module:
@@ -54,11 +55,6 @@ class Subject:
         if name not in parts or not name:
             raise unknown("layer", name, [part for part in parts if part])
         return parts[name]
-
-    @property
-    def of_pixels(self) -> bool:
-        """Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, logits (B, K)."""
-        return TASKS[self.task].answer == "masks"
 
     @property
     def backbone(self) -> Any:
@@ -108,12 +104,22 @@ def _of_segmenter(name: str, trained: Segmenter) -> Subject:
     names = list(config.class_names)
     prepare: Any = trained.transform()
     return Subject(
-        name, "segmentation", model, modules, strides, names, config.mean, config.std, model.made_for, prepare
+        name,
+        model,
+        modules,
+        strides,
+        names,
+        config.mean,
+        config.std,
+        model.made_for,
+        prepare,
+        padded=model.padded,
+        of_pixels=True,
     )
 
 
 SUBJECTS: dict[str, Callable[[str, Any], Subject]] = {"labels": _of_classifier, "masks": _of_segmenter}
-"""By the `answer` of a `Task`, of those that have one class a place."""
+"""By the `answer` of a `Task`, of those with one class per image or pixel."""
 
 
 def _random(name: str, image_size: int | None) -> Subject:
@@ -132,7 +138,6 @@ def _classifier(
     _, height, width = data_config["input_size"]
     return Subject(
         name,
-        "classification",
         model,
         _stages([entry["module"] for entry in info], model, ""),
         [entry["reduction"] for entry in info],
@@ -141,7 +146,7 @@ def _classifier(
         tuple(data_config["std"]),
         (height, width),
         prepare,
-        trained,
+        trained=trained,
     )
 
 

@@ -44,7 +44,6 @@ def random_model(name: str, image_size: int) -> nn.Module:
     Its BatchNorm statistics are computed from noise, so that folding them is not trivial.
 
     Args:
-        name: Name of the model.
         image_size: Image size of the noise, and of a model built for a fixed size.
     """
     if not timm.is_model(name):

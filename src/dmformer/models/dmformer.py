@@ -7,6 +7,7 @@ reconstructions (S and L at the size of VAN-B2 and B3).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import ConvMlp, calculate_drop_path_rates
@@ -21,13 +22,15 @@ from ..nn.mixers.lka import LKA
 from ..nn.mixers.sam import SAM
 from .family import Published, Weights, create, make_cfgs
 
-PEERS: dict[str, Callable[[int], nn.Module]] = {
+MIXERS: dict[str, Callable[[int], nn.Module] | None] = {
+    "dma": None,
     "lka": LKA,
     "sam": SAM,
     "pooling": lambda dim: Pooling(),
     "identity": lambda dim: nn.Identity(),
 }
-"""Other papers' mixers as replacements of DMA, for comparison; "pooling" is PoolFormer's."""
+"""Mixers by the names that text uses: --model-args, config.json. Other papers' replace DMA for comparison; "pooling" is
+PoolFormer's."""
 
 
 class DMFormer(HierarchicalBackbone):
@@ -35,14 +38,11 @@ class DMFormer(HierarchicalBackbone):
 
     Args:
         dims: Channels of the four stages.
-        depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        mixer: "dma", a name in `PEERS`, or a callable that makes a mixer from the number of channels.
+        mixer: Makes a mixer from the number of channels; None for DMA with the arguments that follow.
         levels, dilated, gate, expand_ratio, gate_reduction: See `DMA`; they include the paper's ablations.
-        layer_scale: Initial layer scale; None disables it.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DMFormer(HierarchicalBackbone):
         dims: Sequence[int],
         depths: Sequence[int],
         mlp_ratios: Sequence[float],
-        mixer: str | Callable[[int], nn.Module] = "dma",
+        mixer: Callable[[int], nn.Module] | None = None,
         levels: Sequence[tuple[int, int]] = LEVELS,
         dilated: bool = True,
         gate: bool = True,
@@ -65,14 +65,9 @@ class DMFormer(HierarchicalBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dma = partial(
+        mixer = mixer or partial(
             DMA, levels=levels, dilated=dilated, gate=gate, expand_ratio=expand_ratio, gate_reduction=gate_reduction
         )
-        mixers = {"dma": dma, **PEERS}
-        if isinstance(mixer, str):
-            if mixer not in mixers:
-                raise ValueError(f"mixer must be one of {', '.join(mixers)}, not {mixer!r}")
-            mixer = mixers[mixer]
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         with building_on(device, dtype):
             stages = []
@@ -101,29 +96,38 @@ default_cfgs = make_cfgs(
 )
 
 
+def _create(variant: str, pretrained: bool, args: dict[str, Any], given: dict[str, Any]) -> DMFormer:
+    """Build a variant through timm, with `mixer` as a callable or as a name in `MIXERS`."""
+    if isinstance(name := given.get("mixer"), str):
+        if name not in MIXERS:
+            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, not {name!r}")
+        given = {**given, "mixer": MIXERS[name]}
+    return create(DMFormer, variant, pretrained, args, given)
+
+
 @register_model
 def dmformer_n(pretrained: bool = False, **kwargs) -> DMFormer:
     """2.3 M parameters, 2.1 M without the classifier; our size, for CPUs, edge devices or a quick start."""
     args = dict(dims=(32, 64, 128, 192), depths=(2, 2, 4, 2), mlp_ratios=(4, 4, 4, 4))
-    return create(DMFormer, "dmformer_n", pretrained, args, kwargs)
+    return _create("dmformer_n", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_t(pretrained: bool = False, **kwargs) -> DMFormer:
     """About 4 M parameters; our size, close to VAN-B0 and PVTv2-B0."""
     args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2), mlp_ratios=(8, 8, 4, 4))
-    return create(DMFormer, "dmformer_t", pretrained, args, kwargs)
+    return _create("dmformer_t", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_s(pretrained: bool = False, **kwargs) -> DMFormer:
     """The paper's S, 82.8 % top-1; depths and widths reconstructed at the size of VAN-B2."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3), mlp_ratios=(8, 8, 4, 4))
-    return create(DMFormer, "dmformer_s", pretrained, args, kwargs)
+    return _create("dmformer_s", pretrained, args, kwargs)
 
 
 @register_model
 def dmformer_l(pretrained: bool = False, **kwargs) -> DMFormer:
     """The paper's L, 83.6 % top-1; depths and widths reconstructed at the size of VAN-B3."""
     args = dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3), mlp_ratios=(8, 8, 4, 4))
-    return create(DMFormer, "dmformer_l", pretrained, args, kwargs)
+    return _create("dmformer_l", pretrained, args, kwargs)

@@ -25,7 +25,6 @@ class Weights:
         tag: timm's tag: "in1k", "in22k", "in22k_ft_in1k", "in22k_ft_in1k_384".
         top1: ImageNet-1K top-1 in %, None for weights with the 21,841 classes of ImageNet-22K.
         files: Names of the published files.
-        note: Further remark.
         crop_pct: Fraction of the resized image that is evaluated; None for the family's default.
     """
 
@@ -51,7 +50,6 @@ class Published:
     Attributes:
         parameters: Millions; None if the paper does not state them.
         gflops: 10^9 multiply-adds for a 224 x 224 image; None if the paper does not state them.
-        weights: The published weights.
     """
 
     parameters: float | None
@@ -73,7 +71,6 @@ def make_cfgs(published: Mapping[str, Published], stride: int = 32, **common: An
     """timm's default configurations of a family, {"variant.tag": cfg}, preprocessing included.
 
     Args:
-        published: Published figures by variant.
         stride: Stride of the last feature map.
         common: The family's deviations from the default: ImageNet's mean and std, bicubic, crop 0.9 at 224 px.
     """
@@ -110,10 +107,7 @@ def create(
     """Build a staged model through timm.
 
     Args:
-        cls: Class of the model.
-        variant: Name of its configuration.
         pretrained: Whether to load the weights named by the configuration.
-        args: Arguments of the variant.
         given: Arguments of the caller, which override `args`.
 
     Raises:

@@ -18,10 +18,8 @@ def open_backbone(
     """A backbone, ours or timm's, that returns feature maps, and the channels of the last four maps.
 
     Args:
-        name: timm's name of the model.
         what: Purpose of the backbone, for error messages: "a segmenter".
         weights: State dict of the backbone as a classifier; the head may be missing.
-        backbone_args: Arguments for `timm.create_model`.
 
     Raises:
         UserError: The backbone has no maps at strides 4, 8, 16 and 32, or does not accept these arguments.

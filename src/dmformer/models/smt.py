@@ -27,19 +27,14 @@ class SMT(HierarchicalBackbone):
 
     Args:
         dims: Channels of the four stages.
-        depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
-        stem_kernel: Size of the stem's first kernel.
         strategy: How stage 3 changes from SAM to attention (section 3): "alternate" (the paper's choice, even blocks
             SAM), "half" (its second half is attention), "sam" or "attention" throughout. Stages 1 and 2 are SAM, stage
             4 is attention. Reconstruction: for "half" with an odd depth, the smaller half is SAM.
         sam_heads: Heads of SAM, with kernels 3, 5, 7, ...
-        expand_ratio: Expansion ratio of the scale-aware aggregation.
         heads: Heads of attention in stages 3 and 4.
-        layer_scale: Initial layer scale; None disables it.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

@@ -23,14 +23,11 @@ class VAN(HierarchicalBackbone):
 
     Args:
         dims: Channels of the four stages.
-        depths: Blocks of the four stages.
         mlp_ratios: Hidden width of each stage's MLP over its channels.
         kernel_size, dilation: Size and dilation of the large kernel, see `LKA`.
-        layer_scale: Initial layer scale; None disables it.
         norm_eps: Epsilon of each stage's final LayerNorm: 1e-6, or 1e-5 in the authors' segmentation backbone.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -96,47 +93,40 @@ default_cfgs = make_cfgs(
 @register_model
 def van_b0(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B0, 4.1 M parameters, published 75.4 %."""
-    args = dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
-    return create(VAN, "van_b0", pretrained, args, kwargs)
+    return create(VAN, "van_b0", pretrained, dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)), kwargs)
 
 
 @register_model
 def van_b1(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B1, 13.9 M parameters, published 81.1 %."""
-    args = dict(dims=(64, 128, 320, 512), depths=(2, 2, 4, 2))
-    return create(VAN, "van_b1", pretrained, args, kwargs)
+    return create(VAN, "van_b1", pretrained, dict(dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)), kwargs)
 
 
 @register_model
 def van_b2(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B2, 26.6 M parameters, published 82.8 %."""
-    args = dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3))
-    return create(VAN, "van_b2", pretrained, args, kwargs)
+    return create(VAN, "van_b2", pretrained, dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3)), kwargs)
 
 
 @register_model
 def van_b3(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B3, 44.8 M parameters, published 83.9 %."""
-    args = dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3))
-    return create(VAN, "van_b3", pretrained, args, kwargs)
+    return create(VAN, "van_b3", pretrained, dict(dims=(64, 128, 320, 512), depths=(3, 5, 27, 3)), kwargs)
 
 
 @register_model
 def van_b4(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B4, 60.3 M parameters, published 84.2 %, 85.7 % after ImageNet-22K."""
-    args = dict(dims=(64, 128, 320, 512), depths=(3, 6, 40, 3))
-    return create(VAN, "van_b4", pretrained, args, kwargs)
+    return create(VAN, "van_b4", pretrained, dict(dims=(64, 128, 320, 512), depths=(3, 6, 40, 3)), kwargs)
 
 
 @register_model
 def van_b5(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B5, 90 M parameters, published 86.3 % after ImageNet-22K."""
-    args = dict(dims=(96, 192, 480, 768), depths=(3, 3, 24, 3))
-    return create(VAN, "van_b5", pretrained, args, kwargs)
+    return create(VAN, "van_b5", pretrained, dict(dims=(96, 192, 480, 768), depths=(3, 3, 24, 3)), kwargs)
 
 
 @register_model
 def van_b6(pretrained: bool = False, **kwargs) -> VAN:
     """VAN-B6, 200 M parameters, published 86.9 % after ImageNet-22K."""
-    args = dict(dims=(96, 192, 384, 768), depths=(6, 6, 90, 6))
-    return create(VAN, "van_b6", pretrained, args, kwargs)
+    return create(VAN, "van_b6", pretrained, dict(dims=(96, 192, 384, 768), depths=(6, 6, 90, 6)), kwargs)

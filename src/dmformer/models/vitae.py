@@ -40,19 +40,15 @@ class ViTAE(HierarchicalBackbone):
         embed_dims: Channels of one dilation in each stage's pyramid.
         dims: Channels of the three stages ("token dims").
         depth: Normal cells, all in the third stage.
-        heads: Heads of the normal cells.
         mlp_ratio: Expansion ratio of the normal cells' MLP and convolutions.
-        groups: Of the normal cells' convolutions.
         token_types: Type of each reduction cell: "performer", "transformer", "pooling" (max-pooling, then transformer)
             or "performer_less" (the pyramid alone).
         fuse, shared: How the pyramids fuse their dilations, and whether the dilations share one kernel; see `PRM`.
         class_token: Whether to add a class token to the third stage.
         position: "sinusoid" adds the sinusoid encoding to the third stage's tokens. The paper describes both; the
             published weights have neither.
-        drop: Dropout in the reduction cells.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last normal cell, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
 
     Reconstructions: "pooling" is a 3x3 max-pooling with the stage's stride before a pyramid of stride 1; the classifier
     reads the mean of the map's tokens even if there is a class token, as in the authors' larger sizes.
@@ -131,16 +127,12 @@ class ViTAEPlain(HierarchicalBackbone):
     attention and is dropped, as the authors' classifier never reads it.
 
     Args:
-        dim: Channels, C.
-        depth: Normal cells.
         heads: Heads of the normal cells; their convolutions have dim / 4 groups.
-        patch_size: Side of a patch.
         img_size: Image height and width that the learned positions are made for, multiples of the patch size.
         dynamic_img_size: Accept images of any size from `patch_size` up, and resize the positions for each.
         mlp_ratio: Expansion ratio of the cells' MLP and convolutions.
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last cell, growing linearly from 0 at the first.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -199,8 +191,7 @@ class ViTAEPlain(HierarchicalBackbone):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Parameter groups by depth, for layer-wise learning rates."""
         return dict(
-            stem=r"^stages\.0\.(?:cls_token|pos_embed|downsample)",
-            blocks=[(r"^stages\.0\.blocks\.(\d+)", None)],
+            stem=r"^stages\.0\.(?:cls_token|pos_embed|downsample)", blocks=[(r"^stages\.0\.blocks\.(\d+)", None)]
         )
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -230,12 +221,8 @@ class ViTAEPlain(HierarchicalBackbone):
         """Final features, and those after the chosen cells, each (B, C, H/16, W/16).
 
         Args:
-            x: Images, (B, in_chans, H, W).
             indices: The last n cells if int, all if None, else these cells.
             norm: No effect: the norm comes after the pooling.
-            stop_early: Stop after the last requested cell.
-            output_fmt: "NCHW", the only format.
-            intermediates_only: Return only the list.
             return_prefix_tokens: Return (map, class token (B, 1, C)) for each cell.
         """
         if output_fmt != "NCHW":
@@ -292,10 +279,7 @@ default_cfgs = {
         **_COMMON,
     ),
     **make_cfgs(
-        {name: PUBLISHED[name] for name in _PLAIN},
-        first_conv="stages.0.downsample",
-        fixed_input_size=True,
-        **_COMMON,
+        {name: PUBLISHED[name] for name in _PLAIN}, first_conv="stages.0.downsample", fixed_input_size=True, **_COMMON
     ),
 }
 
@@ -329,16 +313,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-def _create_plain(variant: str, pretrained: bool, **kwargs) -> ViTAEPlain:
+def _create_plain(variant: str, pretrained: bool, args: dict[str, Any], given: dict[str, Any]) -> ViTAEPlain:
     if pretrained:
-        kwargs = with_source(variant, kwargs)
+        given = with_source(variant, given)
+    features = dict(out_indices=3, feature_cls="getter")
     return build_model_with_cfg(
-        ViTAEPlain,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls="getter"),
-        **kwargs,
+        ViTAEPlain, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **args | given
     )
 
 
@@ -373,19 +353,16 @@ def vitae_s(pretrained: bool = False, **kwargs) -> ViTAE:
 @register_model
 def vitae_b(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-B, 89 M parameters, published 83.8 %, 84.8 % after ImageNet-22K."""
-    args = dict(dim=768, depth=12, heads=12)
-    return _create_plain("vitae_b", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_b", pretrained, dict(dim=768, depth=12, heads=12), kwargs)
 
 
 @register_model
 def vitae_l(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-L, 312 M parameters, published 86.0 %, 87.5 % after ImageNet-22K."""
-    args = dict(dim=1024, depth=24, heads=16)
-    return _create_plain("vitae_l", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_l", pretrained, dict(dim=1024, depth=24, heads=16), kwargs)
 
 
 @register_model
 def vitae_h(pretrained: bool = False, **kwargs) -> ViTAEPlain:
     """ViTAE-H, 645 M parameters, published 86.9 %, 88.0 % after ImageNet-22K."""
-    args = dict(dim=1280, depth=32, heads=16)
-    return _create_plain("vitae_h", pretrained, **dict(args, **kwargs))
+    return _create_plain("vitae_h", pretrained, dict(dim=1280, depth=32, heads=16), kwargs)

@@ -36,7 +36,6 @@ class ViTAEv2(HierarchicalBackbone):
         in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last cell, growing linearly from 0 at the first. The authors' code
             restarts each stage at the depth of the one before it; here the depths add up.
-        device, dtype: Device and dtype of the parameters.
     """
 
     def __init__(

@@ -37,7 +37,6 @@ class Match:
     """A variant that a state dict was compared with.
 
     Attributes:
-        variant: Name of the variant.
         arguments: Arguments for `timm.create_model`; empty for the default form.
         differences: One phrase per difference outside the classifier; empty if the weights match.
     """
@@ -145,8 +144,9 @@ def our_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
         return dict(state)
     layout, renamed, unknown = found
     if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
-            f"{where} has the key layout of {layout.name}, but also contains {_listed(unknown)}: "
+            f"{where} has the key layout of {layout.name}, but also contains {', '.join(unknown[:3])}{more}: "
             "it mixes two models, or is of a modified one."
         )
     return renamed
@@ -243,22 +243,3 @@ def sentence(differences: list[str]) -> str:
     """The first differences, and how many more there are."""
     more = len(differences) - 3
     return "; ".join(differences[:3]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-__all__ = [
-    "Head",
-    "Match",
-    "head_names",
-    "identify",
-    "load_strictly",
-    "load_weights",
-    "our_names",
-    "read_state_dict",
-    "sentence",
-    "to_best_device",
-    "write_state_dict",
-]

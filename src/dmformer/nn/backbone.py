@@ -24,12 +24,10 @@ class Block(nn.Module):
     """x + s1 * mixer(norm(x)), then x + s2 * mlp(norm(x)): (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        dim: Channels, C.
         mixer: Makes the token mixer from the number of channels.
         mlp: Makes the MLP from the number of channels.
         norm: Makes the norms from the number of channels.
         layer_scale: Initial value of the scales s1 and s2, or None for no layer scale.
-        drop_path: Probability of dropping each branch, per sample.
     """
 
     def __init__(
@@ -63,8 +61,6 @@ class Stage(nn.Module):
     Args:
         dim: Channels out, C.
         downsample: Maps (B, C', H', W') to (B, C, H, W); the stem in the first stage.
-        blocks: Blocks that keep the shape.
-        norm: Final norm of the stage.
     """
 
     def __init__(self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
@@ -95,7 +91,6 @@ class HierarchicalBackbone(nn.Module):
         in_chans: Channels of the images, which the stem was built for.
         num_classes: Number of classes; with 0 the model returns the pooled features.
         global_pool: timm's pooling name; with "" the model returns the feature map.
-        drop_rate: Dropout before the classifier.
         head: Pooling and classifier, with the interface of timm's `ClassifierHead` (the default).
     """
 
@@ -173,12 +168,8 @@ class HierarchicalBackbone(nn.Module):
         """Final features, and those of the chosen stages, each (B, C_i, H/2^(i+2), W/2^(i+2)).
 
         Args:
-            x: Images, (B, in_chans, H, W).
             indices: The last n stages if int, all if None, else these stages.
             norm: Apply the final norm to the last stage's features.
-            stop_early: Stop after the last requested stage.
-            output_fmt: "NCHW", the only format.
-            intermediates_only: Return only the list.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be NCHW, not {output_fmt}")

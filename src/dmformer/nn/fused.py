@@ -1,6 +1,7 @@
 """Layers of a fused model: convolutions that add, multiply and activate in one pass, and blocks built from them.
 
-Built by `fuse`; for inference only. State dicts, exported and compiled graphs see plain convolutions.
+Built by `fuse`; for inference only. The fused mixers are beside the mixers. State dicts, exported and compiled graphs
+see plain convolutions.
 """
 
 from collections.abc import Sequence
@@ -158,95 +159,6 @@ class FusedSum(nn.Module):
         for conv in rest:
             out = conv(x, out, inplace=True)
         return out
-
-
-class FusedGate(nn.Module):
-    """sigmoid(F2 ReLU(F1 GAP(x))) as two products of vectors: (B, C, H, W) -> (B, C, 1, 1).
-
-    Args:
-        fc1, fc2: Weight (out, in) and bias (out) of each.
-    """
-
-    def __init__(self, fc1: tuple[Tensor, Tensor], fc2: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
-        self.weight1, self.bias1 = map(nn.Parameter, fc1)
-        self.weight2, self.bias2 = map(nn.Parameter, fc2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(F.linear(x.mean((2, 3)), self.weight1, self.bias1))
-        return torch.sigmoid(F.linear(hidden, self.weight2, self.bias2))[:, :, None, None]
-
-
-class FusedDMA(nn.Module):
-    """x + s DMA(norm(x)) for a folded norm a x + b and layer scale s: (B, C, H, W) -> (B, C, H, W).
-
-        z   = ReLU(levels'(W1' x))
-        out = x + sigmoid(F2' ReLU(F1' GAP(x))) * (W' x + W'' z)
-
-    with W' = s W3 a and W'' = s W3 W2; constants are folded into the biases.
-    """
-
-    def __init__(
-        self, expand: FusedConv, levels: FusedSum, direct: FusedConv, reduced: FusedConv, gate: FusedGate | None
-    ) -> None:
-        super().__init__()
-        self.expand = expand
-        self.levels = levels
-        self.direct = direct
-        self.reduced = reduced
-        self.gate = gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.reduced(self.levels(self.expand(x)), self.direct(x), inplace=True)
-        return x + out if self.gate is None else torch.addcmul(x, self.gate(x), out)
-
-
-class FusedLKA(nn.Module):
-    """x + s LKA(norm(x)) for a folded norm a x + b and layer scale s: (B, C, H, W) -> (B, C, H, W).
-
-        u   = GELU(W1' x)
-        out = (1 + s a) x + W2' (u * W DW_d(DW(u)))
-
-    s b is in the bias of W2'.
-
-    Args:
-        proj1, local, dilated, point, proj2: The convolutions; `point` multiplies.
-        skip: 1 + s a, (C, 1, 1).
-    """
-
-    def __init__(
-        self, proj1: FusedConv, local: FusedConv, dilated: FusedConv, point: FusedConv, proj2: FusedConv, skip: Tensor
-    ) -> None:
-        super().__init__()
-        self.proj1 = proj1
-        self.local = local
-        self.dilated = dilated
-        self.point = point
-        self.proj2 = proj2
-        self.skip = nn.Parameter(skip)
-
-    def forward(self, x: Tensor) -> Tensor:
-        u = self.proj1(x)
-        return self.proj2(self.point(self.dilated(self.local(u)), u), x * self.skip, inplace=True)
-
-
-class FusedSAM(nn.Module):
-    """SMT's x + SAM(norm(x)), each convolution fused with what follows it: (B, C, H, W) -> (B, C, H, W).
-
-    Args:
-        norm: Norm of x.
-        sam: SAM with its norm folded, a fused projection `saa.proj1` that multiplies, and a fused `proj`.
-    """
-
-    def __init__(self, norm: nn.Module, sam: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-        self.sam: Any = sam
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, sam = self.norm(x), self.sam
-        hidden = sam.saa.expand(sam.mhmc(sam.s(y)))
-        return sam.proj(sam.saa.proj1(hidden, sam.v(y)), x)
 
 
 class Residual(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, register_notrace_module
 from torch import Tensor, nn
 
+from .folding import fused_branch, fused_mlp
 from .kernels.depthwise import depthwise_sum, depthwise_sum_norm_relu, is_fast_path, way
 
 
@@ -34,11 +35,6 @@ class NormStem(nn.Sequential):
     """Stem of SMT, of total stride 4: (B, 3, H, W) -> (B, dim, ~H/4, ~W/4).
 
     A convolution of stride 2, BatchNorm, ReLU, a non-overlapping 2x2 of stride 2, LayerNorm (SMT, section 3).
-
-    Args:
-        in_chans: Channels of the images.
-        dim: Channels out.
-        kernel_size: Kernel size of the first convolution.
     """
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int = 3) -> None:
@@ -55,11 +51,8 @@ class Downsample(nn.Sequential):
     """Overlapping patch embedding: (B, C, H, W) -> (B, dim, ceil(H/stride), ceil(W/stride)).
 
     Args:
-        in_chans: Channels in.
-        dim: Channels out.
         kernel_size: Odd; 3 between stages.
         stride: 2 between stages.
-        bias: Whether the convolution has a bias.
         norm: Makes the norm from the number of channels.
     """
 
@@ -78,11 +71,6 @@ class Downsample(nn.Sequential):
 
 class DepthwiseConv(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
-
-    Args:
-        dim: Channels, C.
-        kernel_size: Height and width of the kernel.
-        dilation: Distance between its taps.
 
     It uses `nn.kernels.depthwise` where PyTorch is slow. Elsewhere, in traced or exported graphs, and in state dicts it
     is a plain convolution.
@@ -145,11 +133,6 @@ class DepthwiseMlp(nn.Module):
         out = fc2(GELU(DW3(h)))         or, with `residual`, fc2(GELU(h + DW3(h)))
 
     The first is VAN's (section 3), the second SMT's.
-
-    Args:
-        dim: Channels, C.
-        hidden: Channels of h.
-        residual: Whether to add h to the convolution's output.
     """
 
     def __init__(self, dim: int, hidden: int, residual: bool = False) -> None:
@@ -168,11 +151,19 @@ class DepthwiseMlp(nn.Module):
         return self.fc2(self.act(y))
 
 
+@fused_branch.register
+def _(mlp: DepthwiseMlp, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    if mlp.residual:
+        centre = mlp.conv.kernel_size[0] // 2
+        mlp.conv.weight[:, :, centre, centre] += 1
+        mlp.residual = False
+    return fused_mlp(mlp, mlp.conv, norm, scale)
+
+
 class DepthwiseSum(nn.Module):
     """Sum of parallel depth-wise convolutions of one input: (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        dim: Channels, C.
         levels: One (odd kernel size, dilation) per branch.
         bias: Whether to add a bias, held by the first convolution.
 

@@ -29,7 +29,6 @@ class PCM(nn.Sequential):
     Args:
         dims: Channels before, between and after the convolutions.
         strides: One per convolution; their product is s.
-        groups: Groups of every convolution.
         first_norm: False drops the BatchNorm after the first convolution, as in ViTAE's reduction cells.
         last_act: Whether SiLU also follows the last convolution, as in ViTAE.
     """
@@ -61,11 +60,9 @@ class PRM(nn.Module):
     authors do not allow, are padded with zeros below and to the right.
 
     Args:
-        in_chans: Channels in, C.
         dim: Channels of each dilation.
         kernel_size, stride, dilations: Of the convolutions; `kernel_size` is odd.
         fuse: "cat" concatenates the dilations (out_dim = dim * len(dilations)), "sum" adds them.
-        shared: One kernel for all dilations.
     """
 
     def __init__(
@@ -121,7 +118,6 @@ class ReductionCell(nn.Module):
         prm: The pyramid that reduces and embeds.
         attn: Token mixer from prm.out_dim to dim channels; includes the skip of the values, if there is one.
         pcm: From C to dim channels, with the same stride.
-        dim: Channels out.
         pool: Pooling before `prm`, for the type "pooling".
         drop: Dropout in the MLP, whose expansion ratio is 1.
     """
@@ -155,12 +151,8 @@ class NormalCell(nn.Module):
     The convolutions see only the map, not the P tokens before it (a class token).
 
     Args:
-        dim: Channels, C.
-        attn: Token mixer.
         pcm: Keeps the shape of the map.
         mlp_ratio: Hidden width of the MLP over C.
-        drop_path: Probability of dropping each branch, per sample.
-        norm_eps: Epsilon of both norms.
     """
 
     def __init__(
@@ -192,9 +184,6 @@ class CellStage(Stage):
     """A stage of normal cells: (B, C', H', W') -> (B, C, H, W).
 
     Args:
-        dim: Channels, C.
-        downsample: The reduction before the cells.
-        cells: Normal cells.
         class_token: Prepend a learned token to the map's tokens; it takes part in attention and is dropped at the end.
         position: Position encoding: none, sinusoids, or a learned table for `grid`.
         grid: Height and width of the map that the learned positions were made for.

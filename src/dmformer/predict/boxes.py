@@ -41,10 +41,7 @@ def predict_boxes(
     Args:
         source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
-        out: Output folder, created if missing.
         threshold: Minimum score of an object.
-        overwrite: Replace existing files.
-        progress: Wraps the list of files, to show progress.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a detector, or a file exists.

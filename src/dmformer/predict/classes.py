@@ -33,8 +33,6 @@ def predict(
         source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         top: Number of classes to return.
-        batch_size: Images per batch.
-        progress: Wraps the list of files, to show progress.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, or the model is not a classifier.

@@ -43,11 +43,8 @@ def predict_masks(
     Args:
         source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
-        out: Output folder, created if missing.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: Multi-scale testing; see `predict_probabilities`.
-        overwrite: Replace existing files.
-        progress: Wraps the list of files, to show progress.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a segmenter, or a file exists.

@@ -24,7 +24,6 @@ class Predictor(Protocol):
         task: "classification", "segmentation" or "detection".
         name: Name of the run or the file.
         form: Name of the runtime, for users.
-        class_names: K names.
     """
 
     @property
@@ -95,7 +94,6 @@ def opened(source: Any, answer: str, what: str) -> Any:
     """A model that predicts `answer`, opened from its source unless it is open already.
 
     Args:
-        source: A `Source`, or an open model.
         answer: What the model's task has to predict; see `Task`.
         what: The kind of model expected, for the error message: "a classifier".
 

@@ -41,7 +41,6 @@ def colour(ids: np.ndarray, palette: Palette) -> Image.Image:
 
     Args:
         ids: (H, W), uint8: classes, or 255 for ignored pixels, which become black.
-        palette: A colour for each class.
 
     Raises:
         ValueError: If the mask has a class without a colour.
@@ -53,10 +52,7 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
     """A photo with the colours of its mask on top, and a thin dark line between neighbouring classes.
 
     Args:
-        image: The photo, W x H.
         ids: (H, W), uint8: classes, or 255 for ignored pixels, which keep the photo's colour.
-        palette: A colour for each class.
-        opacity: Opacity of the colours, from 0 to 1.
 
     Raises:
         ValueError: If the mask and the photo differ in size, or a class has no colour.
@@ -80,13 +76,11 @@ def draw_detections(
     The line of a box lies inside the box, with a thin black or white outline.
 
     Args:
-        image: The photo, W x H.
         detections: In the photo's pixels.
         class_names: K names. Characters that Pillow's built-in font lacks become squares.
-        palette: K colours.
     """
     ends = [f" {100 * score:.0f} %" for score in detections.scores.tolist()]
-    return _framed(image, detections.boxes, detections.labels, ends, class_names, palette, detections.masks)
+    return draw_objects(image, detections.boxes, detections.labels, class_names, palette, detections.masks, ends)
 
 
 def draw_objects(
@@ -96,18 +90,29 @@ def draw_objects(
     class_names: Sequence[str],
     palette: Palette,
     masks: np.ndarray | None = None,
+    ends: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A photo with boxes around labelled objects, drawn as by `draw_detections`, tagged "name".
+    """A photo with boxes around labelled objects, tagged "name", over their masks; the first object is on top.
 
     Args:
-        image: The photo, W x H.
         boxes: (n, 4), in the photo's pixels: left, upper, right and lower edge.
         labels: (n), classes.
-        class_names: K names.
-        palette: K colours.
         masks: (n, H, W), bool or 0 and 1.
     """
-    return _framed(image, boxes, labels, [""] * len(labels), class_names, palette, masks)
+    ends = ends or [""] * len(labels)
+    last_first = range(len(labels) - 1, -1, -1)
+    colours = [palette[label] for label in labels.tolist()]
+    photo = image.convert("RGB")
+    if masks is not None:
+        photo = _veiled(photo, masks[::-1], colours[::-1])
+    draw = ImageDraw.Draw(photo)
+    for i in last_first:
+        left, upper, right, lower = _pixels(boxes[i], photo)
+        draw.rectangle((left - 1, upper - 1, right + 1, lower + 1), outline=_contrast(colours[i]))
+        draw.rectangle((left, upper, right, lower), outline=colours[i], width=_line_width(photo))
+    for i in last_first:
+        _tag(draw, photo, boxes[i], class_names[int(labels[i])], ends[i], colours[i])
+    return photo
 
 
 def draw_frames(image: Image.Image, boxes: np.ndarray) -> Image.Image:
@@ -133,7 +138,7 @@ def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = No
     grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
     mixed = heat_over(grey, values)
     if outline is not None:
-        edge = _edge(outline)
+        edge = outline & _grown(~outline)
         for _ in range(min(photo.size) // 300):
             edge = _grown(edge)
         mixed[_grown(edge)] = 0
@@ -159,7 +164,6 @@ def legend(names: Sequence[str], palette: Palette) -> Image.Image:
 
     Args:
         names: In the order of their ids. Characters that Pillow's built-in font lacks become squares.
-        palette: A colour for each class.
     """
     font = ImageFont.load_default(14)
     names = [" ".join(name.split()) for name in names]  # Pillow cannot measure several lines
@@ -176,31 +180,6 @@ def legend(names: Sequence[str], palette: Palette) -> Image.Image:
             draw.text((left + SWATCH + 8, top + SWATCH // 2), names[i], fill="black", font=font, anchor="lm")
         left += width
     return image
-
-
-def _framed(
-    image: Image.Image,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    ends: Sequence[str],
-    class_names: Sequence[str],
-    palette: Palette,
-    masks: np.ndarray | None,
-) -> Image.Image:
-    """A photo with masks, boxes and tags; the end of each tag is never cut. The first object is on top."""
-    last_first = range(len(labels) - 1, -1, -1)
-    colours = [palette[label] for label in labels.tolist()]
-    photo = image.convert("RGB")
-    if masks is not None:
-        photo = _veiled(photo, masks[::-1], colours[::-1])
-    draw = ImageDraw.Draw(photo)
-    for i in last_first:
-        left, upper, right, lower = _pixels(boxes[i], photo)
-        draw.rectangle((left - 1, upper - 1, right + 1, lower + 1), outline=_contrast(colours[i]))
-        draw.rectangle((left, upper, right, lower), outline=colours[i], width=_line_width(photo))
-    for i in last_first:
-        _tag(draw, photo, boxes[i], class_names[int(labels[i])], ends[i], colours[i])
-    return photo
 
 
 def _line_width(photo: Image.Image) -> int:
@@ -269,11 +248,6 @@ def _borders(ids: np.ndarray) -> np.ndarray:
     borders[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     borders[1:] |= ids[1:] != ids[:-1]
     return borders
-
-
-def _edge(area: np.ndarray) -> np.ndarray:
-    """The pixels of an area that have a neighbour outside it."""
-    return area & _grown(~area)
 
 
 def _grown(area: np.ndarray) -> np.ndarray:

@@ -47,7 +47,6 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
     """Render the page and write it to `path` atomically.
 
     Args:
-        path: The file.
         template: Its path in the package; it extends report/templates/base.html.
         values: Values for the template's variables, including `title`. As text: the templates escape it.
     """
@@ -59,6 +58,30 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
 
 _BETWEEN_TAGS = re.compile(r">\s*\n\s*<")
 """Line breaks between a template's tags; text from the data is escaped and contains neither bracket."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What the page of every training run is made of; a task's report adds to it."""
+
+    title: str
+    """MODEL on DATA; the sentences call the model by what stands before "on"."""
+    history: list[dict[str, float]]
+    """Rows of metrics.csv; shares from 0 to 1, nan where nothing was measured. May be empty."""
+    recipe: str
+    """YAML"""
+    facts: dict[str, str]
+    """What to know of the run by name; "command" is set apart."""
+
+
+def write_run_page(
+    path: Path, template: str, report: RunReport, values: dict[str, Any], rows_are: str = "epochs"
+) -> None:
+    """`write_page` for a training run: adds its title, its model, and its facts with its speed (`rows_are` says what a
+    row of its history is)."""
+    facts = report.facts | _throughput(report.history, rows_are)
+    model = report.title.split(" on ")[0] if " on " in report.title else "the model"
+    write_page(path, template, {"title": report.title, "report": report, "model": model, "facts": facts} | values)
 
 
 @cache
@@ -74,11 +97,6 @@ def _templates() -> Environment:
     templates.filters |= {"percent": percent, "interval": interval, "thousands": "{:,}".format}
     templates.globals |= {"number": number, "photos": photos}
     return templates
-
-
-def model_name(title: str) -> str:
-    """The part of the title before "on"."""
-    return title.split(" on ")[0] if " on " in title else "the model"
 
 
 def percent(share: float | None) -> str:
@@ -189,21 +207,13 @@ Line = tuple[list[float], list[float]]
 
 
 def curves(
-    axes: Axes,
-    theme: Theme,
-    lines: dict[str, Line],
-    title: str,
-    by: str,
-    shares: bool = False,
-    margin: float = 0.5,
+    axes: Axes, theme: Theme, lines: dict[str, Line], title: str, by: str, shares: bool = False, margin: float = 0.5
 ) -> None:
     """Draw one or two lines of a training run.
 
     Args:
-        axes: The axes to draw on.
         theme: Its two data colours are the colours of the lines.
         lines: By label; a single line needs none.
-        title: Title of the plot.
         by: Label of the horizontal axis, which has only whole numbers.
         shares: Whether the values are fractions, to be shown in percent.
         margin: Space left and right of the lines, in units of the horizontal axis.
@@ -250,6 +260,14 @@ def _line(history: list[dict[str, float]], by: str, key: str) -> Line:
     points = zip(column(history, by), column(history, key), strict=True)
     measured = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     return [x for x, _ in measured], [y for _, y in measured]
+
+
+def safe_jpeg(draw: Callable[[], Image.Image], alt: str) -> Picture:
+    """A picture at its own size; without the picture if `draw` raises, because the report is worth more than one."""
+    try:
+        return jpeg(draw(), alt)
+    except Exception:
+        return Picture(alt)
 
 
 def worst_to_best(values: list[float], each: int) -> dict[str, list[int]]:
@@ -324,7 +342,6 @@ def confusion_of(
 
     Args:
         counts: By true and predicted class.
-        names: Names of the classes.
         figures: Turns a cell's count and its fraction of the row into the cell's text and its tooltip.
     """
     K = len(names)
@@ -354,11 +371,6 @@ def jpeg(image: Image.Image, alt: str) -> Picture:
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return Picture(alt, _data_uri("image/jpeg", buffer.getvalue()), image.width, image.height)
-
-
-def all_facts(facts: dict[str, str], history: list[dict[str, float]], rows_are: str = "epochs") -> dict[str, str]:
-    """The facts of a run, with its speed from the history."""
-    return facts | _throughput(history, rows_are)
 
 
 def _throughput(history: list[dict[str, float]], rows_are: str) -> dict[str, str]:

@@ -32,7 +32,6 @@ class Boxes:
         filled: Whether images are padded with zeros to multiples of 32. If not, they are resized to the nearest
             multiples, for a model that would treat padding as part of the image.
         strides, per_place, queries: See `candidates_by_level`.
-        selection: Selection rules.
     """
 
     category_ids: list[int]
@@ -54,10 +53,8 @@ class Card:
     """Metadata of an exported model.
 
     Attributes:
-        name: Name of the run.
         task: "classification", "segmentation" or "detection".
         architecture: timm's name of the model.
-        class_names: K names.
         mean, std: Mean and standard deviation of the red, green and blue values, 0 to 1.
         image_size: Height and width in pixels of a classifier's images, or of a segmenter built for a fixed size; else
             None.

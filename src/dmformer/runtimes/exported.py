@@ -268,11 +268,8 @@ def resize_and_crop(
     """Resize an image and crop its centre to `size` (height, width), like timm's evaluation.
 
     Args:
-        image: An image of any size.
-        size: Height and width of the result.
         crop_pct: Fraction of each side of the resized image that is kept.
         crop_mode: "center" keeps the aspect ratio, for square sizes; "squash" does not.
-        interpolation: Name of Pillow's filter.
     """
     height, width = size
     if crop_mode == "squash":

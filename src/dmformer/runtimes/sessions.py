@@ -19,7 +19,6 @@ class Session:
     Attributes:
         run: Runs one batch; the returned array is valid until the next call.
         release: Frees the memory that the runtime keeps between calls.
-        metadata: Metadata of the file.
         classes: K, if the file states it.
     """
 
@@ -62,8 +61,6 @@ def to_openvino(path: Path, threads: int, dtype: str = "float32", shape: Sequenc
     """An OpenVINO model on the CPU.
 
     Args:
-        path: An .onnx or .xml file.
-        threads: Threads per inference.
         dtype: "float32", "bfloat16" or "float16" for the internal arithmetic; images and logits are float32.
         shape: Fixed shape of all images, for which OpenVINO then optimises: 0 to 7 % faster on van_b0 and swin_tiny
             than with a free batch. None keeps the file's free dimensions.

@@ -101,6 +101,7 @@ class Info(BaseModel):
     model: str
     form: str
     task: str
+    kind: str = Field(examples=["classifier"])
     version: str
     classes: list[str]
     palette: list[str] | None = None

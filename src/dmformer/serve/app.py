@@ -13,13 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ..tasks.table import TASKS
 from ..utils.version import __version__
 from .address import LOOPBACK
 from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
 from .guard import Guard
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .service import THRESHOLD, TOP, Answered, Service, Wishes, as_hex
+from .service import THRESHOLD, TOP, Answered, Options, Service, as_hex
 from .uploads import FIELD, Upload, read_uploads, readable
 
 T = TypeVar("T")
@@ -62,16 +63,11 @@ TROUBLES: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(
-    service: Service,
-    metrics: Metrics,
-    names: Collection[str] = LOOPBACK,
-    any_address: bool = False,
+    service: Service, metrics: Metrics, names: Collection[str] = LOOPBACK, any_address: bool = False
 ) -> FastAPI:
     """The application around a service; it closes the service at shutdown.
 
     Args:
-        service: Runs the model.
-        metrics: Metrics of the service.
         names, any_address: Valid hosts; see `Guard`.
     """
     predictor, limits = service.predictor, service.limits
@@ -111,15 +107,15 @@ def make_app(
         ] = THRESHOLD,
     ) -> Any:
         """Classes of images, their masks, or the objects in them."""
-        wishes = Wishes(top, overlay, class_, mask, threshold)
-        service.check(wishes)
+        options = Options(top, overlay, class_, mask, threshold)
+        service.check(options)
         with service.place():
             begin = time.perf_counter()
             uploads = await _read(request, limits)
             read = time.perf_counter() - begin
             try:
                 async with asyncio.timeout(limits.timeout - read):
-                    answers = asyncio.gather(*(service.answer(upload, wishes) for upload in uploads))
+                    answers = asyncio.gather(*(service.answer(upload, options) for upload in uploads))
                     found = await _while_connected(request, answers)
             except TimeoutError:
                 told = f"There was no answer within {limits.timeout:g} seconds: try again, or a smaller image."
@@ -144,6 +140,7 @@ def make_app(
             model=predictor.name,
             form=predictor.form,
             task=predictor.task,
+            kind=TASKS[predictor.task].model,
             version=__version__,
             classes=list(predictor.class_names),
             palette=None if palette is None else [as_hex(colour) for colour in palette],

@@ -38,10 +38,8 @@ class Batcher(Generic[Item, Result]):
 
     Args:
         work: Items -> results, one per item, in the same order.
-        size: Maximum number of items per batch.
         wait: Maximum seconds from the first item of a batch to its start.
         watch: Called with the size and the duration in seconds of every batch.
-        name: Name of the thread.
     """
 
     def __init__(

@@ -36,10 +36,7 @@ class Guard:
     Origin and Sec-Fetch-Site.
 
     Args:
-        app: The application to protect.
-        metrics: Counts the responses.
         paths: Paths with their own counters; all others count as "other".
-        names: Valid host names, without port.
         any_address: Whether to accept any IP address as host; an address cannot be rebound.
     """
 

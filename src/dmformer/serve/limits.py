@@ -12,9 +12,7 @@ class Limits:
     """Limits of requests.
 
     Attributes:
-        max_bytes: Size of a request's body.
         max_pixels: Pixels of an image according to its header, checked before decoding.
-        max_images: Images per request.
         timeout: Seconds from a request's first byte to its response.
         requests: Concurrent requests, from reading to responding; with `max_bytes` this bounds the memory.
         work_pixels: Larger images are reduced to this number of pixels for a segmenter.
@@ -36,10 +34,8 @@ class Refused(Exception):  # noqa: N818  # a response rather than an error
     """A request, or an image in it, is refused.
 
     Args:
-        status: HTTP status.
         reason: Code for programs and for the metrics.
         sentence: What is wrong and what to do, for people.
-        headers: Headers of the response.
     """
 
     def __init__(self, status: int, reason: str, sentence: str, headers: Mapping[str, str] | None = None) -> None:

@@ -30,9 +30,6 @@ def open_service(
 
     Args:
         source: Source of the model, which a classifier's overlay opens a second time.
-        predictor: The model.
-        limits: Limits of requests.
-        metrics: Metrics of the service.
         overlay: Whether overlays are wanted. If they are unavailable, the service says why.
         batch, wait: Batching of a classifier; see `Batcher`.
     """
@@ -65,21 +62,9 @@ def _class_service(
     return ClassService(predictor, limits, metrics, refusal, activation, batch, wait)
 
 
-def _mask_service(
-    source: str, predictor: MaskPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
-) -> Service:
-    return MaskService(predictor, limits, metrics, refusal)
-
-
-def _box_service(
-    source: str, predictor: BoxPredictor, limits: Limits, metrics: Metrics, refusal: str | None, *_: float
-) -> Service:
-    return BoxService(predictor, limits, metrics, refusal)
-
-
 SERVICES: dict[str, Callable[..., Service]] = {
     "labels": _class_service,
-    "masks": _mask_service,
-    "boxes": _box_service,
+    "masks": lambda source, predictor, limits, metrics, refusal, *_: MaskService(predictor, limits, metrics, refusal),
+    "boxes": lambda source, predictor, limits, metrics, refusal, *_: BoxService(predictor, limits, metrics, refusal),
 }
 """By the `answer` of a `Task`."""

@@ -8,6 +8,20 @@ const duration = (seconds) => {
 };
 
 const BARS = 10;
+
+const KINDS = {
+  classes: { before: "", drawing: "class activation" },
+  shares: {
+    before: "Largest: ", drawing: "drawing", caption: "The classes in their colours over the photo.",
+    all: "each class in its colour", one: "coloured",
+  },
+  objects: {
+    before: "Surest: ", drawing: "drawing", caption: "What was found on the photo.",
+    all: "a frame round each object", one: "framed",
+  },
+}; // by the list that a result holds
+const kindOf = (result) => Object.keys(KINDS).find((kind) => result[kind]);
+
 let info = null; // what /info tells
 let photo = null; // the file that is looked at
 let waiting = null; // aborts the request that is under way
@@ -104,15 +118,15 @@ function preview(file) {
 
 function show(answer) {
   const result = answer.results[0];
-  const rows = result.classes || result.shares || result.objects;
+  const rows = result[kindOf(result)];
   const value = (row) => row.probability ?? row.share ?? row.score;
-  const before = { classification: "", segmentation: "Largest: ", detection: "Surest: " }[answer.task];
+  const { before } = KINDS[kindOf(result)];
   document.querySelector("main").classList.add("answered");
   at("said").classList.remove("busy");
   at("said").replaceChildren(
     ...(rows.length ? [before, name(rows[0].class), `, ${percent(value(rows[0]))}`] : ["No object was found."]));
   at("bars").replaceChildren(...rows.map((row) => bar(row, value(row))));
-  choices(answer.task, [...new Set(rows.map((row) => row.class))]);
+  choices(result, [...new Set(rows.map((row) => row.class))]);
   showOverlay(answer);
 }
 
@@ -135,15 +149,16 @@ function bar(row, share) {
   return item;
 }
 
-function choices(task, found) {
-  const rest = task === "classification" ? info.classes.filter((one) => !found.includes(one)) : [];
+function choices(result, found) {
+  const rest = result.classes ? info.classes.filter((one) => !found.includes(one)) : [];
   const options = [...found, ...rest].map((one) => new Option(one, one));
-  if (task !== "classification") options.unshift(new Option("all classes", ""));
+  if (!result.classes) options.unshift(new Option("all classes", ""));
   at("class").replaceChildren(...options);
 }
 
 function showOverlay(answer) {
-  const { overlay, overlay_class: shownClass } = answer.results[0];
+  const result = answer.results[0];
+  const { overlay, overlay_class: shownClass } = result;
   at("where").hidden = false;
   at("shown").hidden = !overlay;
   at("overlay").classList.remove("stale");
@@ -151,33 +166,29 @@ function showOverlay(answer) {
   if (overlay) {
     at("overlay").src = overlay;
     at("class").value = shownClass || "";
-    describe(answer, shownClass);
+    describe(result, shownClass);
   }
-  showTimes(answer.task, answer.seconds);
+  showTimes(KINDS[kindOf(result)].drawing, answer.seconds);
 }
 
-function describe(answer, shownClass) {
-  if (answer.task === "classification") {
+function describe(result, shownClass) {
+  if (result.classes) {
     at("caption").replaceChildren(
       "What the model saw of the photo. The brighter the colour, the more a place speaks for ", name(shownClass), ".");
     at("overlay").alt = `The photo, brightest where it speaks for ${shownClass}`;
   } else {
-    const size = answer.results[0].reduced_to;
+    const size = result.reduced_to;
     const told = size ? ` It was reduced to ${size[0]} x ${size[1]} pixels for the model.` : "";
-    const boxes = answer.task === "detection";
-    const what = boxes ? "What was found on" : "The classes in their colours over";
-    at("caption").textContent = `${what} the photo.${told}`;
-    const each = boxes ? "a frame round each object" : "each class in its colour";
-    const one = boxes ? "framed" : "coloured";
-    at("overlay").alt = shownClass ? `The photo, ${shownClass} ${one}` : `The photo, ${each}`;
+    const { caption, all, one } = KINDS[kindOf(result)];
+    at("caption").textContent = caption + told;
+    at("overlay").alt = shownClass ? `The photo, ${shownClass} ${one}` : `The photo, ${all}`;
   }
 }
 
-function showTimes(task, seconds) {
-  const drawn = task === "classification" ? "class activation" : "drawing";
+function showTimes(drawing, seconds) {
   const parts = { arriving: seconds.read, decoding: seconds.prepare, "in the queue": seconds.queue,
     model: seconds.model };
-  if (info.overlay.offered) parts[drawn] = seconds.overlay;
+  if (info.overlay.offered) parts[drawing] = seconds.overlay;
   const pairs = Object.entries({ ...parts, "in all": seconds.total }).map(([what, time]) => {
     const pair = element("div");
     pair.append(element("dt", what), element("dd", duration(time)));
@@ -194,11 +205,10 @@ async function learn() {
     complain(error.message);
     return false;
   }
-  const kind = { classification: "classifier", segmentation: "segmenter", detection: "detector" }[info.task];
   const most = `${info.limits.bytes / 1e6} MB and ${info.limits.pixels / 1e6} megapixels`;
   document.title = `${info.model} · dmformer`;
   at("model").textContent = info.model;
-  at("about").textContent = `A ${kind} of ${info.classes.length} classes, run by ${info.form}`;
+  at("about").textContent = `A ${info.kind} of ${info.classes.length} classes, run by ${info.form}`;
   at("limits").textContent = `Up to ${most}: ${info.limits.formats.join(", ")}`;
   return true;
 }

@@ -26,9 +26,7 @@ def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | No
     """An image overlaid with its mask's colours, with a longer side of at most `LARGEST`.
 
     Args:
-        photo: W x H.
         ids: (H, W), uint8.
-        palette: One colour per class.
         only: The class to show; None shows all.
     """
     size = scaled(photo.size, LARGEST / max(photo.size))
@@ -44,10 +42,7 @@ def boxed(
     """An image with its objects' boxes, masks and names, with a longer side of at most `LARGEST`.
 
     Args:
-        photo: W x H.
         found: Objects in pixels of `photo`.
-        class_names: K names.
-        palette: One colour per class.
         only: The class to show; None shows all.
     """
     size = scaled(photo.size, LARGEST / max(photo.size))

@@ -23,12 +23,6 @@ def run(app: FastAPI, place: socket.socket, timeout: float, ready: Callable[[], 
     """Serve until SIGINT, which raises KeyboardInterrupt, or SIGTERM, which exits with 143.
 
     Both let running requests finish; a second SIGINT does not.
-
-    Args:
-        app: The application.
-        place: A listening socket.
-        timeout: Maximum seconds per request.
-        ready: Called as soon as requests are served.
     """
     config = uvicorn.Config(
         app,

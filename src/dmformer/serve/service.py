@@ -41,7 +41,7 @@ GREY = Upload("grey", b"P5 64 64 255\n" + bytes([128]) * 64 * 64)
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Options:
     """Options of a request: number of classes, overlay (of one class), mask, minimum score of objects."""
 
     top: int = TOP
@@ -89,9 +89,6 @@ class Service(ABC):
     """A model, its queue, and a few threads that prepare images for it.
 
     Args:
-        predictor: The model.
-        limits: Limits of requests.
-        metrics: Metrics of the service.
         overlay_refusal: Why overlays are not available, as a sentence; None if they are.
         ahead: Maximum number of decoded images, including those in the model; the rest wait undecoded.
 
@@ -121,17 +118,17 @@ class Service(ABC):
         self._pool = ThreadPoolExecutor(min(DECODERS, available_cores()), "prepare")
         self._in_hand = 0
 
-    def check(self, wishes: Wishes) -> None:
+    def check(self, options: Options) -> None:
         """Refuse options that no image can satisfy: a mask without a segmenter, an overlay that is not available, or an
         unknown class.
         """
-        if wishes.mask and not self.makes_masks:
+        if options.mask and not self.makes_masks:
             told = f"{self.predictor.name} is a {TASKS[self.predictor.task].model}, which has no masks."
             raise Refused(400, "no_mask", told)
-        if wishes.any_overlay and self.overlay_refusal is not None:
+        if options.any_overlay and self.overlay_refusal is not None:
             raise Refused(400, "no_overlay", self.overlay_refusal)
-        if wishes.overlay_class is not None and wishes.overlay_class not in self.class_ids:
-            told = str(unknown("class", wishes.overlay_class[:200], self.class_ids))
+        if options.overlay_class is not None and options.overlay_class not in self.class_ids:
+            told = str(unknown("class", options.overlay_class[:200], self.class_ids))
             raise Refused(422, "unknown_class", told[0].upper() + told[1:])
 
     @contextmanager
@@ -147,11 +144,11 @@ class Service(ABC):
             self._in_hand -= 1
             self.metrics.in_hand.set(self._in_hand)
 
-    async def answer(self, upload: Upload, wishes: Wishes) -> Answered:
+    async def answer(self, upload: Upload, options: Options) -> Answered:
         """The model's result for one image, or the reason for a refusal."""
         times = Times()
         try:
-            result = await self._answer(upload, wishes, times)
+            result = await self._answer(upload, options, times)
         except Refused as refused:
             self.metrics.rejected.labels(refused.reason).inc()
             trouble = Result(name=upload.name, error=refused.sentence, reason=refused.reason)
@@ -161,7 +158,7 @@ class Service(ABC):
         return Answered(result, times)
 
     @abstractmethod
-    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result: ...
+    async def _answer(self, upload: Upload, options: Options, times: Times) -> Result: ...
 
     @abstractmethod
     def warm_up(self) -> None:
@@ -207,9 +204,7 @@ class ClassService(Service):
     """A classifier's service.
 
     Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
         activation: Computes the overlay, unless overlays are refused.
-        batch: Maximum number of images per batch.
         wait: Maximum seconds that a batch waits for more images.
     """
 
@@ -229,25 +224,25 @@ class ClassService(Service):
         self._classes = self._batcher(predictor.probabilities, batch, wait, "classes")
         self._overlays = None if activation is None else self._batcher(activation, batch, wait, "overlays")
 
-    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+    async def _answer(self, upload: Upload, options: Options, times: Times) -> Result:
         async with self._ahead:
-            prepared, looked_at = await self._in_pool(self._prepare, upload, wishes, times)
+            prepared, looked_at = await self._in_pool(self._prepare, upload, options, times)
             row = await self._in_batch(self._classes, prepared, times, "model")
         order = [int(i) for i in np.argsort(-row, kind="stable")]
         names = self.predictor.class_names
-        classes = [ClassShare(name=names[i], probability=float(row[i])) for i in order[: wishes.top]]
+        classes = [ClassShare(name=names[i], probability=float(row[i])) for i in order[: options.top]]
         result = Result(name=upload.name, classes=classes)
         if self._overlays is None or looked_at is None:
             return result
-        chosen = order[0] if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+        chosen = order[0] if options.overlay_class is None else self.class_ids[options.overlay_class]
         activation = await self._in_batch(self._overlays, (looked_at, chosen), times, "overlay")
         picture = await self._in_pool(self._draw, looked_at, activation, times)
         return result.model_copy(update={"overlay": picture, "overlay_class": names[chosen]})
 
-    def _prepare(self, upload: Upload, wishes: Wishes, times: Times) -> tuple[np.ndarray, Any]:
+    def _prepare(self, upload: Upload, options: Options, times: Times) -> tuple[np.ndarray, Any]:
         with times.spent_on("prepare"):
             image = open_image(upload, self.limits, self.model.at_least)
-            if self.activation is None or not wishes.any_overlay:
+            if self.activation is None or not options.any_overlay:
                 return self.model.prepare(image), None
             return self.model.prepare(image), self.activation.prepare(image)
 
@@ -257,18 +252,14 @@ class ClassService(Service):
             return data_uri(heat(self.activation.seen(looked_at), activation))
 
     def warm_up(self) -> None:
-        image, looked_at = self._prepare(GREY, Wishes(overlay=True), Times())
+        image, looked_at = self._prepare(GREY, Options(overlay=True), Times())
         self.model.probabilities([image])
         if self.activation is not None:
             self._draw(looked_at, self.activation([(looked_at, 0)])[0], Times())
 
 
 class MaskService(Service):
-    """A segmenter's service, one image at a time.
-
-    Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
-    """
+    """A segmenter's service, one image at a time."""
 
     makes_masks = True
 
@@ -279,14 +270,20 @@ class MaskService(Service):
         self.model = predictor
         self._masks = self._batcher(lambda images: [predictor.segment(image) for image in images], 1, 0.0, "masks")
 
-    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+    async def _answer(self, upload: Upload, options: Options, times: Times) -> Result:
         async with self._ahead:
             image, size = await self._in_pool(self._open, upload, times)
             ids = await self._in_batch(self._masks, image, times, "model")
-            return await self._in_pool(self._describe, upload.name, image, ids, size, wishes, times)
+            return await self._in_pool(self._describe, upload.name, image, ids, size, options, times)
 
     def _describe(
-        self, name: str, image: Image.Image, ids: np.ndarray, size: tuple[int, int], wishes: Wishes, times: Times
+        self,
+        name: str,
+        image: Image.Image,
+        ids: np.ndarray,
+        size: tuple[int, int],
+        options: Options,
+        times: Times,
     ) -> Result:
         with times.spent_on("overlay"):
             names, palette = self.model.class_names, self.model.palette
@@ -295,13 +292,13 @@ class MaskService(Service):
             shares = [
                 ClassShare(name=names[i], share=float(counts[i] / ids.size), colour=as_hex(palette[i])) for i in order
             ]
-            result = Result(name=name, shares=shares, overlay_class=wishes.overlay_class)
+            result = Result(name=name, shares=shares, overlay_class=options.overlay_class)
             if image.size != size:
                 result.reduced_to = image.size
-            if wishes.mask:
+            if options.mask:
                 result.mask = data_uri(Image.fromarray(resized_ids(ids, size)))
-            if wishes.any_overlay:
-                only = None if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+            if options.any_overlay:
+                only = None if options.overlay_class is None else self.class_ids[options.overlay_class]
                 result.overlay = data_uri(masked(image, ids, palette, only))
             return result
 
@@ -310,11 +307,7 @@ class MaskService(Service):
 
 
 class BoxService(Service):
-    """A detector's service, one image at a time.
-
-    Args:
-        predictor, limits, metrics, overlay_refusal: See `Service`.
-    """
+    """A detector's service, one image at a time."""
 
     def __init__(
         self, predictor: BoxPredictor, limits: Limits, metrics: Metrics, overlay_refusal: str | None = None
@@ -324,28 +317,34 @@ class BoxService(Service):
         self.palette = list(predictor.palette)  # slow to compute for many classes
         self._objects = self._batcher(lambda images: [predictor.detect(image) for image in images], 1, 0.0, "objects")
 
-    async def _answer(self, upload: Upload, wishes: Wishes, times: Times) -> Result:
+    async def _answer(self, upload: Upload, options: Options, times: Times) -> Result:
         async with self._ahead:
             image, size = await self._in_pool(self._open, upload, times)
             found = await self._in_batch(self._objects, image, times, "model")
-            return await self._in_pool(self._describe, upload.name, image, found, size, wishes, times)
+            return await self._in_pool(self._describe, upload.name, image, found, size, options, times)
 
     def _describe(
-        self, name: str, image: Image.Image, found: Detections, size: tuple[int, int], wishes: Wishes, times: Times
+        self,
+        name: str,
+        image: Image.Image,
+        found: Detections,
+        size: tuple[int, int],
+        options: Options,
+        times: Times,
     ) -> Result:
         with times.spent_on("overlay"):
-            names, found = self.model.class_names, found.above(wishes.threshold)
+            names, found = self.model.class_names, found.above(options.threshold)
             boxes = resized_boxes(found.boxes, image.size, size).astype(float).round(2).tolist()
             labels: list[int] = found.labels.tolist()
             objects = [
                 Object(name=names[label], score=score, box=box, colour=as_hex(self.palette[label]))
                 for label, score, box in zip(labels, found.scores.tolist(), boxes, strict=True)
             ]
-            result = Result(name=name, objects=objects, overlay_class=wishes.overlay_class)
+            result = Result(name=name, objects=objects, overlay_class=options.overlay_class)
             if image.size != size:
                 result.reduced_to = image.size
-            if wishes.any_overlay:
-                only = None if wishes.overlay_class is None else self.class_ids[wishes.overlay_class]
+            if options.any_overlay:
+                only = None if options.overlay_class is None else self.class_ids[options.overlay_class]
                 result.overlay = data_uri(boxed(image, found, names, self.palette, only))
             return result
 

@@ -3,15 +3,25 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import timm
+import torch
 from timm.models import PretrainedCfg
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from ..models.create import create
-from ..models.weights import compare, load_strictly, load_weights, read_state_dict, sentence, write_state_dict
+from ..models.weights import (
+    compare,
+    load_strictly,
+    load_weights,
+    read_state_dict,
+    sentence,
+    to_best_device,
+    write_state_dict,
+)
+from ..nn.fuse import fuse
 from ..utils.errors import UserError, unknown
 from ..utils.pretrained import folder_of, tags
 from .config import TrainedFolder, find_config, read_as, read_folder, write_config
@@ -27,6 +37,22 @@ class Normalisation:
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+class Trained:
+    """What a trained model of any task can do besides predicting: for dataclasses with `model` and `form`."""
+
+    model: Any
+
+    def for_inference(self) -> Self:
+        """The same model, fused, on the GPU if there is one."""
+        fused: Any = replace(self, model=fuse(self.model), form="PyTorch, fused")  # type: ignore[type-var]
+        fused.on_best_device()
+        return fused
+
+    def on_best_device(self) -> torch.device:
+        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
+        return to_best_device(self.model)
 
 
 def check_names(recipe: Recipe) -> None:

@@ -5,16 +5,19 @@ The number of worker processes, training processes and interruptions makes no di
 
 import random
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..data.decode import BrokenImageError
 from ..utils.machine import available_cores
+
+Read = TypeVar("Read")
 
 
 def once_each(positions: Tensor) -> Tensor:
@@ -132,3 +135,16 @@ def _ignore_signals(_: int) -> None:
     """Ctrl-C reaches the readers too: leave stopping them to the main process, once it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def next_readable(read: Callable[[int], Read], position: int, count: int, what: str) -> Read:
+    """What `read` returns for the first readable of the `count` images after a broken one; `what` is their name in the
+    singular.
+
+    Raises:
+        BrokenImageError: None can be read.
+    """
+    for step in range(1, count):
+        with suppress(BrokenImageError):
+            return read((position + step) % count)
+    raise BrokenImageError(f"no {what} of the set can be read")

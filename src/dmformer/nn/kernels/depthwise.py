@@ -52,11 +52,7 @@ def is_fast_path(x: Tensor) -> bool:
 
 
 def depthwise_sum(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    dilations: Sequence[int],
-    bias: Tensor | None = None,
-    relu: bool = False,
+    x: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], bias: Tensor | None = None, relu: bool = False
 ) -> Tensor:
     """Sum over l of depth-wise convolutions of one input, stride 1, "same" padding: (B, C, H, W) -> (B, C, H, W).
 
@@ -64,8 +60,6 @@ def depthwise_sum(
         x: Images, (B, C, H, W). On a CPU, channels_last is fastest; the result is channels_last.
         weights: One odd kernel (C, 1, k_l, k_l) per level.
         dilations: One distance between taps per level.
-        bias: (C), added once.
-        relu: Whether to apply a ReLU.
 
     Differentiable once. Equal to the sum of `torch.nn.functional.conv2d` up to rounding.
 

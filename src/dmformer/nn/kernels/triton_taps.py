@@ -721,8 +721,6 @@ def depthwise_taps(
         x: Images, contiguous or channels_last; the result has the same memory format. Others become channels_last.
         weight: (C, T), of any floating dtype.
         offsets: (dy, dx) of each tap.
-        bias: (C), added to the sum.
-        relu: Whether to apply a ReLU.
 
     Differentiable with respect to x, weight and bias. BatchNorm at inference costs nothing here: fold its scale into
     `weight` and its shift into `bias`. Raises ValueError or TypeError for shapes, dtypes or devices that do not match.
@@ -738,8 +736,6 @@ def depthwise_taps_norm_relu(
 
     Args:
         x, weight, offsets: As for `depthwise_taps`.
-        norm_weight: (C).
-        norm_bias: (C).
         eps: Added to the variance.
 
     Returns:

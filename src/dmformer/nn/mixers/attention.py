@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..folding import fused_branch, scaled
+from ..fused import Residual
 from ..layers import DepthwiseConv
 
 
@@ -14,7 +16,6 @@ class ValueConvAttention(nn.Module):
     Used in SMT's later stages (the authors' code); the depth-wise path encodes the position.
 
     Args:
-        dim: Channels, C.
         heads: Heads, each of d = C / heads channels.
     """
 
@@ -37,6 +38,12 @@ class ValueConvAttention(nn.Module):
         y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
         y = y.transpose(2, 3).reshape(B, C, H, W)
         return self.proj(y + self.value_conv(v))
+
+
+@fused_branch.register
+def _(attention: ValueConvAttention, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    attention.proj = scaled(attention.proj, scale)
+    return Residual(norm, attention, nn.Identity())
 
 
 class Attention(nn.Module):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..folding import affine, after_norm, fused_branch, gamma_of, is_affine, matrix, pointwise
+from ..fused import FusedConv, Residual
 from ..layers import GELU, DepthwiseConv
 
 
@@ -52,9 +54,7 @@ class LargeKernel(nn.Module):
     sigmoid (VAN, section 3).
 
     Args:
-        dim: Channels, C.
         kernel_size: Side K of the kernel that is decomposed.
-        dilation: Dilation d.
     """
 
     def __init__(self, dim: int, kernel_size: int = 21, dilation: int = 3) -> None:
@@ -76,7 +76,6 @@ class LKA(nn.Module):
     The residual is inside, on the normalised input, as in the authors' code.
 
     Args:
-        dim: Channels, C.
         kernel_size, dilation: Of `LargeKernel`.
     """
 
@@ -89,3 +88,49 @@ class LKA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj2(self.kernel(self.act(self.proj1(x))))
+
+
+class FusedLKA(nn.Module):
+    """x + s LKA(norm(x)) for a folded norm a x + b and layer scale s: (B, C, H, W) -> (B, C, H, W).
+
+        u   = GELU(W1' x)
+        out = (1 + s a) x + W2' (u * W DW_d(DW(u)))
+
+    s b is in the bias of W2'.
+
+    Args:
+        proj1, local, dilated, point, proj2: The convolutions; `point` multiplies.
+        skip: 1 + s a, (C, 1, 1).
+    """
+
+    def __init__(
+        self, proj1: FusedConv, local: FusedConv, dilated: FusedConv, point: FusedConv, proj2: FusedConv, skip: Tensor
+    ) -> None:
+        super().__init__()
+        self.proj1 = proj1
+        self.local = local
+        self.dilated = dilated
+        self.point = point
+        self.proj2 = proj2
+        self.skip = nn.Parameter(skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.proj1(x)
+        return self.proj2(self.point(self.dilated(self.local(u)), u), x * self.skip, inplace=True)
+
+
+@fused_branch.register
+def _(lka: LKA, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    if not is_affine(norm):
+        return Residual(norm, lka, scale)
+    gamma = gamma_of(scale, lka.proj2.out_channels)
+    a, b = affine(norm, len(gamma))
+    w2, b2 = matrix(lka.proj2)
+    return FusedLKA(
+        FusedConv(after_norm(lka.proj1, a, b), "gelu"),
+        FusedConv(lka.kernel.local),
+        FusedConv(lka.kernel.dilated),
+        FusedConv(lka.kernel.point, combination="mul"),
+        FusedConv(pointwise(gamma[:, None] * w2, gamma * (b2 + b), lka.proj2)),
+        (1 + gamma * a)[:, None, None].to(lka.proj2.weight),
+    )

@@ -19,7 +19,6 @@ class Performer(nn.Module):
     Args:
         in_dim: Channels in, C.
         dim: Channels of queries, keys, values and out, C'.
-        drop: Dropout after the projection.
 
     Reconstruction: the random features start orthogonal, of length sqrt(m).
     """

@@ -1,8 +1,13 @@
 """Scale-Aware Modulation, the convolutional mixer of SMT ("Scale-Aware Modulation Meet Transformer", ICCV 2023)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..folding import after_norms, fused_branch, scaled
+from ..fused import FusedConv
 from ..layers import GELU, DepthwiseConv
 
 
@@ -31,7 +36,6 @@ class SAA(nn.Module):
     expansion, then across them: out = W1 GELU(BN(W0 shuffle(x))), W0 in C / heads groups.
 
     Args:
-        dim: Channels, C.
         heads: Heads of the preceding mixed convolution.
         expand_ratio: Ratio of the width between W0 and W1 to C.
     """
@@ -62,9 +66,7 @@ class SAM(nn.Module):
         out = proj(SAA(MHMC(s(x))) * v(x))
 
     Args:
-        dim: Channels, C.
         heads: Heads of the mixed convolution, with kernels 3, 5, 7, ...
-        expand_ratio: Expansion ratio of the aggregation.
     """
 
     def __init__(self, dim: int, heads: int = 4, expand_ratio: int = 2) -> None:
@@ -77,3 +79,32 @@ class SAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.saa(self.mhmc(self.s(x))) * self.v(x))
+
+
+class FusedSAM(nn.Module):
+    """SMT's x + SAM(norm(x)), each convolution fused with what follows it: (B, C, H, W) -> (B, C, H, W).
+
+    Args:
+        sam: SAM with its norm folded, a fused projection `saa.proj1` that multiplies, and a fused `proj`.
+    """
+
+    def __init__(self, norm: nn.Module, sam: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.sam: Any = sam
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, sam = self.norm(x), self.sam
+        hidden = sam.saa.expand(sam.mhmc(sam.s(y)))
+        return sam.proj(sam.saa.proj1(hidden, sam.v(y)), x)
+
+
+@fused_branch.register
+def _(sam: SAM, norm: nn.Module, scale: nn.Module) -> nn.Module:
+    norm, sam.s, sam.v = after_norms(norm, sam.s, sam.v)
+    saa = sam.saa
+    saa.proj0 = FusedConv(fuse_conv_bn_eval(saa.proj0, saa.norm), "gelu")
+    saa.norm = saa.act = nn.Identity()  # type: ignore[assignment]
+    saa.proj1 = FusedConv(saa.proj1, combination="mul")
+    sam.proj = FusedConv(scaled(sam.proj, scale))
+    return FusedSAM(norm, sam)

@@ -16,7 +16,6 @@ class WindowAttention(Attention):
 
     Args:
         in_dim, dim, heads, qkv_bias: See `Attention`.
-        window: Side of a window in tokens.
     """
 
     def __init__(self, in_dim: int, dim: int, heads: int, qkv_bias: bool = True, window: int = 7) -> None:

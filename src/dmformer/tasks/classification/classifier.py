@@ -1,7 +1,7 @@
 """A trained classifier with everything needed to use it, saved to and loaded from a folder that timm can load."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ... import models as models  # registers them with timm
-from ...models.weights import check_fit, read_state_dict, to_best_device, write_state_dict
-from ...nn.fuse import fuse
+from ...models.weights import check_fit, read_state_dict, write_state_dict
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError, unknown
 from ...utils.files import whole_file
+from ..build import Trained
 from ..config import TrainedFolder, folder_for, read_as
 
 TASK = "classification"
@@ -31,7 +31,7 @@ CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(Trained):
     """A model with everything needed to use it; a `ClassPredictor`."""
 
     model: nn.Module
@@ -45,12 +45,6 @@ class Classifier:
     def one_size(self) -> bool:
         """Whether all transformed images have the same size, so that they can be batched."""
         return True
-
-    def for_inference(self) -> "Classifier":
-        """The same classifier, fused, on the GPU if there is one."""
-        fused = replace(self, model=fuse(self.model), form="PyTorch, fused")
-        fused.on_best_device()
-        return fused
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image of any size -> (3, H, W), float32."""
@@ -66,10 +60,6 @@ class Classifier:
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Tensor]:
         return self.transform()
-
-    def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
-        return to_best_device(self.model)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform that the model was trained for: a PIL image to a tensor (3, H, W)."""
@@ -87,9 +77,7 @@ def save_classifier(
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
 
     Args:
-        folder: Created if missing.
         model: Created by timm's `create_model`, whose arguments are recorded.
-        state: The weights to write.
         class_names: In the order of the classifier's outputs.
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
     """

@@ -38,9 +38,7 @@ def convert(
     Args:
         source: A .pth, .pth.tar or .safetensors file: the authors', OpenMMLab's, Hugging Face's, or with our names.
         out: Output folder for model.safetensors and config.json; created if missing.
-        drop_head: Drop the classifier.
         image_size: Side in pixels that the weights were tuned for, if the file's name does not say.
-        overwrite: Replace an existing model.
 
     Raises:
         UserError: An unreadable file, weights of an unknown variant, or values that are not finite.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ...data.decode import BrokenImageError, decode
-from ..sampling import StepSampler, loader_options, seeded
+from ..sampling import StepSampler, loader_options, next_readable, seeded
 from .datasets import Split
 from .recipes import ClassificationRecipe
 
@@ -42,7 +42,7 @@ class ImageSet(Dataset):
         except BrokenImageError:
             if not self.training:
                 return torch.zeros_like(self.transform(Image.new("RGB", (64, 64)))), -1, ~position
-            image, target = self._next_readable(position)
+            image, target = next_readable(self._read, position, len(self), "image")
             position = ~position
         with seeded(self.seed, epoch, position):
             return self.transform(image), target, position
@@ -71,14 +71,6 @@ class ImageSet(Dataset):
         finally:
             if hasattr(source, "close"):
                 source.close()
-
-    def _next_readable(self, position: int):
-        for step in range(1, len(self)):
-            try:
-                return self._read((position + step) % len(self))
-            except BrokenImageError:
-                continue
-        raise BrokenImageError("no image of the set can be read")
 
 
 class StreamSet(IterableDataset):

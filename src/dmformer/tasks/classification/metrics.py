@@ -65,7 +65,6 @@ def score(probabilities: Tensor, targets: Tensor, class_names: list[str], resamp
     Args:
         probabilities: (N, K), rows that sum to 1.
         targets: (N), class indices from 0 to K - 1.
-        class_names: The K names.
         resamples: Of the bootstrap; 0 for none, when the intervals are as wide as can be.
 
     Top-1 and top-5 carry Wilson's interval, balanced accuracy and macro F1 a bootstrap's of the confusion matrix

@@ -14,18 +14,17 @@ from ...report.page import (
     Line,
     Passage,
     Picture,
+    RunReport,
     Theme,
-    all_facts,
     class_list,
     column,
     confusion_of,
     curves,
     finite,
-    jpeg,
-    model_name,
     percent,
     plot,
-    write_page,
+    safe_jpeg,
+    write_run_page,
 )
 from .metrics import Scores, measures
 
@@ -34,19 +33,15 @@ BINS = 15
 """As many as the calibration error has."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class Report(RunReport):
     """What a page is made of."""
 
-    title: str
-    """MODEL on DATA; the sentences call the model by what stands before "on"."""
     scores: Scores
     split: str
     """test or validation"""
     class_names: list[str]
     """K names"""
-    history: list[dict[str, float]]
-    """Rows of metrics.csv, an epoch each; shares from 0 to 1. May be empty."""
     probabilities: Tensor
     """(N, K)"""
     targets: Tensor
@@ -57,10 +52,6 @@ class Report:
     """Image i as RGB, of any size; if it raises, the page shows a placeholder."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
-    recipe: str
-    """YAML"""
-    facts: dict[str, str]
-    """What to know of the run by name; "command" is set apart."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +74,6 @@ def write_report(path: Path, report: Report) -> None:
     present = sorted((c for c in scores.classes if c.count), key=lambda c: c.f1)
     errors, unsure = _most_telling(report)
     values = {
-        "title": report.title,
-        "report": report,
-        "model": model_name(report.title),
         "common": common,
         "measures": measures(scores),
         "baseline": common.count / scores.count,
@@ -96,9 +84,8 @@ def write_report(path: Path, report: Report) -> None:
         "calibration": _calibration(report),
         "errors": [_card(report, i) for i in errors],
         "unsure": [_card(report, i) for i in unsure],
-        "facts": all_facts(report.facts, report.history),
     }
-    write_page(path, "tasks/classification/report.html", values)
+    write_run_page(path, "tasks/classification/report.html", report, values)
 
 
 def _training(history: list[dict[str, float]]) -> Passage | None:
@@ -191,13 +178,10 @@ def _card(report: Report, i: int) -> _Card:
     truth, answer = (report.class_names[int(label)] for label in (report.targets[i], k))
     right = int(k) == int(report.targets[i])
     alt = f"{file}: truth {truth}, prediction {answer}, {percent(confidence)} confident"
-    return _Card(file, _thumbnail(report.load_image, i, alt), truth, answer, right, confidence)
 
-
-def _thumbnail(load_image: Callable[[int], Image.Image], i: int, alt: str) -> Picture:
-    try:
-        image = load_image(i).convert("RGB")
+    def thumbnail() -> Image.Image:
+        image = report.load_image(i).convert("RGB")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return jpeg(image, alt)
-    except Exception:  # whatever ails one photo, the report is worth more than the photo
-        return Picture(alt)
+        return image
+
+    return _Card(file, safe_jpeg(thumbnail, alt), truth, answer, right, confidence)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...utils.errors import UserError
 from ..task import Summary, Task, check_paths, figure_lines, recipes_in
@@ -75,10 +75,6 @@ def _check_places(recipe: ClassificationRecipe) -> None:
     check_paths(recipe.val_data, recipe.test_data)
 
 
-def _top1(scores: Any) -> float:
-    return scores.top1.value
-
-
 CLASSIFICATION = Task(
     name=ClassificationRecipe.task,
     model="classifier",
@@ -90,7 +86,7 @@ CLASSIFICATION = Task(
     evaluate=_evaluate,
     summary=summary,
     headline="top-1",
-    figure=_top1,
+    figure=lambda scores: scores.top1.value,
     check_places=_check_places,
     check_data=check_data,
     default_data="elpv",

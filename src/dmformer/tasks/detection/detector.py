@@ -1,21 +1,18 @@
 """A trained detector with everything needed to use it, saved to and loaded from a folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ... import models as models  # registers them with timm
 from ...data.detections import Detections
 from ...data.palette import default_palette
-from ...models.weights import to_best_device
-from ...nn.fuse import fuse
 from ...utils.errors import UserError
-from ..build import load_model, save_model
+from ..build import Trained, load_model, save_model
 from ..config import TrainedFolder, folder_for, read_as
 from .frameworks.base import DetectionModel
 from .loaders import EvalTransform, eval_transform
@@ -30,9 +27,6 @@ class DetectorConfig:
     """How to build a detector, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: Arguments for `timm.create_model`.
-        framework: A key of `FRAMEWORKS`.
-        masks: Whether it predicts masks too.
         width, samples, queries: See `DetectionRecipe`; None for the detector's default, or if it has no such option.
         class_names, category_ids: Names, and the ids that annotations use, in the order of the labels.
         mean, std: Of the red, green and blue values.
@@ -67,7 +61,7 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(Trained):
     """A model with everything needed to use it; a `BoxPredictor`."""
 
     model: DetectionModel
@@ -87,17 +81,6 @@ class Detector:
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         return default_palette(len(self.config.class_names))
-
-    def for_inference(self) -> "Detector":
-        """The same detector, its backbone fused, on the GPU if there is one."""
-        model: Any = fuse(self.model)
-        fused = replace(self, model=model, form="PyTorch, fused")
-        fused.on_best_device()
-        return fused
-
-    def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
-        return to_best_device(self.model)
 
     def transform(self) -> EvalTransform:
         """The transform of an image: PIL to a normalised tensor (3, H', W')."""

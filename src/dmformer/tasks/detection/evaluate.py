@@ -18,20 +18,13 @@ from .model import detect
 
 @torch.inference_mode()
 def find_objects(
-    model: nn.Module,
-    loader: Iterable[tuple[list[Tensor], Tensor]],
-    boxes: BoxSet,
-    device: torch.device,
-    masks: bool,
+    model: nn.Module, loader: Iterable[tuple[list[Tensor], Tensor]], boxes: BoxSet, device: torch.device, masks: bool
 ) -> tuple[DetectionMeter, dict[int, Detections]]:
     """Detect the objects in the images of an `eval_boxes_loader`, and compare them with the true ones.
 
     Args:
         model: A detection model; it is in evaluation mode during the call.
         loader: A loader of `boxes`, or of one process's part of it.
-        boxes: The images and their true objects.
-        device: Device of the model.
-        masks: Whether masks are measured too.
 
     Returns:
         The measurements, and the detections for each image, by position, without masks.
@@ -64,7 +57,6 @@ def evaluate_boxes(
     Args:
         source: A run's best/ folder, or an open detector.
         data, images: As in training; if a folder has splits, its test split, else its validation split.
-        workers: Processes that read images.
         max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.

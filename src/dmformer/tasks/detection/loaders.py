@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import get_size
 
 from ...data.decode import BrokenImageError, decode, fitted_size
-from ..sampling import ShareSampler, StepSampler, loader_options, seeded
+from ..sampling import ShareSampler, StepSampler, loader_options, next_readable, seeded
 from .datasets import BoxSet
 
 BoxTarget = dict[str, Tensor]
@@ -99,10 +99,6 @@ def train_transform(
     Objects of less than a pixel are left out.
 
     Args:
-        sides: Lengths of the shorter side.
-        max_side: Maximum of the longer side.
-        hflip: Probability of a horizontal flip.
-        jitter: See above.
         photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
         mean, std: Of the red, green and blue values, 0 to 1.
     """
@@ -147,11 +143,7 @@ class BoxDataset(Dataset):
     `check_boxes` is replaced by the next readable one. In evaluation `boxes[epoch, i] -> (image, position)`.
 
     Args:
-        boxes: The images and their objects.
         transform: From `train_transform` in training, else from `eval_transform`.
-        training: See above.
-        seed: Seed of everything random.
-        masks: Whether targets have masks.
 
     Raises:
         BrokenImageError: In evaluation, for a broken image; in training, if none can be read.
@@ -173,7 +165,7 @@ class BoxDataset(Dataset):
         try:
             image, target = self._read(position)
         except BrokenImageError:
-            image, target = self._next_readable(position)
+            image, target = next_readable(self._read, position, len(self), "photo")
             position = ~position
         with seeded(self.seed, epoch, position):
             return *self.transform(image, target), position
@@ -203,14 +195,6 @@ class BoxDataset(Dataset):
         if self.masks:
             target["masks"] = tv_tensors.Mask(torch.from_numpy(objects.masks(*size)))
         return image, target
-
-    def _next_readable(self, position: int) -> tuple[Image.Image, BoxTarget]:
-        for step in range(1, len(self)):
-            try:
-                return self._read((position + step) % len(self))
-            except BrokenImageError:
-                continue
-        raise BrokenImageError("no photo of the set can be read")
 
 
 class GroupedSampler(StepSampler):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...data.detections import Detections
 from ...utils.extras import needs
 from ...utils.intervals import Score
+from ..measures import Measure
 
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
@@ -98,15 +99,23 @@ class DetectionScores:
         return asdict(self)
 
 
+def measures(scores: DetectionScores) -> list[Measure]:
+    """The measures of the report; the command prints those of boxes and masks in a table of its own."""
+    boxes, masks = scores.boxes, scores.masks
+    return [
+        Measure("", "AP", boxes.ap, "average precision, mean of IoU 0.5 to 0.95 and of classes"),
+        Measure("", "AP50", scores.ap50_interval, "where an overlap (IoU) of 0.5 is enough"),
+        Measure("", "AP75", boxes.ap75, "where an overlap of 0.75 is asked for"),
+        Measure("", "AR100", boxes.ar100, "objects found among 100 detections, mean as of AP"),
+        Measure("", "Mask AP", masks and masks.ap, "overlap of the masks and not of the boxes"),
+    ]
+
+
 class DetectionMeter:
     """Scores what is found in images, each of which is told once: torchmetrics' mean average precision.
 
     Crowds in the truth are regions in which detections count neither as right nor as wrong, and the truth's areas, not
     its boxes, tell small objects from large ones, as COCO has it.
-
-    Args:
-        class_names: K names.
-        masks: Whether masks are scored beside the boxes.
 
     Raises:
         UserError: Without the extra "det".
@@ -122,10 +131,7 @@ class DetectionMeter:
         """Add the image of this position in its set; a position that is there already changes nothing.
 
         Args:
-            position: From 0.
             found: With masks where masks are scored.
-            truth: Likewise.
-            size: Height and width of the image.
 
         Raises:
             ValueError: Without the masks that are to be scored.
@@ -314,16 +320,13 @@ class Mistake(StrEnum):
     NOTHING = "nothing there"
 
 
-def reasons(found: Detections, truth: "Annotations", matched: np.ndarray, iou: float = 0.5) -> list[Mistake | None]:
+def reasons(found: Detections, truth: "Annotations", matched: np.ndarray) -> list[Mistake | None]:
     """Why each detection is wrong; None for those that `match` gave an object or a crowd.
 
     Where several apply, the first in the order of `Mistake` (a reconstruction: TIDE has badly placed first).
 
     Args:
-        found: n detections.
-        truth: Of the same image.
-        matched: (n), the first answer of `match`.
-        iou: As given to `match`.
+        matched: (n), the first answer of `match` with its default IoU.
     """
     overlap = np.where(truth.crowd, 0.0, overlaps(found.boxes, truth.boxes, truth.crowd))
     same = found.labels[:, None] == truth.labels
@@ -332,9 +335,9 @@ def reasons(found: Detections, truth: "Annotations", matched: np.ndarray, iou: f
     for place, o, other in zip(matched.tolist(), own.tolist(), others.tolist(), strict=True):
         if place >= 0:
             told.append(None)
-        elif o >= iou:
+        elif o >= IOUS[IOU50]:
             told.append(Mistake.DUPLICATE)
-        elif other >= iou:
+        elif other >= IOUS[IOU50]:
             told.append(Mistake.WRONG_CLASS)
         elif o >= APART:
             told.append(Mistake.BADLY_PLACED)
@@ -350,11 +353,6 @@ def _interval(images: list[dict[str, Any]], counts: np.ndarray, resamples: int) 
 
     An image that is drawn twice makes precision rise in clumps, and AP takes the highest: most resamples have more than
     the set. The interval is that of their values, moved so that their median is the set's (a reconstruction).
-
-    Args:
-        images: N, as the meter keeps them.
-        counts: (N, K), objects.
-        resamples: Of the bootstrap.
     """
     N, K = counts.shape
     classes = _by_class(images, K)

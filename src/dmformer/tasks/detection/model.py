@@ -27,6 +27,7 @@ FRAMEWORKS: dict[str, Callable[..., DetectionModel]] = {
     "sparse_rcnn": sparse_rcnn,
     "dino": dino,
 }
+"""Each makes a detector from the backbone and the channels of `open_backbone`, and the number of classes."""
 FRAMEWORK_NAMES = {
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade Mask R-CNN",
@@ -54,11 +55,7 @@ def detection_model(
     """A backbone from dmformer or timm with a detector over it.
 
     Args:
-        name: timm's name of the backbone.
-        num_classes: K.
-        framework: One of `FRAMEWORKS`.
         weights: Weights of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: Arguments for `timm.create_model`.
         arguments: The detector's own arguments, such as `masks` of Mask R-CNN or `queries` of DINO.
 
     Raises:
@@ -78,8 +75,6 @@ def detect(
     """Detections of a model in evaluation mode for images (3, H', W'), in the pixels of the original images.
 
     Args:
-        model: A detection model.
-        images: Normalised and resized.
         sizes: Height and width of the original images.
         threshold: Minimum score; objects below it cost no mask.
     """

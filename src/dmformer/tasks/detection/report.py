@@ -22,22 +22,21 @@ from ...report.page import (
     PhotoRow,
     Picture,
     Plot,
+    RunReport,
     Theme,
-    all_facts,
     class_list,
     column,
     css,
     finite,
     history_plot,
-    jpeg,
-    model_name,
     number,
     percent,
     plot,
+    safe_jpeg,
     worst_to_best,
-    write_page,
+    write_run_page,
 )
-from .metrics import APART, RECALLS, ClassAP, DetectionScores, Mistake, match, overlaps, reasons
+from .metrics import APART, RECALLS, ClassAP, DetectionScores, Mistake, match, measures, overlaps, reasons
 
 if TYPE_CHECKING:
     from .datasets import Annotations
@@ -62,12 +61,10 @@ _MEANINGS = {
 }
 
 
-@dataclass(frozen=True)
-class DetectionReport:
-    """What a page is made of."""
+@dataclass(frozen=True, kw_only=True)
+class DetectionReport(RunReport):
+    """What a page is made of; columns of its history that begin with "train_" are the loss and its parts."""
 
-    title: str
-    """MODEL on DATA; the sentences call the model by what stands before "on"."""
     scores: DetectionScores
     split: str
     """test or validation"""
@@ -75,9 +72,6 @@ class DetectionReport:
     """K names"""
     palette: Palette
     """K colours (red, green, blue; 0 to 255)"""
-    history: list[dict[str, float]]
-    """Rows of metrics.csv, by epoch; shares from 0 to 1, nan where nothing was measured. Columns that begin with
-    "train_" are parts of the loss, but for "train_loss" itself. May be empty."""
     image_names: list[str]
     """N names"""
     found: list[Detections]
@@ -90,10 +84,6 @@ class DetectionReport:
     """What is found on image i with its masks; None of a detector of boxes alone."""
     faults: list[tuple[str, str]]
     """What of the annotations or the photos was left out, with the reason."""
-    recipe: str
-    """YAML"""
-    facts: dict[str, str]
-    """What to know of the run by name; "command" is set apart."""
 
 
 def write_detection_report(path: Path, report: DetectionReport) -> None:
@@ -105,9 +95,7 @@ def write_detection_report(path: Path, report: DetectionReport) -> None:
     missed = [(i, int(k)) for i, each in enumerate(judged.missed) for k in each]
     groups = worst_to_best(f1 := _f1(report, judged), PICTURES)
     values = {
-        "title": report.title,
-        "report": report,
-        "model": model_name(report.title),
+        "measures": measures(scores),
         "threshold": f"{100 * judged.threshold:.0f}\u00a0%",
         "hits": sum(judged.hits(report.found)),
         "kinds": Counter(reason for _, _, reason in wrong).most_common(),
@@ -127,9 +115,8 @@ def write_detection_report(path: Path, report: DetectionReport) -> None:
             heading: [_pair(report, i, judged.threshold, f1[i]) for i in indices] for heading, indices in groups.items()
         },
         "legend": _legend(report, [i for indices in groups.values() for i in indices]),
-        "facts": all_facts(report.facts, report.history),
     }
-    write_page(path, "tasks/detection/report.html", values)
+    write_run_page(path, "tasks/detection/report.html", report, values)
 
 
 @dataclass(frozen=True)
@@ -240,11 +227,11 @@ def _mean_curves(scores: DetectionScores) -> Plot | None:
 def _class_curves(scores: DetectionScores) -> list[tuple[ClassAP, Plot]]:
     """Of each class, if they are few."""
     scored = [(c, line) for c, line in zip(scores.classes, scores.curves.classes, strict=True) if line is not None]
-    return [(c, _class_curve(c, line)) for c, line in scored] if 1 < len(scored) <= CURVES else []
 
+    def curve(c: ClassAP, line: list[float]) -> Plot:
+        return plot(lambda a, t: _precision_curves(a, t, {"": line}), f"Precision of {c.name} by recall.", (2.9, 2.2))
 
-def _class_curve(c: ClassAP, line: list[float]) -> Plot:
-    return plot(lambda a, t: _precision_curves(a, t, {"": line}), f"Precision of {c.name} by recall.", (2.9, 2.2))
+    return [(c, curve(c, line)) for c, line in scored] if 1 < len(scored) <= CURVES else []
 
 
 def _precision_curves(axes: Axes, theme: Theme, lines: dict[str, list[float]]) -> None:
@@ -335,10 +322,7 @@ def _key(report: DetectionReport, label: int) -> ClassKey:
 
 
 def _picture(report: DetectionReport, i: int, drawn: Callable[[Image.Image], Image.Image], alt: str) -> Picture:
-    try:
-        return jpeg(drawn(report.load(i).convert("RGB")), alt)
-    except Exception:  # whatever ails one photo, the report is worth more than the photo
-        return Picture(alt)
+    return safe_jpeg(lambda: drawn(report.load(i).convert("RGB")), alt)
 
 
 def _cropped(photo: Image.Image, box: np.ndarray) -> tuple[Image.Image, tuple[int, int], float]:

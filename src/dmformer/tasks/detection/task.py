@@ -50,10 +50,6 @@ def _summary(scores: "DetectionScores", split: str) -> Summary:
     return Summary(lines, ["class", "AP", "AP50", "AR", "objects"], rows)
 
 
-def _ap(scores: Any) -> float:
-    return scores.boxes.ap or 0.0
-
-
 def _check_places(recipe: DetectionRecipe) -> None:
     check_paths(recipe.data, recipe.images)
 
@@ -79,7 +75,7 @@ DETECTION = Task(
     evaluate=_evaluate,
     summary=_summary,
     headline="AP",
-    figure=_ap,
+    figure=lambda scores: scores.boxes.ap or 0.0,
     check_places=_check_places,
     photos=_photos,
     options=("images", "threshold", "out", "overwrite"),

@@ -27,14 +27,7 @@ from ..progress import Progress, run_facts
 from .datasets import check_boxes, open_boxes
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
 from .evaluate import find_objects
-from .loaders import (
-    BoxDataset,
-    GroupedSampler,
-    eval_boxes_loader,
-    eval_transform,
-    train_boxes_loader,
-    train_transform,
-)
+from .loaders import BoxDataset, GroupedSampler, eval_boxes_loader, eval_transform, train_boxes_loader, train_transform
 from .metrics import DetectionScores
 from .model import BOX_NAMES, FRAMEWORK_NAMES, WITH_MASKS, DetectionModel
 from .recipes import DetectionRecipe
@@ -142,13 +135,7 @@ class DetectionJob:
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         recipe, config, boxes = self.recipe, self.config(), self.splits.train
         transform = train_transform(
-            recipe.sides,
-            recipe.max_side,
-            recipe.hflip,
-            recipe.jitter,
-            recipe.photometric,
-            config.mean,
-            config.std,
+            recipe.sides, recipe.max_side, recipe.hflip, recipe.jitter, recipe.photometric, config.mean, config.std
         )
         sampler = GroupedSampler(boxes.sizes, recipe.batch_size, rank, world, recipe.seed, self.every)
         self.updates = max(len(sampler) // recipe.accumulate, 1)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...utils.intervals import Score
+from ..measures import Measure
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,13 @@ class PretrainingScores:
     def to_dict(self) -> dict[str, Any]:
         """As plain lists and dictionaries, for JSON."""
         return asdict(self)
+
+
+def measures(scores: PretrainingScores) -> list[Measure]:
+    """The measures that summarise scores: agreement with the teacher, then the probe's."""
+    linear, knn = (scores.probe.linear, scores.probe.knn) if scores.probe else (None, None)
+    return [
+        Measure("agreement", "Agreement", scores.agreement, "first answer is the teacher's"),
+        Measure("linear probe", "Linear probe", linear, "frozen features, a linear classifier"),
+        Measure("nearest neighbours", "Nearest neighbours", knn, "frozen features, a vote of the 20 nearest"),
+    ]

@@ -38,7 +38,6 @@ def pooled_features(
     Args:
         model: Has `forward_features` and `forward_head`; in evaluation mode.
         loader: Images (B, 3, H, W), labels (B), positions (B), negative for broken images.
-        device: Device of the model.
         progress: Wraps the loader, to show how far it has got.
     """
     net: Any = model

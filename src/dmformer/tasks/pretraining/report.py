@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...report.page import Picture, Plot, all_facts, history_plot, jpeg, model_name, write_page
-from .metrics import PretrainingScores
+from ...report.page import Picture, Plot, RunReport, history_plot, jpeg, write_run_page
+from .metrics import PretrainingScores, measures
 
 THUMBNAIL = 128
 
@@ -22,38 +22,28 @@ class Neighbours:
     nearest: list[Shown]
 
 
-@dataclass(frozen=True)
-class PretrainingReport:
-    """What a page is made of."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainingReport(RunReport):
+    """What a page is made of; its title is MODEL pretrained on DATA."""
 
-    title: str
-    """MODEL pretrained on DATA"""
     scores: PretrainingScores
     teacher: str | None
-    history: list[dict[str, float]]
-    """Rows of metrics.csv, an epoch each; shares from 0 to 1."""
     neighbours: list[Neighbours]
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
-    recipe: str
-    """YAML"""
-    facts: dict[str, str]
-    """What to know of the run by name; "command" is set apart."""
 
 
 def write_pretraining_report(path: Path, report: PretrainingReport) -> None:
     """Write the page to `path`, whole or not at all."""
     sources = report.scores.sources
     values = {
-        "title": report.title,
-        "report": report,
-        "model": model_name(report.title.replace(" pretrained", " on")),
+        "model": report.title.split(" pretrained on ")[0],
+        "measures": measures(report.scores),
         "mean_top1": sum(source.top1.value for source in sources) / len(sources) if sources else None,
         "plots_of_training": _training(report.history),
         "rows": [[_photo(shown) for shown in (row.query, *row.nearest)] for row in report.neighbours],
-        "facts": all_facts(report.facts, report.history),
     }
-    write_page(path, "tasks/pretraining/report.html", values)
+    write_run_page(path, "tasks/pretraining/report.html", report, values)
 
 
 def _training(history: list[dict[str, float]]) -> list[Plot]:

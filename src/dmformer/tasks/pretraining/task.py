@@ -20,14 +20,18 @@ def _job(recipe: PretrainingRecipe) -> "PretrainingJob":
 
 
 def _summary(scores: "PretrainingScores", split: str) -> Summary:
+    from ..measures import lines_of
+    from .metrics import measures
+
+    agreement, *probed = lines_of(measures(scores))
     sources = ((source.name, source.top1) for source in scores.sources)
     lines = [
         f"{scores.count} images ({split}), after {scores.images_seen:,} images seen",
-        *figure_lines(("agreement", scores.agreement), *sources),
+        *figure_lines(agreement, *sources),
     ]
     if (probe := scores.probe) is not None:
         lines.append(f"{probe.test_images} images of {probe.data}, features frozen")
-        lines += figure_lines(("linear probe", probe.linear), ("nearest neighbours", probe.knn))
+        lines += figure_lines(*probed)
     return Summary(lines)
 
 

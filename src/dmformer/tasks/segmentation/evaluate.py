@@ -46,9 +46,6 @@ def count_pixels(
     Args:
         model: A segmentation model; it is in evaluation mode during the call.
         loader: Images (1, 3, H, W), masks (1, H', W') and positions.
-        num_classes: K.
-        device: Device of the model.
-        window, scales, flip: See `predict_probabilities`.
     """
     training = model.training
     model.eval()
@@ -92,7 +89,6 @@ def evaluate_masks(
         source: A run's best/ folder, or an open segmenter.
         data, masks: As in training; if a folder has splits, its test split, else its validation split.
         reduce_zero_label, ignore_index: How its masks store ids; by default as the training masks.
-        workers: Processes that read images.
         max_broken: Maximum fraction of faulty pairs, which are left out; above it, no scores are returned.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: For multi-scale testing; see `predict_probabilities`.

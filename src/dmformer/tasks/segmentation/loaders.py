@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ...data.decode import BrokenImageError, decode
-from ..sampling import ShareSampler, loader_options, seeded
+from ..sampling import ShareSampler, loader_options, next_readable, seeded
 from .datasets import Pairs
 from .masks import IGNORE, StrangeLabelError, read_mask
 
@@ -36,7 +36,6 @@ class ScaledCrop(v2.Transform):
     then cropping. If the resized image is smaller than the crop in one direction, all of it is kept in that direction.
 
     Args:
-        crop: Side of the crop in pixels.
         resize: Shorter side of the image at factor 1; None is its own.
         scale: Range of the factor, drawn uniformly.
         largest_share: Maximum fraction of the labelled pixels that one class may cover; after `TRIES` the last crop is
@@ -96,10 +95,8 @@ def train_transform(
     A small image is padded, on any side, with the mean colour, and its ids with `IGNORE`.
 
     Args:
-        crop: Side of the crop in pixels.
         resize: Shorter side of the image before the random factor; None keeps its size.
         scale: Range of the random factor on that size; the aspect ratio is kept.
-        hflip: Probability of a horizontal flip.
         photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
         largest_share: Maximum fraction of a crop's labelled pixels that one class may cover; up to ten crops are tried.
         mean, std: Of the red, green and blue values, 0 to 1.
@@ -149,7 +146,7 @@ class PairSet(Dataset):
         except BrokenImageError:
             if not self.training:
                 raise
-            image, ids = self._next_readable(position)
+            image, ids = next_readable(self.picture, position, len(self), "pair")
             position = ~position
         with seeded(self.seed, epoch, position):
             return *self.transform(image, tv_tensors.Mask(torch.from_numpy(ids))), position
@@ -168,14 +165,6 @@ class PairSet(Dataset):
                 f"{name}: is {image.size[0]}x{image.size[1]}, its mask {ids.shape[1]}x{ids.shape[0]}"
             )
         return image, ids
-
-    def _next_readable(self, position: int):
-        for step in range(1, len(self)):
-            try:
-                return self.picture((position + step) % len(self))
-            except BrokenImageError:
-                continue
-        raise BrokenImageError("no pair of the set can be read")
 
 
 def train_pairs_loader(

@@ -61,7 +61,6 @@ def score_masks(confusion: Tensor, counts: Tensor, class_names: list[str], resam
     Args:
         confusion: (K, K), int64: pixels by truth and prediction, summed over the images.
         counts: (N, 3, K), int64: of each image and class the pixels that are right, true and predicted.
-        class_names: The K names.
         resamples: Of the bootstrap; 0 for none, when the interval is as wide as can be.
 
     The IoU of a class is that of all its pixels in the set, not a mean of images. mIoU is the mean over the classes

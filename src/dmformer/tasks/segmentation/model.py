@@ -78,9 +78,6 @@ def semantic_fpn(
     """Semantic FPN (Panoptic Feature Pyramid Networks, section 3.1), segmentation_models_pytorch's `FPN` decoder.
 
     Args:
-        backbone: See `SegmentationModel`.
-        channels: Channels of its four maps.
-        num_classes: K.
         width: Channels of the pyramid (256 in the paper); the segmentation branch has half as many.
         dropout: Rate of channel dropout before the last convolution (a reconstruction: 0.1, as UperNet's).
     """
@@ -104,9 +101,6 @@ def upernet(
     """UperNet (Unified Perceptual Parsing, section 3.1) with an auxiliary FCN head on stride 16: transformers' heads.
 
     Args:
-        backbone: See `SegmentationModel`.
-        channels: Channels of its four maps.
-        num_classes: K.
         width: Channels of the head; the auxiliary head has 256.
         dropout: Rate of channel dropout before the last convolutions, which transformers leaves out.
     """
@@ -166,13 +160,8 @@ def segmentation_model(
     """A backbone from dmformer or timm with a head on it.
 
     Args:
-        name: timm's name of the backbone.
-        num_classes: K.
-        head: `semantic_fpn` or `upernet`.
         weights: Weights of the backbone as a classifier, under the names of its `state_dict`; its head is not needed.
-        backbone_args: Arguments for `timm.create_model`.
         width: Width of the head; None is the head's default.
-        dropout: Dropout of the head.
 
     Raises:
         UserError: The backbone lacks maps at strides 4, 8, 16 and 32, or does not accept these arguments.
@@ -225,8 +214,6 @@ def predict_probabilities(
     """Class probabilities of every pixel of one image (1, 3, H, W) -> (1, K, H, W).
 
     Args:
-        model: A segmentation model in evaluation mode.
-        image: Normalised.
         window: Side of the sliding window; logits are averaged where windows overlap. None predicts the whole image,
             and one window that covers the image gives the same result. For a backbone that accepts a single image size,
             the window has that size.
@@ -258,8 +245,6 @@ def likeliest(
     Works on a few classes at a time: all of ADE20K's for a photo of 12 megapixels would take 7 GB.
 
     Args:
-        probabilities: Of the classes.
-        size: H and W.
         targets: (1, H, W), ids of classes whose probability (1, H, W) is returned too.
     """
     step = max(AT_ONCE // (size[0] * size[1]), 1)

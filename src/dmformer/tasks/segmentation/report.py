@@ -16,7 +16,7 @@ from ...report.page import (
     Passage,
     PhotoRow,
     Picture,
-    all_facts,
+    RunReport,
     class_list,
     column,
     confusion_of,
@@ -24,10 +24,9 @@ from ...report.page import (
     finite,
     history_plot,
     jpeg,
-    model_name,
     percent,
     worst_to_best,
-    write_page,
+    write_run_page,
 )
 from .metrics import SegmentationScores, measures
 
@@ -40,12 +39,10 @@ NAMED = 3
 """Most classes that a picture's alternative text tells."""
 
 
-@dataclass(frozen=True)
-class SegmentationReport:
-    """What a page is made of."""
+@dataclass(frozen=True, kw_only=True)
+class SegmentationReport(RunReport):
+    """What a page is made of; its history has a row for each validation."""
 
-    title: str
-    """MODEL on DATA; the sentences call the model by what stands before "on"."""
     scores: SegmentationScores
     split: str
     """test or validation"""
@@ -53,8 +50,6 @@ class SegmentationReport:
     """K names"""
     palette: Palette
     """K colours (red, green, blue; 0 to 255)"""
-    history: list[dict[str, float]]
-    """Rows of metrics.csv, by iteration; shares from 0 to 1, nan where nothing was measured. May be empty."""
     image_names: list[str]
     """N names"""
     image_ious: list[float]
@@ -64,10 +59,6 @@ class SegmentationReport:
     shows placeholders."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
-    recipe: str
-    """YAML"""
-    facts: dict[str, str]
-    """What to know of the run by name; "command" is set apart."""
 
 
 def write_segmentation_report(path: Path, report: SegmentationReport) -> None:
@@ -78,9 +69,6 @@ def write_segmentation_report(path: Path, report: SegmentationReport) -> None:
     groups, occurring = _pictures(report)
     keys = [ClassKey(*each) for each in zip(report.class_names, colours, strict=True)]
     values = {
-        "title": report.title,
-        "report": report,
-        "model": model_name(report.title),
         "common": common,
         "measures": measures(scores),
         # Called everywhere, it has its share as IoU; the other classes that are there have none.
@@ -92,9 +80,8 @@ def write_segmentation_report(path: Path, report: SegmentationReport) -> None:
         "groups": groups,
         # Of all classes, or if they are many of those in the pictures.
         "legend": [key for k, key in enumerate(keys) if len(keys) <= MATRIX_CLASSES or k in occurring],
-        "facts": all_facts(report.facts, report.history, "rows of metrics.csv"),
     }
-    write_page(path, "tasks/segmentation/report.html", values)
+    write_run_page(path, "tasks/segmentation/report.html", report, values, "rows of metrics.csv")
 
 
 def _figures(n: int, share: float) -> tuple[str, str]:

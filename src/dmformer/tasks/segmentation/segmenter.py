@@ -1,7 +1,7 @@
 """A trained segmenter with everything needed to use it, saved to and loaded from a folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ... import models as models  # registers them with timm
-from ...models.weights import to_best_device
-from ...nn.fuse import fuse
 from ...utils.errors import UserError
-from ..build import load_model, save_model
+from ..build import Trained, load_model, save_model
 from ..config import TrainedFolder, folder_for, read_as
 from .loaders import PairTransform, eval_transform
 from .masks import IGNORE
@@ -30,7 +28,6 @@ class SegmenterConfig:
     """How to build a segmenter, and what it needs; stored as config.json.
 
     Attributes:
-        backbone, backbone_args: Arguments for `timm.create_model`.
         head, width, dropout: A key of `HEADS`, and its arguments; None is the head's default width.
         class_names, palette: Names and colours (red, green, blue), in the order of the ids.
         mean, std: Of the red, green and blue values.
@@ -67,7 +64,7 @@ class SegmenterConfig:
 
 
 @dataclass(frozen=True)
-class Segmenter:
+class Segmenter(Trained):
     """A model with everything needed to use it; a `MaskPredictor`."""
 
     model: SegmentationModel
@@ -83,17 +80,6 @@ class Segmenter:
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         return self.config.palette
-
-    def for_inference(self) -> "Segmenter":
-        """The same segmenter, fused, on the GPU if there is one."""
-        model: Any = fuse(self.model)
-        fused = replace(self, model=model, form="PyTorch, fused")
-        fused.on_best_device()
-        return fused
-
-    def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
-        return to_best_device(self.model)
 
     def transform(self) -> PairTransform:
         """The transform of an image, with or without its mask: PIL to a normalised tensor (3, H', W')."""

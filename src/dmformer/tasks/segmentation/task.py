@@ -47,10 +47,6 @@ def _summary(scores: "SegmentationScores", split: str) -> Summary:
     )
 
 
-def _miou(scores: Any) -> float:
-    return scores.miou.value
-
-
 def _check_places(recipe: SegmentationRecipe) -> None:
     check_paths(recipe.data, recipe.masks)
 
@@ -75,7 +71,7 @@ SEGMENTATION = Task(
     evaluate=_evaluate,
     summary=_summary,
     headline="mIoU",
-    figure=_miou,
+    figure=lambda scores: scores.miou.value,
     check_places=_check_places,
     options=("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "out", "overwrite"),
     check_options=_check_options,

@@ -29,6 +29,8 @@ from .views import Photos, View, Views
 FORMAT = 1
 """Version of the folder's format."""
 
+BATCH = 32
+
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps an iterable, to show how far it has got; the string says what it is doing."""
 
@@ -38,7 +40,6 @@ class Cache:
 
     Args:
         rows: (V, N) rows of `row_type`, of V views of N photos.
-        photos: The N images.
     """
 
     def __init__(self, rows: np.ndarray, photos: Photos) -> None:
@@ -90,7 +91,6 @@ def open_cache(
     number: int,
     kept: int,
     features: bool,
-    batch_size: int = 32,
     workers: int | None = None,
     answer: Callable[[Tensor], Answers] | None = None,
     progress: Progress = lambda items, what: items,
@@ -98,16 +98,9 @@ def open_cache(
     """Open the cache in a folder, and write what is missing.
 
     Args:
-        folder: Created if missing.
         photos: All images that may be trained on.
-        teacher: The teacher whose outputs are cached.
-        views: How the views are drawn.
         number: V, the number of views of each image.
-        kept: Number of probabilities kept per output.
-        features: Whether the teacher's pooled features are kept too.
-        batch_size, workers: For reading.
         answer: Computes missing outputs instead of the teacher; by default the teacher does.
-        progress: Shows how far the writing has got.
 
     Raises:
         UserError: A cache of other images or views or of another teacher; a folder that cannot be written.
@@ -131,7 +124,7 @@ def open_cache(
                 file.truncate(rows * kind.itemsize)  # an incomplete row
                 file.seek(0, 2)
                 views_left = _ViewsLeft(photos, views, teacher, int(rows), number * len(photos))
-                loader = DataLoader(views_left, batch_size, **loader_options(workers, False))
+                loader = DataLoader(views_left, BATCH, **loader_options(workers, False))
                 for batch in progress(loader, "asking the teacher"):
                     file.write(_rows(answer or teacher, batch, kind).tobytes())
     except OSError as error:

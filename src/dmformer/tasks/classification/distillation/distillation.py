@@ -31,7 +31,6 @@ class Distillation:
     Args:
         recipe: Only its teacher options, crops and augmentation are used here.
         train, val: Parts of the data sets, one per set, to train on and to validate on.
-        names: Names of the data sets.
 
     Raises:
         UserError: No such teacher, a teacher without the required features, or a set that is a stream.

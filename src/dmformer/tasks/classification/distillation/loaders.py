@@ -30,17 +30,12 @@ class ViewSet(Dataset):
     is then ~i. The same applies to an image that differs from the one the teacher saw; `reason` tells them apart.
 
     Args:
-        photos: Where the images are read.
-        indices: (N), of the images in `photos`.
         labels, sources: (N).
         views: How views are drawn if there is no cache.
         sizes: H = W in pixels of each epoch's images; later epochs use the last one.
         appearance: Maps the view (PIL) to the image, without changing its size.
-        interpolation: For resizing.
-        cache: The teacher's outputs.
         teacher: (S, interpolation) of a teacher that runs at every step.
         training: Whether broken images are replaced.
-        seed: Seed of the appearance.
     """
 
     def __init__(

@@ -25,9 +25,7 @@ class Student(nn.Module):
     dictionary: "classes" (B, K), and (B, n) for every additional layer.
 
     Args:
-        model: A timm classifier.
         heads: Sizes n of the additional layers, by name.
-        heads: Sizes n of the further layers, by name.
     """
 
     def __init__(self, model: nn.Module, heads: Mapping[str, int]) -> None:
@@ -97,7 +95,6 @@ def whole_distribution(classes: Tensor, probabilities: Tensor, num_classes: int)
     Args:
         classes: (B, k), the classes of the probabilities.
         probabilities: (B, k).
-        num_classes: C.
     """
     probabilities = probabilities.float()
     kept = probabilities.shape[1]
@@ -113,7 +110,6 @@ def soft_label_loss(logits: Tensor, probabilities: Tensor, temperature: float = 
     Args:
         logits: (B, C), the student's.
         probabilities: (B, C), the teacher's; p^(1/T) is normalised to sum to 1.
-        temperature: T.
     """
     wanted = (probabilities.clamp(min=1e-12).log() / temperature).log_softmax(1)
     found = (logits.float() / temperature).log_softmax(1)

@@ -41,9 +41,7 @@ class Teacher:
     """A trained classifier to learn from.
 
     Attributes:
-        name: As given by the user.
         answer: Maps images (B, 3, S, S), 0 to 1, to logits (B, C) and pooled features (B, D), or None for those.
-        class_names: C names.
         image_size: S, in pixels.
         interpolation: For resizing to it.
         num_features: D, or None if the features are not available.

@@ -58,7 +58,6 @@ class Views:
         scale: Area of the crop, as fractions of the image.
         ratio: Width over height of the crop.
         hflip, vflip: Probabilities of mirroring.
-        seed: Seed of the draws.
     """
 
     scale: tuple[float, float]
@@ -90,7 +89,6 @@ class Photos:
     """The images of several data sets in one sequence.
 
     Args:
-        splits: Parts of the data sets.
         names: Names of the data sets; they distinguish images of the same name.
         whole: Include each set's whole reader, whichever of its images a part uses: an image's index then does not
             depend on how the set is split.

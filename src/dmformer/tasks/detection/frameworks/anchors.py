@@ -16,7 +16,6 @@ class Anchors(nn.Module):
     Args:
         sizes: Sizes of the anchors of each level, square roots of areas in pixels.
         ratios: Height divided by width, for each size.
-        strides: Stride of each level in pixels.
     """
 
     def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]) -> None:

@@ -27,13 +27,7 @@ MARGIN = 0.01
 
 
 def atss(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> "ATSS":
-    """ATSS over a backbone.
-
-    Args:
-        backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
-        width: Channels of the pyramid and of the head.
-    """
+    """ATSS over a backbone."""
     extra = convolved(channels, on_output=True, width=width)
     return ATSS(Pyramid(backbone, channels, 1, extra, width), num_classes)
 
@@ -91,7 +85,6 @@ class ATSS(DenseDetector):
             logits, deltas, centerness: From `answers`.
             anchors: (N, 4).
             matched: (B, N), for each anchor the index of its object, -1 for none.
-            targets: For each image.
         """
         image, place = (matched >= 0).nonzero(as_tuple=True)
         own = [(target, index[index >= 0]) for target, index in zip(targets, matched, strict=True)]
@@ -117,7 +110,6 @@ class BoxHead(FCOSRegressionHead):
 
     Args:
         in_channels: C, a multiple of 32.
-        levels: Number of levels of the pyramid.
     """
 
     def __init__(self, in_channels: int, levels: int) -> None:
@@ -144,7 +136,6 @@ def assign(anchors: Tensor, counts: Sequence[int], boxes: Tensor, nearest: int =
         anchors: (N, 4), by level.
         counts: Number of anchors per level, N in all.
         boxes: (n, 4), the objects' boxes.
-        nearest: Candidates per level.
     """
     if not len(boxes):
         return anchors.new_full((len(anchors),), -1, dtype=torch.int64)

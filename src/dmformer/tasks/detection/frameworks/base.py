@@ -50,10 +50,10 @@ class DetectionModel(nn.Module):
         raise NotImplementedError
 
 
-def batched(images: Sequence[Tensor], multiple: int = MULTIPLE) -> ImageList:
+def batched(images: Sequence[Tensor]) -> ImageList:
     """Images of any sizes as one batch, padded with zeros at the right and the bottom."""
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    height, width = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), 3, height, width)
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[-2], : image.shape[-1]] = image

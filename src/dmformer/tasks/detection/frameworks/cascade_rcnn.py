@@ -16,17 +16,15 @@ from .base import DetectionModel, Found, Target
 from .mask_rcnn import (
     BOX_SIDE,
     HIDDEN,
-    MASK_SIDE,
     PROPOSALS,
     SAMPLES,
     BoxPredictor,
-    MaskPredictor,
     labelled_from_0,
     labelled_from_1,
-    mask_head,
     region_proposals,
+    roi_settings,
 )
-from .pyramid import WIDTH, Pyramid, RoIPool, pooled
+from .pyramid import WIDTH, Pyramid, pooled
 
 IOUS = [0.5, 0.6, 0.7]
 """Minimum IoU at which a box is positive, stage by stage (Cascade R-CNN, section 4.2)."""
@@ -62,8 +60,6 @@ def cascade_rcnn(
     """Cascade Mask R-CNN over a backbone (Cascade R-CNN, sections 4 and 5; masks as in its longer version, section 5).
 
     Args:
-        backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
         masks: False is Cascade R-CNN.
         proposals: Number of regions per image that the first stage gets.
         samples: Number of these that each stage learns from, at most a quarter of them on objects.
@@ -82,9 +78,6 @@ class CascadeRCNN(DetectionModel):
     In evaluation, scores and masks are means over the heads of all stages, on the boxes of the last one.
 
     Args:
-        pyramid: Levels P2 to P6.
-        proposals: See `mask_rcnn.region_proposals`.
-        stages: From first to last.
         box_loss: Loss of the boxes; its sum is divided by the number of all samples.
     """
 
@@ -160,34 +153,15 @@ class Stage(RoIHeads):
     The box head has four convolutions with batch norm and one hidden layer ("4conv1fc"). The papers that use these
     backbones name it together with GIoU; the norm, over the boxes of all images, is a reconstruction. Deltas are shared
     by all classes (Cascade R-CNN, section 5.1); the size published with SMT-S, 78 M, includes deltas for each class.
-
-    Args:
-        num_classes: K.
-        iou: Minimum overlap at which a box is positive.
-        coder_weights: Weights of the deltas.
-        masks: Whether it has a mask head.
-        samples: See `cascade_rcnn`.
     """
 
     def __init__(
         self, num_classes: int, iou: float, coder_weights: tuple[float, float, float, float], masks: bool, samples: int
     ) -> None:
-        super().__init__(
-            box_roi_pool=RoIPool(BOX_SIDE),
-            box_head=FastRCNNConvFCHead((WIDTH, BOX_SIDE, BOX_SIDE), [WIDTH] * 4, [HIDDEN], nn.BatchNorm2d),
-            box_predictor=BoxPredictor(num_classes, class_agnostic=True),
-            fg_iou_thresh=iou,
-            bg_iou_thresh=iou,
-            batch_size_per_image=samples,
-            positive_fraction=0.25,
-            bbox_reg_weights=coder_weights,
-            score_thresh=0.05,
-            nms_thresh=0.5,
-            detections_per_img=100,
-            mask_roi_pool=RoIPool(MASK_SIDE) if masks else None,
-            mask_head=mask_head() if masks else None,
-            mask_predictor=MaskPredictor(num_classes) if masks else None,
-        )
+        box_head = FastRCNNConvFCHead((WIDTH, BOX_SIDE, BOX_SIDE), [WIDTH] * 4, [HIDDEN], nn.BatchNorm2d)
+        box_predictor = BoxPredictor(num_classes, class_agnostic=True)
+        settings = roi_settings(num_classes, iou, coder_weights, masks, samples)
+        super().__init__(box_head=box_head, box_predictor=box_predictor, **settings)
 
     def answers(self, maps: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[Size]) -> tuple[Tensor, Tensor]:
         """Logits (N, 1 + K) and deltas (N, 4) of the boxes of all images."""

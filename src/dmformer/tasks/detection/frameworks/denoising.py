@@ -27,7 +27,6 @@ class Denoising:
         boxes: (B, M, 4), noisy.
         wanted_labels: (B, M), targets: a class, `num_classes` for no object, or `IGNORED`.
         wanted_boxes: (B, M, 4), likewise.
-        groups: Number of groups.
     """
 
     labels: Tensor
@@ -53,7 +52,6 @@ def denoising(
     Args:
         labels: (n) for each image, from 0.
         boxes: (n, 4) for each image, as fractions of it: centre, width and height.
-        num_classes: K.
         pairs: Approximate number of pairs of positives and negatives: as many groups as fit, but at least one.
         box_noise: The paper's lambda 1; lambda 2 is twice as much.
         label_noise: Half of this fraction of the labels is replaced by random ones, as in the authors' code.

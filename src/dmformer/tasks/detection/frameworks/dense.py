@@ -15,7 +15,6 @@ class DenseDetector(DetectionModel):
     """A detector that implements `candidates`, which is also what is exported.
 
     Args:
-        num_classes: K.
         selection: How objects are selected from the candidates.
         strides, per_place, queries: See `candidates_by_level`.
     """

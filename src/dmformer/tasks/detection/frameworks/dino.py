@@ -33,9 +33,6 @@ def dino(backbone: nn.Module, channels: Sequence[int], num_classes: int, queries
     """DINO with 4 scales (Zhang et al. 2022): strides 8, 16, 32 and 64.
 
     Args:
-        backbone: From `models.features.open_backbone`.
-        channels: Channels of its four maps.
-        num_classes: K.
         queries: Number of boxes that the decoder refines; an image with fewer places has one per place.
     """
     return Dino(backbone, channels, num_classes, queries)
@@ -79,10 +76,6 @@ class Dino(DenseDetector):
     Every layer has its own two heads, as in MMDetection; the authors' code shares one pair in the whole decoder.
 
     Args:
-        backbone: From `models.features.open_backbone`.
-        channels: Channels of its four maps.
-        num_classes: K.
-        queries: Number of boxes that the decoder refines.
         layers: Number of layers of the encoder, and of the decoder.
     """
 
@@ -327,10 +320,8 @@ def answer_losses(answer: Answer, labels: Tensor, boxes: Tensor, count: Tensor) 
     """Focal, L1 and generalised IoU loss, summed over the queries, with their weights, divided by `count` objects.
 
     Args:
-        answer: Predictions for Q queries.
         labels: (B, Q), target classes, K for no object, `IGNORED` for no target.
         boxes: (B, Q, 4), target boxes of queries that have a class.
-        count: Number of objects.
     """
     num_classes = answer.logits.shape[-1]
     asked = labels != IGNORED

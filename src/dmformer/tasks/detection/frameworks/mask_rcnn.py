@@ -6,6 +6,7 @@ the proposals' boxes (beta 1/9) and the objects' ones (beta 1/9), not L1; RoIAli
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -38,37 +39,40 @@ def mask_rcnn(
     """Mask R-CNN over a backbone (Mask R-CNN, section 3, its heads on a pyramid: figure 4, right).
 
     Args:
-        backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
         masks: False is Faster R-CNN.
         proposals: Number of regions per image that the heads get.
         samples: Number of these that are learnt from, at most a quarter of them on objects.
     """
-    roi_heads = RoIHeads(
+    box_head, box_predictor = TwoMLPHead(WIDTH * BOX_SIDE**2, HIDDEN), BoxPredictor(num_classes)
+    settings = roi_settings(num_classes, 0.5, (10.0, 10.0, 5.0, 5.0), masks, samples)
+    roi_heads = RoIHeads(box_head=box_head, box_predictor=box_predictor, **settings)
+    return MaskRCNN(Pyramid(backbone, channels, 0, pooled()), region_proposals(proposals), roi_heads)
+
+
+def roi_settings(
+    num_classes: int, iou: float, coder_weights: tuple[float, ...], masks: bool, samples: int
+) -> dict[str, Any]:
+    """Arguments of torchvision's RoI heads besides the box head: boxes are positive from this IoU with an object."""
+    return dict(
         box_roi_pool=RoIPool(BOX_SIDE),
-        box_head=TwoMLPHead(WIDTH * BOX_SIDE**2, HIDDEN),
-        box_predictor=BoxPredictor(num_classes),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
+        fg_iou_thresh=iou,
+        bg_iou_thresh=iou,
         batch_size_per_image=samples,
         positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        bbox_reg_weights=coder_weights,
         score_thresh=0.05,
         nms_thresh=0.5,
         detections_per_img=100,
         mask_roi_pool=RoIPool(MASK_SIDE) if masks else None,
-        mask_head=mask_head() if masks else None,
+        mask_head=MaskRCNNHeads(WIDTH, [WIDTH] * 4, dilation=1) if masks else None,  # (N, 256, 14, 14) -> the same
         mask_predictor=MaskPredictor(num_classes) if masks else None,
     )
-    return MaskRCNN(Pyramid(backbone, channels, 0, pooled()), region_proposals(proposals), roi_heads)
 
 
 class MaskRCNN(DetectionModel):
     """Proposals from every level, P2 to P6, then torchvision's RoI heads on those of P2 to P5.
 
     Args:
-        pyramid: Levels P2 to P6.
-        proposals: See `region_proposals`.
         roi_heads: They number their classes from 1; 0 is the background.
     """
 
@@ -146,7 +150,6 @@ class BoxPredictor(FastRCNNPredictor):
     Initialised as in Fast R-CNN, section 2.3.
 
     Args:
-        num_classes: K.
         class_agnostic: One box for all classes: deltas (N, 4).
     """
 
@@ -161,11 +164,6 @@ class BoxPredictor(FastRCNNPredictor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = super().forward(x)
         return logits.float(), deltas.float()
-
-
-def mask_head() -> nn.Module:
-    """(N, 256, 14, 14) -> the same, with four convolutions."""
-    return MaskRCNNHeads(WIDTH, [WIDTH] * 4, dilation=1)
 
 
 class MaskPredictor(MaskRCNNPredictor):

@@ -18,11 +18,8 @@ class Pyramid(nn.Module):
     """(B, 3, H, W) -> maps (B, width, H/stride, W/stride), finest first (Feature Pyramid Networks, section 3).
 
     Args:
-        backbone: From `models.features.open_backbone`.
-        channels: Channels of its four maps.
         first: Index of the first of the four maps used: 0 starts at stride 4, 1 at stride 8.
         extra: Derives further levels from the last; see `pooled` and `convolved`.
-        width: Channels of the pyramid's maps.
     """
 
     def __init__(
@@ -49,7 +46,6 @@ def convolved(channels: Sequence[int], on_output: bool, width: int = WIDTH) -> E
     Args:
         channels: Channels of the backbone's four maps.
         on_output: Derived from the pyramid's last level (FCOS, ATSS) and not from the backbone's last map (RetinaNet).
-        width: Channels of the pyramid.
     """
     block = LastLevelP6P7(width if on_output else channels[-1], width)
     block.use_P5 = on_output  # torchvision infers it from the channels, which may happen to be 256

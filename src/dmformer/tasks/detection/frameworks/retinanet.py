@@ -21,13 +21,7 @@ RATIOS = [0.5, 1.0, 2.0]
 
 
 def retinanet(backbone: nn.Module, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> "RetinaNet":
-    """RetinaNet over a backbone.
-
-    Args:
-        backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
-        width: Channels of the pyramid and of the heads.
-    """
+    """RetinaNet over a backbone."""
     extra = convolved(channels, on_output=False, width=width)
     return RetinaNet(Pyramid(backbone, channels, 1, extra, width), num_classes)
 

@@ -33,10 +33,7 @@ def sparse_rcnn(
     """Sparse R-CNN over a backbone.
 
     Args:
-        backbone, channels: From `models.features.open_backbone`.
-        num_classes: K.
         proposals: Number per image; 100 and 300 in the paper, 300 for SMT.
-        stages: Number of stages that refine them.
 
     Raises:
         UserError: Without the extra "det".
@@ -50,13 +47,6 @@ class SparseRCNN(DetectionModel):
     The regions are taken from P2 to P5 by torchvision's RoIAlign, which does not shift them by half a pixel as the
     authors' does. Losses are summed over the stages; the detections in an image are the most confident pairs of a
     proposal and a class in the last stage.
-
-    Args:
-        pyramid: From stride 4.
-        num_classes: K.
-        proposals: n.
-        stages: Number of stages that refine them.
-        most: Maximum number of detections per image.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, proposals: int, stages: int, most: int = 100) -> None:
@@ -111,7 +101,6 @@ class SparseRCNN(DetectionModel):
 
         Args:
             logits, boxes: From `answers`.
-            targets: For each image.
             scales: (B, 1, 4), width, height, width and height of each image.
         """
         pairs = self.matched(logits, boxes, targets, scales)
@@ -158,10 +147,6 @@ class Stage(nn.Module):
     """Vectors (B, n, C) and regions (B n, C, 7, 7) -> logits (B, n, K), deltas (B, n, 4) and new vectors (section 3).
 
     The proposals attend to each other, then each to its region, and two branches read the results.
-
-    Args:
-        dim: C.
-        num_classes: K.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -192,9 +177,6 @@ class Interaction(nn.Module):
 
     Vectors (B, n, C) and regions (B n, C, 7, 7) -> (B, n, C). For the region x, (49, C), and the vector's two matrices
     U (C, 64) and V (64, C): relu(norm(W vec(relu(norm(relu(norm(x U)) V))))).
-
-    Args:
-        dim: C.
     """
 
     def __init__(self, dim: int) -> None:
