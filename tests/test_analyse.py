@@ -772,7 +772,7 @@ def test_command_prints_a_table_or_every_figure(classifier, photos, tmp_path, mo
     assert "12 photos of photos/red car, 64 x 64 px." in out
     assert "written: analysis/receptive-field.csv, analysis/receptive-field.png" in out
     assert err.count("\n") == 1
-    assert "left out, for it cannot be read: " in err
+    assert "left out because it cannot be read: " in err
     command([*options, "--overwrite", "--format", "csv"])
     assert capsys.readouterr().out == (tmp_path / "analysis" / "receptive-field.csv").read_text()
     command([*options, "--overwrite", "--format", "json"])

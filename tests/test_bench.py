@@ -282,7 +282,7 @@ def test_command_prints_and_writes(capsys, tmp_path, monkeypatch):
     assert code == 0
     assert "inference at 32 px" in out
     assert "ratio: to resnet18/eager/float32" in out
-    assert err == "not drawn, without a published top-1: resnet18\n"
+    assert err == "not plotted, because they have no published top-1: resnet18\n"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "speed.csv").read_text())))
     assert [(r["model"], r["batch_size"]) for r in rows] == [(m, b) for m in ("van_b0", "resnet18") for b in "12"]
     assert [r["top1"] for r in rows] == ["75.4", "75.4", "", ""]
@@ -334,8 +334,8 @@ def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
         (["--batch-sizes"], "at least one"),
         (["--baseline", "van_b9"], "unknown baseline 'van_b9'"),
         (["--baseline", "dmformer_s/fusd"], "did you mean dmformer_s"),
-        (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: no file can be written there"),
-        (["--csv", "."], "--csv .: no file can be written there"),
+        (["--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: a file cannot be written there"),
+        (["--csv", "."], "--csv .: a file cannot be written there"),
         (["--plot", "a.pdf"], "ends in .svg or .png"),
         (["--mode", "training", "--forms", "fused"], "no form to measure"),
         (["--mode", "training", "van_b0"], "names come first"),

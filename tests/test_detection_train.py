@@ -179,7 +179,7 @@ def test_weights_of_another_detector_are_continued(box_recipe: DetectionRecipe) 
     different = {name for name in before if before[name].shape != model[name].shape}
     assert different == {f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias")}
     assert all(torch.equal(before[name], model[name]) for name in set(before) - different)
-    with pytest.raises(UserError, match="dmformer_n with retinanet: give --model and --framework to suit"):
+    with pytest.raises(UserError, match="dmformer_n with retinanet: give the same --model and --framework"):
         DetectionJob(with_normalisation(replace(fewer, framework="atss"))).build_model()
 
 
@@ -336,7 +336,7 @@ def test_the_commands(trained: Path, shapes: Path, tmp_path: Path, capsys: pytes
         (("predict", "--window", "64"), "--window is for segmenters; this is a detector"),
         (("predict", "--batch-size", "4"), "--batch-size is for classifiers"),
         (("eval",), "name the photos to score on"),
-        (("eval", "--data", ".", "--json", "nowhere/scores.json"), "no file can be written there"),
+        (("eval", "--data", ".", "--json", "nowhere/scores.json"), "a file cannot be written there"),
         (("explain",), "is a detector"),
     ],
 )
@@ -352,7 +352,7 @@ def test_wrong_options_are_told(
 
 def test_models_of_one_size_are_refused_unless_they_are_told(box_recipe: DetectionRecipe) -> None:
     recipe = replace(box_recipe, model="swin_tiny_patch4_window7_224", model_args=())
-    with pytest.raises(UserError, match="made for images of one size"):
+    with pytest.raises(UserError, match="takes images of one fixed size"):
         train(recipe)
     assert not (Path(recipe.out) / "run").exists()
     DetectionJob(with_normalisation(replace(recipe, model_args=("strict_img_size=False",))))

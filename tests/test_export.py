@@ -454,7 +454,7 @@ def test_mistakes_are_reported_in_one_line(runs, best, segmenter, photos, tmp_pa
     assert "--int8 needs --data" in bad(["export", best, "--int8", photos], capsys)
     assert "--int8 is for onnx and openvino" in bad(["export", best, "--to", "pt2", "--int8", photos], capsys)
     assert "--data is for --int8" in bad(["export", best, "--data", photos], capsys)
-    assert "is an exported file: here, give a run's best/ folder" in bad(["bench", onnx_file], capsys)
+    assert "is an exported file: this command takes a run's best/ folder" in bad(["bench", onnx_file], capsys)
     (tmp_path / "m.pt2").write_bytes(b"")
     assert "is an exported file" in bad(["predict", "m.pt2", picture], capsys)
     save_segmenter(tmp_path / "s", replace(segmenter.config, resize=40), segmenter.model.state_dict())

@@ -45,8 +45,8 @@ def test_an_old_run_is_scored_and_resumed(old, photos, capsys):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"pretrained_cfg": [1, 2]}, "its pretrained_cfg is no mapping"),
-        ({"pretrained_cfg": "none"}, "its pretrained_cfg is no mapping"),
+        ({"pretrained_cfg": [1, 2]}, "its pretrained_cfg is not a mapping"),
+        ({"pretrained_cfg": "none"}, "its pretrained_cfg is not a mapping"),
         ({"pretrained_cfg": {"mean": "grey"}}, 'its pretrained_cfg.mean is "grey"'),
         ({"pretrained_cfg": {"mean": [0.5, 0.5]}}, "no photo can be given its mean"),
         ({"pretrained_cfg": {"std": [0.2, 0.2, 0]}}, "no photo can be given its std"),

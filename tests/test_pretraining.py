@@ -166,7 +166,7 @@ def test_teacher_without_labels(pretraining, sets):
 
 
 def test_neither_labels_nor_teacher(pretraining, sets):
-    with pytest.raises(UserError, match="no source has labels, and there is no teacher"):
+    with pytest.raises(UserError, match="no source has labels and there is no teacher"):
         PretrainingJob(
             replace(pretraining, data=(str(sets / "loose"),), teacher=None, teacher_cache=None, feature_loss="none")
         )
@@ -257,7 +257,7 @@ def test_probes_of_features():
         ([], "pretraining needs photos"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--data", ".", "--sizes", "16"], "--sizes takes sizes in pixels, 32 or more"),
-        (["--data", ".", "--size-shares", "1"], "a share above 0 for each of the 3 sizes"),
+        (["--data", ".", "--size-shares", "1"], "a fraction above 0 for each of the 3 sizes"),
         (["--data", ".", "--probe", "nowhere"], "nowhere does not exist"),
     ],
 )

@@ -435,7 +435,7 @@ def test_errors_say_what_to_do(tmp_path):
         (dict(data="few/images", masks="few/../few/images"), "named for images and for masks"),
         (dict(data="empty", masks="good"), "no image with a mask: there are no images"),
         (dict(data="strangers"), r"images/a\.jpg: has no mask in masks; images/b\.jpg: has no mask"),
-        (dict(data="twice"), r"a\.jpg and a\.png differ in their suffix alone"),
+        (dict(data="twice"), r"a\.jpg and a\.png differ only in their suffix"),
         (dict(data="test_only"), "has test but no train"),
         (dict(data="no_training"), r"images/training has no masks: put them in .*masks/training"),
         (dict(data="city"), "neither train/ nor val/"),

@@ -384,7 +384,7 @@ def test_the_command_has_as_many_processes_as_its_batch_and_the_threads_allow(re
 
 def test_processes_that_cannot_be(recipe, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="--batch-size 8 cannot be shared out among --processes 3"):
+    with pytest.raises(UserError, match="--batch-size 8 cannot be divided among --processes 3"):
         replace(recipe, batch_size=8, processes=3).check()
     with pytest.raises(UserError, match="leave the option out under torchrun and in your own program"):
         train(replace(recipe, batch_size=8, processes=2))

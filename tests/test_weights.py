@@ -339,7 +339,7 @@ def test_a_model_is_overwritten_only_on_request(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["predict", str(tmp_path / "van_b0.pth"), "photo.jpg"])
-    assert "make a weights file a folder first, dmformer convert" in capsys.readouterr().err
+    assert "convert a weights file into a folder first, dmformer convert" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_named(capsys):

@@ -82,7 +82,7 @@ def analyse(arguments: list[str]) -> None:
         track,
     )
     for name, reason in result.left_out:
-        print(f"left out, for it cannot be read: {name}: {reason}", file=sys.stderr)
+        print(f"left out because it cannot be read: {name}: {reason}", file=sys.stderr)
     if options.format == "csv":
         print(result.as_csv(), end="")
     elif options.format == "json":

@@ -119,7 +119,7 @@ def bench(arguments: list[str]) -> None:
 
         unknown_top1 = plot(rows, Path(options.plot))
         if unknown_top1:
-            print(f"not drawn, without a published top-1: {', '.join(unknown_top1)}", file=sys.stderr)
+            print(f"not plotted, because they have no published top-1: {', '.join(unknown_top1)}", file=sys.stderr)
     if options.format == "csv":
         print(as_csv(rows), end="")
     elif options.format == "json":

@@ -35,7 +35,7 @@ def use_threads(threads: int | None) -> None:
 
 def check_writable(option: str, path: Path, overwrite: bool) -> None:
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: no file can be written there.")
+        raise UserError(f"{option} {path}: a file cannot be written there.")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: give another name, or --overwrite.")
 
@@ -99,10 +99,11 @@ def check_source(source: str, exported: bool = False) -> None:
     if exported and Path(source).is_file() and is_exported(source):
         return
     if is_exported(source) or source.endswith(".pt2"):
-        raise UserError(f"{source} is an exported file: here, give a run's best/ folder.")
+        raise UserError(f"{source} is an exported file: this command takes a run's best/ folder.")
     if Path(source).is_file():
         raise UserError(
-            f"{source} is a file: make a weights file a folder first, dmformer convert {shlex.quote(source)} OUT/."
+            f"{source} is a file: convert a weights file into a folder first, "
+            f"dmformer convert {shlex.quote(source)} OUT/."
         )
     if not find_config(source).is_file():
         raise UserError(f"{source} holds no config.json: give a run's best/ folder, as `dmformer train` writes it.")

@@ -48,6 +48,6 @@ def convert(arguments: list[str]) -> None:
     _, height, width = config["input_size"]
     print(
         f"images of {height} x {width} px, crop {config['crop_pct']:.3g}, {config['interpolation']}, "
-        f"mean {config['mean']}, deviation {config['std']}"
+        f"mean {config['mean']}, standard deviation {config['std']}"
     )
     print(f"written: {made.folder}; use it: dmformer predict {shlex.quote(str(made.folder))} photo.jpg")

@@ -23,7 +23,7 @@ class ExportOptions:
     class names, normalisation, crop. Then opens the file in its runtime and compares it with PyTorch on photos at three
     sizes and two batch sizes; if they differ by more than 0.001 of the largest logit, nothing is written. Both speeds
     are measured in alternation. Detectors (RetinaNet, ATSS and DINO) are exported with their raw predictions at every
-    place; whoever runs the file selects among them, as `dmformer predict` does.
+    position; the program that runs the file selects among them, as `dmformer predict` does.
 
     onnx: ONNX, opset 20, for ONNX Runtime and most other runtimes; openvino: .xml and .bin, for Intel's CPUs and GPUs;
     pt2: for PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more,
@@ -78,9 +78,7 @@ def export(arguments: list[str]) -> None:
     if options.int8 and options.data is None:
         raise UserError("--int8 needs --data: labelled images on which its loss is measured before it is kept.")
     if options.data is not None and not options.int8:
-        raise UserError(
-            "--data is for --int8, whose loss is measured on it; photos to compare on are given by --photos."
-        )
+        raise UserError("--data is for --int8, whose loss is measured on it; --photos gives the photos to compare on.")
     task = task_for(None)
     if options.source.startswith("hf-hub:") or Path(options.source).exists():
         task, _ = open_source(options.source)

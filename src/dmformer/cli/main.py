@@ -19,23 +19,23 @@ from .train import train
 
 HELP = """usage: dmformer COMMAND [OPTIONS]
 
-Convolutional-attention vision backbones: trained, reported and reused by one command.
+Train, evaluate and use vision backbones with convolutional attention.
 
 commands:
   train     train a classifier, a segmenter or a detector on photos; writes a run folder with a report
   eval      score a trained model on a set of photos
-  predict   classify photos, segment them, or find objects on them
+  predict   classify photos, segment them, or find objects in them
   explain   show where a model finds its classes on photos
-  analyse   measure how models see: receptive fields, attention, gates, modulators, likeness
-  export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, checked
+  analyse   measure how models see: receptive fields, attention, gates, modulators, similarity
+  export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, and check it
   serve     a web page and a JSON API for a trained model, on this machine
-  convert   make a published weights file of VAN, SMT, ViTAE or ViTAEv2 usable here and in timm
+  convert   convert a published weights file of VAN, SMT, ViTAE or ViTAEv2 for dmformer and timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
 
 examples:
   dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
-  dmformer train classify --data photos/             your photos, one folder a class
+  dmformer train classify --data photos/             your photos, one folder per class
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
   dmformer train camvid --data camvid/               semantic segmentation
   dmformer train bccd --data bccd/                   object detection

@@ -42,7 +42,7 @@ def parse(
         text = " ".join(line.strip("│ ").strip() for line in output.getvalue().splitlines()[1:])
         raise UserError(f"{text.split('───')[0].strip()} See dmformer {command} --help.") from None
     if rest and not rest[0].startswith("-"):
-        raise UserError(f"'{rest[0]}' stands where no name is expected: names come first, then options.")
+        raise UserError(f"unexpected argument '{rest[0]}': names come first, then options.")
     if rest:
         raise unknown("option", rest[0].partition("=")[0], known)
     return options

@@ -24,12 +24,12 @@ examples:
   dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
   dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
-  dmformer train scratch --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher too
-  dmformer train pretrain --data photos/ --teacher runs/large-1/best     a small model of a large one; no labels needed
+  dmformer train scratch --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher
+  dmformer train pretrain --data photos/ --teacher runs/large-1/best     distil a model without labels
   dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
   dmformer train detect --data coco_like/ --weights van_b2/ --model van_b2 --framework mask_rcnn
   dmformer train --model-args gate=False --name without-gate
-  dmformer train --resume                          go on with the run that was stopped
+  dmformer train --resume                          continue the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
 
 The options below show the values of the recipe '{name}'.

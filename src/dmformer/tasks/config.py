@@ -141,7 +141,7 @@ def read_as(kind: type[Config], trained: TrainedFolder, what: str) -> Config:
             place = (place.get(name) or {}) if isinstance(place, Mapping) else place
         try:
             if not isinstance(place, Mapping):
-                raise ValueError(f"its {'.'.join(above)} is no mapping")
+                raise ValueError(f"its {'.'.join(above)} is not a mapping")
             if key in place:
                 values[field.name] = _typed(hints[field.name], place[key], ".".join(keys))
             elif field.default is MISSING and field.default_factory is MISSING:

@@ -84,7 +84,7 @@ def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
             key = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
             if key in files:
                 names = f"{relative_name(files[key], folder)} and {relative_name(path, folder)}"
-                raise UserError(f"{folder}: {names} differ in their suffix alone: rename one, or take it away.")
+                raise UserError(f"{folder}: {names} differ only in their suffix: rename or remove one.")
             files[key] = path
     return files
 
@@ -105,7 +105,7 @@ def share_out(
     if not val_size or count <= test_size + val_size:
         raise UserError(
             f"{what} are too few to split off validation images: "
-            "add some, give a larger --val-share, or make folders training and validation."
+            "add some, give a larger --val-share, or create folders named training and validation."
         )
     test, val, train = (np.sort(part) for part in np.split(order, [test_size, test_size + val_size]))
     return train, val, test
@@ -116,7 +116,7 @@ def given_names(classes: Sequence[str]) -> tuple[str, ...]:
     if len(classes) == 1 and Path(classes[0]).is_file():
         return names_in(Path(classes[0]))
     if len(classes) == 1 and classes[0].lower().endswith(".txt"):
-        raise UserError(f"{classes[0]} does not exist: give a text file with the name of a class a line.")
+        raise UserError(f"{classes[0]} does not exist: give a text file with one class name per line.")
     return tuple(name.strip() for name in classes)
 
 
@@ -126,7 +126,7 @@ def names_in(path: Path) -> tuple[str, ...]:
     if lines and re.match(r"idx\b", lines[0], re.IGNORECASE):
         lines = [re.sub(r"^\d+(\s+[\d.]+){3,4}\s+", "", line) for line in lines[1:]]
     if not lines:
-        raise UserError(f"{path} is empty: write the name of a class a line.")
+        raise UserError(f"{path} is empty: write one class name per line.")
     return tuple(lines)
 
 
@@ -139,14 +139,14 @@ def first_faults(faults: Sequence[Fault], most: int) -> str:
 
 
 def check_broken(what: str, broken: Sequence[int], total: int, name: Callable[[int], str], max_broken: float) -> None:
-    """Raise UserError with the list where more than a share of some images, `what` in words, cannot be read.
+    """Raise UserError with a list if more than a fraction of some images cannot be read.
 
     Args:
-        what: The images, in words: "training photos".
-        broken: Positions of those that cannot be read.
-        total: How many images there are.
-        name: From a position to a name for people.
-        max_broken: The share that is put up with.
+        what: What the images are, for the message: "training photos".
+        broken: Positions of the unreadable ones.
+        total: Number of images.
+        name: Maps a position to a display name.
+        max_broken: Maximum fraction.
     """
     if len(broken) > max_broken * total:
         listed = first_few([name(i) for i in broken[:21]], 20)

@@ -122,7 +122,7 @@ class Recipe:
             if getattr(self, name) is not None:
                 self._check_counts(name)
         if self.batch_size % (self.processes or 1):
-            raise UserError(f"--batch-size {self.batch_size} cannot be shared out among --processes {self.processes}.")
+            raise UserError(f"--batch-size {self.batch_size} cannot be divided among --processes {self.processes}.")
         if self.workers is not None:
             self._check_not_negative("workers")
         if self.pretrained not in ("none", "auto", *tags(self.model)):
@@ -151,7 +151,7 @@ class Recipe:
     def _check_shares(self, *names: str) -> None:
         for name in names:
             if not 0 <= getattr(self, name) < 1 + (name in MAY_BE_ONE):
-                raise UserError(f"{_option(name)} is {getattr(self, name)}: it is a share from 0 to 1.")
+                raise UserError(f"{_option(name)} is {getattr(self, name)}: it must be a fraction from 0 to 1.")
 
     def parsed_model_args(self) -> dict[str, Any]:
         """`model_args` with their values parsed as YAML: ("gate=False",) -> {"gate": False}."""

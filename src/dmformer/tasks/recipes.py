@@ -30,4 +30,4 @@ def read_recipe(path: Path) -> Recipe:
         kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return kind(**kept)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{path} is not a recipe that this command wrote.") from None
+        raise UserError(f"{path} is not a recipe written by `dmformer train`.") from None

@@ -1,4 +1,4 @@
-"""The `Task` record: all in which one task differs from another, so that nobody else asks which one it is."""
+"""The `Task` record: everything in which tasks differ, so that no other code asks which task it handles."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -33,24 +33,24 @@ class Task:
 
     Attributes:
         name: In recipes and in config.json.
-        model: What a trained model is called: "classifier".
-        answer: What a trained model says of a photo: "labels", "masks" or "boxes". The rooms above have a table each,
-            by this name, of what they make of it: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
+        model: What to call a trained model: "classifier".
+        answer: Kind of a trained model's predictions: "labels", "masks" or "boxes". The packages above each have a
+            table by this name: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
         recipe: The class of its recipes.
         recipes: Its recipes by name.
-        job: From a recipe to its job, the data opened.
-        open: From a run's folder, or hf-hub:owner/name where that is possible, to a trained model.
+        job: Maps a recipe to its job, with the data opened.
+        open: Opens a run's folder, or hf-hub:owner/name if the task supports it, as a trained model.
         evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, progress=, say=)`,
-            and its own options of `dmformer eval` that are not None.
-        summary: From scores and the split's name to what is printed.
-        headline: The name of the figure by which two models are compared.
-        figure: That figure of scores, from 0 to 1.
-        check_places: Raises UserError for a recipe that names a place that is not there.
-        check_data: The same for what is given as --data to be scored on.
-        photos: Where the photos of a recipe lie.
-        default_data: What is scored on if nothing is named; None asks for a name.
-        options: Names of the options of `dmformer eval` and `dmformer predict` that not every task has, and this has.
-        check_options: Raises UserError for values of these options that cannot be meant.
+            with the task's own options of `dmformer eval` that are not None.
+        summary: Maps scores and the split's name to what is printed.
+        headline: Name of the figure by which models are compared.
+        figure: Maps scores to that figure, from 0 to 1.
+        check_places: Raises UserError if a recipe names a path that does not exist.
+        check_data: The same for the --data of `dmformer eval`.
+        photos: Maps a recipe to the location of its photos.
+        default_data: Data scored by default; None requires --data.
+        options: Options of `dmformer eval` and `dmformer predict` that this task has, but not every task.
+        check_options: Raises UserError for impossible values of these options.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Task:
 
 
 def recipes_in(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:
-    """Every public function of modules of recipes, in their order."""
+    """Every public function of the modules, in order: their recipes."""
     return {
         name: recipe
         for module in modules
@@ -83,14 +83,14 @@ def recipes_in(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:
 
 
 def check_paths(*places: str | None) -> None:
-    """Raise UserError for a place that is named and not there."""
+    """Raise UserError for a path that is given but does not exist."""
     for place in places:
         if place is not None:
             check_path(place)
 
 
 def figure_line(name: str, figure: Any) -> str:
-    """A figure, with its interval if it is a `Score`; a string as it is."""
+    """A line with a figure, and its interval if it is a `Score`; a string is shown unchanged."""
     if isinstance(figure, str):
         return f"  {name:18}{figure:>7}"
     if isinstance(figure, float):
@@ -99,5 +99,5 @@ def figure_line(name: str, figure: Any) -> str:
 
 
 def figure_lines(*figures: tuple[str, Any]) -> list[str]:
-    """Those figures that there are, a line each."""
+    """One line per figure that is not None."""
     return [figure_line(name, figure) for name, figure in figures if figure is not None]

@@ -49,7 +49,7 @@ class ClassificationRecipe(TaughtRecipe):
         if self.teacher is None and self.feature_loss != "none":
             raise UserError("--feature-loss compares with a teacher: name one with --teacher.")
         if not 0 < self.crop_pct <= 1:
-            raise UserError(f"--crop-pct is {self.crop_pct}: it is a share above 0 and at most 1.")
+            raise UserError(f"--crop-pct is {self.crop_pct}: it must be above 0 and at most 1.")
 
 
 def elpv() -> ClassificationRecipe:

@@ -198,6 +198,6 @@ def class_weights(recipe: ClassificationRecipe, splits: Splits) -> Tensor | None
     if recipe.class_weights == "none":
         return None
     if splits.train.targets is None:
-        raise UserError("--class-weights balanced needs to know the labels beforehand, which a stream does not tell.")
+        raise UserError("--class-weights balanced needs all labels before training, which a stream does not provide.")
     counts = np.bincount(splits.train.targets, minlength=len(splits.class_names)).clip(min=1)
     return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)

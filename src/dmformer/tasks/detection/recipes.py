@@ -78,13 +78,13 @@ class DetectionRecipe(Recipe):
         self._check_counts("epochs", "validate_every")
         self._check_not_negative("warmup_iterations", "backbone_lr")
         if self.epochs % min(self.validate_every, self.epochs):
-            raise UserError(f"--epochs {self.epochs} is no multiple of --validate-every {self.validate_every}.")
+            raise UserError(f"--epochs {self.epochs} is not a multiple of --validate-every {self.validate_every}.")
         if not self.sides or min(self.sides) < 32:
             raise UserError("--sides takes sides in pixels, 32 or more, e.g. 480 640 800.")
         if self.max_side < max(self.image_size, *self.sides):
             raise UserError(f"--max-side {self.max_side} is less than --image-size or one of --sides.")
         if any(drop < 1 for drop in self.drops) or sorted(set(self.drops)) != list(self.drops):
-            raise UserError("--drops takes passes in rising order, e.g. 8 11.")
+            raise UserError("--drops takes epochs in ascending order, e.g. 8 11.")
         if self.schedule == "steps" and self.drops and self.drops[-1] >= self.epochs:
             raise UserError(f"--drops {self.drops[-1]} is never reached in {self.epochs} epochs: give earlier ones.")
         for name, frameworks in OWN.items():
@@ -93,11 +93,11 @@ class DetectionRecipe(Recipe):
                 if self.framework not in frameworks:
                     raise UserError(f"--{name} is for {', '.join(frameworks)}; this is {self.framework}.")
         if self.width is not None and (self.width % 32 or self.width < 64):
-            raise UserError(f"--width is {self.width}: it must be a multiple of 32 from 64 on, for the norms' groups.")
+            raise UserError(f"--width is {self.width}: the group norms need a multiple of 32, 64 or more.")
         if self.norm_statistics == "kept" and self.weights is None and self.pretrained == "none":
-            raise UserError("--norm-statistics kept needs --weights, whose statistics are to be kept.")
+            raise UserError("--norm-statistics kept needs --weights: it keeps their statistics.")
         if self.layer_decay is not None:
-            raise UserError("--layer-decay is for classification: give --lr and --freeze here.")
+            raise UserError("--layer-decay is for classification: use --lr and --freeze here.")
 
 
 def bccd() -> DetectionRecipe:

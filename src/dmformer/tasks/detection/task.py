@@ -61,7 +61,7 @@ def _photos(recipe: DetectionRecipe) -> str:
 def _check_options(options: Mapping[str, Any]) -> None:
     check_paths(options.get("images"))
     if not 0 <= (threshold := options.get("threshold", 0.0)) <= 1:
-        raise UserError(f"--threshold is {threshold:g}: it is a score from 0 to 1.")
+        raise UserError(f"--threshold is {threshold:g}: it must be from 0 to 1.")
 
 
 DETECTION = Task(

@@ -48,8 +48,8 @@ class DetectionJob:
         check_names(recipe)
         if size_argument(recipe.model, recipe.image_size) and not FREE_SIZES & recipe.parsed_model_args().keys():
             raise UserError(
-                f"{recipe.model} is made for images of one size, and a detector's have all sizes: if it can be told to "
-                "take them, as Swin can, give --model-args strict_img_size=False."
+                f"{recipe.model} takes images of one fixed size, but those of a detector vary in size: if the model "
+                "can accept them, as Swin can, give --model-args strict_img_size=False."
             )
         with needs("det", "training a detector"):  # before the images are checked, which can take minutes
             import_module("faster_coco_eval")
@@ -71,8 +71,8 @@ class DetectionJob:
         self.framework = FRAMEWORK_NAMES[recipe.framework]
         if recipe.framework in WITH_MASKS and not self.masks:
             self.framework = BOX_NAMES[recipe.framework]
-            told = "not every training object has an outline, so that masks cannot be learnt"
-            self.notes.append(f"{told}: the framework is {self.framework}")
+            told = "not every training object has an outline, so masks cannot be learnt"
+            self.notes.append(f"{told}: the detector is {self.framework}")
         if self.masks and not splits.val.has_masks:
             self.notes.append("not every validation object has an outline: masks are not validated")
         self.size = f"sides of {min(recipe.sides)} to {max(recipe.sides)} px, and predicted at {recipe.image_size}"
@@ -242,10 +242,10 @@ def _continued(trained: TrainedFolder, config: DetectorConfig) -> DetectionModel
     stated = detector_config(trained)
     if (stated.backbone, stated.framework) != (config.backbone, config.framework):
         raise UserError(
-            f"{trained} is {stated.backbone} with {stated.framework}: give --model and --framework to suit."
+            f"{trained} is {stated.backbone} with {stated.framework}: give the same --model and --framework."
         )
     if stated.masks != config.masks:
-        told = "predicts masks, and the data have none" if stated.masks else "predicts no masks, and the data have them"
+        told = "predicts masks, but the data has none" if stated.masks else "predicts no masks, but the data has them"
         raise UserError(f"{trained} {told}: start from a classifier's weights instead.")
     for option in ("width", "queries") if config.framework not in WITH_MASKS else ():
         if getattr(stated, option) != getattr(config, option):

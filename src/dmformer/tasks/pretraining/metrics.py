@@ -1,4 +1,4 @@
-"""Pretraining: what a run comes to."""
+"""The scores of a pretraining run."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from ..measures import Measure
 
 @dataclass(frozen=True)
 class SourceScore:
-    """Of a labelled source: its classes, its held-out photos, and the share that its own classifier tells."""
+    """A labelled source: its number of classes, and the accuracy of its own classifier on its held-out photos."""
 
     name: str
     classes: int
@@ -18,7 +18,7 @@ class SourceScore:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """Frozen features on a labelled folder."""
+    """Accuracy of classifiers of frozen features on a labelled folder."""
 
     data: str
     classes: int
@@ -30,7 +30,7 @@ class ProbeScore:
 
 @dataclass(frozen=True)
 class PretrainingScores:
-    """What a pretraining run comes to. `agreement` is None without a teacher, `probe` without a folder for it."""
+    """The scores of a pretraining run; `agreement` is None without a teacher, `probe` without --probe."""
 
     count: int
     images_seen: int

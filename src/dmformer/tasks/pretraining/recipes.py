@@ -32,7 +32,7 @@ class PretrainingRecipe(TaughtRecipe):
         if not self.sizes or min(self.sizes) < 32:
             raise UserError("--sizes takes sizes in pixels, 32 or more each, e.g. 64 96 128.")
         if self.size_shares and (len(self.size_shares) != len(self.sizes) or min(self.size_shares) <= 0):
-            raise UserError(f"--size-shares takes a share above 0 for each of the {len(self.sizes)} sizes.")
+            raise UserError(f"--size-shares takes a fraction above 0 for each of the {len(self.sizes)} sizes.")
 
     def size(self, epoch: int) -> int:
         """Size of the training images in pixels in an epoch, counted from 0."""

@@ -1,4 +1,4 @@
-"""Pretraining as a `Task`: trained as no other, and opened, scored and used as the classifier that comes of it."""
+"""Pretraining as a `Task`: trained in its own way, but opened, scored and used as a classifier."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

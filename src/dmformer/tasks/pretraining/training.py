@@ -57,7 +57,7 @@ class PretrainingJob:
         self.sources = open_sources(recipe)
         self.labelled = [i for i, source in enumerate(self.sources) if source.class_names]
         if recipe.teacher is None and not self.labelled:
-            raise UserError("no source has labels, and there is no teacher: give one with --teacher, or class folders.")
+            raise UserError("no source has labels and there is no teacher: give --teacher, or class folders.")
         train, val = [s.train for s in self.sources], [s.val for s in self.sources]
         self.distillation = Distillation(recipe, train, val, [s.name for s in self.sources])
         teacher = self.distillation.teacher
@@ -277,7 +277,7 @@ def _notes(sources: list[Source]) -> list[str]:
     shared = [f"'{name}' ({' and '.join(of)})" for name, of in owners.items() if len(of) > 1]
     if shared:
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        notes.append(f"classes of the same name in several sources are kept apart: {', '.join(shared[:5])}{more}")
+        notes.append(f"classes with the same name in several sources are kept separate: {', '.join(shared[:5])}{more}")
     return notes
 
 

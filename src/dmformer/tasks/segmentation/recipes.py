@@ -72,7 +72,9 @@ class SegmentationRecipe(Recipe):
         self._check_not_negative("warmup_iterations", "power", "auxiliary_weight")
         self._check_shares("dropout", "largest_share")
         if self.iterations % min(self.validate_every, self.iterations):
-            raise UserError(f"--iterations {self.iterations} is no multiple of --validate-every {self.validate_every}.")
+            raise UserError(
+                f"--iterations {self.iterations} is not a multiple of --validate-every {self.validate_every}."
+            )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UserError("--scale takes two factors, the smaller first, e.g. 0.5 2.0.")
         for name in ("width", "resize", "window"):
@@ -80,9 +82,9 @@ class SegmentationRecipe(Recipe):
             if value is not None and value < 32:
                 raise UserError(f"--{name} is {value}: it must be 32 or more.")
         if self.width is not None and self.width % 64:
-            raise UserError(f"--width is {self.width}: it must be a multiple of 64, for the norms' 32 groups.")
+            raise UserError(f"--width is {self.width}: the group norms need a multiple of 64.")
         if self.layer_decay is not None:
-            raise UserError("--layer-decay is for classification: give --lr and --freeze here.")
+            raise UserError("--layer-decay is for classification: use --lr and --freeze here.")
 
 
 def camvid() -> SegmentationRecipe:

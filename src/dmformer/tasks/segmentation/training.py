@@ -49,7 +49,7 @@ class SegmentationJob:
         with needs("seg", HEAD_NAMES[recipe.head]):  # before the masks are read, which can take minutes
             import_module("segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
         if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
-            raise UserError("upernet needs --batch-size 2 or more: its norms would see one value an image.")
+            raise UserError("upernet needs --batch-size 2 or more: with 1, its norms see one value per channel.")
         self.recipe = recipe
         opened = open_pairs(
             recipe.data,
@@ -221,5 +221,5 @@ def _continued(trained: TrainedFolder, config: SegmenterConfig) -> SegmentationM
     """A segmenter with another one's weights; the last convolutions only if the number of classes is the same."""
     stated = segmenter_config(trained)
     if (stated.backbone, stated.head) != (config.backbone, config.head):
-        raise UserError(f"{trained} is {stated.backbone} with {stated.head}: give --model and --head to suit.")
+        raise UserError(f"{trained} is {stated.backbone} with {stated.head}: give the same --model and --head.")
     return continued(trained, config.build(), len(stated.class_names) == len(config.class_names))

@@ -69,11 +69,11 @@ class TaughtRecipe(Recipe):
         self._check_not_negative("teacher_weight", "label_weight", "feature_weight")
         self._check_shares("vflip", "erasing", "drop_rate")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError("--crop-scale takes two shares of the image, the smaller first, e.g. 0.5 1.0.")
+            raise UserError("--crop-scale takes two fractions of the image, the smaller first, e.g. 0.5 1.0.")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise UserError("--crop-ratio takes two ratios of width to height, the smaller first, e.g. 0.75 1.33.")
         if self.head != "drop" and not self.weights and self.pretrained == "none":
-            raise UserError(f"--head {self.head} is a head of the weights to start from: name them with --weights.")
+            raise UserError(f"--head {self.head} takes the classifier of the starting weights: give --weights.")
         if self.temperature <= 0:
             raise UserError(f"--temperature is {self.temperature:g}: it must be above 0.")
         if self.teacher is None:
