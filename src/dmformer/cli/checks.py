@@ -14,7 +14,7 @@ from ..tasks.task import Task
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.model_names import model_names
-from ..utils.pretrained import FOLDER, folder_of
+from ..utils.pretrained import name_of
 
 
 def check_environment() -> None:
@@ -93,7 +93,7 @@ def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
 
 def check_source(source: str, exported: bool = False) -> None:
     """Check a run's folder, a hub id or this package's weights, or with `exported` an exported file."""
-    if source.startswith("hf-hub:") or folder_of(source).parent == FOLDER:
+    if source.startswith("hf-hub:") or name_of(source):
         return
     check_path(source)
     if exported and Path(source).is_file() and is_exported(source):

@@ -8,6 +8,7 @@ from typing import Literal
 from ..utils.errors import UserError, untrained
 from ..utils.files import check_path
 from ..utils.model_names import model_names
+from ..utils.pretrained import name_of
 from .checks import check_source
 from .parsing import parse
 from .printing import print_rows
@@ -65,7 +66,7 @@ def explain(arguments: list[str]) -> None:
         raise UserError("--top must be 1 or more.")
     if not options.photos:
         raise UserError("name the photos: image files, folders, or - for standard input.")
-    sources = (options.source, *options.beside)
+    sources = tuple(name_of(source) or source for source in (options.source, *options.beside))
     for source in sources:
         if not Path(source).exists() and source in (*model_names(), *model_names("timm")):
             raise untrained(source)

@@ -17,6 +17,7 @@ from ..tasks.opening import open_trained
 from ..tasks.segmentation.segmenter import Segmenter
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
+from ..utils.pretrained import CHECKSUMS
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
     """Open a model for analysis.
 
     Args:
-        source: A run's best/ folder or the run's folder, hf-hub:owner/name, or a model name, ours or timm's, for
-            reproducible random weights.
+        source: A run's best/ folder or the run's folder, this package's weights with their tag, hf-hub:owner/name, or
+            a model name, ours or timm's, for reproducible random weights.
         image_size: Image side in pixels of a model created by name; by default the model's own.
 
     Raises:
         UserError: The source is none of these.
     """
-    if not source.startswith("hf-hub:") and not Path(source).is_dir():
+    if not source.startswith("hf-hub:") and source not in CHECKSUMS and not Path(source).is_dir():
         return _random(source, image_size)
     trained = open_trained(source)
     name, task = trained.name, TASKS[trained.task]

@@ -20,11 +20,17 @@ def tags(model: str) -> list[str]:
     return [name.partition(".")[2] for name in CHECKSUMS if name.partition(".")[0] == model]
 
 
-def folder_of(source: str) -> Path:
-    """A trained folder: that of this package's weights for their name ("dmformer_n", "dmformer_n.dist_lite0"), unless
-    a path of that name exists; else the path itself."""
+def name_of(source: str) -> str | None:
+    """Full name of this package's weights that are meant by "dmformer_n" or "dmformer_n.dist_lite0"; None for other
+    sources, and for a path that exists."""
     name = source if source in CHECKSUMS else f"{source}.{next(iter(tags(source)), '')}"
-    return FOLDER / name if name in CHECKSUMS and not Path(source).exists() else Path(source)
+    return name if name in CHECKSUMS and not Path(source).exists() else None
+
+
+def folder_of(source: str) -> Path:
+    """The trained folder that a source means: that of this package's weights for their name, else the path itself."""
+    name = name_of(source)
+    return FOLDER / name if name else Path(source)
 
 
 def check_file(path: Path) -> None:
