@@ -22,7 +22,7 @@ EPOCH = {
     "epoch": 1.0, "lr": 1e-3, "train_loss": 1.25, "val_loss": 1.5, "val_top1": 0.6, "val_balanced_accuracy": 0.5,
     "images_per_second": 120.0, "wait_share": 0.25, "memory_gb": 1.5, "seconds": 10.0,
 }  # fmt: skip
-HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictures", "Broken files", "How it was made"]
+HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictures", "Data", "How it was made"]
 
 
 class Page(HTMLParser):

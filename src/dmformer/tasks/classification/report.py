@@ -1,6 +1,6 @@
 """The report of a classification run: one HTML page that needs no network, no script and no other file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,8 @@ class Report:
     """YAML"""
     facts: dict[str, str]
     """What to know of the run by name; "command" is set apart."""
+    notes: Sequence[str] = ()
+    """Remarks on the data: what was left out, and what to know before trusting the scores."""
 
 
 @dataclass(frozen=True)
