@@ -174,6 +174,7 @@ def test_errors_say_what_to_do(recipe, photos, tmp_path):
         (tmp_path / "wrapped" / "set" / name).mkdir(parents=True)
         make_photo((1, 2, 3), 0).save(tmp_path / "wrapped" / "set" / name / "a.png")
     (tmp_path / "untrained" / "val" / "a").mkdir(parents=True)
+    make_photo((1, 2, 3), 0).save(tmp_path / "untrained" / "val" / "a" / "a.png")
     (tmp_path / "bad.tar").write_bytes(b"no tar")
     (tmp_path / "notes.txt").write_text("text")
     for data, words in {
@@ -403,7 +404,7 @@ def test_copies_across_splits_stop_a_run(recipe, tmp_path):
     notes = opened(recipe, place, allow_leaks=True).notes
     assert notes[0].startswith("2 photos are copies of another one (train/a/0.png = test/a/other.png")
     assert notes[1] == "1 photos are in more than one class (train/b/1.png = val/a/other.bmp)"
-    assert "prove nothing about new photos" in notes[2]
+    assert "say nothing about new photos" in notes[2]
     with pytest.raises(UserError, match="--allow-leaks"):
         opened(recipe, place / "train", val_data=str(place / "train"))
 

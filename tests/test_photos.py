@@ -282,11 +282,14 @@ def test_copies_are_found_by_their_pixels(tmp_path, monkeypatch, decoded):
     exif[0x010E] = "another description"
     make_photo((90, 100, 110), 1).save(tmp_path / "5.png", exif=exif)
     make_photo((90, 100, 110), 2).save(tmp_path / "6.bmp")
+    make_photo((90, 100, 110), 9, (64, 64)).save(tmp_path / "90.jpg")
+    make_photo((90, 100, 110), 9, (64, 64)).save(tmp_path / "91.jpg", optimize=True)  # other bytes, the same pixels
+    make_photo((90, 100, 110), 8, (64, 64)).save(tmp_path / "92.jpg")
     (tmp_path / "7.png").write_bytes(b"broken")
     (tmp_path / "8.png").write_bytes(b"broken")
     paths = sorted(tmp_path.iterdir())
     found = same_photos(len(paths), lambda i: paths[i].open("rb"))
-    assert found == ([[0, 4], [1, 5], [2, 6]] if decoded else [[0, 4], [1, 5]])
+    assert found == ([[0, 4], [1, 5], [2, 6], [9, 10]] if decoded else [[0, 4], [1, 5]])
 
 
 def test_near_duplicates(tmp_path):

@@ -225,6 +225,13 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert "AUROC" not in text
 
 
+def test_remarks_on_the_data(tmp_path):
+    html = written(tmp_path, make_report(notes=["3 files skipped", HOSTILE[0]]))
+    assert "3 files skipped" in Page(html).text
+    assert HOSTILE[0] in Page(html).text
+    assert "<script" not in html
+
+
 def test_broken_files_and_placeholder(tmp_path):
     def fail(i):
         raise OSError("cut short")

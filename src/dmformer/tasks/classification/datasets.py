@@ -328,7 +328,7 @@ def _split_off(
         rest, test = _divide(split.targets, rest, recipe.test_share, recipe.seed)
     train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), recipe.seed)
     train, val, test = _kept_together([train, val, test], together)
-    if len(val) == 0:
+    if val is None or not len(val):
         raise UserError(
             f"{recipe.data}: {len(split)} images are too few to split off validation images: "
             "give --val-data, or a larger --val-share."
