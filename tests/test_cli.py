@@ -106,17 +106,27 @@ def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     assert "epoch 8: loss" in err
     best = tmp_path / "runs" / "photos-dmformer_n-1" / "best"
 
-    code, out, _ = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "scores.json")
+    code, out, err = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "scores.json")
     assert code == 0
     assert "36 images" in out
+    assert "the run was trained on 26 of these 36 photos" in err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["count"] == 36
     assert sum(map(sum, scores["confusion"])) == 36
     code, out, _ = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "-")
     assert json.loads(out) == scores
 
+    code, out, err = run(capsys, "eval", best, "--workers", 0, "--json", "own.json")
+    assert "5 images (held-out photos of the run)" in out
+    assert "scoring the test photos of the run" in err
+    held_out = json.loads((best.parent / "scores.json").read_text())
+    assert json.loads((tmp_path / "own.json").read_text()) == held_out
+
     (photos / "蓝天" / "broken.png").write_bytes(b"no image")
-    code, out, _ = run(capsys, "predict", best, photos, "--top", 2, "--format", "csv")
+    (photos / ".ipynb_checkpoints").mkdir()
+    (photos / ".ipynb_checkpoints" / "0.png").write_bytes(b"no image")
+    code, out, err = run(capsys, "predict", best, photos, "--top", 2, "--format", "csv")
+    assert "1 file skipped, which are no photos of yours: .ipynb_checkpoints (1)" in err
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
     assert len(rows) == 37

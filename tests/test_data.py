@@ -1,19 +1,28 @@
 """Decoding, splitting, broken files, and loaders that depend only on seed, epoch and image."""
 
 import io
+import json
+import shutil
 import tarfile
+import zipfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import COLOURS, make_photo
 from PIL import Image
 
 from dmformer.data.decode import BrokenImageError, decode
+from dmformer.predict import predict
+from dmformer.tasks.classification.classifier import open_classifier, save_classifier
 from dmformer.tasks.classification.datasets import open_evaluation, open_splits
 from dmformer.tasks.classification.evaluate import check_broken, predict_all
-from dmformer.tasks.classification.loaders import eval_loader, eval_transform, train_loader
+from dmformer.tasks.classification.loaders import ImageSet, eval_loader, eval_transform, train_loader
+from dmformer.tasks.classification.metrics import score
 from dmformer.tasks.sampling import StepSampler, seeded
 from dmformer.utils.errors import UserError
 
@@ -78,12 +87,6 @@ def test_decode_refuses_what_is_no_image(content):
         decode(io.BytesIO(content))
 
 
-def test_decode_refuses_bombs(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BrokenImageError, match="exceeds limit"):
-        decode(as_file(Image.new("L", (40, 40)), "PNG"))
-
-
 def test_folder_is_split_by_seed_and_stratified(recipe):
     splits = open_splits(recipe)
     assert splits.class_names == sorted(COLOURS)
@@ -100,25 +103,35 @@ def test_folder_is_split_by_seed_and_stratified(recipe):
             assert splits.class_names[part.targets[i]] in part.reader.filename(int(part.indices[i]), absolute=True)
 
 
+def save_set(root: Path, **counts: int) -> Path:
+    """Photos in class folders, all different: save_set(root, **{"train/cat": 3})."""
+    for k, (folder, n) in enumerate(counts.items()):
+        (root / folder).mkdir(parents=True)
+        for i in range(n):
+            make_photo((90 + k, 99, 99), 100 * k + i).save(root / folder / f"{i}.png")
+    return root
+
+
 def test_existing_splits_are_kept(recipe, tmp_path):
-    for split, n in (("train", 3), ("validation", 2), ("test", 1)):
-        for name in ("a", "b"):
-            folder = tmp_path / "set" / split / name
-            folder.mkdir(parents=True)
-            for i in range(n):
-                make_photo((9, 9, 9), i).save(folder / f"{i}.jpg")
+    counts = {f"{split}/{name}": n for split, n in (("train", 3), ("validation", 2), ("test", 1)) for name in "ab"}
+    save_set(tmp_path / "set", **counts)
     splits = open_splits(replace(recipe, data=str(tmp_path / "set")))
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 4, 2]
-    assert len(open_evaluation(replace(recipe, data=str(tmp_path / "set")), ["a", "b"])) == 2
+    assert len(open_evaluation(replace(recipe, data=str(tmp_path / "set")), ["a", "b"])[0]) == 2
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # timm keeps it open
-@pytest.mark.parametrize("split", ["", "train/"])
-def test_tar_equals_folder(recipe, photos, tmp_path, split):
-    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
-        for name in COLOURS:
-            tar.add(photos / name, arcname=f"{split}{name}")
-    tar = open_splits(replace(recipe, data=str(tmp_path / "photos.tar")))
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip"])
+@pytest.mark.parametrize("split", ["", "train/", "photos/Training/"])
+def test_archive_equals_folder(recipe, photos, tmp_path, split, kind):
+    if kind == ".zip":
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+            for path in photos.rglob("*.png"):
+                archive.write(path, f"{split}{path.relative_to(photos)}")
+    else:
+        with tarfile.open(tmp_path / f"photos{kind}", f"w:{kind[5:]}") as tar:
+            for name in COLOURS:
+                tar.add(photos / name, arcname=f"{split}{name}")
+    tar = open_splits(replace(recipe, data=str(tmp_path / f"photos{kind}")))
     folder = open_splits(recipe)
     assert tar.class_names == folder.class_names
     assert np.array_equal(tar.train.indices, folder.train.indices)
@@ -157,13 +170,18 @@ def test_errors_say_what_to_do(recipe, photos, tmp_path):
     make_photo((1, 2, 3), 0).save(tmp_path / "flat" / "a.png")
     (tmp_path / "one" / "only").mkdir(parents=True)
     make_photo((1, 2, 3), 0).save(tmp_path / "one" / "only" / "a.png")
+    for name in "xy":
+        (tmp_path / "wrapped" / "set" / name).mkdir(parents=True)
+        make_photo((1, 2, 3), 0).save(tmp_path / "wrapped" / "set" / name / "a.png")
     (tmp_path / "untrained" / "val" / "a").mkdir(parents=True)
+    make_photo((1, 2, 3), 0).save(tmp_path / "untrained" / "val" / "a" / "a.png")
     (tmp_path / "bad.tar").write_bytes(b"no tar")
     (tmp_path / "notes.txt").write_text("text")
     for data, words in {
         "empty": "holds no images",
         "flat": "outside class folders",
         "one": "one class, 'only'",
+        "wrapped": r"one class, 'set'.*--data .*wrapped/set\.",
         "untrained": "no train",
         "bad.tar": "cannot be read as a tar",
         "notes.txt": "is a file",
@@ -184,7 +202,7 @@ def test_empty_class_folders_are_told(recipe, photos):
     (photos / "nothing").mkdir()
     splits = open_splits(recipe)
     assert "nothing" not in splits.class_names
-    assert "nothing" in splits.notes[0]
+    assert splits.notes == ["folders without photos, left out: nothing"]
 
 
 def test_broken_images_are_replaced_in_training_and_left_out_of_scores(recipe, photos):
@@ -275,11 +293,179 @@ def test_real_photos(shared_data, recipe):
     assert targets.tolist() == clothing.test.targets[:64].tolist()
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # timm keeps it open
 def test_real_tars(shared_data, recipe):
     place = shared_data / "tiny_imagenet"
     data = replace(recipe, data=str(place / "train_20k.tar"), val_data=str(place / "val_4k.tar"))
     splits = open_splits(data)
     assert (len(splits.class_names), len(splits.train), len(splits.val)) == (200, 20000, 4000)
     assert np.bincount(splits.val.targets).tolist() == [20] * 200
-    assert len(open_evaluation(replace(recipe, data=str(place / "val_4k.tar")), splits.class_names)) == 4000
+    assert len(open_evaluation(replace(recipe, data=str(place / "val_4k.tar")), splits.class_names)[0]) == 4000
+
+
+# ---- folders as people have them
+
+
+def opened(recipe, place: Path, **changes):
+    return open_splits(replace(recipe, data=str(place), **changes))
+
+
+def truth(split, class_names: list[str]) -> dict[str, str]:
+    return {split.filename(i): class_names[split.target(i)] for i in range(len(split))}
+
+
+def test_the_class_is_the_first_folder(recipe, tmp_path):
+    place = save_set(tmp_path / "set", **{"cat/morning": 4, "cat/evening": 4, "dog/morning": 8})
+    splits = opened(recipe, place)
+    assert splits.class_names == ["cat", "dog"]
+    assert all(name.startswith(label) for name, label in truth(splits.train, splits.class_names).items())
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == 16
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"), [("Training", "Valid", "Testing"), ("TRAIN", "dev", "eval"), ("tr", "Validation", "TEST")]
+)
+def test_splits_by_their_usual_names(recipe, tmp_path, train, val, test):
+    sizes = {train: 3, val: 2, test: 1}
+    place = save_set(tmp_path / "set", **{f"{split}/{name}/day": n for split, n in sizes.items() for name in "ab"})
+    (place / "preview.png").write_bytes(b"")
+    splits = opened(recipe, place)
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+    assert splits.class_names == ["a", "b"]
+    assert any("1 photo beside the folders" in note for note in splits.notes)
+
+
+def test_folders_that_only_look_like_splits(recipe, tmp_path):
+    assert opened(recipe, save_set(tmp_path / "a", bus=8, train=8)).class_names == ["bus", "train"]
+    for place, counts, words in (
+        ("b", {"bus": 2, "train/cat": 2, "train/dog": 2}, "train is a split, move the others away"),
+        ("c", {"train": 2, "test": 2}, "photos directly in test, train"),
+        ("d", {"train/a": 2, "train/b": 2, "val/a": 1, "valid/b": 1}, "val and valid, which both mean the val split"),
+    ):
+        with pytest.raises(UserError, match=words):
+            opened(recipe, save_set(tmp_path / place, **counts))
+    unlabelled = opened(recipe, save_set(tmp_path / "e", **{"train/a": 8, "train/b": 8, "test": 3}))
+    assert "3 photos in test without class folders: left out" in unlabelled.notes
+    assert len(unlabelled.train) + len(unlabelled.val) + len(unlabelled.test) == 16
+
+
+def test_classes_that_differ_between_splits(recipe, tmp_path):
+    both = {"train/cat": 3, "train/dog": 3}
+    for place, more, words in (
+        ("a", {"val/Cat": 2, "val/dog": 2}, "classes Cat; the training data has 'cat': write the names alike"),
+        ("b", {"val/cat": 2, "test/cow": 2}, "classes cow; the training data does not know them"),
+    ):
+        with pytest.raises(UserError, match=words):
+            opened(recipe, save_set(tmp_path / place, **both, **more))
+    splits = opened(recipe, save_set(tmp_path / "c", **both, **{"val/cat": 2, "val/dog": 2, "test/cat": 2}))
+    assert splits.notes == ["the test photos show none of 1 of 2 classes, which no score covers: dog"]
+    for names, words in ((["Cat", "dog"], "the model has 'Cat'"), (["cow", "dog"], "does not know")):
+        with pytest.raises(UserError, match=words):
+            open_evaluation(replace(recipe, data=str(tmp_path / "c")), names)
+    _, notes = open_evaluation(replace(recipe, data=str(tmp_path / "c")), ["cat", "cow", "dog"])
+    assert "none of 2 of 3 classes" in notes[0]
+
+
+def test_absent_classes_are_not_averaged_in():
+    scores = score(torch.tensor([[0.9, 0.1, 0.0]] * 4), torch.tensor([0, 0, 0, 0]), ["a", "b", "c"], resamples=0)
+    assert (scores.balanced_accuracy.value, scores.macro_f1.value) == (1.0, 1.0)
+    assert [c.count for c in scores.classes] == [4, 0, 0]
+
+
+def test_names_in_another_form_of_unicode_are_the_same_class(recipe, tmp_path):
+    place = save_set(tmp_path / "set", **{"train/caf\u00e9": 3, "train/bar": 3, "val/cafe\u0301": 2, "val/bar": 2})
+    splits = opened(recipe, place)
+    assert splits.class_names == ["bar", "caf\u00e9"]
+    assert splits.val.targets.tolist() == [0, 0, 1, 1]
+    assert len(open_evaluation(replace(recipe, data=str(place)), ["bar", "cafe\u0301"])[0]) == 4
+
+
+def test_what_is_left_out_is_told(recipe, photos):
+    for name in ("red car/.ipynb_checkpoints/1.png", "__MACOSX/._1.png"):
+        (photos / name).parent.mkdir()
+        (photos / name).write_bytes(b"")
+    (photos / "red car" / "1.svg").write_bytes(b"")
+    Image.open(photos / "red car" / "1.png").rotate(5).save(photos / "red car" / "more.avif")
+    splits = open_splits(recipe)
+    assert splits.class_names == sorted(COLOURS)
+    assert sum(len(s) for s in (splits.train, splits.val, splits.test)) == 37
+    assert [note.partition(":")[0] for note in splits.notes] == [
+        "2 files skipped, which are no photos of yours",
+        "1 file left out, which cannot be read as photos",
+    ]
+
+
+def test_copies_across_splits_stop_a_run(recipe, tmp_path):
+    counts = {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"}
+    place = save_set(tmp_path / "set", **counts)
+    shutil.copy(place / "train" / "a" / "0.png", place / "test" / "a" / "other.png")
+    Image.open(place / "train" / "b" / "1.png").save(place / "val" / "a" / "other.bmp")
+    with pytest.raises(UserError, match=r"2 photos of train and test, train and val are the same.*--allow-leaks"):
+        opened(recipe, place)
+    notes = opened(recipe, place, allow_leaks=True).notes
+    assert notes[0].startswith("2 photos are copies of another one (train/a/0.png = test/a/other.png")
+    assert notes[1] == "1 photos are in more than one class (train/b/1.png = val/a/other.bmp)"
+    assert "say nothing about new photos" in notes[2]
+    with pytest.raises(UserError, match="--allow-leaks"):
+        opened(recipe, place / "train", val_data=str(place / "train"))
+
+
+def test_copies_stay_together_in_a_random_split(recipe, photos):
+    for i in range(12):
+        shutil.copy(photos / "red car" / f"{i}.png", photos / "red car" / f"copy{i}.png")
+    splits = open_splits(recipe)
+    assert splits.notes[0].startswith("12 photos are copies")
+    for part in (splits.train, splits.val, splits.test):
+        names = {part.filename(i).partition("/")[2] for i in range(len(part)) if part.target(i) == 1}
+        assert {f"copy{name}" for name in names if "copy" not in name} == {name for name in names if "copy" in name}
+    assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 48
+
+
+def test_tables_of_paths_and_labels(recipe, photos):
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    (photos / "labels.csv").write_text("\n".join(["Filename,Label", *rows, "gone.png,red car"]))
+    lines = [json.dumps({"path": f"C:\\x\\{row.partition(',')[0]}", "label": row.partition(",")[2]}) for row in rows]
+    (photos / "labels.jsonl").write_text("\n".join(lines))
+    folder = open_splits(recipe)
+    for name in ("labels.csv", "labels.jsonl"):
+        table = opened(recipe, photos / name)
+        assert table.class_names == folder.class_names
+        assert truth(table.test, table.class_names) == truth(folder.test, folder.class_names)
+    assert opened(recipe, photos / "labels.csv").notes == ["left out rows whose photo is not there: 1 (gone.png)"]
+    small = photos / "蓝天" / "t.csv"
+    rows = [f"{i}.png;{i % 2};{'train' if i < 9 else 'Testing'}" for i in range(12)]
+    small.write_text("\n".join(["image;class;set", *rows]))
+    splits = opened(recipe, small, val_share=0.3)
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 3, 3]
+    assert splits.class_names == ["0", "1"]
+    for text, words in (("a,b\n1,2", "has the columns a, b"), ("path,label\n0.png,x\n0.png,y", "labels x and y")):
+        small.write_text(text)
+        with pytest.raises(UserError, match=words):
+            opened(recipe, small)
+
+
+def test_deep_images_share_a_range_that_the_model_keeps(recipe, photos, tmp_path):
+    for path in photos.rglob("*.png"):
+        values = np.asarray(Image.open(path))[..., 0].astype(np.uint16) * 16
+        Image.fromarray(values).save(path)
+    splits = open_splits(recipe)
+    assert splits.train.reading.values == splits.test.reading.values == (0, 4095)
+    assert "values from 0 to 4095" in splits.notes[0]
+    brightest = max(np.asarray(ImageSet(splits.train, torch.tensor, 32, False, 0).picture(i)).max() for i in range(9))
+    assert brightest > 200
+    model = timm.create_model("dmformer_n", num_classes=3, dims=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    save_classifier(tmp_path / "m", model, model.state_dict(), splits.class_names, {}, splits.train.reading.values)
+    classifier = open_classifier(str(tmp_path / "m"))
+    assert classifier.values == (0.0, 4095.0)
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(tmp_path / "dark.png")
+    seen = []
+    classifier_of = SimpleNamespace(
+        task="classification",
+        name="m",
+        values=classifier.values,
+        at_least=32,
+        class_names=["a", "b", "c"],
+        prepare=lambda image: seen.append(image.getpixel((0, 0))[0]) or np.zeros(1),
+        probabilities=lambda batch: np.full((len(batch), 3), 1 / 3),
+    )
+    assert len(list(predict(classifier_of, [str(tmp_path / "dark.png")]))) == 1
+    assert seen == [round(1000 / 4095 * 255)]

@@ -20,7 +20,7 @@ from timm.data import create_transform
 
 import dmformer.export.write
 from dmformer.cli import main
-from dmformer.data.decode import list_photos
+from dmformer.data.finding import list_photos
 from dmformer.data.palette import default_palette
 from dmformer.export.check import compare
 from dmformer.export.kinds import as_scored

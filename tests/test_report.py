@@ -22,7 +22,7 @@ EPOCH = {
     "epoch": 1.0, "lr": 1e-3, "train_loss": 1.25, "val_loss": 1.5, "val_top1": 0.6, "val_balanced_accuracy": 0.5,
     "images_per_second": 120.0, "wait_share": 0.25, "memory_gb": 1.5, "seconds": 10.0,
 }  # fmt: skip
-HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictures", "Broken files", "How it was made"]
+HEADINGS = ["Verdict", "Training", "Confusion", "Classes", "Calibration", "Pictures", "Data", "How it was made"]
 
 
 class Page(HTMLParser):
@@ -223,6 +223,13 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert f"1 of {K} classes has no photo here and so no row." in text
     assert ("29 classes between are left out" in text) == (K == 60)
     assert "AUROC" not in text
+
+
+def test_remarks_on_the_data(tmp_path):
+    html = written(tmp_path, make_report(notes=["3 files skipped", HOSTILE[0]]))
+    assert "3 files skipped" in Page(html).text
+    assert HOSTILE[0] in Page(html).text
+    assert "<script" not in html
 
 
 def test_broken_files_and_placeholder(tmp_path):

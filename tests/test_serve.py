@@ -56,7 +56,7 @@ PALETTE = ((200, 40, 40), (40, 200, 40))
 class Colours:
     """A classifier that knows three colours; a closed gate blocks it, an error makes it fail."""
 
-    task, name, form, class_names, at_least = "classification", "colours", "NumPy", NAMES, 8
+    task, name, form, class_names, at_least, values = "classification", "colours", "NumPy", NAMES, 8, None
 
     def __init__(self) -> None:
         self.batches: list[int] = []

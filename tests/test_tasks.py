@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dmformer.cli import main
-from dmformer.data.decode import decode, list_photos
+from dmformer.data.decode import decode
+from dmformer.data.finding import list_photos
 from dmformer.predict.answers import ANSWERS, Answer
 from dmformer.predict.predictor import open_predictor, opened
 from dmformer.serve.limits import Limits
@@ -186,7 +187,7 @@ class Colour:
     error: str | None = None
 
 
-def predict(source: Any, photos: Sequence[str], top: int, progress: Callable) -> Iterator[Colour]:
+def predict(source: Any, photos: Sequence[str], top: int, progress: Callable, **_: Any) -> Iterator[Colour]:
     regressor = opened(source, "values", "a regressor")
     for name in progress(list_photos(photos)):
         yield Colour(name, tuple(regressor.colour(decode(name))))

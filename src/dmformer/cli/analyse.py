@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.limits import MAX_PIXELS
 from ..interpret.names import MEASURES, check_files
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from .checks import check_source_or_name
 from .parsing import parse
-from .printing import print_rows
+from .printing import print_rows, remark
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class AnalyseOptions:
     image_size: int | None = None
     """Image side in pixels for models given by name, by default the model's own;
     for segmenters, side of the centre crop of the photos, by default the largest that fits in every photo."""
+    max_pixels: int = MAX_PIXELS
+    """Maximum number of pixels of a photo; larger ones are not read."""
     blocks: tuple[str, ...] = ()
     """modulators: blocks by stage and number, e.g. 3.7; by default the last block of each stage."""
     out: str = "analysis"
@@ -80,6 +83,8 @@ def analyse(arguments: list[str]) -> None:
         options.blocks,
         options.overwrite,
         track,
+        options.max_pixels,
+        remark,
     )
     for name, reason in result.left_out:
         print(f"left out because it cannot be read: {name}: {reason}", file=sys.stderr)
@@ -105,6 +110,8 @@ def _check(options: AnalyseOptions) -> None:
     if options.data is None:
         raise UserError("name the photos to measure on: --data FOLDER.")
     check_path(options.data)
+    if options.max_pixels < 1:
+        raise UserError(f"--max-pixels is {options.max_pixels}: it must be 1 or more.")
     if options.images < 1:
         raise UserError(f"--images is {options.images}: it must be 1 or more.")
     if options.image_size is not None and options.image_size < 32:

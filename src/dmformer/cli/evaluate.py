@@ -28,9 +28,10 @@ class EvalOptions:
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     data: str | None = None
-    """elpv (its held-out quarter, the default for a classifier), a folder or .tar of class folders,
+    """elpv (its held-out quarter), a folder or archive of class folders, a table of paths and labels,
     or a data set that timm knows, e.g. torch/cifar10. For a segmenter or a detector, a folder as in training.
-    If the data has splits, the test split is scored, or else the val split."""
+    If the data has splits, the test split is scored, or else the val split.
+    By default a classifier is scored on the test photos that its run held out."""
     data_root: str | None = None
     """Where a named data set is stored or cached."""
     split: str = "validation"

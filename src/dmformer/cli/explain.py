@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError, untrained
 from ..utils.files import check_path
 from ..utils.model_names import model_names
 from ..utils.pretrained import name_of
 from .checks import check_source
 from .parsing import parse
-from .printing import print_rows
+from .printing import print_rows, remark
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class ExplainOptions:
     Earlier layers are finer but less specific to a class."""
     out: str = "explanation"
     """Output folder."""
+    max_pixels: int = MAX_PIXELS
+    """Maximum number of pixels of a photo; larger ones are not read."""
     check: bool = True
     """Compare with new random weights; about doubles the time, plus some seconds."""
     overwrite: bool = False
@@ -64,6 +67,8 @@ def explain(arguments: list[str]) -> None:
     options = parse(ExplainOptions, arguments, "explain")
     if options.top < 1:
         raise UserError("--top must be 1 or more.")
+    if options.max_pixels < 1:
+        raise UserError("--max-pixels must be 1 or more.")
     if not options.photos:
         raise UserError("name the photos: image files, folders, or - for standard input.")
     sources = tuple(name_of(source) or source for source in (options.source, *options.beside))
@@ -91,6 +96,8 @@ def explain(arguments: list[str]) -> None:
         options.check,
         options.overwrite,
         lambda names: track(names, "explaining"),
+        options.max_pixels,
+        remark,
     )
     names = dict.fromkeys(e.model for e in found if e.error is None)
     verdicts = {name: verdict(found, name) for name in names} if options.check else {}

@@ -4,11 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.files import check_path
 from .checks import check_source, open_source, own_options
 from .parsing import parse
-from .printing import print_rows
+from .printing import print_rows, remark
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class PredictOptions:
     """Classifiers: photos per batch."""
     threads: int | None = None
     """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
+    max_pixels: int = MAX_PIXELS
+    """Maximum number of pixels of a photo; larger ones are not read."""
     out: str | None = None
     """Segmenters, detectors: output folder for the pictures; by default predictions/."""
     window: int | None = None
@@ -59,8 +62,8 @@ class PredictOptions:
 
 def predict(arguments: list[str]) -> None:
     options = parse(PredictOptions, arguments, "predict")
-    if options.top < 1 or options.batch_size < 1:
-        raise UserError("--top and --batch-size must be 1 or more.")
+    if min(options.top, options.batch_size, options.max_pixels) < 1:
+        raise UserError("--top, --batch-size and --max-pixels must be 1 or more.")
     if not options.photos:
         raise UserError("name the photos: image files, folders, or - for standard input.")
     check_source(options.source, exported=True)
@@ -75,7 +78,13 @@ def predict(arguments: list[str]) -> None:
 
     answer = ANSWERS[task.answer]
     predictions = answer.predict(
-        found, options.photos, top=options.top, progress=lambda names: track(names, answer.doing), **own
+        found,
+        options.photos,
+        top=options.top,
+        max_pixels=options.max_pixels,
+        progress=lambda names: track(names, answer.doing),
+        say=remark,
+        **own,
     )
     if options.format == "json":
         told = [{"name": p.name, **({"error": p.error} if p.error else answer.told(p))} for p in predictions]

@@ -64,6 +64,11 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], format: str
     Console(width=200 if whole and not sys.stdout.isatty() else None).print(table)
 
 
+def remark(text: str) -> None:
+    """Print a remark on the data to standard error."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def write(path: Path, text: str) -> None:
     try:
         write_whole(path, text)

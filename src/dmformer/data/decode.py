@@ -1,60 +1,129 @@
-"""Decode image files to upright RGB, compute a detector's image size, and list image files."""
+"""Decode image files to upright 8-bit RGB, and compute a detector's image size."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import IO
+from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..utils.errors import UserError
+from ..utils.extras import needs
+from .limits import LONGEST, MAX_PIXELS
+from .values import Range, deep_values, own_range, to_8_bits
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""Suffixes of files that count as images in folders and tar archives."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses panoramas; `open_image` has another one
 
 
 class BrokenImageError(Exception):
     """A file cannot be read as an image; the message says why."""
 
 
-def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None) -> Image.Image:
-    """Read an image as 8-bit RGB: grey, palette, CMYK and 16-bit are converted, EXIF rotation is applied.
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
 
-    Transparent pixels are blended onto white. 16-bit values are scaled to 8 bits; floating-point values are scaled from
-    their range.
+    Attributes:
+        values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
+        max_pixels: Images of more pixels are refused.
+    """
+
+    values: Range | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+PLAIN = Reading()
+"""How images are read if nothing is known of their set."""
+
+
+def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None, reading: Reading = PLAIN) -> Image.Image:
+    """Read an image as 8-bit RGB: grey, palette and CMYK are converted, EXIF rotation is applied.
+
+    Transparent pixels are blended onto white. Values of more than 8 bits are scaled to 8 bits from `reading.values`,
+    or from the range found in the file; what is no number becomes black. 8-bit values stay as they are.
 
     Args:
         source: A binary file, a path, or an open image.
-        at_least: Minimum shorter side in pixels. A JPEG of at least twice that size is decoded at a fraction of its
-            size, which saves most of the time on large images.
+        at_least: Minimum shorter side in pixels. A JPEG or JPEG 2000 of at least twice that size is decoded at a
+            fraction of its size, which saves most of the time on large images.
+        reading: How the image is read.
 
     Raises:
-        BrokenImageError: The file cannot be read for any reason, including decompression bombs.
+        BrokenImageError: The file cannot be read for any reason; it has more pixels than allowed, or one side is more
+            than 100 times the other.
     """
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source if isinstance(source, Image.Image) else open_image(source)
+        check_size(image, reading.max_pixels)
         if at_least is not None:
-            image.draft(None, _draft_size(image.size, at_least))
+            _reduce(image, at_least)
+        values = deep_values(image)
+        if values is not None:
+            shown = reading.values or own_range(values[..., :3] if values.ndim == 3 else values)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            image = _from_values(values, shown)
+            image.getexif()[ExifTags.Base.Orientation] = orientation
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
+    except BrokenImageError:
+        raise
     except Exception as error:  # decoders raise arbitrary errors on damaged input
         raise BrokenImageError(str(error) or type(error).__name__) from error
 
 
-def _draft_size(size: tuple[int, int], at_least: int) -> tuple[int, int]:
-    scale = max(1.0, min(size) / (2 * at_least))
-    return int(size[0] / scale), int(size[1] / scale)
+def open_image(source: IO[bytes] | str) -> Image.Image:
+    """Open an image file without decoding it; HEIC with the extra `heif`.
+
+    Raises:
+        UnidentifiedImageError: It is no image that Pillow can read.
+        UserError: It is a HEIC file and the extra is missing.
+    """
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        if not _is_heif(source):
+            raise
+        with needs("heif", "a HEIC photo"):
+            import pillow_heif  # type: ignore[import-not-found]
+        pillow_heif.register_heif_opener()
+        return Image.open(source)
+
+
+def _is_heif(source: IO[bytes] | str) -> bool:
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            return _is_heif(file)
+    source.seek(0)
+    start = source.read(12)
+    source.seek(0)
+    return start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+
+
+def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise BrokenImageError for an image, not yet decoded, that is too large or too long."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BrokenImageError(f"{width:,} x {height:,} pixels are more than --max-pixels {max_pixels}")
+    if max(width, height) > LONGEST * max(1, min(width, height)):
+        raise BrokenImageError(f"{width:,} x {height:,} pixels: one side is more than {LONGEST} times the other")
+
+
+def _reduce(image: Any, at_least: int) -> None:
+    """Let the decoder skip pixels, as long as the shorter side keeps twice `at_least` pixels."""
+    scale = max(1.0, min(image.size) / (2 * at_least))
+    if image.format == "JPEG2000":
+        image.reduce = int(scale).bit_length() - 1
+    else:
+        image.draft(None, (int(image.size[0] / scale), int(image.size[1] / scale)))
+
+
+def _from_values(values: np.ndarray, shown: Range) -> Image.Image:
+    """An 8-bit image of deeper values; transparency, in the fourth channel, is of 16 bits."""
+    if values.ndim == 2 or values.shape[2] == 3:
+        return Image.fromarray(to_8_bits(values, shown))
+    colours, alpha = to_8_bits(values[..., :3], shown), to_8_bits(values[..., 3:], (0.0, 65535.0))
+    return Image.fromarray(np.concatenate([colours, alpha], axis=2))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F":
-            low, high = float(values.min()), float(values.max())
-            values = (values - low) / (high - low or 1.0) * 255
-        elif image.mode != "I" or values.max() > 255:
-            values = values / 257
-        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -65,24 +134,3 @@ def fitted_size(height: int, width: int, side: int, max_side: int) -> tuple[int,
     """(height, width) in pixels with the shorter side `side`, or less if the longer side would exceed `max_side`."""
     scale = min(side / min(height, width), max_side / max(height, width))
     return max(round(height * scale), 1), max(round(width * scale), 1)
-
-
-def list_photos(photos: Sequence[str]) -> list[str]:
-    """The given files and the images in the given folders, sorted within each folder; "-" is kept.
-
-    Raises:
-        UserError: A path does not exist, or a folder contains no images.
-    """
-    names = []
-    for photo in photos:
-        path = Path(photo)
-        if photo != "-" and not path.exists():
-            raise UserError(f"{photo} does not exist: give image files, folders, or - for standard input.")
-        if photo != "-" and path.is_dir():
-            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise UserError(f"{photo} contains no images ({', '.join(sorted(SUFFIXES))}).")
-            names += found
-        else:
-            names.append(photo)
-    return names

@@ -120,6 +120,7 @@ class Labels(Kind):
             interpolation=config["interpolation"],
             preprocessing=preprocessing,
             version=__version__,
+            values=model.values,
         )
 
     def preprocessing(self, card: Card) -> Preprocessing:

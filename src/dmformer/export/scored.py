@@ -91,7 +91,8 @@ def scored_classifier(exported: ExportedClassifier) -> FileClassifier:
     card = exported.card
     assert card.image_size is not None
     data_config = {"input_size": (3, *card.image_size), "crop_pct": card.crop_pct}
-    return FileClassifier(SessionModel(exported), card.class_names, data_config, card.name, exported.form)
+    model = SessionModel(exported)
+    return FileClassifier(model, card.class_names, data_config, card.name, exported.form, card.values)
 
 
 def scored_segmenter(exported: ExportedSegmenter) -> Segmenter:

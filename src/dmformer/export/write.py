@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 
-from ..data.decode import BrokenImageError, decode, list_photos
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.finding import list_photos
+from ..data.values import Range
 from ..models.create import own_size, random_model
 from ..nn.fuse import fuse
 from ..runtimes.card import Card
@@ -129,12 +131,12 @@ def export(
     if not 0 <= max_loss <= 1:
         raise UserError(f"--max-loss is {max_loss:g}: it must be a fraction from 0 to 1, e.g. 0.01 for one point.")
     remarks = []
-    if (files := list_photos(photos) if photos else own_photos(source)) is None:
+    if (files := list_photos(photos, say) if photos else own_photos(source)) is None:
         remarks.append("no photos were given or found through the run's recipe: compared on noise")
     for package in PACKAGES[to]:
         with needs("export", f"--to {to}"):
             import_module(package)
-    pictures = _pictures(files)
+    pictures = _pictures(files, card.values)
 
     trained: Any = model.model.eval()
     network: Any = fuse(trained) if fused else trained
@@ -247,22 +249,22 @@ def own_photos(source: str) -> list[str] | None:
     return None
 
 
-def _pictures(files: list[str] | None) -> list[Image.Image]:
+def _pictures(files: list[str] | None, values: Range | None) -> list[Image.Image]:
     """Some of the images, evenly spread over the list; noise if there are none."""
     if files is None:
         noise = np.random.default_rng(0).integers(0, 256, (CHECKED_PHOTOS, 12, 16, 3), dtype=np.uint8)
         return [Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC) for small in noise]
-    found = list(_read(spread(files, CHECKED_PHOTOS)))
+    found = list(_read(spread(files, CHECKED_PHOTOS), values))
     if not found:
         raise UserError(f"none of the {len(files)} photos to compare on can be read, for example {files[0]}.")
     return found
 
 
-def _read(files: Sequence[str]) -> Iterator[Image.Image]:
+def _read(files: Sequence[str], values: Range | None) -> Iterator[Image.Image]:
     """The readable images among the files."""
     for file in files:
         with contextlib.suppress(BrokenImageError):
-            yield decode(file)
+            yield decode(file, reading=Reading(values))
 
 
 def spread(files: Sequence[str], most: int) -> list[str]:
@@ -320,9 +322,9 @@ def _quantise(
     """Replace the float file by an int8 one; return the scores of both."""
     before: Any = open_exported(str(workshop / GRAPH), threads)
     say(f"calibrating int8 on photos of {photos}")
-    files = spread(list_photos([photos]), CALIBRATED_PHOTOS)
+    files = spread(list_photos([photos], say), CALIBRATED_PHOTOS)
     metadata = card.to_metadata()
-    batches = (before.calibration(picture) for picture in _read(files))
+    batches = (before.calibration(picture) for picture in _read(files, card.values))
     small = quantise(workshop / GRAPH, workshop / "int8.onnx", batches, metadata)
     for part in place.parent.iterdir():
         part.unlink()

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.decode import BrokenImageError, decode, list_photos
-from ..tasks.folders import SPLITS
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.finding import list_photos, no_remark
+from ..data.limits import MAX_PIXELS
+from ..tasks.classification.layout import read_layout
 from ..utils.errors import UserError, unknown
 from ..utils.files import write_whole
 from . import plots, results
@@ -71,6 +73,8 @@ def analyse(
     blocks: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress = lambda items, what: items,
+    max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = no_remark,
 ) -> Analysis:
     """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for two measures, OUT/MEASURE-maps.png.
 
@@ -82,6 +86,8 @@ def analyse(
             the model's own size, or the largest crop that all images allow.
         blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default each stage's last block with SAM.
         progress: Wraps an iterable with a description, to show progress.
+        max_pixels: Images of more pixels are not read.
+        say: Takes a remark on what was left out of the folder.
 
     Raises:
         UserError: The measure is unknown, a model does not support it or cannot be opened, there are no images, or a
@@ -100,7 +106,7 @@ def analyse(
         raise UserError(f"cka needs at least {LEAST} images, not {images}.")
     place = Path(out)
     check_files(measure, place, overwrite)
-    photos = find_photos(Path(data), images)
+    photos = find_photos(Path(data), images, say)
     subjects = [open_subject(source, image_size) for source in sources]
     for subject in subjects:
         if not what.has(subject):
@@ -110,7 +116,7 @@ def analyse(
         raise UserError(
             "--image-size is for models created by name and segmenters; trained classifiers have their own."
         )
-    tensors, labels, left_out = _read(photos, subjects, progress)
+    tensors, labels, left_out = _read(photos, subjects, progress, max_pixels)
     if measure == "cka" and len(labels) < LEAST:
         raise UserError(f"{data}: cka needs at least {LEAST} images, but only {len(labels)} can be read.")
     class_names = sorted({*labels} - {""})
@@ -137,25 +143,29 @@ def analyse(
     return result
 
 
-def find_photos(folder: Path, count: int) -> list[tuple[Path, str]]:
+def find_photos(folder: Path, count: int, say: Callable[[str], None] = no_remark) -> list[tuple[Path, str]]:
     """A sample of the images in a folder, searched recursively, each with its class, or "" without classes.
 
-    The class is the first subfolder that is not a split (train, val, test); there are classes only if every image is in
-    such a folder. The sample is balanced over the classes, and evenly spread over the sorted names.
+    Classes are found as in training, in all splits together. The sample is balanced over the classes, and evenly spread
+    over the sorted names. `say` takes remarks on what was left out.
 
     Raises:
         UserError: The folder does not exist or contains no images.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give a folder of photos.")
-    found = sorted(map(Path, list_photos([str(folder)])))
-    splits = {name for names in SPLITS.values() for name in names}
+    found = sorted(map(Path, list_photos([str(folder)], say)))
     by_class: dict[str, list[Path]] = {}
-    for path in found:
-        inside = [part for part in path.relative_to(folder).parts[:-1] if part not in splits]
-        by_class.setdefault(inside[0] if inside else "", []).append(path)
-    if "" in by_class:
+    try:
+        parts = read_layout(str(folder)).parts.values()
+    except UserError:  # they are not in class folders
         by_class = {"": found}
+    else:
+        for part in parts:
+            for name, label in zip(part.names, part.classes, strict=True):
+                by_class.setdefault(label, []).append(folder / name)
+        by_class = {label: sorted(paths) for label, paths in by_class.items()}
+        found = [path for paths in by_class.values() for path in paths]
     chosen, left = [], min(count, len(found))
     for i, (name, paths) in enumerate(sorted(by_class.items(), key=lambda item: (len(item[1]), item[0]))):
         take = min(len(paths), left // (len(by_class) - i))
@@ -165,20 +175,20 @@ def find_photos(folder: Path, count: int) -> list[tuple[Path, str]]:
 
 
 def _read(
-    photos: Sequence[tuple[Path, str]], subjects: Sequence[Subject], progress: Progress
+    photos: Sequence[tuple[Path, str]], subjects: Sequence[Subject], progress: Progress, max_pixels: int
 ) -> tuple[list[list[Tensor]], list[str], list[tuple[str, str]]]:
     """The images as prepared for each model, their classes, and the unreadable files with the reason."""
     tensors: list[list[Tensor]] = [[] for _ in subjects]
     labels, left_out = [], []
     for path, name in progress(photos, "reading"):
         try:
-            picture = decode(str(path))
+            pictures = {s.values: decode(str(path), reading=Reading(s.values, max_pixels)) for s in subjects}
         except BrokenImageError as error:
             left_out.append((str(path), str(error)))
             continue
         labels.append(name)
         for own, subject in zip(tensors, subjects, strict=True):
-            own.append(subject.prepare(picture))
+            own.append(subject.prepare(pictures[subject.values]))
     if not labels:
         raise UserError(f"none of {len(photos)} images can be read: {left_out[0][0]}: {left_out[0][1]}")
     return tensors, labels, left_out

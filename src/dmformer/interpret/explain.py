@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from ..data.decode import BrokenImageError, decode
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.finding import no_remark
+from ..data.limits import MAX_PIXELS
 from ..predict.photos import content_of, places_in, save_png
 from ..report.drawing import heat
 from ..utils.errors import UserError, unknown, untrained
@@ -104,6 +106,8 @@ def explain(
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = no_remark,
 ) -> list[Explanation]:
     """Show where models find classes in images: one `Explanation` per image, model and class, in this order.
 
@@ -117,17 +121,21 @@ def explain(
         top: Number of most likely classes per image; for segmenters, of the largest ones.
         method, layer: See `class_activation`.
         check: Compare each map with the randomised model's; see `randomised`.
+        max_pixels: Images of more pixels are not read.
+        say: Takes a remark on what was left out of a folder.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, no image can be read, a model is not trained, a
             class, layer or method does not exist, or a file exists.
     """
-    places, page = dict(places_in(Path(out), photos)), Path(out) / "index.html"
+    places, page = dict(places_in(Path(out), photos, say)), Path(out) / "index.html"
     if page.exists() and not overwrite:
         raise UserError(f"{page} exists already: give another --out, or --overwrite.")
-    read = _first_images(list(places))
+    subjects = _open(sources)
+    reading = Reading(next((s.values for s in subjects if s.values), None), max_pixels)
+    read = _first_images(list(places), reading)
     samples = [image for image in read.values() if isinstance(image, Image.Image)]
-    models = [_model(subject, samples, classes, layer, check) for subject in _open(sources)]
+    models = [_model(subject, samples, classes, layer, check) for subject in subjects]
     if not overwrite:
         _refuse_existing(list(places.values()), [model.subject.name for model in models])
     found: list[Explanation] = []
@@ -135,7 +143,7 @@ def explain(
     taken: set[str] = set()
     try:
         for name in progress(list(places)):
-            image = read.pop(name) if name in read else _image(name)
+            image = read.pop(name) if name in read else _image(name, reading)
             if isinstance(image, str):
                 found.append(Explanation(name, error=image))
                 continue
@@ -208,11 +216,11 @@ def _class(subject: Subject, name: str) -> int:
     return subject.class_names.index(name)
 
 
-def _first_images(names: list[str]) -> dict[str, Image.Image | str]:
+def _first_images(names: list[str], reading: Reading) -> dict[str, Image.Image | str]:
     """The first images, up to `SAMPLES` readable ones; for unreadable ones, the reason."""
     read: dict[str, Image.Image | str] = {}
     for name in names:
-        read[name] = _image(name)
+        read[name] = _image(name, reading)
         if sum(isinstance(image, Image.Image) for image in read.values()) == SAMPLES:
             break
     if all(isinstance(image, str) for image in read.values()):
@@ -221,10 +229,10 @@ def _first_images(names: list[str]) -> dict[str, Image.Image | str]:
     return read
 
 
-def _image(name: str) -> Image.Image | str:
+def _image(name: str, reading: Reading) -> Image.Image | str:
     """An image, or why it cannot be read."""
     try:
-        return decode(content_of(name))
+        return decode(content_of(name), reading=reading)
     except BrokenImageError as error:
         return str(error)
 

@@ -1,7 +1,7 @@
 """A classifier or segmenter to analyse, with the names of its modules and its preprocessing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
+from ..data.values import Range
 from ..models.create import own_size, random_model
 from ..tasks.classification.classifier import Classifier
 from ..tasks.opening import open_trained
@@ -35,6 +36,7 @@ class Subject:
         padded: Pads images (B, 3, H, W) as the model itself does before its layers.
         of_pixels: Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, (B, K).
         trained: False for a model created by name, with random weights.
+        values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Subject:
     padded: Callable[[Tensor], Tensor] = lambda images: images
     of_pixels: bool = False
     trained: bool = True
+    values: Range | None = None
 
     def module(self, name: str) -> nn.Module:
         """A module of the model by name; UserError with the nearest names if there is none."""
@@ -95,7 +98,8 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
 
 
 def _of_classifier(name: str, trained: Classifier) -> Subject:
-    return _classifier(name, trained.model, trained.class_names, trained.data_config)
+    subject = _classifier(name, trained.model, trained.class_names, trained.data_config)
+    return replace(subject, values=trained.values)
 
 
 def _of_segmenter(name: str, trained: Segmenter) -> Subject:

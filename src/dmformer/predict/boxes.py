@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.decode import BrokenImageError, decode
+from ..data.decode import BrokenImageError, Reading, decode
 from ..data.detections import coco_results
+from ..data.finding import no_remark
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 from .photos import content_of, places_in, save_png, suffixed
@@ -31,7 +33,9 @@ def predict_boxes(
     out: str = "predictions",
     threshold: float = 0.3,
     overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    say: Callable[[str], None] = no_remark,
 ) -> Iterator[BoxPrediction]:
     """Detect objects in images; yield one `BoxPrediction` per image, in order.
 
@@ -42,13 +46,15 @@ def predict_boxes(
         source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         threshold: Minimum score of an object.
+        max_pixels: Images of more pixels are not read.
+        say: Takes a remark on what was left out of a folder.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a detector, or a file exists.
     """
     from ..report.drawing import draw_detections  # imported here, so that classifiers start faster
 
-    places = {name: suffixed(place, "detections") for name, place in places_in(Path(out), photos)}
+    places = {name: suffixed(place, "detections") for name, place in places_in(Path(out), photos, say)}
     listed = Path(out) / "detections.json"
     taken = [path for path in (*places.values(), listed) if path.exists()]
     if taken and not overwrite:
@@ -60,7 +66,7 @@ def predict_boxes(
     try:
         for name in progress(list(places)):
             try:
-                image = decode(content_of(name))
+                image = decode(content_of(name), reading=Reading(max_pixels=max_pixels))
             except BrokenImageError as error:
                 yield BoxPrediction(name, error=str(error))
                 continue

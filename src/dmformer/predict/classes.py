@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.decode import BrokenImageError, decode, list_photos
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.finding import list_photos, no_remark
+from ..data.limits import MAX_PIXELS
 from .photos import content_of
 from .predictor import ClassPredictor, Source, opened
 
@@ -25,7 +27,9 @@ def predict(
     photos: Sequence[str],
     top: int = 3,
     batch_size: int = 16,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    say: Callable[[str], None] = no_remark,
 ) -> Iterator[Prediction]:
     """Classify images; yield one `Prediction` per image, in order.
 
@@ -33,16 +37,19 @@ def predict(
         source: A run's best/ folder, hf-hub:owner/name, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         top: Number of classes to return.
+        max_pixels: Images of more pixels are not read.
+        say: Takes a remark on what was left out of a folder.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, or the model is not a classifier.
     """
-    names = list_photos(photos)
+    names = list_photos(photos, say)
     classifier: Any = opened(source, "labels", "a classifier")
+    reading = Reading(classifier.values, max_pixels)
     group: list[tuple[str, np.ndarray | str]] = []
     for i, name in enumerate(progress(names), 1):
         try:
-            group.append((name, classifier.prepare(decode(content_of(name), classifier.at_least))))
+            group.append((name, classifier.prepare(decode(content_of(name), classifier.at_least, reading))))
         except BrokenImageError as error:
             group.append((name, str(error)))
         if len(group) == batch_size or i == len(names):

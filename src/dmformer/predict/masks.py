@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.decode import BrokenImageError, decode
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.finding import no_remark
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from .photos import content_of, places_in, save_png, suffixed
 from .predictor import MaskPredictor, Source, opened
@@ -33,7 +35,9 @@ def predict_masks(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+    say: Callable[[str], None] = no_remark,
 ) -> Iterator[MaskPrediction]:
     """Segment images; yield one `MaskPrediction` per image, in order.
 
@@ -45,13 +49,15 @@ def predict_masks(
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: Multi-scale testing; see `predict_probabilities`.
+        max_pixels: Images of more pixels are not read.
+        say: Takes a remark on what was left out of a folder.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a segmenter, or a file exists.
     """
     from ..report.drawing import legend, overlay  # imported here, so that classifiers start faster
 
-    places = dict(places_in(Path(out), photos))
+    places = dict(places_in(Path(out), photos, say))
     legend_file = Path(out) / "legend.png"
     taken = [f for place in places.values() for f in _mask_files(place) if f.exists()]
     if legend_file.exists() and not any(Path(out).rglob("*.overlay.png")):
@@ -65,7 +71,7 @@ def predict_masks(
         save_png(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
-                image = decode(content_of(name))
+                image = decode(content_of(name), reading=Reading(max_pixels=max_pixels))
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue

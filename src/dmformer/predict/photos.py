@@ -2,20 +2,20 @@
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from ..data.decode import list_photos
+from ..data.finding import list_photos, no_remark
 from ..utils.files import whole_file
 
 
-def places_in(out: Path, photos: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Each image, and the path in `out` that is the prefix of its output files."""
+def places_in(out: Path, photos: Sequence[str], say: Callable[[str], None] = no_remark) -> Iterator[tuple[str, Path]]:
+    """Each image, and the path in `out` that is the prefix of its output files; `say` takes remarks on folders."""
     taken = set()
     for photo in photos:
-        for name in list_photos([photo]):
+        for name in list_photos([photo], say):
             relative = Path(name).relative_to(photo) if Path(photo).is_dir() else Path(Path(name).name)
             place = out / ("stdin" if name == "-" else relative.with_suffix(""))
             if place in taken:  # a.jpg and a.png

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.detections import Detections
+from ..data.values import Range
 from ..runtimes.card import is_exported
 from ..runtimes.exported import open_exported
 from ..tasks.config import TrainedFolder
@@ -41,10 +42,13 @@ class ClassPredictor(Predictor, Protocol):
 
     Attributes:
         at_least: Minimum shorter side of an image in pixels, for `decode`.
+        values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     @property
     def at_least(self) -> int: ...
+    @property
+    def values(self) -> Range | None: ...
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image of any size -> an item of a batch."""

@@ -1,12 +1,14 @@
 """Metadata of an exported file: everything needed to use it that is not in the graph."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..data.selection import Selection, candidates_by_level
+from ..data.values import Range
 from ..utils.errors import UserError
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
@@ -18,6 +20,8 @@ LARGEST_SIDE = 16384
 """Maximum side in pixels that a file may ask images to be resized to."""
 LONGEST_NAME, MOST_MASKED = 1000, 255
 """Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
+LATER = ("boxes", "values")
+"""Attributes that older files do not have."""
 MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
 """Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
 
@@ -69,6 +73,7 @@ class Card:
         precision: "float32" or "int8".
         version: Version of this package that wrote the file.
         boxes: Settings of a detector; missing in files from before detectors were supported.
+        values: Values shown as black and white in images of more than 8 bits, as in training; missing in older files.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Card:
     precision: str = "float32"
     version: str = ""
     boxes: Boxes | None = None
+    values: Range | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Each attribute as JSON, by name."""
@@ -99,9 +105,13 @@ class Card:
     def from_metadata(cls, metadata: Mapping[str, str], file: str) -> "Card":
         """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
-            values = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name != "boxes"}
-            boxes = _boxes(json.loads(metadata.get("boxes", "null")))
-            card = cls(**{name: _checked(name, value) for name, value in values.items()}, boxes=boxes)
+            stated = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name not in LATER}
+            boxes, values = (json.loads(metadata.get(name, "null")) for name in LATER)
+            card = cls(
+                **{name: _checked(name, value) for name, value in stated.items()},
+                boxes=_boxes(boxes),
+                values=_values(values),
+            )
             if WHOLE[card.task](card):
                 return card
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -162,6 +172,16 @@ def _boxes(value: Any) -> Boxes | None:
     if not good:
         raise ValueError("boxes")
     return Boxes(**{**value, "selection": Selection(**chosen)})
+
+
+def _values(value: Any) -> Range | None:
+    """The `values` of a card, else ValueError."""
+    if value is None:
+        return None
+    low, high = value
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in value) or low > high:
+        raise ValueError("values")
+    return float(low), float(high)
 
 
 def _check_names(value: Any, kind: type) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..data.decode import fitted_size
 from ..data.detections import Detections, select
+from ..data.values import Range
 from ..data.windows import default_step, starts
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
@@ -40,6 +41,11 @@ class Exported:
     @property
     def class_names(self) -> list[str]:
         return self.card.class_names
+
+    @property
+    def values(self) -> Range | None:
+        """Values shown as black and white in images of more than 8 bits."""
+        return self.card.values
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The file's output for a batch in its input format: (B, K), (B, K, H, W) for a segmenter, (B, N, 4 + K) for a

@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-LONGEST = 100
-"""Maximum aspect ratio: a line of pixels, resized by its shorter side to the model's size, would be huge."""
-
 
 @dataclass(frozen=True)
 class Limits:

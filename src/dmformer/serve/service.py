@@ -241,7 +241,7 @@ class ClassService(Service):
 
     def _prepare(self, upload: Upload, options: Options, times: Times) -> tuple[np.ndarray, Any]:
         with times.spent_on("prepare"):
-            image = open_image(upload, self.limits, self.model.at_least)
+            image = open_image(upload, self.limits, self.model.at_least, self.model.values)
             if self.activation is None or not options.any_overlay:
                 return self.model.prepare(image), None
             return self.model.prepare(image), self.activation.prepare(image)

@@ -8,9 +8,11 @@ from PIL import Image
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ..data.decode import BrokenImageError, decode
+from ..data.decode import BrokenImageError, Reading, decode
+from ..data.limits import LONGEST
+from ..data.values import Range
 from ..utils.errors import first_line
-from .limits import LONGEST, Limits, Refused
+from .limits import Limits, Refused
 
 FIELD = "images"
 """Name of the form field for images."""
@@ -69,7 +71,7 @@ async def read_uploads(
     return [Upload("image", bytes(content))]
 
 
-def open_image(upload: Upload, limits: Limits, at_least: int | None = None) -> Image.Image:
+def open_image(upload: Upload, limits: Limits, at_least: int | None = None, values: Range | None = None) -> Image.Image:
     """Decode an image as 8-bit RGB (see `data.decode`), after checking its header.
 
     Raises:
@@ -81,8 +83,6 @@ def open_image(upload: Upload, limits: Limits, at_least: int | None = None) -> I
         raise Refused(
             415, "not_an_image", f"{upload.name} is not an image in a supported format ({', '.join(readable())})."
         ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, if warnings are errors
-        raise _too_many_pixels(upload, "", limits) from None
     except Exception as error:  # decoders raise arbitrary errors on damaged input
         raise _broken(upload, first_line(error)) from None
     width, height = image.size
@@ -95,7 +95,7 @@ def open_image(upload: Upload, limits: Limits, at_least: int | None = None) -> I
             f"{upload.name} is {width:,} x {height:,} pixels: one side is more than {LONGEST} times the other.",
         )
     try:
-        return decode(image, at_least)
+        return decode(image, at_least, Reading(values, limits.max_pixels))
     except BrokenImageError as error:
         raise _broken(upload, first_line(error)) from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.decode import SUFFIXES
+from ..data.finding import is_photo
 from ..utils.errors import UserError, first_line
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -73,7 +73,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def _without_suffix(name: str) -> str:
-    return name[: -len(Path(name).suffix)] if name.lower().endswith(SUFFIXES) else name
+    return name[: -len(Path(name).suffix)] if is_photo(name) else name
 
 
 def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
@@ -92,7 +92,7 @@ def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
 def walk(folder: Path) -> Iterable[Path]:
     for place, _, names in os.walk(folder, followlinks=True):
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and is_photo(name):
                 yield Path(place, name)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.machine import available_cores
 from ..utils.pretrained import no_weights, tags
@@ -38,6 +39,9 @@ class Recipe:
     """Fraction held out for the report if the data has neither a validation nor a test split."""
     max_broken: float = 0.05
     """Maximum fraction of unreadable images; above it, the run stops and lists them."""
+
+    max_pixels: int = MAX_PIXELS
+    """Maximum number of pixels of a photo; larger ones count as unreadable."""
 
     image_size: int = 224
     """Height and width of the images in pixels, 32 or more."""
@@ -109,7 +113,7 @@ class Recipe:
         """Raise UserError for an invalid value, in one line that says what to do."""
         if self.image_size < 32:
             raise UserError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
-        self._check_counts("batch_size", "accumulate", "lr_batch")
+        self._check_counts("batch_size", "accumulate", "lr_batch", "max_pixels")
         self._check_not_negative("lr", "lr_min", "weight_decay", "freeze")
         self._check_shares("val_share", "test_share", "max_broken", "hflip", "drop_path_rate")
         for name in ("layer_decay", "ema", "clip_grad", "save_every"):

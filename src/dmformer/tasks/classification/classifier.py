@@ -15,6 +15,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ... import models as models  # registers them with timm
+from ...data.values import Range
 from ...models.weights import check_fit, read_state_dict, write_state_dict
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError, unknown
@@ -39,6 +40,8 @@ class Classifier(Trained):
     data_config: dict[str, Any]
     name: str = ""
     form: str = "PyTorch"
+    values: Range | None = None
+    """Values shown as black and white in images of more than 8 bits, as in training."""
     task = TASK
 
     @property
@@ -72,7 +75,12 @@ class Classifier(Trained):
 
 
 def save_classifier(
-    folder: Path, model: nn.Module, state: dict[str, Tensor], class_names: list[str], data_config: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    state: dict[str, Tensor],
+    class_names: list[str],
+    data_config: dict[str, Any],
+    values: Range | None = None,
 ) -> None:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
 
@@ -80,11 +88,15 @@ def save_classifier(
         model: Created by timm's `create_model`, whose arguments are recorded.
         class_names: In the order of the classifier's outputs.
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
+        values: Values shown as black and white in images of more than 8 bits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / "model.safetensors", state)
+    config: dict[str, Any] = {"label_names": class_names}
+    if values is not None:
+        config["value_range"] = list(values)
     with whole_file(folder / "config.json") as part:
-        save_config_for_hf(model, str(part), model_config={"label_names": class_names}, data_config=data_config)
+        save_config_for_hf(model, str(part), model_config=config, data_config=data_config)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class ClassifierConfig:
     backbone: str
     num_classes: int
     backbone_args: dict[str, Any] | None = None
+    value_range: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ def open_classifier(source: str | TrainedFolder) -> Classifier:
         raise UserError(f"{trained.path} names {len(names)} classes for a model of {config.num_classes}.")
     cfg = trained.stated.get("pretrained_cfg") or {}
     data_config = resolve_model_data_config(pretrained_cfg=cfg, model=model)
-    return Classifier(model.eval(), names, data_config, trained.name)
+    return Classifier(model.eval(), names, data_config, trained.name, values=config.value_range)
 
 
 def _check_preprocessing(trained: TrainedFolder) -> None:

@@ -1,39 +1,28 @@
-"""Open the data that the user names: elpv, folders, tars and timm's named data sets.
+"""Open the data that the user names: elpv, labelled photos on disk, and timm's named data sets.
 
 Readers are timm's: `reader[i] -> (file or image, target)` and `reader.filename(i)`; `Split` adds what training needs.
 """
 
 import contextlib
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from timm.data import create_dataset
 from timm.data.dataset import IterableImageDataset
-from timm.data.readers.img_extensions import add_img_extensions
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from ...data.decode import SUFFIXES, list_photos
+from ...data.archives import Files, FolderFiles
+from ...data.decode import PLAIN, Reading
+from ...data.finding import list_photos
+from ...data.values import set_range, told
 from ...utils.errors import UserError
-from ..folders import SPLITS
+from ..folders import first_few
+from .layout import Labelled, composed, holds_class_folders, read_layout
+from .leaks import Group, find_copies, refuse_leaks
 from .recipes import ClassificationRecipe
-
-add_img_extensions(SUFFIXES)
-
-
-class Place(NamedTuple):
-    """A folder, a tar, or the content below a member of a tar."""
-
-    path: Path
-    member: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}{f' ({self.member}/)' if self.member else ''}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,7 @@ class Split:
     reader: Any
     indices: np.ndarray | None
     targets: np.ndarray | None
+    reading: Reading = PLAIN
 
     @property
     def is_stream(self) -> bool:
@@ -54,6 +44,16 @@ class Split:
     def filename(self, i: int) -> str:
         """Display name of image i of the split."""
         return str(self.reader.filename(int(self.indices[i]))) if self.indices is not None else f"image {i}"
+
+    def open(self, i: int) -> IO[bytes]:
+        """The file of image i of the split, for photos on disk."""
+        assert self.indices is not None
+        return self.reader.open(int(self.indices[i]))
+
+    def target(self, i: int) -> int:
+        """The class of image i of the split."""
+        assert self.targets is not None
+        return int(self.targets[i])
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def is_named_set(data: str) -> bool:
     return data.partition("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds") and not Path(data).exists()
 
 
-def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Split:
-    """Open one set of images to be scored by a model with these classes.
+def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> tuple[Split, list[str]]:
+    """Open one set of images to be scored by a model with these classes, and remarks on it.
 
-    If a folder or tar has splits, this is its test split, else its validation split; otherwise it is all of it. For
-    elpv it is the held-out quarter, for a named data set its `val_split`.
+    If labelled photos have splits, this is their test split, else their validation split; otherwise it is all of them.
+    For elpv it is the held-out quarter, for a named data set its `val_split`.
 
     Raises:
         UserError: Nothing there, or other classes.
@@ -98,39 +98,66 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> Spl
         splits = open_splits(recipe) if recipe.data == "elpv" else _open_named(recipe, train=False)
         if splits.class_names != class_names:
             raise UserError(
-                f"{recipe.data} has the classes {', '.join(splits.class_names[:8])}; "
-                f"the model knows {', '.join(class_names[:8])}."
+                f"{recipe.data} has the classes {first_few(splits.class_names, 8)}; "
+                f"the model knows {first_few(class_names, 8)}."
             )
-        return splits.test or splits.val
-    roots = _local_roots(Path(recipe.data))
-    root = roots.get("test") or roots.get("val") or roots.get("train") or roots[""]
-    found = list(_class_index(_local_reader(root, None)))
-    strangers = [name for name in found if name not in class_names]
-    if strangers:
-        raise UserError(
-            f"{root} has the classes {', '.join(found[:8])}; the model does not know {', '.join(strangers[:8])}."
-        )
-    return _whole(_local_reader(root, {name: i for i, name in enumerate(class_names)}))
+        return splits.test or splits.val, splits.notes
+    layout = read_layout(recipe.data)
+    part = layout.parts.get("test") or layout.parts.get("val") or next(iter(layout.parts.values()))
+    notes = [*layout.notes, *_check_classes(part, class_names, "the model")]
+    return _opened(part, class_names, Reading(max_pixels=recipe.max_pixels)), notes
 
 
-class _Files(Reader):
-    """Files with targets, as a timm reader; filenames are paths below `root`."""
+def open_own_test(recipe: ClassificationRecipe, class_names: list[str]) -> tuple[Split, str]:
+    """The images that a run held out, and the name of the split: test, or validation if the run has no test images.
 
-    def __init__(self, paths: Sequence[Path], targets: Sequence[int], root: Path | None = None) -> None:
+    Raises:
+        UserError: The run's data is not there any more, or has other classes.
+    """
+    splits = open_splits(recipe)
+    if splits.class_names != class_names:
+        told = first_few(splits.class_names, 8)
+        raise UserError(f"{recipe.data} has changed since the run: it has the classes {told}.")
+    return (splits.test, "test") if splits.test else (splits.val, "validation")
+
+
+def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
+    """How many images of a split a run was trained on; None if that cannot be found out.
+
+    Images are compared by their place and their content.
+    """
+    if recipe.data == "elpv" or is_named_set(recipe.data) or not isinstance(split.reader, _Photos):
+        return None
+    try:
+        train = open_splits(replace(recipe, allow_leaks=True)).train
+    except UserError:  # the data has been moved or changed
+        return None
+    same = find_copies({"scored": split, "train": train}).same
+    both = [group for group in same if len({name for name, _ in group}) > 1]
+    return sum(name == "scored" for group in both for name, _ in group)
+
+
+class _Photos(Reader):
+    """Files with targets, as a timm reader; their display names are paths below `root`."""
+
+    def __init__(self, files: Files, names: Sequence[str], targets: Sequence[int], root: str = "") -> None:
         super().__init__()
-        self.paths, self.targets, self.root = list(paths), list(targets), root
+        self.files, self.names, self.targets, self.root = files, list(names), list(targets), root
+
+    def open(self, index: int) -> IO[bytes]:
+        return self.files.open(self.names[index])
 
     def __getitem__(self, index: int):
-        return open(self.paths[index], "rb"), self.targets[index]
+        return self.open(index), self.targets[index]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        path = self.paths[index]
-        if absolute or basename or self.root is None:
-            return str(path) if absolute else path.name
-        return str(path.relative_to(self.root))
+        name = self.names[index]
+        if absolute:
+            return str(self.files.path / name)
+        return name.rpartition("/")[2] if basename else name.removeprefix(self.root)
 
 
 class _Items(Reader):
@@ -150,25 +177,12 @@ class _Items(Reader):
         return f"image {index}"
 
 
-class _TarPart(Reader):
-    """The images below one folder of a tar."""
-
-    def __init__(self, tar: ReaderImageInTar, members: np.ndarray) -> None:
-        super().__init__()
-        self.tar, self.members = tar, members
-
-    def __getitem__(self, index: int):
-        return self.tar[self.members[index]]
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        return str(self.tar.filename(self.members[index], basename, absolute))
-
-
-def open_unlabelled(place: str, val_share: float, seed: int) -> tuple[Split, Split]:
+def open_unlabelled(
+    place: str, val_share: float, seed: int, max_pixels: int, say: Callable[[str], None]
+) -> tuple[Split, Split]:
     """The images of a folder at any depth, whatever its subfolders are called: training and validation images.
+
+    `say` takes remarks on what was left out.
 
     Raises:
         UserError: No folder, or fewer than two images.
@@ -176,30 +190,21 @@ def open_unlabelled(place: str, val_share: float, seed: int) -> tuple[Split, Spl
     root = Path(place)
     if not root.is_dir():
         raise UserError(f"{place} is not a folder: photos without labels are read from folders.")
-    paths = [Path(path) for path in list_photos([place])]
-    reader = _Files(paths, [-1] * len(paths), root)
-    train, val = _divide(np.zeros(len(paths), int), np.arange(len(paths)), val_share, seed)
+    names = [Path(path).relative_to(root).as_posix() for path in list_photos([place], say)]
+    reader = _Photos(FolderFiles(root), names, [-1] * len(names))
+    train, val = _divide(np.zeros(len(names), int), np.arange(len(names)), val_share, seed)
     if len(val) == 0:
-        raise UserError(f"{place}: {len(paths)} photos are too few to split off some for validation.")
-    unknown = np.full(len(paths), -1)
-    return Split(reader, train, unknown[train]), Split(reader, val, unknown[val])
+        raise UserError(f"{place}: {len(names)} photos are too few to split off some for validation.")
+    unknown = np.full(len(names), -1)
+    reading = _found_reading(Split(reader, train, None), max_pixels, say)
+    return Split(reader, train, unknown[train], reading), Split(reader, val, unknown[val], reading)
 
 
 def has_class_folders(place: str) -> bool:
-    """Whether a location holds images in class folders, or splits of them: a .tar does; a folder does if two or more of
-    its subfolders hold images and no image is beside them."""
+    """Whether a location holds images in class folders, or splits of them: an archive does; a folder does if two or
+    more of its subfolders hold images and no image is beside them."""
     path = Path(place)
-    if not path.is_dir():
-        return True
-    for root in (path, *(path / name for names in SPLITS.values() for name in names)):
-        photos, folders = False, 0
-        for entry in root.iterdir() if root.is_dir() else ():
-            photos = photos or (entry.suffix.lower() in SUFFIXES and entry.is_file())
-            folders += entry.is_dir() and any(p.suffix.lower() in SUFFIXES for p in entry.rglob("*"))
-        is_split = root == path and any((path / name).is_dir() for names in SPLITS.values() for name in names)
-        if folders >= 2 and not photos and not is_split:
-            return True
-    return False
+    return holds_class_folders(path) if path.is_dir() else True
 
 
 def _open_elpv(recipe: ClassificationRecipe) -> Splits:
@@ -216,57 +221,133 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
         ) from None
     root = Path(elpv_dataset.__file__).parent / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines() if line.strip()]
-    paths = [root / path for path, _, _ in rows]
+    names = [path for path, _, _ in rows]
     targets = np.array([int(float(probability) > 0.5) for _, probability, _ in rows])
     strata = np.array([f"{kind} {float(probability):.2f}" for _, probability, kind in rows])
-    rest, test = _divide(strata, np.arange(len(paths)), 0.25, seed=0)
+    rest, test = _divide(strata, np.arange(len(names)), 0.25, seed=0)
     train, val = _divide(strata, rest, 0.1, seed=0)
-    reader = _Files(paths, targets.tolist())
+    reader = _Photos(FolderFiles(root), names, targets.tolist(), "images/")
     parts = (Split(reader, part, targets[part]) for part in (train, val, test))
     return Splits(["sound", "defective"], *parts, notes=[])
 
 
 def _open_local(recipe: ClassificationRecipe) -> Splits:
-    roots = _local_roots(Path(recipe.data))
-    if not {"train", ""} & set(roots):
+    layout = read_layout(recipe.data)
+    parts, notes = dict(layout.parts), list(layout.notes)
+    if not {"train", ""} & set(parts):
         raise UserError(
-            f"{recipe.data} has {' and '.join(roots)} but no train: put the class folders to train on there."
+            f"{recipe.data} has {' and '.join(parts)} but no train: put the class folders to train on there."
         )
-    for name, place in (("val", recipe.val_data), ("test", recipe.test_data)):
+    for split, place in (("val", recipe.val_data), ("test", recipe.test_data)):
         if place is not None:
-            extra = _local_roots(Path(place))
-            roots[name] = extra.get(name) or extra.get("") or next(iter(extra.values()))
-    reader = _local_reader(roots.get("train") or roots[""], None)
-    classes = _class_index(reader)
-    class_names = list(classes)
+            extra = read_layout(place)
+            parts[split] = extra.parts.get(split) or extra.parts.get("") or next(iter(extra.parts.values()))
+            notes += [f"{place}: {note}" for note in extra.notes]
+    trained = parts.pop("train", None) or parts.pop("")
+    class_names = trained.class_names
     if len(class_names) < 2:
-        raise UserError(
-            f"{recipe.data} holds one class, '{class_names[0]}': a classifier needs two or more, each a folder."
-        )
-    train = _whole(reader)
-    val = _whole(_local_reader(roots["val"], classes)) if "val" in roots else None
-    test = _whole(_local_reader(roots["test"], classes)) if "test" in roots else None
-    notes = _empty_classes(roots.get("train") or roots[""], class_names)
+        raise UserError(_one_class(recipe.data, trained))
+    for split in parts:
+        notes += _check_classes(parts[split], class_names, "the training data", split)
+    reading = Reading(max_pixels=recipe.max_pixels)
+    train = _opened(trained, class_names, reading)
+    reading = _found_reading(train, recipe.max_pixels, notes.append)
+    train = replace(train, reading=reading)
+    val, test = (_opened(parts[s], class_names, reading) if s in parts else None for s in ("val", "test"))
+    given = {name: split for name, split in (("train", train), ("val", val), ("test", test)) if split is not None}
+    copies = find_copies(given, recipe.near_duplicates)
+    notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     if val is None:
-        train, val, test_part = _split_off(train, recipe, with_test=test is None)
+        train, val, test_part = _split_off(train, recipe, test is None, [*copies.same, *copies.near])
         test = test or test_part
     return Splits(class_names, train, val, test, notes)
 
 
-def _split_off(split: Split, recipe: ClassificationRecipe, with_test: bool) -> tuple[Split, Split, Split | None]:
+def _one_class(data: str, trained: Labelled) -> str:
+    only = trained.class_names[0]
+    told = f"{data} holds one class, '{only}': a classifier needs two or more, each a folder."
+    inside = {name.removeprefix(trained.root).split("/")[1] for name in trained.names if name.count("/") > 1}
+    if len(inside) > 1 and isinstance(trained.files, FolderFiles):
+        told += f" If the folders in it are the classes, give --data {Path(str(trained)) / only}."
+    return told
+
+
+def _opened(part: Labelled, class_names: list[str], reading: Reading) -> Split:
+    """The photos of these classes."""
+    number = {composed(name): i for i, name in enumerate(class_names)}
+    targets = [number[name] for name in part.classes]
+    root = part.root if isinstance(part.files, FolderFiles) else ""
+    reader = _Photos(part.files, part.names, targets, root)
+    return Split(reader, np.arange(len(reader)), np.array(targets), reading)
+
+
+def _found_reading(split: Split, max_pixels: int, say: Callable[[str], None]) -> Reading:
+    """How the images of a set are read: with one range of values for all of them."""
+    indices = range(len(split.reader)) if split.indices is None else split.indices
+    values = set_range(len(indices), lambda i: split.reader.open(int(indices[i])))
+    if values is not None:
+        say(told(values))
+    return Reading(values, max_pixels)
+
+
+def _strange(strangers: Sequence[str], known: set[str], owner: str) -> str:
+    """What is wrong with classes that are not known: that they are written in another case, or nothing like it."""
+    by_case = {name.casefold(): name for name in known}
+    pairs = [f"'{by_case[name.casefold()]}'" for name in strangers if name.casefold() in by_case]
+    if pairs:
+        return f"{owner} has {first_few(pairs, 4)}: write the names alike."
+    return f"{owner} does not know them ({first_few(sorted(known), 8)}): take them out."
+
+
+def _check_classes(part: Labelled, class_names: list[str], owner: str, split: str = "") -> list[str]:
+    """A remark if classes have no photos.
+
+    Raises:
+        UserError: There are photos of other classes.
+    """
+    known = {composed(name) for name in class_names}
+    strangers = [name for name in part.class_names if name not in known]
+    if strangers:
+        raise UserError(f"{part} has the classes {first_few(strangers, 8)}; {_strange(strangers, known, owner)}")
+    absent = sorted(known - set(part.class_names))
+    if not absent:
+        return []
+    what = f"the {split} photos" if split else str(part)
+    count = f"{len(absent)} of {len(known)} classes"
+    return [f"{what} show none of {count}, which no score covers: {first_few(absent, 8)}"]
+
+
+def _split_off(
+    split: Split, recipe: ClassificationRecipe, with_test: bool, together: Sequence[Group]
+) -> tuple[Split, Split, Split | None]:
+    """Split photos at random, each class alike; photos of a group stay together."""
     assert split.indices is not None
     assert split.targets is not None
     rest, test = split.indices, None
     if with_test and recipe.test_share:
         rest, test = _divide(split.targets, rest, recipe.test_share, recipe.seed)
     train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), recipe.seed)
-    if len(val) == 0:
+    train, val, test = _kept_together([train, val, test], together)
+    if val is None or not len(val):
         raise UserError(
             f"{recipe.data}: {len(split)} images are too few to split off validation images: "
             "give --val-data, or a larger --val-share."
         )
-    parts = [None if part is None else Split(split.reader, part, split.targets[part]) for part in (train, val, test)]
+    parts = [None if p is None else replace(split, indices=p, targets=split.targets[p]) for p in (train, val, test)]
     return parts[0], parts[1], parts[2]  # type: ignore[return-value]
+
+
+def _kept_together(parts: Sequence[np.ndarray | None], groups: Sequence[Group]) -> list[np.ndarray | None]:
+    """The parts, with the photos of each group in the part of its first photo in "train"."""
+    part_of = {int(i): k for k, part in enumerate(parts) if part is not None for i in part}
+    for group in groups:
+        members = [i for name, i in group if name == "train"]
+        for i in members:
+            part_of[i] = part_of[members[0]]
+    return [
+        None if part is None else np.array(sorted(i for i, own in part_of.items() if own == k), int)
+        for k, part in enumerate(parts)
+    ]
 
 
 def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -282,83 +363,6 @@ def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) ->
         first.append(members[n:])
         second.append(members[:n])
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
-
-
-def _local_roots(path: Path) -> dict[str, Place]:
-    """Locations of the splits found at a path; {"": place} if there is no split."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give a folder of class folders, a .tar, or a set's name.")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} cannot be read: check its permissions.")
-    if path.is_file():
-        if path.suffix.lower() != ".tar":
-            raise UserError(f"{path} is a file: give a folder of class folders, or an uncompressed .tar of one.")
-        tops = _tar_tops(path)
-        roots = {split: Place(path, name) for split, names in SPLITS.items() for name in names if name in tops}
-    else:
-        found = ((split, path / name) for split, names in SPLITS.items() for name in names)
-        roots = {split: Place(folder) for split, folder in found if folder.is_dir()}
-    return roots or {"": Place(path)}
-
-
-def _tar_tops(path: Path) -> set[str]:
-    import tarfile
-
-    try:
-        with tarfile.open(path) as tar:
-            return {member.name.removeprefix("./").split("/")[0] for member in tar}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a tar: {error}.") from None
-
-
-def _local_reader(root: Place, classes: dict[str, int] | None) -> Any:
-    """A reader of one location; with `classes`, only of their images."""
-    path, member = str(root.path), root.member
-    class_map: Any = classes or ""
-    try:
-        if root.path.is_file():
-            tar = ReaderImageInTar(path, class_map=class_map, cache_tarinfo=False)
-            if not member:
-                return tar
-            inside = [i for i, s in enumerate(tar.samples) if s[0].name.removeprefix("./").startswith(member + "/")]
-            if not inside:
-                raise RuntimeError("no image")
-            return _TarPart(tar, np.array(inside))
-        reader = ReaderImageFolder(path, class_map=class_map)
-    except (RuntimeError, ValueError) as error:
-        if classes is not None:
-            raise UserError(f"{root} holds no image of the classes {', '.join(list(classes)[:8])}.") from None
-        raise UserError(f"{root} holds no images: it needs one folder a class with images in it.") from error
-    if "" in reader.class_to_idx:
-        raise UserError(f"{root} holds images outside class folders: put each class's images in a folder of its own.")
-    return reader
-
-
-def _class_index(reader: Any) -> dict[str, int]:
-    if isinstance(reader, _TarPart):
-        return _class_index(reader.tar)
-    index: Any = reader.class_name_to_idx if isinstance(reader, ReaderImageInTar) else reader.class_to_idx
-    return dict(index)
-
-
-def _targets(reader: Any) -> np.ndarray:
-    if isinstance(reader, _TarPart):
-        return _targets(reader.tar)[reader.members]
-    if isinstance(reader, ReaderImageFolder):
-        return np.array([target for _, target in reader.samples])
-    return np.asarray(reader.targets)
-
-
-def _whole(reader: Any) -> Split:
-    return Split(reader, np.arange(len(reader)), _targets(reader))
-
-
-def _empty_classes(root: Place, class_names: list[str]) -> list[str]:
-    path = root.path
-    if not path.is_dir():
-        return []
-    empty = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name not in class_names and not any(p.iterdir()))
-    return [f"class folders without images, left out: {', '.join(empty)}"] if empty else []
 
 
 def _open_named(recipe: ClassificationRecipe, train: bool = True) -> Splits:

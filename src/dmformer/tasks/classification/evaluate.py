@@ -1,19 +1,22 @@
 """Run a trained classifier over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...data.finding import no_remark
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
 from .. import folders
-from ..config import TrainedFolder
+from ..config import TrainedFolder, read_folder
 from ..sampling import once_each
-from .classifier import Classifier, open_classifier
-from .datasets import Split, open_evaluation
+from .classifier import TASK, Classifier, open_classifier
+from .datasets import Split, open_evaluation, open_own_test, trained_photos
 from .loaders import Batch, ImageSet, eval_loader
 from .metrics import Scores, score
 from .recipes import ClassificationRecipe
@@ -34,32 +37,73 @@ class Predictions:
 
 def evaluate(
     source: str | TrainedFolder | Classifier,
-    data: str = "elpv",
+    data: str | None = None,
     batch_size: int = 64,
     recipe: ClassificationRecipe | None = None,
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
+    say: Callable[[str], None] = no_remark,
 ) -> Scores:
     """Score a trained classifier.
 
     Args:
         source: A run's best/ folder, hf-hub:owner/name, or an open classifier.
-        data: elpv (its held-out quarter), a folder or tar of class folders, or a data set that timm knows.
+        data: elpv (its held-out quarter), a folder or archive of class folders, a table of paths and labels, or a data
+            set that timm knows; by default the images that the run itself held out for testing.
         batch_size: Images per batch, for a classifier with images of one size.
         recipe: Only its fields data_root, val_split, download, workers and max_broken are used here.
         progress: Wraps the loader, to show how far it has got.
+        say: Takes a remark on the data.
 
     Raises:
-        UserError: Nothing to read, other classes, or too many broken images.
+        UserError: Nothing to read, other classes, too many broken images, or no data for a source that is not a run.
     """
-    recipe = replace(recipe or ClassificationRecipe(), data=data)
     classifier = open_classifier(source) if isinstance(source, str | TrainedFolder) else source
-    split = open_evaluation(recipe, classifier.class_names)
+    run = _recipe_of(source)
+    recipe = recipe or ClassificationRecipe()
+    if run is not None:
+        recipe = replace(recipe, max_pixels=run.max_pixels)
+    if data is not None:
+        split = _opened(replace(recipe, data=data), classifier, run, say)
+    elif run is None:
+        raise UserError("there is no run whose test photos could be scored: name the photos with --data.")
+    else:
+        split, name = open_own_test(run, classifier.class_names)
+        say(f"scoring the {name} photos of the run, from {run.data}")
+    split = replace(split, reading=replace(split.reading, values=classifier.values))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
     device = classifier.on_best_device()
     predictions = predict_all(classifier.model, loader, device, progress=progress)
     check_broken(split, predictions.broken, recipe.max_broken)
     return score(predictions.probabilities, predictions.targets, classifier.class_names)
+
+
+def _opened(
+    recipe: ClassificationRecipe, classifier: Classifier, run: ClassificationRecipe | None, say: Callable[[str], None]
+) -> Split:
+    """The images that a recipe names, with remarks on them."""
+    split, notes = open_evaluation(recipe, classifier.class_names)
+    for note in notes:
+        say(note)
+    if run is not None and (seen := trained_photos(split, run)):
+        say(f"the run was trained on {seen:,} of these {len(split):,} photos: scores on them prove nothing")
+    return split
+
+
+def _recipe_of(source: str | TrainedFolder | Classifier) -> ClassificationRecipe | None:
+    """The recipe of the run that a classifier comes from, if there is one."""
+    if not isinstance(source, str | TrainedFolder) or str(source).startswith("hf-hub:"):
+        return None
+    path = read_folder(source).folder.resolve().parent / "recipe.yaml"
+    known = {field.name for field in fields(ClassificationRecipe)}
+    try:
+        values: Any = yaml.safe_load(path.read_text("utf-8"))
+        if values.get("task", TASK) != TASK:
+            return None
+        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return ClassificationRecipe(**kept)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):  # converted weights have none
+        return None
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ class ImageSet(Dataset):
         except OSError as error:
             raise BrokenImageError(str(error)) from error
         try:
-            return decode(source, self.at_least), int(target)
+            return decode(source, self.at_least, self.split.reading), int(target)
         finally:
             if hasattr(source, "close"):
                 source.close()

@@ -14,14 +14,15 @@ class ClassificationRecipe(TaughtRecipe):
     task: ClassVar[str] = "classification"
 
     data: str = "elpv"
-    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar of the same;
+    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
+    a .csv or .jsonl table of paths and labels;
     or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = None
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = None
-    """Folder or .tar of validation photos, if they are not beside the training photos."""
+    """Folder, archive or table of validation photos, if they are not beside the training photos."""
     test_data: str | None = None
-    """Folder or .tar of test photos, if they are not beside the training photos."""
+    """Folder, archive or table of test photos, if they are not beside the training photos."""
     train_split: str = "train"
     """Split of a named data set to train on."""
     val_split: str = "validation"

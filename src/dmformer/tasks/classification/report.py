@@ -1,6 +1,6 @@
 """The report of a classification run: one HTML page that needs no network, no script and no other file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Report(RunReport):
     """Image i as RGB, of any size; if it raises, the page shows a placeholder."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
+    notes: Sequence[str] = ()
+    """Remarks on the data: what was left out, and what to know before trusting the scores."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .metrics import Scores
     from .training import ClassificationJob
 
+OWN_TEST = "held-out photos of the run"
+"""What is scored if no data is named."""
+
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
 
@@ -47,7 +50,8 @@ def _evaluate(
     recipe.check()
     from .evaluate import evaluate
 
-    return evaluate(source, data, batch_size, recipe, lambda loader: progress(loader, "scoring"))
+    place = None if data == OWN_TEST else data
+    return evaluate(source, place, batch_size, recipe, lambda loader: progress(loader, "scoring"), say)
 
 
 def summary(scores: "Scores", split: str) -> Summary:
@@ -60,13 +64,13 @@ def summary(scores: "Scores", split: str) -> Summary:
 def check_data(data: str) -> None:
     """Raise UserError for what is neither a place, elpv, nor a named set of timm's."""
     prefix, _, rest = data.partition("/")
-    if data == "elpv" or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
+    if data in ("elpv", OWN_TEST) or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
         return
     near = difflib.get_close_matches(prefix, ["elpv", *NAMED_SETS], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
-        f"unknown data '{data}': {hint}Give a folder of class folders, a .tar of one, elpv, or a set's name such as "
-        "torch/cifar10 or hfds/OWNER/NAME."
+        f"unknown data '{data}': {hint}Give a folder of class folders, an archive of one, a table of paths and labels, "
+        "elpv, or a set's name such as torch/cifar10 or hfds/OWNER/NAME."
     )
 
 
@@ -89,6 +93,6 @@ CLASSIFICATION = Task(
     figure=lambda scores: scores.top1.value,
     check_places=_check_places,
     check_data=check_data,
-    default_data="elpv",
+    default_data=OWN_TEST,
     options=("split", "data_root", "batch_size"),
 )

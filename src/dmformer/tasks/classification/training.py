@@ -135,7 +135,8 @@ class ClassificationJob:
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         if isinstance(model, Student):
             model, state = model.model, own_state(state)
-        save_classifier(folder, model, state, self.class_names, preprocessing(self.recipe, self.recipe.crop_pct))
+        config = preprocessing(self.recipe, self.recipe.crop_pct)
+        save_classifier(folder, model, state, self.class_names, config, self.splits.train.reading.values)
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
         recipe, splits = self.recipe, self.splits
@@ -172,6 +173,7 @@ class ClassificationJob:
                 image_names=[split.filename(i) for i in positions],
                 load_image=picture,
                 broken=broken,
+                notes=self.notes,
                 recipe=recipe.to_yaml(),
                 facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
             ),

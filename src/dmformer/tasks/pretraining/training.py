@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class PretrainingJob:
 
     def __init__(self, recipe: PretrainingRecipe) -> None:
         self.recipe = recipe
-        self.sources = open_sources(recipe)
+        self.sources, notes = open_sources(recipe)
         self.labelled = [i for i, source in enumerate(self.sources) if source.class_names]
         if recipe.teacher is None and not self.labelled:
             raise UserError("no source has labels and there is no teacher: give --teacher, or class folders.")
@@ -66,7 +66,7 @@ class PretrainingJob:
         self.images: tuple[int, int, int] = (sum(map(len, train)), sum(map(len, val)), 0)
         self.size = f"{', '.join(map(str, recipe.sizes))} px"
         self.epochs = recipe.epochs
-        self.notes = _notes(self.sources)
+        self.notes = [*notes, *_notes(self.sources)]
 
     def head(self, source: int) -> str:
         """Name of the student's layer that predicts a source's classes; without a teacher, the first source has the
@@ -177,7 +177,9 @@ class PretrainingJob:
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         assert isinstance(model, Student)
-        save_classifier(folder, model.model, own_state(state), self.class_names, preprocessing(self.recipe, 1.0))
+        values = next((s.train.reading.values for s in self.sources if s.train.reading.values), None)
+        config = preprocessing(self.recipe, 1.0)
+        save_classifier(folder, model.model, own_state(state), self.class_names, config, values)
 
     def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[PretrainingScores, str]:
         recipe = self.recipe
@@ -217,7 +219,7 @@ class PretrainingJob:
             step = max(-(-len(source.val) // share), 1)
             assert source.val.indices is not None
             assert source.val.targets is not None
-            some = Split(source.val.reader, source.val.indices[::step], source.val.targets[::step])
+            some = replace(source.val, indices=source.val.indices[::step], targets=source.val.targets[::step])
             loader = evaluated(classifier, some, self.recipe)
             assert isinstance(loader.dataset, ImageSet)
             found = pooled_features(classifier.model, loader, device)
@@ -243,9 +245,10 @@ class PretrainingJob:
         return rows
 
 
-def open_sources(recipe: PretrainingRecipe) -> list[Source]:
-    """The data sets that a recipe names, each split into training and validation images."""
+def open_sources(recipe: PretrainingRecipe) -> tuple[list[Source], list[str]]:
+    """The data sets that a recipe names, each split into training and validation images; and remarks on them."""
     sources: list[Source] = []
+    notes: list[str] = []
     for place, labelled in [
         *((p, has_class_folders(p)) for p in recipe.data),
         *((p, False) for p in recipe.unlabelled),
@@ -253,18 +256,32 @@ def open_sources(recipe: PretrainingRecipe) -> list[Source]:
         name = Path(place).stem if Path(place).is_file() else Path(place).resolve().name
         while any(source.name == name for source in sources):
             name += "'"
+        remarks: list[str] = []
         if labelled:
             splits = opened(place, recipe, test_share=0.0)
             sources.append(Source(name, splits.class_names, splits.train, splits.val))
+            remarks = splits.notes
         else:
-            sources.append(Source(name, [], *open_unlabelled(place, recipe.val_share, recipe.seed)))
-    return sources
+            train, val = open_unlabelled(place, recipe.val_share, recipe.seed, recipe.max_pixels, remarks.append)
+            sources.append(Source(name, [], train, val))
+        notes += [f"{name}: {remark}" for remark in remarks]
+    return sources, notes
 
 
 def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
     """A labelled data set, split by the recipe's seed if it is not split."""
     val_share = recipe.val_share if test_share == 0 else ClassificationRecipe.val_share
-    return open_splits(ClassificationRecipe(data=place, val_share=val_share, test_share=test_share, seed=recipe.seed))
+    return open_splits(
+        ClassificationRecipe(
+            data=place,
+            val_share=val_share,
+            test_share=test_share,
+            seed=recipe.seed,
+            max_pixels=recipe.max_pixels,
+            allow_leaks=recipe.allow_leaks,
+            near_duplicates=recipe.near_duplicates,
+        )
+    )
 
 
 def _notes(sources: list[Source]) -> list[str]:

@@ -11,6 +11,11 @@ from ...recipe import Recipe
 class TaughtRecipe(Recipe):
     """Crops, augmentation, epochs, and a teacher to learn from."""
 
+    allow_leaks: bool = False
+    """Train although photos of one split are also in another one; the report says so."""
+    near_duplicates: bool = False
+    """Also look for photos that look alike, and keep them together when photos are split at random."""
+
     head: Literal["drop", "keep", "imagenet1k"] = "drop"
     """What to do with the classifier of the starting weights: drop it for other classes, keep it,
     or take the rows of ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""

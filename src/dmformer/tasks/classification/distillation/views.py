@@ -97,6 +97,7 @@ class Photos:
     def __init__(self, splits: Sequence[Split], names: Sequence[str], whole: bool) -> None:
         parts = [np.arange(len(split)) if split.indices is None else split.indices for split in splits]
         self.readers = [split.reader for split in splits]
+        self.readings = [split.reading for split in splits]
         self.names = list(names)
         self.inner = [
             np.arange(len(split.reader)) if whole else part for split, part in zip(splits, parts, strict=True)
@@ -134,12 +135,12 @@ class Photos:
         try:
             source: Any = self.readers[reader][inner][0]
             if isinstance(source, Image.Image):
-                return decode(source, at_least), zlib.crc32(source.tobytes())
+                return decode(source, at_least, self.readings[reader]), zlib.crc32(source.tobytes())
             with source:
                 content = source.read()
         except OSError as error:
             raise BrokenImageError(str(error)) from error
-        return decode(io.BytesIO(content), at_least), zlib.crc32(content)
+        return decode(io.BytesIO(content), at_least, self.readings[reader]), zlib.crc32(content)
 
     def _place(self, index: int) -> tuple[int, int]:
         reader = int(np.searchsorted(self.starts, index, side="right")) - 1

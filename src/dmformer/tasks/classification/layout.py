@@ -1,0 +1,373 @@
+"""Labelled photos on disk: which are there, in which split, of which class; from folders, archives or a table."""
+
+import csv
+import io
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
+from ...data.finding import SPLIT_NAMES, is_litter, is_photo, natural_key, sort_out, split_of
+from ...utils.errors import UserError, first_line
+from ..folders import first_few
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of files with the path and the label of a photo in every row."""
+PATH_COLUMNS = (
+    "path",
+    "file_name",
+    "filename",
+    "file",
+    "filepath",
+    "image",
+    "image_path",
+    "img",
+    "photo",
+    "name",
+    "id",
+)
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed")
+SPLIT_COLUMNS = ("split", "set", "subset", "fold")
+COLUMNS = (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+"""Names of columns, of which the first that is there counts, in any case."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Photos with their classes.
+
+    Attributes:
+        files: Where the photos are.
+        names: Names of the photos in `files`.
+        classes: Class of each, as composed Unicode.
+        root: Folder in `files` that holds the class folders: "" or a path that ends in "/".
+    """
+
+    files: Files
+    names: list[str]
+    classes: list[str]
+    root: str = ""
+
+    def __str__(self) -> str:
+        below = self.root.rstrip("/")
+        if isinstance(self.files, FolderFiles):
+            return str(self.files.path / below)
+        return f"{self.files.path}{f' ({below}/)' if below else ''}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def class_names(self) -> list[str]:
+        return sorted(set(self.classes), key=lambda name: (natural_key(name), name))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a place holds: by split ("train", "val", "test"), or under "" if it has none; and remarks for the user."""
+
+    parts: dict[str, Labelled]
+    notes: list[str]
+
+
+def read_layout(place: str) -> Layout:
+    """The labelled photos of a folder, an archive or a table.
+
+    Raises:
+        UserError: Nothing there, no photos, photos without a class, or folders that can be meant in two ways.
+    """
+    path = Path(place)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a folder of class folders, an archive, a table or a set's name.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read: check its permissions.")
+    if path.is_file() and path.name.lower().endswith(TABLES):
+        return _from_table(path)
+    if path.is_file() and not is_archive(path):
+        raise UserError(
+            f"{path} is a file: give a folder of class folders, an archive of one ({', '.join(ARCHIVES)}), or a table "
+            f"of paths and labels ({', '.join(TABLES)})."
+        )
+    return _from_folders(path)
+
+
+def holds_class_folders(folder: Path) -> bool:
+    """Whether a folder holds photos in two or more class folders, or splits of them, and none beside those."""
+    try:
+        layout = read_layout(str(folder))
+    except UserError:
+        return False
+    first = next(iter(layout.parts.values()))
+    return len(first.class_names) > 1
+
+
+# ---- folders
+
+
+def _from_folders(path: Path) -> Layout:
+    files = open_files(path)
+    found = sort_out(files.names())
+    notes = found.notes()
+    if not found.photos:
+        told = "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
+        raise UserError(f"{path} holds no images: it needs a folder for each class with photos in it.{told}")
+    root = _descend(found.photos, isinstance(files, FolderFiles))
+    if root:
+        notes.append(f"everything is in {root}: the folders in it are read")
+    tops = _tops(found.photos, root)
+    splits = _splits(tops, root, path)
+    if not splits:
+        _refuse_loose(Labelled(files, [], [], root), tops.get("", []))
+        parts = {"": _labelled(files, found.photos, root)}
+    else:
+        if loose := tops.get("", []):
+            notes.append(f"{_photos(loose)} beside the folders {first_few(list(splits.values()), 3)}: left out")
+        parts = {}
+        for split, folder in splits.items():
+            own = tops[folder]
+            inner = _tops(own, f"{root}{folder}/")
+            if split != "train" and set(inner) == {""}:
+                notes.append(f"{_photos(own)} in {folder} without class folders: left out")
+                continue
+            _refuse_loose(Labelled(files, [], [], f"{root}{folder}/"), inner.get("", []))
+            parts[split] = _labelled(files, own, f"{root}{folder}/")
+    notes += _folders_without_photos(path / root / splits.get("train", ""), parts)
+    return Layout(parts, notes)
+
+
+def _tops(names: Iterable[str], root: str) -> dict[str, list[str]]:
+    """Names by the first folder below the root; under "" those outside folders."""
+    tops: dict[str, list[str]] = {}
+    for name in names:
+        folder, inside, _ = name.removeprefix(root).partition("/")
+        tops.setdefault(folder if inside else "", []).append(name)
+    return tops
+
+
+def _descend(names: Sequence[str], is_folder: bool) -> str:
+    """The folder below which the classes or splits begin, if everything is inside one: "" or a path that ends in "/".
+
+    An archive of one folder is entered, because nobody can name what is inside it. A folder is entered only if there
+    are splits inside; else the only folder may be the only class.
+    """
+    root = ""
+    while True:
+        tops = _tops(names, root)
+        only = next(iter(tops))
+        if len(tops) > 1 or not only or split_of(only):
+            return root
+        inner = _tops(names, f"{root}{only}/")
+        enter = any(map(split_of, inner)) if is_folder else "" not in inner
+        if not enter:
+            return root
+        root += f"{only}/"
+
+
+def _splits(tops: dict[str, list[str]], root: str, path: Path) -> dict[str, str]:
+    """Folders by the split that they are; empty if the folders are classes.
+
+    Raises:
+        UserError: It could be either.
+    """
+    like = {name: split for name in tops if (split := split_of(name))}
+    others = [name for name in tops if name and name not in like]
+    nested = [name for name in like if set(_tops(tops[name], f"{root}{name}/")) != {""}]
+    if not like or (others and not nested):
+        return {}
+    seen = first_few(sorted(like), 5)
+    if others:
+        raise UserError(
+            f"{path} holds {seen}, with folders in {nested[0]}, beside {first_few(sorted(others), 5)}: if {nested[0]} "
+            "is a split, move the others away; if all of them are classes, put them into a folder called train."
+        )
+    if not nested:
+        raise UserError(
+            f"{path} holds photos directly in {seen}, outside class folders: make a folder for each class in there, or "
+            "give a table of paths and labels."
+        )
+    twice = [split for split, n in Counter(like.values()).items() if n > 1]
+    if twice:
+        names = " and ".join(sorted(name for name, split in like.items() if split == twice[0]))
+        raise UserError(f"{path} holds {names}, which both mean the {twice[0]} split: keep one, or join them.")
+    found = {split: name for name, split in like.items()}
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _labelled(files: Files, names: list[str], root: str) -> Labelled:
+    classes = [composed(name.removeprefix(root).partition("/")[0]) for name in names]
+    return Labelled(files, names, classes, root)
+
+
+def composed(name: str) -> str:
+    """A name in composed Unicode: macOS writes an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _refuse_loose(place: Labelled, loose: Sequence[str]) -> None:
+    if loose:
+        names = [name.rpartition("/")[2] for name in loose]
+        tables = [name for name in place.files.names() if name.lower().endswith(TABLES) and "/" not in name]
+        table = f", or name the labels: --data {place.files.path / tables[0]}" if tables else ""
+        raise UserError(
+            f"{place} holds {_photos(loose)} outside class folders ({first_few(names, 3)}): put each class's photos in "
+            f"a folder of its own{table}."
+        )
+
+
+def _photos(names: Sequence[str]) -> str:
+    return f"{len(names):,} photo{'s' if len(names) > 1 else ''}"
+
+
+def _folders_without_photos(folder: Path, parts: dict[str, Labelled]) -> list[str]:
+    """A remark on folders beside the class folders, unless they are a system's."""
+    trained = parts.get("train") or parts.get("")
+    if trained is None or not folder.is_dir():
+        return []
+    full = set(trained.class_names)
+    empty = [p.name for p in folder.iterdir() if p.is_dir() and composed(p.name) not in full and not is_litter(p.name)]
+    return [f"folders without photos, left out: {first_few(sorted(empty), 8)}"] if empty else []
+
+
+# ---- tables
+
+
+def _from_table(path: Path) -> Layout:
+    rows = _json_rows(path) if path.name.lower().endswith((".jsonl", ".ndjson")) else _csv_rows(path)
+    if not rows:
+        raise UserError(f"{path} holds no rows.")
+    name_of, label_of, split_column = _columns(path, rows[0])
+    places = _Places(path.parent)
+    parts: dict[str, dict[str, str]] = {}
+    missing, unlabelled = [], []
+    for row in rows:
+        given, label = _cell(row.get(name_of)), _label(path, row, label_of)
+        if not label:
+            unlabelled.append(given)
+        elif (name := places.find(given)) is None:
+            missing.append(given)
+        else:
+            part = parts.setdefault(_split(path, row, split_column), {})
+            if part.setdefault(name, label) != label:
+                raise UserError(f"{path} gives {given} the labels {part[name]} and {label}: a photo has one class.")
+    if not parts:
+        raise UserError(f"{path}: none of its photos is there, for example {(missing or unlabelled)[0]}.")
+    listed = [name for part in parts.values() for name in part]
+    left_out = {
+        "rows whose photo is not there": missing,
+        "rows without a label": unlabelled,
+        "photos without a row": sorted(places.names - set(listed)),
+    }
+    notes = [f"left out {what}: {len(names):,} ({first_few(names, 3)})" for what, names in left_out.items() if names]
+    if repeated := len(rows) - len(missing) - len(unlabelled) - len(listed):
+        notes.append(f"rows that repeat another one: {repeated:,}")
+    files = FolderFiles(path.parent)
+    found = {}
+    for split, part in parts.items():
+        names = sorted(part, key=natural_key)
+        found[split] = Labelled(files, names, [part[name] for name in names])
+    if "" in found and len(found) > 1:
+        raise UserError(f"{path} names a split in some rows and none in others.")
+    return Layout(found, notes)
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t|", key=first.count)
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    if not rows:
+        return []
+    header = rows[0]
+    if any(map(is_photo, header)):  # there is no header: the photo and its label
+        header = ["path" if is_photo(cell) else f"column {i + 1}" for i, cell in enumerate(header)]
+        header = ["label" if len(header) == 2 and name != "path" else name for name in header]
+        rows = [[], *rows]
+    return [dict(zip(header, row, strict=False)) for row in rows[1:]]
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object with a path and a label.")
+        rows.append(row)
+    return rows
+
+
+def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str, str | None]:
+    """Names of the columns with the path, the label and, if there is one, the split."""
+    by_name = {name.strip().lower(): name for name in row}
+    found = [next((by_name[name] for name in names if name in by_name), None) for names in COLUMNS]
+    name_of, label_of, split_of_row = found
+    if name_of is None or label_of is None:
+        what, names = ("path", PATH_COLUMNS) if name_of is None else ("label", LABEL_COLUMNS)
+        raise UserError(f"{path} has the columns {first_few(list(row), 8)}: name the one with the {what} '{names[0]}'.")
+    return name_of, label_of, split_of_row
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _label(path: Path, row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list | tuple | dict):
+        raise UserError(f"{path} gives a photo several labels ({value}): a classifier needs one for each photo.")
+    return composed(_cell(value))
+
+
+def _split(path: Path, row: dict[str, Any], column: str | None) -> str:
+    value = _cell(row.get(column)) if column else ""
+    split = split_of(value) if value else ""
+    if split is None:
+        raise UserError(f"{path} names the split '{value}': known are {', '.join(SPLIT_NAMES)}.")
+    return split
+
+
+class _Places:
+    """Finds the photos that a table names, below its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def names(self) -> set[str]:
+        return set(sort_out(FolderFiles(self.folder).names()).photos)
+
+    @cached_property
+    def _by_tail(self) -> dict[str, str]:
+        """Names by the ends of their paths, with and without the suffix, in lower case, if only one ends so."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            for whole in {name, name.rpartition(".")[0]}:
+                parts = composed(whole).lower().split("/")
+                for i in range(len(parts)):
+                    found.setdefault("/".join(parts[i:]), []).append(name)
+        return {tail: names[0] for tail, names in found.items() if len(names) == 1}
+
+    def find(self, given: str) -> str | None:
+        """The name of a photo: its path as it is, else the longest end of the path that only one photo has."""
+        if not given:
+            return None
+        if (self.folder / given).is_file():
+            return given if Path(given).is_absolute() else Path(os.path.normpath(given)).as_posix()
+        parts = composed(given.replace("\\", "/")).lower().split("/")
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((self._by_tail[tail] for tail in tails if tail in self._by_tail), None)

@@ -1,0 +1,91 @@
+"""The same photo twice: within a split, in several classes, or in two splits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+from ...data.copies import MANY, near_photos, same_photos
+from ...utils.errors import UserError
+from ..folders import first_few
+
+if TYPE_CHECKING:
+    from .datasets import Split
+
+Group = list[tuple[str, int]]
+"""Equal photos: the name of the split, and the position in it."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Groups of photos with equal pixels, and groups that look alike; remarks on them for the user."""
+
+    same: list[Group] = field(default_factory=list)
+    near: list[Group] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_copies(splits: Mapping[str, "Split"], near: bool = False) -> Copies:
+    """Photos that occur twice in splits, given by name; with `near`, also those that look alike."""
+    places = [(name, i) for name, split in splits.items() for i in range(len(split))]
+    if len(places) > MANY:
+        return Copies(notes=[f"more than {MANY:,} photos: no copies among them were looked for"])
+
+    def opened(i: int) -> IO[bytes]:
+        name, position = places[i]
+        return splits[name].open(position)
+
+    same = [[places[i] for i in group] for group in same_photos(len(places), opened)]
+    notes = _notes(splits, same)
+    alike = [[places[i] for i in group] for group in near_photos(len(places), opened)] if near else []
+    if near:
+        notes.append(f"{_more(alike):,} photos look like another one{_shown(splits, alike)}")
+    return Copies(same, alike, notes)
+
+
+def refuse_leaks(splits: Mapping[str, "Split"], copies: Copies, allowed: bool) -> list[str]:
+    """Remarks on photos that are in two splits.
+
+    Raises:
+        UserError: There are some, and they are not allowed.
+    """
+    leaks = [group for group in copies.same if len({name for name, _ in group}) > 1]
+    if not leaks:
+        return []
+    between = sorted({" and ".join(dict.fromkeys(name for name, _ in group)) for group in leaks})
+    told = f"{len(leaks):,} photo{'s' if len(leaks) > 1 else ''} of {', '.join(between)} are the same"
+    told += _shown(splits, [_across(group) for group in leaks])
+    if allowed:
+        return [f"{told}: scores on them say nothing about new photos"]
+    raise UserError(f"{told}. Remove them from one of the splits, or give --allow-leaks.")
+
+
+def _across(group: Group) -> Group:
+    """The first photo of a group, and one of another split."""
+    return [group[0], next(place for place in group if place[0] != group[0][0])]
+
+
+def _notes(splits: Mapping[str, "Split"], same: list[Group]) -> list[str]:
+    if not same:
+        return []
+    count = _more(same)
+    notes = [f"{count:,} photo{' is a copy' if count == 1 else 's are copies'} of another one{_shown(splits, same)}"]
+    mixed = [group for group in same if len({splits[name].target(i) for name, i in group}) > 1]
+    if mixed:
+        notes.append(f"{len(mixed):,} photos are in more than one class{_shown(splits, mixed)}")
+    return notes
+
+
+def _more(groups: list[Group]) -> int:
+    """Number of photos beside the first of each group."""
+    return sum(len(group) - 1 for group in groups)
+
+
+def _shown(splits: Mapping[str, "Split"], groups: list[Group]) -> str:
+    """Some of the groups, in brackets."""
+
+    def name(place: tuple[str, int]) -> str:
+        split, i = place
+        return f"{split}/{splits[split].filename(i)}" if len(splits) > 1 else splits[split].filename(i)
+
+    pairs = [f"{name(group[0])} = {name(group[1])}" for group in groups[:3]]
+    return f" ({first_few(pairs, 2)})" if pairs else ""
