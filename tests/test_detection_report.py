@@ -215,7 +215,7 @@ def test_crops_show_the_box(tmp_path, monkeypatch):
         photo.paste((0, 0, 255), tuple(box.astype(int).tolist()))
     pictures = []
     monkeypatch.setattr(
-        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
+        "dmformer.report.page.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
     )
     written(tmp_path, make_report(found=[make_found([], [], [])], truths=[truth], load=lambda i: photo))
     for crop in pictures[1:3]:
@@ -266,7 +266,7 @@ def test_masks(tmp_path, monkeypatch):
         return found[i]
 
     monkeypatch.setattr(
-        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
+        "dmformer.report.page.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
     )
     text = Page(written(tmp_path, make_report(found=found, truths=truths, masked=True))).text
     assert "Mask AP75.2 %overlap of the masks" in text
