@@ -214,9 +214,7 @@ def test_crops_show_the_box(tmp_path, monkeypatch):
     for box in truth.boxes[[0, 2]]:
         photo.paste((0, 0, 255), tuple(box.astype(int).tolist()))
     pictures = []
-    monkeypatch.setattr(
-        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
-    )
+    monkeypatch.setattr("dmformer.report.page.jpeg", lambda image, alt: pictures.append(image) or Picture(alt))
     written(tmp_path, make_report(found=[make_found([], [], [])], truths=[truth], load=lambda i: photo))
     for crop in pictures[1:3]:
         pixels = np.asarray(crop).astype(int)
@@ -265,9 +263,7 @@ def test_masks(tmp_path, monkeypatch):
         asked.append(i)
         return found[i]
 
-    monkeypatch.setattr(
-        "dmformer.tasks.detection.report.jpeg", lambda image, alt: pictures.append(image) or Picture(alt)
-    )
+    monkeypatch.setattr("dmformer.report.page.jpeg", lambda image, alt: pictures.append(image) or Picture(alt))
     text = Page(written(tmp_path, make_report(found=found, truths=truths, masked=True))).text
     assert "Mask AP75.2 %overlap of the masks" in text
     assert asked == []
