@@ -43,10 +43,10 @@ def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, T
     Raises:
         UserError: Weights that do not fit.
     """
-    if not recipe.weights:
+    if not recipe.starting_weights:
         return None
     classifier = create(recipe.model, recipe.image_size, arguments)
-    load_weights(classifier, recipe.weights, "drop")
+    load_weights(classifier, recipe.starting_weights, "drop")
     return classifier.state_dict()
 
 
