@@ -335,7 +335,7 @@ def test_norms_of_timm_keep_their_activations_when_shared():
 
 def test_a_run_resumes_with_its_own_rounds(mask_recipe):
     train(replace(mask_recipe, iterations=4, validate_every=2))
-    with pytest.raises(UserError, match=r"rounds of 2 iterations, not 4.*--validate-every 2"):
+    with pytest.raises(UserError, match=r"validated every 2 iterations, not every 4.*--validate-every 2"):
         train(replace(mask_recipe, iterations=8, validate_every=4, resume=True))
     longer = train(replace(mask_recipe, iterations=8, validate_every=2, resume=True))
     assert (longer.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == "8"

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from dmformer.serve.opening import open_service
 from dmformer.tasks.build import load_model, save_model
 from dmformer.tasks.config import TrainedFolder, folder_for, read_as
 from dmformer.tasks.progress import Progress
-from dmformer.tasks.recipe import Recipe
+from dmformer.tasks.recipe import FREE, Recipe
 from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.tasks.table import TASKS
 from dmformer.tasks.task import Summary, Task, check_paths, figure_lines
@@ -42,9 +42,9 @@ class ColourRecipe(Recipe):
 
     task: ClassVar[str] = "colour"
 
-    data: str = ""
+    data: str = field(default="", metadata=FREE)
     """A folder of photos."""
-    epochs: int = 2
+    epochs: int = field(default=2, metadata=FREE)
     """Passes over the photos."""
 
 
@@ -169,7 +169,10 @@ class ColourJob:
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_model(folder, "colour", ColourConfig("none", tuple(self.class_names), SIDE), state)
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[ColourScores, str]:
+    def contents(self) -> Iterator[str]:
+        return (Path(name).name for name in (*self.train, *self.val))
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[ColourScores, str]:
         scores = score(open_regressor(str(folder)).model, self.val)
         write_whole(folder / "scores.json", json.dumps(scores.to_dict()))
         write_whole(folder / "report.html", f"<p>{scores.close.value:.1%} of {scores.count} are close</p>")

@@ -55,6 +55,8 @@ def test_run_folder(recipe, photos):
         "last",
         "scores.json",
         "report.html",
+        "commands.jsonl",
+        "run.lock",
     }
     assert run.scores.count == 5
     assert run.split == "test"
@@ -156,7 +158,7 @@ def test_infinite_loss_stops_with_what_to_try(recipe, monkeypatch):
         return cross_entropy(*arguments, **options) * (float("inf") if len(count) == 5 else 1)
 
     monkeypatch.setattr(dmformer.tasks.classification.training.F, "cross_entropy", growing)
-    with pytest.raises(UserError, match=r"loss is inf at step 2 of epoch 2, learning rate .*--lr"):
+    with pytest.raises(UserError, match=r"loss is inf at iteration 2 of epoch 2, learning rate .*--lr"):
         train(recipe)
     assert (Path(recipe.out) / "run" / "last").is_dir()
 
@@ -350,7 +352,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess:
 
 def test_the_command_starts_its_processes_and_equals_one(recipe):
     for processes in ("1", "2"):
-        done = run(command_of(recipe, "--name", processes, "--processes", processes))
+        done = run(command_of(recipe, "--name", processes, "--processes", processes, "--threads", "2"))
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("best weights:") == 1
         assert "Warning" not in done.stderr
@@ -359,6 +361,7 @@ def test_the_command_starts_its_processes_and_equals_one(recipe):
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
     saved = read_recipe(Path(recipe.out) / "2" / "recipe.yaml")
     assert (saved.batch_size, saved.processes) == (8, 2)
+    assert "cores, 2 threads" in (Path(recipe.out) / "2" / "report.html").read_text()  # while the other process waits
 
 
 def test_a_run_of_two_processes_is_resumed_by_two(recipe):
@@ -386,7 +389,7 @@ def test_processes_that_cannot_be(recipe, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="--batch-size 8 cannot be divided among --processes 3"):
         replace(recipe, batch_size=8, processes=3).check()
-    with pytest.raises(UserError, match="leave the option out under torchrun and in your own program"):
+    with pytest.raises(UserError, match="leave it out under torchrun and in your own program"):
         train(replace(recipe, batch_size=8, processes=2))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run
-from ..utils.errors import unknown
+from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.pretrained import folder_of
 from .checks import check_model
@@ -45,15 +45,19 @@ def train(arguments: list[str]) -> None:
     start = RECIPES[name]()
     if "--resume" in options:  # the run's own recipe, with the options given now on top
         place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
-        start = replace(read_recipe(find_run(place) / "recipe.yaml"), resume=True, overwrite=False)
+        folder = find_run(place)
+        saved = read_recipe(folder / "recipe.yaml")
+        if options is not arguments and type(saved) is not type(start):
+            raise UserError(f"{folder} is a run of {saved.task}, but {name} is a recipe for {start.task}.")
+        start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
     listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
     recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
     task = TASKS[recipe.task]
     recipe.check()
     check_model(recipe.model)
     task.check_places(recipe)
-    if recipe.weights is not None and not recipe.weights.startswith("hf-hub:"):
-        check_path(str(folder_of(recipe.weights)))
+    if recipe.starting_weights is not None and not recipe.starting_weights.startswith("hf-hub:"):
+        check_path(str(folder_of(recipe.starting_weights)))
     check_folder(recipe)
 
     from ..train.loop import Stopped, train
@@ -61,8 +65,8 @@ def train(arguments: list[str]) -> None:
 
     recipe = replace(recipe, processes=number_of_processes(recipe))
     try:
-        with together(recipe, arguments):
-            run = train(recipe, command=shlex.join(["dmformer", "train", *arguments]))
+        with together(recipe, arguments) as all_threads:
+            run = train(recipe, shlex.join(["dmformer", "train", *arguments]), report_threads=all_threads)
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None

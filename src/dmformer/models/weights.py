@@ -1,5 +1,6 @@
 """Load our own and published weights into models. Files are untrusted: only tensors are read, no code is run."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,8 @@ Head = Literal["keep", "drop", "imagenet1k"]
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model")
 """Keys under which files store their tensors; the first one present is used."""
+
+_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
 
 OTHER_DEPTHS: dict[str, dict[str, Any]] = {"smt_s": {"depths": (3, 4, 18, 1)}}
 """Arguments of a variant's second published form."""
@@ -72,12 +75,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def unwrapped(state: Any, where: str) -> dict[str, Tensor]:
-    """A state dict without the wrappers of published files and without the prefix `module.`."""
+    """A state dict without the wrappers of published files and without the prefixes `module.` and `_orig_mod.`, which
+    PyTorch adds for several processes and for compiled models."""
     while isinstance(state, Mapping) and any(isinstance(state.get(w), Mapping) for w in WRAPPERS):
         state = next(state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping))
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise UserError(f"{where} contains no state dict (tensors by name).")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {_PREFIXES.sub("", str(key)): value for key, value in state.items()}
 
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -52,8 +52,7 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
     """
     html = _templates().get_template(template).render(values)
     html = _BETWEEN_TAGS.sub("><", html)
-    # File names may contain bytes that are not valid Unicode; UTF-8 refuses them, so they become question marks.
-    write_whole(path, html.encode("utf-8", "replace").decode("utf-8"))
+    write_whole(path, html)
 
 
 _BETWEEN_TAGS = re.compile(r">\s*\n\s*<")

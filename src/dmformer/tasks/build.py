@@ -70,10 +70,10 @@ def classifier_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, T
     Raises:
         UserError: Weights that do not fit.
     """
-    if not recipe.weights:
+    if not recipe.starting_weights:
         return None
     classifier = create(recipe.model, recipe.image_size, arguments)
-    load_weights(classifier, recipe.weights, "drop")
+    load_weights(classifier, recipe.starting_weights, "drop")
     return classifier.state_dict()
 
 
@@ -85,7 +85,7 @@ def with_pretrained(recipe: AnyRecipe) -> AnyRecipe:
     Raises:
         UserError: The weights do not fit, or this package's file is missing or damaged.
     """
-    if recipe.weights or recipe.pretrained == "none":
+    if recipe.resume or recipe.weights or recipe.pretrained == "none":
         return recipe
     there, auto = tags(recipe.model), recipe.pretrained == "auto"
     if auto and not there:

@@ -1,6 +1,6 @@
 """What the training loop requires of a kind of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ class Job(Protocol):
         notes: What the user should know about the data before training.
         size: Size of the images, in words.
         images: Number of images to train on, to validate on, and to test on (0 for none).
-        epochs: Rounds of the loop, each followed by a validation.
-        unit: What to call one of them: epoch or round.
+        epochs: Number of epochs of the loop, each followed by a validation.
+        unit: What to call one of them: epoch or validation interval.
         headline: The column of metrics.csv whose best row determines the best weights.
     """
 
@@ -79,7 +79,11 @@ class Job(Protocol):
         """Write a model, with these weights and everything needed to use it, to a folder."""
         ...
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Any, str]:
+    def contents(self) -> Iterator[str]:
+        """The images in order, and their labels if they are known, by which a resumed run recognises its data."""
+        ...
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[Any, str]:
         """Score the run's best/ on the test split, else on validation; write scores.json and report.html.
 
         Returns:

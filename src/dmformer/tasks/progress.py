@@ -2,7 +2,9 @@
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,6 +12,7 @@ import torch
 import torchvision
 
 from ..utils.version import __version__
+from .recipe import Recipe
 
 
 @dataclass
@@ -28,6 +31,10 @@ class Progress:
     """Positions of training images that could not be read."""
     updates: int = 0
     """Weight updates per epoch."""
+    steps: int = 0
+    """Batches per epoch."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What a resumed run must find again: the classes, the numbers of images, and a digest of their names."""
 
     def add(self, figures: dict[str, float]) -> None:
         """Add a step and its figures."""
@@ -38,6 +45,13 @@ class Progress:
         """Mean of a figure over the steps of the epoch done so far."""
         return self.sums[name] / self.step
 
+    @classmethod
+    def read(cls, last: Path) -> "Progress":
+        """The progress in a saved state, where accelerate writes the first of our own objects."""
+        progress = cls()
+        progress.load_state_dict(torch.load(last / "custom_checkpoint_0.pkl", weights_only=False))
+        return progress
+
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
@@ -45,17 +59,38 @@ class Progress:
         vars(self).update(state)
 
 
-def run_facts(images: tuple[int, int, int], progress: Progress, device: torch.device, command: str) -> dict[str, str]:
-    """Facts for the report on how a run was made; `images` are the numbers to train on, to validate on and to test
-    on."""
+def run_facts(
+    recipe: Recipe,
+    images: tuple[int, int, int],
+    progress: Progress,
+    device: torch.device,
+    history: Sequence[Mapping[str, str]],
+) -> dict[str, str]:
+    """Facts for the report on how a run was made.
+
+    Args:
+        recipe: The run's recipe.
+        images: Numbers of images to train on, to validate on and to test on.
+        progress: The run's progress.
+        device: Where it was trained.
+        history: Every command of its life: its event, time, host and text.
+    """
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     minutes, seconds = divmod(round(progress.seconds), 60)
     test = f", {images[2]} test" if images[2] else ""
+    facts: dict[str, str] = {}
+    for line in history:
+        when = f"{line['time']} on {line['host']}"
+        if line["event"] == "started":
+            facts |= {"command": line["command"], "started": when}
+        elif line["event"] == "resumed":
+            facts[f"resumed {sum(name.startswith('resumed') for name in facts) + 1}"] = f"{when}: {line['command']}"
     return {
-        "command": command or "dmformer.train.loop.train(recipe)",
+        **facts,
         "images": f"{images[0]} training, {images[1]} validation{test}",
         "duration": f"{minutes} min {seconds} s of training",
         "machine": f"{machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": f"dmformer {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"timm {timm.__version__}, Python {platform.python_version()}",
+        "seed": str(recipe.seed),
     }

@@ -1,6 +1,8 @@
 """The `Recipe` dataclass: everything that determines a training run of any kind, and its checks."""
 
-from dataclasses import asdict, dataclass, replace
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from ..data.limits import MAX_PIXELS
@@ -8,105 +10,116 @@ from ..utils.errors import UserError
 from ..utils.machine import available_cores
 from ..utils.pretrained import no_weights, tags
 
+FIXED = {"resume": "fixed"}
+"""Metadata of a field that a resumed run keeps: its saved state or its images would not fit another value."""
+PER_EPOCH = {"resume": "per epoch"}
+"""Metadata of a field that may change when a run is resumed between two epochs, but not within one."""
+FREE = {"resume": "free"}
+"""Metadata of a field that may change whenever a run is resumed. Paths may, because data can be moved: the loop
+compares what they lead to."""
+
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
 """Fractions that may be 1."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options shared by all kinds of training. Every field is an option; the effective recipe is saved with the run."""
+    """Options shared by all kinds of training. Every field is an option; the effective recipe is saved with the run.
+
+    The metadata of a field says whether a resumed run may change it: FIXED, PER_EPOCH or FREE.
+    """
 
     task: ClassVar[str] = ""
     """The kind of training."""
 
-    model: str = "dmformer_n"
+    model: str = field(default="dmformer_n", metadata=FIXED)
     """Model: any name listed by `dmformer models`, or any other timm model."""
-    model_args: tuple[str, ...] = ()
+    model_args: tuple[str, ...] = field(default=(), metadata=FIXED)
     """Arguments for the model as name=value, e.g. gate=False expand_ratio=2 levels=[[3,1],[5,2]]."""
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=FIXED)
     """Weights to start from: a run's best/ folder, a .safetensors or .pth file, or hf-hub:owner/name."""
-    pretrained: str = "none"
+    pretrained: str = field(default="none", metadata=FIXED)
     """Weights of this package to start from, unless --weights names others: auto (where the model has them),
     a tag, e.g. dist_lite0, or none."""
-    freeze: int = 0
+    freeze: int = field(default=0, metadata=FIXED)
     """Number of stages to freeze while fine-tuning, counted from the stem (4 trains only the head)."""
 
-    data: str | tuple[str, ...] = ""
+    data: str | tuple[str, ...] = field(default="", metadata=FREE)
     """Location of the images."""
-    val_share: float = 0.15
+    val_share: float = field(default=0.15, metadata=FIXED)
     """Fraction held out for validation if the data has no validation split."""
-    test_share: float = 0.15
+    test_share: float = field(default=0.15, metadata=FIXED)
     """Fraction held out for the report if the data has neither a validation nor a test split."""
-    max_broken: float = 0.05
+    max_broken: float = field(default=0.05, metadata=FREE)
     """Maximum fraction of unreadable images; above it, the run stops and lists them."""
 
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = field(default=MAX_PIXELS, metadata=FREE)
     """Maximum number of pixels of a photo; larger ones count as unreadable."""
 
-    image_size: int = 224
+    image_size: int = field(default=224, metadata=FIXED)
     """Height and width of the images in pixels, 32 or more."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, float, float] | None = field(default=None, metadata=FIXED)
     """Mean of the red, green and blue values, 0 to 1, subtracted from the images;
     by default that of the starting weights, or the one the model was published with."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = field(default=None, metadata=FIXED)
     """Standard deviation that the images are divided by; same default."""
-    hflip: float = 0.5
+    hflip: float = field(default=0.5, metadata=FREE)
     """Probability of a horizontal flip."""
 
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=PER_EPOCH)
     """Photos per step; under torchrun, per process."""
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=PER_EPOCH)
     """Steps whose gradients are accumulated before each weight update."""
-    optimizer: str = "adamw"
+    optimizer: str = field(default="adamw", metadata=FIXED)
     """Name of any optimiser in timm."""
-    lr: float = 1e-3
+    lr: float = field(default=1e-3, metadata=FREE)
     """Learning rate for a batch of lr_batch photos; scaled in proportion to the global batch size."""
-    lr_batch: int = 1024
+    lr_batch: int = field(default=1024, metadata=FREE)
     """Batch size that lr refers to."""
-    lr_min: float = 1e-6
+    lr_min: float = field(default=1e-6, metadata=FREE)
     """Final learning rate, before the same scaling."""
-    weight_decay: float = 0.05
+    weight_decay: float = field(default=0.05, metadata=FIXED)
     """Weight decay, applied only to matrices and kernels."""
-    layer_decay: float | None = None
+    layer_decay: float | None = field(default=None, metadata=FIXED)
     """Learning rate factor from each layer to the one before it; none disables it."""
-    clip_grad: float | None = None
+    clip_grad: float | None = field(default=None, metadata=FREE)
     """Maximum norm of the gradient; none disables clipping."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: float = field(default=0.0, metadata=FREE)
     """Stochastic depth rate of the last block, rising linearly from 0."""
-    ema: float | None = None
+    ema: float | None = field(default=None, metadata=FIXED)
     """Decay of the moving average of the weights, which is then evaluated and kept; none disables it."""
 
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata=FIXED)
     """Mixed precision; no computes in float32."""
-    channels_last: bool = True
+    channels_last: bool = field(default=True, metadata=FREE)
     """Keep tensors in channels_last memory format, which makes convolutions faster."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=FIXED)
     """Compile the model with torch.compile."""
-    grad_checkpointing: bool = False
+    grad_checkpointing: bool = field(default=False, metadata=FREE)
     """Save memory by recomputing activations in the backward pass."""
-    sync_batchnorm: bool = False
+    sync_batchnorm: bool = field(default=False, metadata=FREE)
     """Compute BatchNorm statistics over all processes instead of per process."""
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=FREE)
     """Processes that read images; by default one per core, at most 8."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=FREE)
     """Threads that PyTorch uses on a CPU, over all processes; by default one per core."""
-    processes: int | None = None
+    processes: int | None = field(default=None, metadata=FREE)
     """Processes on a CPU, each with an equal part of a step's images and of the threads; `dmformer train` starts them.
     By default one for every 16 images of a step, up to the number of threads; a resumed run keeps its number."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=FIXED)
     """Seed for the split, the weights, the order and the augmentation."""
 
-    out: str = "runs"
+    out: str = field(default="runs", metadata=FREE)
     """Folder that holds the runs."""
-    name: str | None = None
+    name: str | None = field(default=None, metadata=FREE)
     """Name of the run's folder; by default data, model and a number."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=FREE)
     """Replace an existing run folder of this name."""
-    resume: bool = False
+    resume: bool = field(default=False, metadata=FREE)
     """Continue the run of this name from where it stopped."""
-    save_every: int | None = None
+    save_every: int | None = field(default=None, metadata=FREE)
     """Also save the state to resume from at this interval, in steps; by default only after each epoch."""
-    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = field(default="tensorboard", metadata=FREE)
     """Where to log the curves, besides metrics.csv."""
 
     def check(self) -> None:
@@ -118,8 +131,11 @@ class Recipe:
         self._check_shares("val_share", "test_share", "max_broken", "hflip", "drop_path_rate")
         for name in ("layer_decay", "ema", "clip_grad", "save_every"):
             value = getattr(self, name)
-            if value is not None and (value <= 0 or (name in ("layer_decay", "ema") and value > 1)):
-                raise UserError(f"{_option(name)} is {value}: it must be above 0, and a decay at most 1.")
+            at_most = 1 if name in ("layer_decay", "ema") else float("inf")
+            if value is not None and not 0 < value <= at_most:
+                raise UserError(
+                    f"{_option(name)} is {value}: it must be above 0{' and at most 1' if at_most == 1 else ''}."
+                )
         if self.val_share + self.test_share >= 1:
             raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
         for name in ("threads", "processes"):
@@ -141,6 +157,23 @@ class Recipe:
         threads = None if self.threads is None else max(1, self.threads // n)
         workers = max(1, min(available_cores(), 8) // n) if self.workers is None else -(-self.workers // n)
         return replace(self, batch_size=self.batch_size // n, threads=threads, workers=workers)
+
+    @property
+    def starting_weights(self) -> str | None:
+        """The weights to load before training; a resumed run has its own."""
+        return None if self.resume else self.weights
+
+    def changes(self, other: "Recipe", kind: Mapping[str, str]) -> list[str]:
+        """Names of the fields of a kind (FIXED, PER_EPOCH or FREE) that differ from another recipe's of this class."""
+        return [
+            f.name
+            for f in fields(self)
+            if f.metadata.get("resume", "fixed") == kind["resume"] and getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+    def spelled(self, names: Iterable[str]) -> str:
+        """Fields as options of the command: "--model dmformer_s --no-compile"."""
+        return " ".join(_spelled(name, getattr(self, name)) for name in names)
 
     def _check_counts(self, *names: str) -> None:
         for name in names:
@@ -178,6 +211,13 @@ class Recipe:
 
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return yaml.safe_dump({"task": self.task, **values}, sort_keys=False, allow_unicode=True)
+
+
+def _spelled(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _option(name if value else f"no_{name}")
+    values = value if isinstance(value, tuple) else ["none" if value is None else value]
+    return " ".join([_option(name), *(shlex.quote(str(each)) for each in values)])
 
 
 def _option(name: str) -> str:

@@ -3,8 +3,11 @@
 The number of worker processes, training processes and interruptions makes no difference.
 """
 
+import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -127,14 +130,29 @@ def loader_options(workers: int | None, pin_memory: bool) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory,
         "generator": torch.Generator(),  # so that starting a loader draws nothing from the global generator
-        "worker_init_fn": _ignore_signals,
+        "worker_init_fn": _obey_only_the_main_process,
     }
 
 
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C reaches the readers too: leave stopping them to the main process, once it has saved."""
+def _obey_only_the_main_process(_: int) -> None:
+    """Ignore the signals by which a terminal, systemd or Slurm asks all processes of a command to stop.
+
+    The main process needs its readers until it has saved. It ends them by SIGTERM, which is obeyed if it comes from it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends a reader whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        main_process = multiprocessing.parent_process()
+        assert main_process is not None
+        threading.Thread(target=_end_with, args=(main_process.pid,), daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with(main_process: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)
 
 
 def next_readable(read: Callable[[int], Read], position: int, count: int, what: str) -> Read:

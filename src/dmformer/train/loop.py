@@ -4,12 +4,13 @@ recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs o
 report.html
 """
 
+import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,15 +30,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..tasks.build import with_normalisation, with_pretrained
-from ..tasks.job import Job
 from ..tasks.opening import open_job
-from ..tasks.progress import Progress
-from ..tasks.recipe import Recipe
+from ..tasks.progress import Progress, run_facts
+from ..tasks.recipe import PER_EPOCH, Recipe
 from ..tasks.sampling import StepSampler
 from ..utils.display import Display
 from ..utils.errors import UserError
 from ..utils.files import replace_folder, write_whole, writing_to
-from .run_folder import clear, csv_text, open_folder
+from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
+from .same_data import check_same_data, data_of
 
 PATIENCE = timedelta(hours=3)
 """How long processes wait for each other: the first alone scores the test images and writes the report."""
@@ -64,39 +65,67 @@ class Run:
     report: Path
 
 
-def train(recipe: Recipe, command: str = "") -> Run:
+def train(recipe: Recipe, command: str = "", report_threads: int | None = None) -> Run:
     """Train a recipe.
 
     Args:
         recipe: Everything that decides the run.
         command: The command line, for the report.
+        report_threads: Threads with which the first process scores the model and writes the report, while the others
+            wait for it; by default those it trains with.
 
     Raises:
-        UserError: A mistake in the recipe or the data, a loss that is not finite, or a full disk.
+        UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
+            another command is using.
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
     """
-    trainer = Trainer(recipe)
-    with _signals() as trainer.stop, Display(trainer.accelerator.is_main_process) as display:
-        trainer.fit(display)
-    scores, split, page = None, "", trainer.folder / "report.html"
-    if trainer.accelerator.is_main_process:
-        scores, split = trainer.job.conclude(trainer.folder, trainer.progress, command)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    return Run(trainer.folder, scores, split, page)
+    recipe.check()
+    first = _start_processes(recipe).is_main_process
+    with open_folder(recipe) if first else nullcontext() as opened:
+        shared: list[Any] = [opened]
+        trainer = Trainer(broadcast_object_list(shared)[0])
+        folder = trainer.folder
+        if first:
+            trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
+        with _signals() as trainer.stop, Display(first) as display:
+            trainer.fit(display)
+        scores, split = None, ""
+        if first:
+            if report_threads is not None:
+                torch.set_num_threads(report_threads)
+            scores, split = trainer.conclude()
+            trainer.record("finished")
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    return Run(folder, scores, split, folder / "report.html")
+
+
+def _start_processes(recipe: Recipe) -> PartialState:
+    """Set up this process's device and its connection with the other processes."""
+    if (threads := recipe.of_one_process().threads) is not None:
+        torch.set_num_threads(threads)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    if recipe.processes not in (None, 1, state.num_processes):
+        raise UserError(
+            "--processes works only with the command `dmformer train`, which starts them: leave it out under torchrun "
+            "and in your own program."
+        )
+    return state
 
 
 class Trainer:
-    """One run: what it needs, built once, and the loop over epochs and steps."""
+    """One run: what it needs, built once, and the loop over epochs and iterations.
+
+    Args:
+        recipe: The run's recipe, with the name of its folder.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
-        recipe.check()
-        state = self._start_processes(recipe)
-        names: list[Any] = [open_folder(recipe) if state.is_main_process else None]
-        whole = with_normalisation(with_pretrained(broadcast_object_list(names)[0]))
+        whole = with_normalisation(with_pretrained(recipe))
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
+        AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=recipe.precision,
@@ -106,25 +135,14 @@ class Trainer:
             step_scheduler_with_optimizer=False,
         )
         self.world = self.accelerator.num_processes
-        self.job = self._open_job()
+        self.job = open_job(recipe)
+        self.data = data_of(self.job)
+        if recipe.resume:
+            check_same_data(self.folder, Progress.read(self.folder / "last").data, self.data)
         set_seed(recipe.seed)
         self._build_model()
         self._open_loaders()
         self._start_or_resume(whole)
-
-    @staticmethod
-    def _start_processes(recipe: Recipe) -> PartialState:
-        """Set up this process's device and its connection with the other processes."""
-        if (threads := recipe.of_one_process().threads) is not None:
-            torch.set_num_threads(threads)
-        AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
-        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
-        if recipe.processes not in (None, 1, state.num_processes):
-            raise UserError(
-                f"only the command `dmformer train` starts the --processes {recipe.processes} by itself: leave the "
-                "option out under torchrun and in your own program."
-            )
-        return state
 
     def _build_model(self) -> None:
         """Build the model, its moving average and its optimiser."""
@@ -168,7 +186,7 @@ class Trainer:
         if self.steps == 0:
             raise UserError(f"{job.images[0]} training images are too few for one batch: lower --batch-size.")
         if job.images[1] < self.world:
-            raise UserError(f"{job.images[1]} validation images are fewer than the {self.world} processes.")
+            raise UserError(f"{job.images[1]} validation images are too few for {self.world} processes: add some.")
         self.updates = self.steps // recipe.accumulate
         self.scheduler: Any = create_scheduler_v2(
             self.optimizer,
@@ -185,23 +203,52 @@ class Trainer:
         self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
         if whole.resume:
-            accelerator.load_state(str(self.folder / "last"))
+            last = self.folder / "last"
+            try:
+                accelerator.load_state(str(last))
+            except (RuntimeError, ValueError) as error:  # a state of an earlier version does not name its data
+                reason = " ".join(str(error).split()[:40])
+                raise UserError(f"{last} does not fit the recipe and the data: {reason}") from None
             self.job.check_resumed(self.progress, self.updates)
+            self._check_within_epoch(whole)
         elif accelerator.is_main_process:
             clear(self.folder)
-        self.progress.updates = self.updates
-        if accelerator.is_main_process:
-            write_whole(self.folder / "recipe.yaml", whole.to_yaml())
-        accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
-
-    def _open_job(self) -> Job:
-        """The recipe's job; a mistake in it leaves no empty folder behind to block the next try."""
+        self.progress.updates, self.progress.steps, self.progress.data = self.updates, self.steps, self.data
+        with self._writing():
+            if accelerator.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(self.folder / "recipe.yaml", whole.to_yaml())
         try:
-            return open_job(self.recipe)
-        except UserError:
-            with suppress(OSError):  # it is not empty, or another process has removed it
-                self.folder.rmdir()
-            raise
+            accelerator.init_trackers("dmformer", init_kwargs={"wandb": {"name": self.folder.name}})
+        except OSError as error:  # a tracker's other errors are not about the folder
+            raise UserError(f"--tracker {self.recipe.tracker} cannot write to {self.folder}: {error}.") from None
+
+    def _check_within_epoch(self, whole: Recipe) -> None:
+        """Raise UserError if the rest of an epoch would have other batches than its beginning."""
+        if self.progress.step == 0:
+            return
+        check_unchanged(self.folder, whole, PER_EPOCH, " within an epoch")
+        if self.progress.steps not in (0, self.steps):
+            raise UserError(
+                f"{self.folder} stopped within an epoch of {self.progress.steps} iterations, which are {self.steps} "
+                "now: resume it with the number of processes that it was started with."
+            )
+
+    def _writing(self) -> AbstractContextManager[None]:
+        """Report a failure to write to the run's folder in one line."""
+        saved = (self.folder / "last").exists()
+        return writing_to(self.folder, f"free some space and {'continue with --resume' if saved else 'start again'}")
+
+    def record(self, event: str, command: str = "") -> None:
+        """Add a line to the run's history."""
+        with self._writing():
+            record(self.folder, event, command)
+
+    def conclude(self) -> tuple[Any, str]:
+        """Score the best weights and write the report; returns the scores and the name of the split."""
+        recipe, job, progress = self.recipe, self.job, self.progress
+        facts = run_facts(recipe, job.images, progress, self.accelerator.device, history(self.folder))
+        return job.conclude(self.folder, progress, facts)
 
     def fit(self, display: Display) -> None:
         """Run the remaining epochs."""
@@ -280,7 +327,7 @@ class Trainer:
         self.scheduler.step_update(update)
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
-                loss, figures = self.job.loss(self.model, inputs, targets)
+                loss, figures = self._loss(inputs, targets)
             accelerator.backward(loss)
             if accelerator.sync_gradients and self.recipe.clip_grad:
                 accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
@@ -293,6 +340,17 @@ class Trainer:
             if self.ema and accelerator.sync_gradients:
                 self.ema.update(self.bare, step=update)
         return dict(zip(("loss", *figures), values, strict=True))
+
+    def _loss(self, inputs: Any, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self.job.loss(self.model, inputs, targets)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # as BatchNorm says it
+                raise
+            raise UserError(
+                f"--batch-size {self.recipe.batch_size} and images of {self.job.size} leave BatchNorm a single value "
+                "per channel: give a larger --batch-size, or larger images."
+            ) from None
 
     def _evaluated(self) -> nn.Module:
         """The model to validate and keep, with the first process's running statistics, which are the ones saved.
@@ -313,13 +371,13 @@ class Trainer:
         state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
-            with writing_to(self.folder):
+            with self._writing():
                 self.job.save(self.folder / "best", self.bare, state)
 
     def _save(self) -> None:
         """Save the state to resume from, atomically, and metrics.csv."""
         part = self.folder / "last.part"
-        with writing_to(self.folder):
+        with self._writing():
             try:
                 self.accelerator.save_state(str(part))
                 self.accelerator.wait_for_everyone()
@@ -341,20 +399,20 @@ class Trainer:
 
     def _stop_now(self) -> None:
         raise Stopped(
-            f"stopped in {self.job.unit} {self.progress.epoch + 1} of {self.job.epochs}, state saved; "
-            f"go on with: dmformer train --resume --out {self.recipe.out} --name {self.recipe.name}",
+            f"stopped in {self.job.unit} {self.progress.epoch + 1} of {self.job.epochs}, state saved; continue with: "
+            + shlex.join(["dmformer", "train", "--resume", "--out", self.recipe.out, "--name", self.folder.name]),
             self.stop[0] if self.stop else signal.SIGTERM,
         )
 
     def _not_finite(self, loss: float) -> None:
-        progress = self.progress
-        saved = f"the last {self.job.unit}'s state is in"
+        progress, last = self.progress, self.folder / "last"
+        saved = f"; the last saved state is in {last}" if last.exists() else ""
         if self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
             self._save()
-            saved = "the state before this step is in"
+            saved = f"; the state before this iteration is in {last}"
         raise UserError(
-            f"the loss is {loss} at step {progress.step + 1} of {self.job.unit} {progress.epoch + 1}, learning rate "
-            f"{self.optimizer.param_groups[-1]['lr']:.2g}; {saved} {self.folder / 'last'}. "
+            f"the loss is {loss} at iteration {progress.step + 1} of {self.job.unit} {progress.epoch + 1}, "
+            f"learning rate {self.optimizer.param_groups[-1]['lr']:.2g}{saved}. "
             "Try a lower --lr, --clip-grad 1, a longer warm-up, or --precision no."
         )
 
@@ -366,7 +424,7 @@ class Trainer:
         return (
             f"{recipe.model}, {parameters:.2f} M trained parameters, on {train} images of "
             f"{len(job.class_names)} classes at {job.size} ({val} to validate{held_out}); "
-            f"{job.epochs} {job.unit}s of {self.steps} steps on {self.accelerator.device.type}"
+            f"{job.epochs} {job.unit}s of {self.steps} iterations on {self.accelerator.device.type}"
             f"{f' x {self.world}' if self.world > 1 else ''}; writing {self.folder}"
         )
 
@@ -405,7 +463,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, _: object) -> None:
         asked.append(number)
-        print("stopping after this step; state will be saved", file=sys.stderr)
+        print("stopping after this iteration; the state will be saved", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = {}

@@ -41,18 +41,22 @@ def number_of_processes(recipe: Recipe) -> int | None:
 
 
 @contextmanager
-def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
+def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[int | None]:
     """Inside, be the first of the recipe's processes of `dmformer train ARGUMENTS`; starts and ends the others.
+
+    Yields:
+        The number of threads of all processes together; None if there is only this one.
 
     Raises:
         UserError: Another process has failed; carries that process's message.
     """
     number = recipe.processes or 1
     if number == 1 or "RANK" in os.environ:
-        yield
+        yield None
         return
-    all_threads = torch.get_num_threads()
-    threads = max(1, (recipe.threads or all_threads) // number)
+    before_threads = torch.get_num_threads()
+    all_threads = recipe.threads or before_threads
+    threads = max(1, all_threads // number)
     shared = {
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
@@ -77,7 +81,7 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
                 others.append((subprocess.Popen(command, stdout=said, stderr=said, **options), said))
             os.environ.update(shared, RANK="0", LOCAL_RANK="0")
             torch.set_num_threads(threads)
-            yield
+            yield all_threads
             patience = PATIENCE
         except RuntimeError as error:  # also raised by a connection whose other end has exited
             _end(others, PATIENCE)
@@ -87,7 +91,7 @@ def together(recipe: Recipe, arguments: Sequence[str]) -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
-            torch.set_num_threads(all_threads)
+            torch.set_num_threads(before_threads)
             _end(others, patience)
 
 

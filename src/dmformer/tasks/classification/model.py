@@ -21,8 +21,8 @@ def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module
     arguments: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
     arguments = {k: v for k, v in arguments.items() if v} | recipe.parsed_model_args()
     model = create(recipe.model, recipe.image_size, {**arguments, "num_classes": len(class_names)})
-    if recipe.weights:
-        load_weights(model, recipe.weights, recipe.head)
+    if recipe.starting_weights:
+        load_weights(model, recipe.starting_weights, recipe.head)
     if recipe.grad_checkpointing:
         model.set_grad_checkpointing()
     return model, freeze(model, recipe.freeze) if recipe.freeze else []

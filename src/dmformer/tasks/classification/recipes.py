@@ -1,9 +1,10 @@
 """Recipes for classification. `dmformer train RECIPE` runs one; every field can be overridden."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
+from ..recipe import FIXED, FREE
 from .distillation.recipe import TaughtRecipe
 
 
@@ -13,34 +14,34 @@ class ClassificationRecipe(TaughtRecipe):
 
     task: ClassVar[str] = "classification"
 
-    data: str = "elpv"
+    data: str = field(default="elpv", metadata=FREE)
     """elpv; a folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
     a .csv or .jsonl table of paths and labels;
     or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
-    data_root: str | None = None
+    data_root: str | None = field(default=None, metadata=FREE)
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
-    val_data: str | None = None
+    val_data: str | None = field(default=None, metadata=FREE)
     """Folder, archive or table of validation photos, if they are not beside the training photos."""
-    test_data: str | None = None
+    test_data: str | None = field(default=None, metadata=FREE)
     """Folder, archive or table of test photos, if they are not beside the training photos."""
-    train_split: str = "train"
+    train_split: str = field(default="train", metadata=FIXED)
     """Split of a named data set to train on."""
-    val_split: str = "validation"
+    val_split: str = field(default="validation", metadata=FIXED)
     """Split of a named data set to validate on."""
-    num_classes: int | None = None
+    num_classes: int | None = field(default=None, metadata=FIXED)
     """Number of classes, for a named data set that does not state it (shards)."""
-    download: bool = False
+    download: bool = field(default=False, metadata=FREE)
     """Allow timm to download a named data set into data_root."""
 
-    crop_pct: float = 0.9
+    crop_pct: float = field(default=0.9, metadata=FIXED)
     """Fraction of the resized image that validation uses."""
-    mixup: float = 0.0
+    mixup: float = field(default=0.0, metadata=FREE)
     """Mixup alpha; 0 disables it."""
-    cutmix: float = 0.0
+    cutmix: float = field(default=0.0, metadata=FREE)
     """CutMix alpha; 0 disables it."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = field(default=0.0, metadata=FREE)
     """Probability mass spread over the other classes."""
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced"] = field(default="none", metadata=FREE)
     """balanced weights each class by the inverse of its number of photos."""
 
     def check(self) -> None:

@@ -1,7 +1,6 @@
 """Training a classifier."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...utils.errors import UserError
-from ...utils.files import write_whole
-from ..progress import Progress, run_facts
+from ..progress import Progress
+from ..results import reported_split, write_scores
 from .classifier import open_classifier, save_classifier
-from .datasets import Splits, open_splits
+from .datasets import Splits, is_named_set, open_splits
 from .distillation.distillation import Distillation
 from .distillation.loaders import ViewSet
 from .distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
@@ -138,9 +137,15 @@ class ClassificationJob:
         config = preprocessing(self.recipe, self.recipe.crop_pct)
         save_classifier(folder, model, state, self.class_names, config, self.splits.train.reading.values)
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[Scores, str]:
+    def contents(self) -> Iterator[str]:
+        named = is_named_set(self.recipe.data)  # such sets have no file names, or only within the images
+        for split in (self.splits.train, self.splits.val, self.splits.test):
+            if split is not None and split.targets is not None:
+                yield from (f"{'' if named else split.filename(i)} {k}" for i, k in enumerate(split.targets.tolist()))
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[Scores, str]:
         recipe, splits = self.recipe, self.splits
-        split, name = (splits.test, "test") if splits.test else (splits.val, "validation")
+        split, name = reported_split(splits)
         classifier = open_classifier(str(folder / "best"))
         device = classifier.on_best_device()
         loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
@@ -159,7 +164,7 @@ class ClassificationJob:
         for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
             reader = ImageSet(part, classifier.transform(), classifier.at_least, training=False, seed=0)
             broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
-        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_scores(folder, scores)
         write_report(
             folder / "report.html",
             Report(
@@ -175,7 +180,7 @@ class ClassificationJob:
                 broken=broken,
                 notes=self.notes,
                 recipe=recipe.to_yaml(),
-                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+                facts=facts,
             ),
         )
         return scores, name

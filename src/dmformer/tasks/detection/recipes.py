@@ -1,10 +1,10 @@
 """Recipes for detection. `dmformer train RECIPE --data DATA` runs one; every field can be overridden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
-from ..recipe import Recipe
+from ..recipe import FIXED, FREE, Recipe
 
 Framework = Literal["mask_rcnn", "cascade_rcnn", "retinanet", "atss", "sparse_rcnn", "dino"]
 
@@ -22,53 +22,53 @@ class DetectionRecipe(Recipe):
 
     task: ClassVar[str] = "detection"
 
-    framework: Framework = "retinanet"
+    framework: Framework = field(default="retinanet", metadata=FIXED)
     """Detector architecture, over any model with maps at strides 4, 8, 16 and 32.
     mask_rcnn and cascade_rcnn also predict masks if the data has them; the others predict only boxes."""
-    width: int | None = None
+    width: int | None = field(default=None, metadata=FIXED)
     """Channels of the pyramid and the heads, for retinanet and atss; by default 256."""
-    samples: int | None = None
+    samples: int | None = field(default=None, metadata=FREE)
     """Regions per photo that mask_rcnn and cascade_rcnn learn from; by default 512."""
-    queries: int | None = None
+    queries: int | None = field(default=None, metadata=FIXED)
     """Regions per photo that the detector examines;
     by default 1000 for mask_rcnn and cascade_rcnn, 300 for sparse_rcnn, 900 for dino."""
 
-    data: str = ""
+    data: str = field(default="", metadata=FREE)
     """A folder: COCO (annotations/instances_train2017.json and train2017/, or Roboflow's), Pascal VOC,
     YOLO (data.yaml); or one COCO JSON with its photos in --images."""
-    images: str | None = None
+    images: str | None = field(default=None, metadata=FREE)
     """Folder of the photos, if --data is a JSON file; by default they are found beside it."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=(), metadata=FREE)
     """Class names in the order of their ids, or one text file with one name per line;
     needed if the layout does not give them (YOLO without data.yaml and classes.txt)."""
-    max_broken: float = 0.02
+    max_broken: float = field(default=0.02, metadata=FREE)
     """Maximum fraction of faulty objects and photos.
     Above it, the run stops and shows the first of them; otherwise it leaves them out."""
 
-    image_size: int = 800
+    image_size: int = field(default=800, metadata=FIXED)
     """Shorter side of the photos in pixels for prediction."""
-    max_side: int = 1333
+    max_side: int = field(default=1333, metadata=FIXED)
     """Maximum longer side in pixels, in training too; if it applies, the shorter side gets smaller."""
-    sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    sides: tuple[int, ...] = field(default=tuple(range(480, 801, 32)), metadata=FREE)
     """Shorter sides in training; one is drawn for each photo."""
-    jitter: Literal["multiscale", "large"] = "multiscale"
+    jitter: Literal["multiscale", "large"] = field(default="multiscale", metadata=FREE)
     """large is large-scale jitter: scale to 0.1 to 2 times the largest of --sides, then crop to that size."""
-    photometric: bool = False
+    photometric: bool = field(default=False, metadata=FREE)
     """Randomly change brightness, contrast, saturation and hue."""
 
-    epochs: int = 12
+    epochs: int = field(default=12, metadata=FREE)
     """Number of epochs."""
-    validate_every: int = 1
+    validate_every: int = field(default=1, metadata=FREE)
     """Epochs between validations; the state is saved at each."""
-    schedule: Literal["steps", "cosine"] = "steps"
+    schedule: Literal["steps", "cosine"] = field(default="steps", metadata=FREE)
     """steps divides the learning rate by 10 at each of --drops."""
-    drops: tuple[int, ...] = (8, 11)
+    drops: tuple[int, ...] = field(default=(8, 11), metadata=FREE)
     """Epochs after which the learning rate drops."""
-    warmup_iterations: int = 500
+    warmup_iterations: int = field(default=500, metadata=FREE)
     """Steps of linear warm-up; at most a tenth of all steps."""
-    backbone_lr: float = 1.0
+    backbone_lr: float = field(default=1.0, metadata=FIXED)
     """Factor on the backbone's learning rate."""
-    norm_statistics: Literal["trained", "kept"] = "trained"
+    norm_statistics: Literal["trained", "kept"] = field(default="trained", metadata=FIXED)
     """kept leaves the means and deviations of the backbone's BatchNorms as in --weights, for small batches."""
 
     def check(self) -> None:

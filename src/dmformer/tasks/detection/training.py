@@ -1,7 +1,7 @@
 """Training a detector."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from ...utils.files import write_whole
 from ..build import check_names, classifier_weights, continued
 from ..config import TrainedFolder, trained_for
 from ..folders import check_broken
-from ..progress import Progress, run_facts
+from ..progress import Progress
+from ..results import reported_split, write_scores
 from .datasets import check_boxes, open_boxes
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
 from .evaluate import find_objects
@@ -78,7 +79,7 @@ class DetectionJob:
         self.size = f"sides of {min(recipe.sides)} to {max(recipe.sides)} px, and predicted at {recipe.image_size}"
         self.every = min(recipe.validate_every, recipe.epochs)
         self.epochs = recipe.epochs // self.every
-        self.unit = "epoch" if self.every == 1 else "round"
+        self.unit = "epoch" if self.every == 1 else "validation interval"
         self.updates = 1
 
     def config(self) -> DetectorConfig:
@@ -105,7 +106,7 @@ class DetectionJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and (trained := trained_for(TASK, recipe.weights)):
+        if recipe.starting_weights and (trained := trained_for(TASK, recipe.starting_weights)):
             model = _continued(trained, config)
         else:
             model = config.build(classifier_weights(recipe, config.backbone_args))
@@ -174,7 +175,7 @@ class DetectionJob:
     def check_resumed(self, progress: Progress, updates: int) -> None:
         if progress.updates not in (0, updates):
             raise UserError(
-                f"this run has {self.unit}s of {progress.updates} steps, not {updates}: resume it with the "
+                f"this run is validated every {progress.updates} iterations, not every {updates}: resume it with the "
                 "--validate-every, --batch-size, --accumulate and number of processes that it was started with."
             )
 
@@ -192,9 +193,13 @@ class DetectionJob:
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_detector(folder, self.config(), state)
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[DetectionScores, str]:
+    def contents(self) -> Iterator[str]:
+        for boxes in (self.splits.train, self.splits.val, self.splits.test):
+            yield from (path.name for path in (boxes.images if boxes is not None else ()))
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[DetectionScores, str]:
         recipe, splits = self.recipe, self.splits
-        boxes, split = (splits.test, "test") if splits.test else (splits.val, "validation")
+        boxes, split = reported_split(splits)
         detector = open_detector(str(folder / "best"))
         device = detector.on_best_device()
         transform = detector.transform()
@@ -208,7 +213,7 @@ class DetectionJob:
         def load(i: int) -> Any:
             return shown.picture(positions[i])
 
-        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_scores(folder, scores)
         results = [
             row
             for position in positions
@@ -231,7 +236,7 @@ class DetectionJob:
                 masks=(lambda i: detector.detect(load(i))) if masks else None,
                 faults=[*splits.faults, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
-                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+                facts=facts,
             ),
         )
         return scores, split

@@ -1,10 +1,11 @@
 """Recipes for pretraining: general features from many photos, labelled or not, with a teacher if there is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...utils.errors import UserError
 from ..classification.distillation.recipe import TaughtRecipe
+from ..recipe import FREE
 
 
 @dataclass(frozen=True)
@@ -13,16 +14,16 @@ class PretrainingRecipe(TaughtRecipe):
 
     task: ClassVar[str] = "pretraining"
 
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] = field(default=(), metadata=FREE)
     """Sources of photos. A folder or .tar of class folders is labelled and gets a classifier of its own;
     any other folder is searched recursively for photos without labels."""
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = field(default=(), metadata=FREE)
     """More folders of photos, whose subfolders are not classes."""
-    sizes: tuple[int, ...] = (64, 96, 128)
+    sizes: tuple[int, ...] = field(default=(64, 96, 128), metadata=FREE)
     """Sizes of the training images in pixels, used one after the other."""
-    size_shares: tuple[float, ...] = ()
+    size_shares: tuple[float, ...] = field(default=(), metadata=FREE)
     """Fraction of the epochs at each size; by default the same for each."""
-    probe: str | None = None
+    probe: str | None = field(default=None, metadata=FREE)
     """Folder of class folders to score the features on at the end, by nearest neighbours and a linear probe."""
 
     def check(self) -> None:

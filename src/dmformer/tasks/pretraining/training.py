@@ -1,7 +1,6 @@
 """Pretraining a backbone on several sets of images, labelled or not, with or without a teacher."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from ...utils.display import track
 from ...utils.errors import UserError
-from ...utils.files import write_whole
 from ...utils.intervals import wilson
 from ..classification.classifier import Classifier, open_classifier, save_classifier
 from ..classification.datasets import Split, Splits, has_class_folders, open_splits, open_unlabelled
@@ -25,7 +23,8 @@ from ..classification.loaders import ImageSet, eval_loader
 from ..classification.model import build_model, cosine_schedule, preprocessing
 from ..classification.recipes import ClassificationRecipe
 from ..folders import check_broken
-from ..progress import Progress, run_facts
+from ..progress import Progress
+from ..results import write_scores
 from ..sampling import once_each
 from .metrics import PretrainingScores, ProbeScore, SourceScore
 from .probing import Features, knn, linear_probe, nearest, pooled_features
@@ -181,7 +180,12 @@ class PretrainingJob:
         config = preprocessing(self.recipe, 1.0)
         save_classifier(folder, model.model, own_state(state), self.class_names, config, values)
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[PretrainingScores, str]:
+    def contents(self) -> Iterator[str]:
+        for source in self.sources:
+            for split in (source.train, source.val):
+                yield from (f"{source.name}/{split.filename(i)}" for i in range(len(split)))
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[PretrainingScores, str]:
         recipe = self.recipe
         classifier = open_classifier(str(folder / "best"))
         device = classifier.on_best_device()
@@ -195,7 +199,7 @@ class PretrainingJob:
         probe = probed(classifier, recipe.probe, recipe, device) if recipe.probe else None
         seen = round(best["epoch"]) * self.images[0]
         scores = PretrainingScores(n, seen, agreement, sources, probe)
-        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_scores(folder, scores)
         write_pretraining_report(
             folder / "report.html",
             PretrainingReport(
@@ -206,7 +210,7 @@ class PretrainingJob:
                 neighbours=self._neighbours(classifier, device),
                 broken=[(self.views.name(i), self.views.reason(i)) for i in progress.broken],
                 recipe=recipe.to_yaml(),
-                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+                facts=facts,
             ),
         )
         return scores, "held out"

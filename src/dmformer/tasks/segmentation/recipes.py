@@ -1,10 +1,10 @@
 """Recipes for semantic segmentation. `dmformer train RECIPE --data DATA` runs one; every field can be overridden."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
-from ..recipe import Recipe
+from ..recipe import FIXED, FREE, Recipe
 
 
 @dataclass(frozen=True)
@@ -13,55 +13,55 @@ class SegmentationRecipe(Recipe):
 
     task: ClassVar[str] = "segmentation"
 
-    head: Literal["fpn", "upernet"] = "fpn"
+    head: Literal["fpn", "upernet"] = field(default="fpn", metadata=FIXED)
     """Semantic FPN, or UperNet with an auxiliary FCN head; over any model with maps at strides 4, 8, 16 and 32."""
-    width: int | None = None
+    width: int | None = field(default=None, metadata=FIXED)
     """Channels of the head; by default 256 for fpn (half of it after the pyramid) and 512 for upernet."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=FREE)
     """Rate of channel dropout before the head's last convolution."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: float = field(default=0.4, metadata=FREE)
     """Weight of upernet's auxiliary loss."""
 
-    data: str = ""
+    data: str = field(default="", metadata=FREE)
     """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC,
     or only images, with their masks in --masks."""
-    masks: str | None = None
+    masks: str | None = field(default=None, metadata=FREE)
     """Folder of the id masks, if --data is a folder of images; masks are matched by name."""
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=(), metadata=FREE)
     """Class names in the order of their ids, or one text file with one name per line;
     needed if the layout does not give them."""
-    max_broken: float = 0.0
+    max_broken: float = field(default=0.0, metadata=FREE)
     """Maximum fraction of images without a valid mask.
     Above it, the run stops and lists them; otherwise it leaves them out."""
-    reduce_zero_label: bool = False
+    reduce_zero_label: bool = field(default=False, metadata=FIXED)
     """Id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K)."""
-    ignore_index: tuple[int, ...] = (255,)
+    ignore_index: tuple[int, ...] = field(default=(255,), metadata=FIXED)
     """Ids in the masks that mean unlabelled."""
 
-    image_size: int = 512
+    image_size: int = field(default=512, metadata=FIXED)
     """Height and width in pixels of the training crops, 32 or more."""
-    save_every: int | None = None
+    save_every: int | None = field(default=None, metadata=FREE)
     """Also save the state to resume from at this interval, in steps; by default only after each validation."""
-    resize: int | None = None
+    resize: int | None = field(default=None, metadata=FIXED)
     """Shorter side in pixels to which images are resized for training and prediction; none keeps their size."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[float, float] = field(default=(0.5, 2.0), metadata=FREE)
     """Range of the random scale factor, applied before the crop of --image-size."""
-    largest_share: float = 0.75
+    largest_share: float = field(default=0.75, metadata=FREE)
     """Maximum fraction of a crop that one class may cover; up to ten crops are tried."""
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced"] = field(default="none", metadata=FREE)
     """balanced weights a class that is the fraction p of the training pixels by 1 / ln(1.02 + p), as ENet does."""
-    photometric: bool = True
+    photometric: bool = field(default=True, metadata=FREE)
     """Randomly change brightness, contrast, saturation and hue."""
-    window: int | None = None
+    window: int | None = field(default=None, metadata=FIXED)
     """Side in pixels of the sliding window for prediction; none predicts whole images."""
 
-    iterations: int = 40_000
+    iterations: int = field(default=40_000, metadata=FREE)
     """Number of training steps."""
-    validate_every: int = 4_000
+    validate_every: int = field(default=4_000, metadata=FREE)
     """Steps between validations; the state is saved at each."""
-    warmup_iterations: int = 0
+    warmup_iterations: int = field(default=0, metadata=FREE)
     """Steps of linear warm-up."""
-    power: float = 0.9
+    power: float = field(default=0.9, metadata=FREE)
     """Power of the learning rate's polynomial decay; 1 is linear."""
 
     def check(self) -> None:

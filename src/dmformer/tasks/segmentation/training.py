@@ -1,7 +1,6 @@
 """Training a semantic segmenter."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from ...models.features import freeze_maps
 from ...utils.display import track
 from ...utils.errors import UserError
 from ...utils.extras import needs
-from ...utils.files import write_whole
 from ..build import check_names, classifier_weights, continued
 from ..config import TrainedFolder, trained_for
 from ..folders import check_broken
-from ..progress import Progress, run_facts
+from ..progress import Progress
+from ..results import reported_split, write_scores
 from ..sampling import StepSampler
 from .checks import check_pairs
 from .datasets import class_pixels, open_pairs
@@ -41,7 +40,7 @@ HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 class SegmentationJob:
     """See `Job`."""
 
-    headline, unit = "val_miou", "round"
+    headline, unit = "val_miou", "validation interval"
     param_groups = None
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
@@ -101,7 +100,7 @@ class SegmentationJob:
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
         recipe, config = self.recipe, self.config()
-        if recipe.weights and (trained := trained_for(TASK, recipe.weights)):
+        if recipe.starting_weights and (trained := trained_for(TASK, recipe.starting_weights)):
             model = _continued(trained, config)
         else:
             model = config.build(classifier_weights(recipe, config.backbone_args))
@@ -163,8 +162,8 @@ class SegmentationJob:
     def check_resumed(self, progress: Progress, updates: int) -> None:
         if progress.updates not in (0, updates):
             raise UserError(
-                f"this run has rounds of {progress.updates} iterations, not {updates}: resume it with "
-                f"--validate-every {progress.updates}, and --iterations a multiple of it."
+                f"this run is validated every {progress.updates} iterations, not every {updates}: resume it with "
+                f"--validate-every {progress.updates}, and with --iterations a multiple of that."
             )
 
     def line(self, row: dict[str, float]) -> str:
@@ -181,9 +180,13 @@ class SegmentationJob:
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         save_segmenter(folder, self.config(), state)
 
-    def conclude(self, folder: Path, progress: Progress, command: str) -> tuple[SegmentationScores, str]:
+    def contents(self) -> Iterator[str]:
+        for pairs in (self.splits.train, self.splits.val, self.splits.test):
+            yield from (path.name for path in (pairs.images if pairs is not None else ()))
+
+    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[SegmentationScores, str]:
         recipe, splits = self.recipe, self.splits
-        pairs, split = (splits.test, "test") if splits.test else (splits.val, "validation")
+        pairs, split = reported_split(splits)
         segmenter = open_segmenter(str(folder / "best"))
         device = segmenter.on_best_device()
         transform = segmenter.transform()
@@ -196,7 +199,7 @@ class SegmentationJob:
             image, truth = shown.picture(counts.positions[i])
             return image, truth, segmenter.segment(image)
 
-        write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_scores(folder, scores)
         write_segmentation_report(
             folder / "report.html",
             SegmentationReport(
@@ -211,7 +214,7 @@ class SegmentationJob:
                 load=triptych,
                 broken=[*self.broken, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
-                facts={**run_facts(self.images, progress, device, command), "seed": str(recipe.seed)},
+                facts=facts,
             ),
         )
         return scores, split

@@ -1,70 +1,70 @@
 """Options shared by the recipes that train a classifier of whole images, with or without a teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ....utils.errors import UserError
-from ...recipe import Recipe
+from ...recipe import FIXED, FREE, Recipe
 
 
 @dataclass(frozen=True)
 class TaughtRecipe(Recipe):
     """Crops, augmentation, epochs, and a teacher to learn from."""
 
-    allow_leaks: bool = False
+    allow_leaks: bool = field(default=False, metadata=FREE)
     """Train although photos of one split are also in another one; the report says so."""
-    near_duplicates: bool = False
+    near_duplicates: bool = field(default=False, metadata=FIXED)
     """Also look for photos that look alike, and keep them together when photos are split at random."""
 
-    head: Literal["drop", "keep", "imagenet1k"] = "drop"
+    head: Literal["drop", "keep", "imagenet1k"] = field(default="drop", metadata=FIXED)
     """What to do with the classifier of the starting weights: drop it for other classes, keep it,
     or take the rows of ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""
-    teacher: str | None = None
+    teacher: str | None = field(default=None, metadata=FIXED)
     """Trained classifier to learn from: efficientnet-lite0, 1 or 2 (extra `teacher`), a run's best/ folder,
     an exported .onnx file, hf-hub:owner/name, or a timm model with published weights.
     Its classes may differ from the data's. It sees the same crops as the model."""
-    teacher_size: int | None = None
+    teacher_size: int | None = field(default=None, metadata=FIXED)
     """Size of the teacher's images in pixels; by default the size it was trained for."""
-    teacher_weight: float = 1.0
+    teacher_weight: float = field(default=1.0, metadata=FREE)
     """Weight of the teacher's soft labels in the loss."""
-    label_weight: float = 1.0
+    label_weight: float = field(default=1.0, metadata=FREE)
     """Weight of the labels in the loss, when there is a teacher."""
-    temperature: float = 1.0
+    temperature: float = field(default=1.0, metadata=FREE)
     """Temperature that softens the teacher's and the model's probabilities before comparison."""
-    feature_loss: Literal["none", "cosine", "mse"] = "none"
+    feature_loss: Literal["none", "cosine", "mse"] = field(default="none", metadata=FIXED)
     """Loss that compares the model's pooled features, after a linear layer, with the teacher's."""
-    feature_weight: float = 1.0
+    feature_weight: float = field(default=1.0, metadata=FREE)
     """Weight of the feature loss."""
-    teacher_cache: str | None = None
+    teacher_cache: str | None = field(default=None, metadata=FREE)
     """Folder that caches the teacher's predictions. Missing ones are computed before the first epoch,
     so that epochs run without the teacher. None runs the teacher at every step."""
-    teacher_views: int = 4
+    teacher_views: int = field(default=4, metadata=FREE)
     """Crops of each photo in the cache; epochs use them in turn."""
-    teacher_classes: int = 20
+    teacher_classes: int = field(default=20, metadata=FREE)
     """Number of probabilities kept per cached prediction, the largest; the other classes share the rest."""
 
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = field(default="bicubic", metadata=FIXED)
     """Interpolation when images are resized."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=FREE)
     """Area of the random crop, as fractions of the image."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    crop_ratio: tuple[float, float] = field(default=(0.75, 1.3333333333333333), metadata=FREE)
     """Aspect ratio (width over height) of the random crop."""
-    vflip: float = 0.0
+    vflip: float = field(default=0.0, metadata=FREE)
     """Probability of a vertical flip."""
-    color_jitter: float = 0.0
+    color_jitter: float = field(default=0.0, metadata=FREE)
     """Strength of random brightness, contrast and saturation; only without auto_augment."""
-    auto_augment: str | None = None
+    auto_augment: str | None = field(default=None, metadata=FREE)
     """timm's augmentation policy, e.g. rand-m9-mstd0.5-inc1 (RandAugment); none disables it."""
-    erasing: float = 0.0
+    erasing: float = field(default=0.0, metadata=FREE)
     """Probability of erasing a random rectangle."""
 
-    epochs: int = 100
+    epochs: int = field(default=100, metadata=FREE)
     """Number of epochs."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = field(default=5.0, metadata=FREE)
     """Epochs of linear warm-up."""
-    cooldown_epochs: int = 0
+    cooldown_epochs: int = field(default=0, metadata=FREE)
     """Number of the epochs, at the end, with the lowest learning rate."""
-    drop_rate: float = 0.0
+    drop_rate: float = field(default=0.0, metadata=FREE)
     """Dropout rate before the classifier."""
 
     def check(self) -> None:
