@@ -56,6 +56,9 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe) -> No
     assert detector.category_ids == (3, 8)
     again = evaluate_boxes(detector, box_recipe.data)
     assert again.boxes == run.scores.boxes
+    said: list[str] = []
+    assert evaluate_boxes(str(run.folder), say=said.append).boxes == run.scores.boxes
+    assert said[0] == f"scoring the test photos of the run, from {box_recipe.data}"
     listed = json.loads((run.folder / "detections.json").read_text())
     assert {row["image_id"] for row in listed} <= {201, 202, 203, 204}
     assert {row["category_id"] for row in listed} <= {3, 8}
@@ -67,7 +70,11 @@ def test_it_learns(box_recipe: DetectionRecipe) -> None:
     recipe = replace(recipe, max_side=160)
     run = train(recipe)
     photos = Path(recipe.data) / "train"
-    scores = evaluate_boxes(str(run.folder), str(photos.parent / "instances_train.json"), str(photos))
+    said: list[str] = []
+    annotations = str(photos.parent / "instances_train.json")
+    scores = evaluate_boxes(str(run.folder), annotations, str(photos), say=said.append)
+    count = len(list(photos.iterdir()))
+    assert f"the run was trained on {count} of these {count} photos: scores on them prove nothing" in said
     assert scores.boxes.ap50 is not None
     assert scores.boxes.ap50 > 0.7
 
@@ -250,7 +257,7 @@ def test_all_frameworks_have_both_recipes() -> None:
         ({"max_side": 50}, "less than --image-size"),
         ({"sides": (16,)}, "32 or more"),
         ({"norm_statistics": "kept"}, "needs --weights"),
-        ({"data": ""}, "name the photos"),
+        ({"data": ""}, "give the photos"),
     ],
 )
 def test_what_cannot_be_meant_is_told(box_recipe: DetectionRecipe, changes: dict[str, Any], told: str) -> None:
@@ -335,8 +342,7 @@ def test_the_commands(trained: Path, shapes: Path, tmp_path: Path, capsys: pytes
         (("predict", "--threshold", "2"), "score from 0 to 1"),
         (("predict", "--window", "64"), "--window is for segmenters; this is a detector"),
         (("predict", "--batch-size", "4"), "--batch-size is for classifiers"),
-        (("eval",), "name the photos to score on"),
-        (("eval", "--data", ".", "--json", "nowhere/scores.json"), "a file cannot be written there"),
+        (("eval", "--data", ".", "--json", "nowhere/scores.json"), "no file can be written there"),
         (("explain",), "is a detector"),
     ],
 )

@@ -225,7 +225,14 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     for label, found in enumerate(run.scores.classes):
         expected = jaccard_score(truth, prediction, labels=[label], average="macro")
         assert found.iou == pytest.approx(expected, abs=1e-6)
-    assert evaluate_masks(str(run.folder), str(scenes)) == run.scores
+    said: list[str] = []
+    assert evaluate_masks(str(run.folder), str(scenes), say=said.append) == run.scores
+    assert evaluate_masks(str(run.folder), say=said.append) == run.scores
+    assert said == [f"scoring the test images of the run, from {scenes}"]
+    evaluate_masks(
+        str(run.folder), str(scenes / "images/training"), str(scenes / "annotations/training"), say=said.append
+    )
+    assert said[1:] == ["the run was trained on 10 of these 10 photos: scores on them prove nothing"]
 
     photos = str(scenes / "images" / "test")
     made = list(predict_masks(str(run.folder), [photos], str(tmp_path / "out")))

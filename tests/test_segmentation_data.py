@@ -1,9 +1,11 @@
 """Ids and their mapping, folder layouts, reported faults, and images that stay aligned with their masks."""
 
 import io
+import json
 import re
 import runpy
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,9 +69,12 @@ def photo(ids: np.ndarray) -> Image.Image:
 
 
 def save_pair(image: Path, mask: Path, ids: np.ndarray) -> None:
-    for path, picture in ((image, photo(ids)), (mask, Image.fromarray(ids))):
+    picture = photo(ids)
+    own = zlib.crc32(str(image).encode())  # otherwise two splits would hold the same images
+    picture.paste((own % 200, own // 200 % 200, 90), (0, 0, 2, 2))
+    for path, content in ((image, picture), (mask, Image.fromarray(ids))):
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        content.save(path)
 
 
 def save_folders(root: Path, splits: dict[str, int], masks: str = "annotations") -> Path:
@@ -207,7 +212,10 @@ def test_masks_are_read_as_stored(tmp_path):
     [
         (as_file(Image.new("RGB", (3, 2), (1, 2, 3))), r"^holds colours \(RGB\) instead of class ids$"),
         (as_file(Image.new("RGBA", (3, 2), (1, 2, 3, 4))), r"^holds colours \(RGBA\) instead of class ids$"),
-        (as_file(Image.new("RGB", (3, 2), (7, 7, 7))), "three channels are equal: if they are ids, save one"),
+        (
+            as_file(Image.new("RGB", (3, 2), (7, 7, 7))),
+            "three channels are equal: if they are ids, save a single channel",
+        ),
         (as_file(Image.new("LA", (3, 2), (7, 7))), r"colours \(LA\)"),
         (as_file(Image.new("F", (3, 2), 0.5), "TIFF"), "decimal numbers"),
         (as_file(Image.new("L", (3, 2), 5), "JPEG"), "is a JPEG, whose compression changes ids"),
@@ -387,8 +395,9 @@ def test_missing_partners_are_told(tmp_path):
     (tmp_path / "images/training/.hidden.jpg").write_bytes(b"")
     splits = open_pairs(str(tmp_path), classes=NAMES)
     assert len(splits.train) == 6
-    assert len(splits.notes) == 1
-    assert re.fullmatch(r"masks without an image in .*training, left out \(1\): 5\.png", splits.notes[0])
+    assert len(splits.notes) == 2
+    assert "images/training: 1 file skipped" in splits.notes[0]
+    assert re.fullmatch(r"masks without an image in .*training, left out \(1\): 5\.png", splits.notes[1])
     checked, faults = check_pairs(splits, 32, 0.2)
     assert faults == [("images/training/3.jpg", "has no mask in annotations/training")]
     assert len(checked.train) == 6
@@ -403,6 +412,178 @@ def test_camvid_names_get_camvid_colours(tmp_path):
     backwards = CAMVID.class_names[::-1]
     assert open_pairs(str(tmp_path), classes=CAMVID.class_names).labels.palette == CAMVID.palette
     assert open_pairs(str(tmp_path), classes=backwards).labels.palette == CAMVID.palette[::-1]
+
+
+def save_coloured(path: Path, ids: np.ndarray, palette: bool = False) -> None:
+    """A mask in `COLOURS`, as RGB or with a palette of as many colours in the order of the file's first pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = photo(ids)
+    (image.quantize(4, dither=Image.Dither.NONE) if palette else image).save(path)
+
+
+LABELMAP = "# label:color_rgb:parts:actions\n" + "".join(
+    f"{name}:{red},{green},{blue}::\n" for name, (red, green, blue) in zip(NAMES, COLOURS.tolist(), strict=True)
+)
+HEX = [bytes(colour).hex() for colour in COLOURS.tolist()]
+
+
+@pytest.mark.parametrize("palette", [False, True])
+@pytest.mark.parametrize("given", ["file", "below", "option", "option of a file", "some"])
+def test_masks_of_colours(tmp_path, palette, given):
+    root = save_folders(tmp_path / "set", {"": 8}, "masks")
+    for i in range(8):
+        save_coloured(root / f"masks/{i}.png", blocks(i), palette)
+    arguments: dict[str, Any] = {}
+    if given in ("file", "some"):
+        (root / "labelmap.txt").write_text(LABELMAP)
+    elif given == "below":
+        (root / "masks/labelmap.txt").write_text(LABELMAP)
+    elif given == "option":
+        arguments = dict(classes=NAMES, colours=HEX)
+    else:
+        (tmp_path / "labelmap.txt").write_text(LABELMAP)
+        arguments = dict(colours=[str(tmp_path / "labelmap.txt")])
+    expected = np.arange(256)
+    if given == "some":
+        arguments = dict(classes=("wood", "ground"))
+        expected = np.array([1, IGNORE, 0, IGNORE])
+    splits, faults = check_pairs(open_pairs(str(root), **arguments), 32, 0.0)
+    assert faults == []
+    assert splits.labels.class_names == (arguments.get("classes") or NAMES)
+    assert splits.labels.palette[0] == tuple(COLOURS[2 if given == "some" else 0].tolist())
+    assert ("classes that are not among those named, ignored: water, wall" in splits.notes) == (given == "some")
+    shown = PairSet(splits.train, eval_transform(MEAN, STD), training=False, seed=0)
+    for i in range(len(splits.train)):
+        number = int(splits.train.images[i].stem)
+        assert np.array_equal(shown.picture(i)[1], expected[blocks(number)])
+    scored = open_evaluation_pairs(
+        str(root), classes=NAMES[::-1], known_colours=[(*colour, 3 - i) for i, colour in enumerate(COLOURS.tolist())]
+    )
+    assert np.array_equal(scored.labels(scored.labels.stored(scored.masks[0])), 3 - blocks(0))
+
+
+def test_palettes_that_differ_are_refused(tmp_path):
+    root = save_folders(tmp_path, {"": 8}, "masks")
+    ids = np.zeros((40, 60), np.uint8)
+    for i in range(8):
+        mask = Image.fromarray(ids + 1 if i == 3 else ids)
+        mask.putpalette([9, 9, 9, *((1, 2, 3) if i == 3 else (7, 8, 9))])
+        mask.save(root / f"masks/{i}.png")
+    assert check_pairs(open_pairs(str(root), classes=NAMES), 32, 0.0)[1] == []  # an index that is not used may differ
+    ids[0, 0] = 1
+    for i in range(8):
+        mask = Image.fromarray(ids)
+        mask.putpalette([9, 9, 9, *((1, 2, 3) if i == 3 else (7, 8, 9))])
+        mask.save(root / f"masks/{i}.png")
+    splits = open_pairs(str(root), classes=NAMES)
+    told = r"palettes of masks differ: index 1 is 0\d+ in masks/\d\.png and 0\d+ in masks/\d\.png\. Give --colours"
+    with pytest.raises(UserError, match=told):
+        check_pairs(splits, 32, 0.9)
+    with pytest.raises(UserError, match=told):
+        check_evaluation_pairs(open_evaluation_pairs(str(root), classes=NAMES), 0.9)
+    same = open_pairs(str(root), classes=NAMES, colours=["ids"])
+    assert check_pairs(same, 32, 0.0)[1] == []
+    colours = ["070809", "010203", "090909", "000000"]
+    mapped = open_evaluation_pairs(str(root), classes=NAMES, colours=colours)
+    stored = [int(mapped.labels.stored(mask)[0, 0]) for mask in mapped.masks]
+    assert (stored, int(mapped.labels.stored(mapped.masks[0])[0, 1])) == ([0, 0, 0, 1, 0, 0, 0, 0], 2)
+
+
+def test_colours_without_a_class(tmp_path):
+    root = save_folders(tmp_path, {"": 8}, "masks")
+    for i in range(8):
+        save_coloured(root / f"masks/{i}.png", blocks(i))
+    listed = " ".join(sorted(HEX))
+    hint = rf"colours without a class \(4\): {listed}: give --colours in the order of --classes, or put a labelmap.txt"
+    with pytest.raises(UserError, match=r"0\.png holds colours \(RGB\) instead of class ids; .*" + hint):
+        check_pairs(open_pairs(str(root), classes=NAMES), 32, 0.1)
+    some = open_pairs(str(root), classes=NAMES[:3], colours=HEX[:3])
+    with pytest.raises(UserError, match=rf"0\.png holds the colour {HEX[3]}, which no class has; .*\(1\): {HEX[3]}:"):
+        check_pairs(some, 32, 0.1)
+    with pytest.raises(UserError, match="there are 2 colours for 4 classes"):
+        open_pairs(str(root), classes=NAMES, colours=HEX[:2])
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(root / "masks/0.png")
+    with pytest.raises(UserError, match="hold more than 64 colours: they were blurred or compressed"):
+        check_pairs(open_pairs(str(root), classes=NAMES), 32, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{split}/images/{i}.jpg", "{split}/masks/{i}.png"),
+        ("{split}/images/{i}.jpg", "{split}/Labels/{i}.png"),
+        ("{split}/{i}.jpg", "{split}annot/{i}.png"),
+        ("{split}/{i}.jpg", "{split}_labels/{i}_L.png"),
+        ("{split}/{i}.jpg", "{split}/{i}_mask.png"),
+        ("{split}/{i}_sat.jpg", "{split}/{i}_mask.png"),
+        ("images/{split}/x/{i}.jpg", "masks/{split}/{i}-mask.png"),
+        ("images/{split}/{i}\u00e9.jpg", "masks/{split}/{i}e\u0301.PNG"),
+    ],
+)
+def test_layouts_of_other_programs(tmp_path, image, mask):
+    for split in ("train", "val", "test"):
+        for i in range(2):
+            place = dict(split=split, i=f"{split} {i}")
+            save_pair(tmp_path / image.format(**place), tmp_path / mask.format(**place), blocks(i))
+    (tmp_path / "train" / "_classes.csv").parent.mkdir(exist_ok=True)
+    rows = [f"{i}, {name}" for i, name in enumerate(NAMES)]
+    (tmp_path / "train" / "_classes.csv").write_text("\n".join(["Pixel Value, Class", *rows]))
+    named: dict[str, Any] = {} if image.startswith("{split}") else dict(classes=NAMES)
+    splits, faults = check_pairs(open_pairs(str(tmp_path), **named), 32, 0.0)
+    assert faults == []
+    assert splits.labels.class_names == NAMES
+    for split, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        assert part is not None
+        for i in range(2):
+            place = dict(split=split, i=f"{split} {i}")
+            assert (part.name(i), part.masks[i]) == (image.format(**place), tmp_path / mask.format(**place))
+    renamed = [note for note in splits.notes if note.startswith("masks in masks/train found under another name: 2")]
+    assert len(renamed) == ("\u00e9" in image)
+    assert not [note for note in splits.notes if "without an image" in note]
+
+
+def test_masks_under_other_names(tmp_path):
+    save_folders(tmp_path, {"": 8}, "masks")
+    (tmp_path / "masks/deep").mkdir()
+    (tmp_path / "masks/3.png").rename(tmp_path / "masks/deep/3.png")
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    (tmp_path / "masks/4.png").rename(tmp_path / f"masks/{composed}.png")
+    (tmp_path / "images/4.jpg").rename(tmp_path / f"images/{decomposed}.jpg")
+    pairs = open_evaluation_pairs(str(tmp_path), classes=NAMES)
+    partners = dict(zip((path.stem for path in pairs.images), pairs.masks, strict=True))
+    assert (len(pairs), pairs.unpaired) == (8, ())
+    assert partners["3"] == tmp_path / "masks/deep/3.png"
+    assert partners[decomposed] == tmp_path / f"masks/{composed}.png"
+    assert pairs.notes == ("masks in masks found under another name: 2, such as 3 as deep/3",)
+    assert check_evaluation_pairs(pairs, 0.0)[2] == list(pairs.notes)
+
+
+def test_masks_of_labelme(tmp_path):
+    square = [[10, 10], [30, 10], [30, 30], [10, 30]]
+    for i in range(8):
+        photo(blocks(i)).save(tmp_path / f"{i}.jpg")
+        shapes = [
+            {"label": "wood", "points": square},
+            {"label": "wall", "points": [[20, 20], [40, 35]], "shape_type": "rectangle"},
+            {"label": "__ignore__", "points": [[50, 0], [59, 0], [59, 39], [50, 39]]},
+            {"label": "wood", "points": [[1, 1], [2, 2]], "shape_type": "line"},
+        ]
+        content = {"shapes": shapes, "imagePath": f"{i}.jpg", "imageHeight": 40, "imageWidth": 60}
+        (tmp_path / f"{i}.json").write_text(json.dumps(content))
+    splits, faults = check_pairs(open_pairs(str(tmp_path)), 32, 0.0)
+    assert faults == []
+    assert splits.labels.class_names == ("background", "wall", "wood")
+    told = f"shapes in {tmp_path} that cannot be used, left out (8): 0.json, shape 4: is a line, which has no outline"
+    assert any(note.startswith(told) for note in splits.notes)
+    _, ids = PairSet(splits.train, eval_transform(MEAN, STD), training=False, seed=0).picture(0)
+    assert ids.shape == (40, 60)
+    assert [ids[y, x] for x, y in ((5, 5), (15, 15), (25, 25), (39, 34), (55, 20))] == [0, 2, 1, 1, IGNORE]
+    assert (ids == 2).sum() == 21 * 21 - 11 * 11
+    named = open_evaluation_pairs(str(tmp_path), classes=("wall", "wood"))
+    assert named.labels(named.labels.stored(named.masks[0]))[5, 5] == IGNORE
+    with pytest.raises(UserError, match=r"0\.json holds the label wood, which is no class"):
+        check_evaluation_pairs(open_evaluation_pairs(str(tmp_path), classes=("wall", "way")), 0.1)
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -429,10 +610,10 @@ def test_errors_say_what_to_do(tmp_path):
         (dict(data="nowhere"), "nowhere does not exist: give a folder"),
         (dict(data="empty.txt"), "is a file: give a folder"),
         (dict(data="empty"), r"no layout that is known: images/ and annotations/ .* --masks"),
-        (dict(data="unmasked"), r"images/ but no annotations/, masks/ or labels/: name the masks with --masks"),
+        (dict(data="unmasked"), r"images/ but no annotations/, masks/ or labels/: give the masks with --masks"),
         (dict(data="good", masks="gone"), "gone does not exist: give the folder of masks"),
         (dict(data="good", masks="empty"), r"no image with a mask: images/0\.jpg: has no mask in .*; …"),
-        (dict(data="few/images", masks="few/../few/images"), "named for images and for masks"),
+        (dict(data="few/images", masks="few/../few/images"), "given for images and for masks"),
         (dict(data="empty", masks="good"), "no image with a mask: there are no images"),
         (dict(data="strangers"), r"images/a\.jpg: has no mask in masks; images/b\.jpg: has no mask"),
         (dict(data="twice"), r"a\.jpg and a\.png differ only in their suffix"),
@@ -440,9 +621,9 @@ def test_errors_say_what_to_do(tmp_path):
         (dict(data="no_training"), r"images/training has no masks: put them in .*masks/training"),
         (dict(data="city"), "neither train/ nor val/"),
         (dict(data="few"), r"2 images with masks are too few .* larger --val-share"),
-        (dict(data="good", classes=()), r"does not say what its classes are called: .*--classes, or give .* text file"),
+        (dict(data="good", classes=()), r"has no class names: .*--classes, or a text file"),
         (dict(data="good", classes=("only",)), "one class, 'only': .* background and only"),
-        (dict(data="good", classes=("a", "b", "a")), "class a is named twice"),
+        (dict(data="good", classes=("a", "b", "a")), "class a is given twice"),
         (dict(data="good", classes=("gone.txt",)), r"gone\.txt does not exist"),
         (dict(data="good", classes=(str(tmp_path / "empty.txt"),)), r"empty\.txt is empty"),
         (dict(data="good", classes=(str(tmp_path / "bad.txt"),)), r"bad\.txt cannot be read as text"),
@@ -496,7 +677,6 @@ def strange_ids(pairs: Pairs) -> None:
         (spoil_image, "cannot be read: cannot identify"),
         (remove_image, "cannot be read: No such file"),
         (other_size, "is 60x40 and its mask 40x60"),
-        (turn_image, "is 40x60 and its mask 60x40"),
         (strange_ids, r"its mask 1\.png holds the ids 4, 5, 6, which are no class and not ignored"),
     ],
 )
@@ -522,8 +702,13 @@ def test_turned_images_fit_masks_as_they_are_shown(pairs):
     image, ids = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0).picture(1)
     assert image.size == (60, 40)
     assert agreement(image, ids) > 0.95
-    turn_image(pairs)
-    assert check_pairs(splits_of(pairs), 32, 0.5)[1] == [("images/1.jpg", "is 40x60 and its mask 60x40")]
+    turn_image(pairs)  # its mask is of the frame as stored
+    checked, faults = check_pairs(splits_of(pairs), 32, 0.0)
+    told = "images that EXIF turns, with masks of the frame before: the masks were turned too: 1, such as images/1.jpg"
+    assert (faults, told in checked.notes) == ([], True)
+    image, ids = PairSet(checked.train, eval_transform(MEAN, STD), training=False, seed=0).picture(1)
+    assert (image.size, ids.shape) == ((40, 60), (60, 40))
+    assert agreement(image, ids) > 0.95
 
 
 def test_cut_images_are_found_where_they_are_scored(pairs):
@@ -595,7 +780,7 @@ def test_many_faults_are_told_in_one_line(tmp_path):
     for path in (tmp_path / "annotations/training").iterdir():
         Image.new("RGB", (60, 40)).save(path)
     splits = open_pairs(str(tmp_path), classes=NAMES)
-    with pytest.raises(UserError, match=r"^15 of 16 .*; …$") as error:
+    with pytest.raises(UserError, match=r"^15 of 16 .*; …\. colours without a class") as error:
         check_pairs(splits, 32, 0.5)
     assert str(error.value).count(".png holds colours (RGB)") == 10
     with pytest.raises(UserError, match=r"no training pair is left: images/training/0\.jpg: its mask"):
@@ -623,12 +808,51 @@ def test_notes_on_small_images_and_absent_classes(pairs):
     assert check_pairs(splits, 40, 0.0)[0].notes == ["before", "no training mask holds wood"]
 
 
+def test_copies_stop_a_run_or_stay_together(tmp_path):
+    root = save_folders(tmp_path, {"train": 4, "val": 3})
+    (root / "images/val/1.jpg").write_bytes((root / "images/train/3.jpg").read_bytes())
+    (root / "images/train/2.jpg").write_bytes((root / "images/train/0.jpg").read_bytes())
+    told = "1 photo of train and val are the same (train/images/train/3.jpg = val/images/val/1.jpg)"
+    with pytest.raises(UserError, match=re.escape(told) + ".*--allow-leaks"):
+        open_pairs(str(root), classes=NAMES)
+    splits = open_pairs(str(root), classes=NAMES, allow_leaks=True)
+    assert (len(splits.train), len(splits.val)) == (4, 3)
+    assert any(note.startswith(told) for note in splits.notes)
+    assert any(note.startswith("2 photos are copies of another one") for note in splits.notes)
+    whole = save_folders(tmp_path / "whole", {"": 12})
+    for i in (3, 5, 8):
+        with Image.open(whole / "images/1.jpg") as image:
+            image.save(whole / f"images/{i}.png")
+        (whole / f"images/{i}.jpg").unlink()
+    for seed in range(8):
+        splits = open_pairs(str(whole), classes=NAMES, seed=seed)
+        parts = [
+            {Path(name).stem for name in names(part)} & {"1", "3", "5", "8"} for part in (splits.train, splits.val)
+        ]
+        assert all(len(part) in (0, 4) for part in parts)
+        assert sum(map(len, (splits.train, splits.val, splits.test or ()))) == 12
+
+
+def test_classes_that_differ_between_the_splits(pairs):
+    splits = with_ids(pairs, lambda ids: np.where(ids == 2, 0, ids))
+    for mask, old, new in ((splits.val.masks[0], 0, 2), (pairs.masks[5], 3, 0)):
+        ids = np.asarray(Image.open(mask))
+        Image.fromarray(np.where(ids == old, new, ids)).save(mask)
+    notes = check_pairs(splits, 32, 0.0)[0].notes
+    assert notes[1:] == [
+        "no training mask holds wood",
+        "no validation mask holds ground",
+        "validation masks with classes that no training mask holds: wood (1)",
+        "no test mask holds wall",
+    ]
+
+
 def test_masks_of_0_and_255_are_pointed_out(pairs):
     splits = with_ids(pairs, lambda ids: (ids > 1) * 255)
     notes = check_pairs(relabelled(splits, Labels(("other", "road"), ((0, 0, 0), (9, 9, 9)))), 32, 0.0)[0].notes
     assert notes[1:] == [
         "no training mask holds road",
-        "the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1",
+        "the masks hold only 0 and 255, and 255 is ignored: if it is a class, save it as 1",
     ]
 
 

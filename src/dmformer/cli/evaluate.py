@@ -31,7 +31,7 @@ class EvalOptions:
     """elpv (its held-out quarter), a folder or archive of class folders, a table of paths and labels,
     or a data set that timm knows, e.g. torch/cifar10. For a segmenter or a detector, a folder as in training.
     If the data has splits, the test split is scored, or else the val split.
-    By default a classifier is scored on the test photos that its run held out."""
+    By default the test photos that the run held out."""
     data_root: str | None = None
     """Where a named data set is stored or cached."""
     split: str = "validation"
@@ -51,6 +51,9 @@ class EvalOptions:
     by default as in the training masks."""
     ignore_index: tuple[int, ...] | None = None
     """Segmenters: ids in the masks that mean unlabelled; by default as in the training masks."""
+    colours: tuple[str, ...] | None = None
+    """Segmenters: colours of the classes in the masks as RRGGBB, or one file with them; by default as in training.
+    ids takes the indices of palette masks as ids."""
     window: int | None = None
     """Segmenters: side of the sliding window in pixels; by default as in training."""
     scales: tuple[float, ...] = (1.0,)

@@ -2,19 +2,20 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..data.finding import is_photo
+from ..data.finding import SPLIT_NAMES, find_photos, is_litter, is_photo, no_remark, split_of
 from ..utils.errors import UserError, first_line
 
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
-"""Folder names recognised as a split."""
-
-
 NAMES_FILE = "objectInfo150.txt"
+
+ANNOTATIONS = (".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".md", ".names", ".data", ".cache", ".mat")
+"""Suffixes of files beside photos that are expected there."""
 
 Fault = tuple[str, str]
 """An image's display name, and what is wrong with it or its mask."""
@@ -38,9 +39,22 @@ def existing_folder(path: str, what: str) -> Path:
     return folder
 
 
-def split_folder(folder: Path, split: str) -> Path | None:
-    """The folder of a split inside a folder, under any of its names."""
-    return next((folder / name for name in SPLITS[split] if (folder / name).is_dir()), None)
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of splits inside a folder, by split; UserError if there are two for one split."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = split_of(path.name)
+        if split is None or is_litter(path.name) or not path.is_dir():
+            continue
+        if split in found:
+            raise UserError(f"{folder} has {found[split].name} and {path.name}: rename or remove one of them.")
+        found[split] = path
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def parts_of(root: Path) -> dict[str, Path]:
+    """Folders by split; all of `root` as "" if there are none."""
+    return split_folders(root) or {"": root}
 
 
 def voc_root(root: Path, labels: str) -> Path | None:
@@ -76,10 +90,17 @@ def _without_suffix(name: str) -> str:
     return name[: -len(Path(name).suffix)] if is_photo(name) else name
 
 
-def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
-    """Image files below a folder whose stems end in `ending`, keyed by relative path without that ending, in order."""
+def image_files(folder: Path, ending: str = "", say: Callable[[str], None] = no_remark) -> dict[str, Path]:
+    """Image files below a folder whose stems end in `ending`, keyed by relative path without that ending, in order.
+
+    `say` takes a remark on what was left out, without annotations.
+    """
     files: dict[str, Path] = {}
-    for path in sorted(walk(folder)):
+    found = find_photos(folder)
+    others = Counter({suffix: n for suffix, n in found.others.items() if suffix not in ANNOTATIONS})
+    for note in replace(found, others=others).notes():
+        say(f"{folder}: {note}")
+    for path in sorted(folder / name for name in found.photos):
         if path.stem.endswith(ending):
             key = path.relative_to(folder).with_name(path.stem.removesuffix(ending)).as_posix()
             if key in files:
@@ -89,17 +110,18 @@ def image_files(folder: Path, ending: str = "") -> dict[str, Path]:
     return files
 
 
-def walk(folder: Path) -> Iterable[Path]:
-    for place, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if not name.startswith(".") and is_photo(name):
-                yield Path(place, name)
+def walk(folder: Path) -> list[Path]:
+    """The photos below a folder, without what systems and dmformer left there."""
+    return [folder / name for name in find_photos(folder).photos]
 
 
 def share_out(
-    what: str, count: int, val_share: float, test_share: float, seed: int
+    what: str, count: int, val_share: float, test_share: float, seed: int, groups: Iterable[Sequence[int]] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split `count` images, called `what` in the error, at random into training, validation and test images."""
+    """Split `count` images, called `what` in the error, at random into training, validation and test images.
+
+    The images of a group stay together.
+    """
     order = np.random.default_rng(seed).permutation(count)
     test_size, val_size = (round(share * count) for share in (test_share, val_share))
     if not val_size or count <= test_size + val_size:
@@ -107,7 +129,12 @@ def share_out(
             f"{what} are too few to split off validation images: "
             "add some, give a larger --val-share, or create folders named training and validation."
         )
-    test, val, train = (np.sort(part) for part in np.split(order, [test_size, test_size + val_size]))
+    part_of = np.zeros(count, int)
+    part_of[order[: test_size + val_size]] = 1
+    part_of[order[:test_size]] = 2
+    for group in groups:
+        part_of[list(group)] = part_of[group[0]]
+    train, val, test = (np.flatnonzero(part_of == part) for part in range(3))
     return train, val, test
 
 

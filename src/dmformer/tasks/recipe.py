@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
@@ -55,6 +56,10 @@ class Recipe:
 
     max_pixels: int = field(default=MAX_PIXELS, metadata=FREE)
     """Maximum number of pixels of a photo; larger ones count as unreadable."""
+    allow_leaks: bool = field(default=False, metadata=FREE)
+    """Train although photos of one split are also in another one; the report says so."""
+    near_duplicates: bool = field(default=False, metadata=FIXED)
+    """Also look for photos that look alike, and keep them together when photos are split at random."""
 
     image_size: int = field(default=224, metadata=FIXED)
     """Height and width of the images in pixels, 32 or more."""
@@ -218,6 +223,25 @@ def _spelled(name: str, value: Any) -> str:
         return _option(name if value else f"no_{name}")
     values = value if isinstance(value, tuple) else ["none" if value is None else value]
     return " ".join([_option(name), *(shlex.quote(str(each)) for each in values)])
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def recipe_of(kind: type[AnyRecipe], folder: Path) -> AnyRecipe | None:
+    """The recipe of this kind of the run that a best/ folder belongs to; None if there is none, as for converted
+    weights."""
+    import yaml  # here, because not every command needs it
+
+    known = {field.name for field in fields(kind)}
+    try:
+        values: Any = yaml.safe_load((folder.resolve().parent / "recipe.yaml").read_text("utf-8"))
+        if values.get("task", kind.task) != kind.task:
+            return None
+        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return kind(**kept)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+        return None
 
 
 def _option(name: str) -> str:

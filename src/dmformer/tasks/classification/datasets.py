@@ -20,8 +20,8 @@ from ...data.finding import list_photos
 from ...data.values import set_range, told
 from ...utils.errors import UserError
 from ..folders import first_few
+from ..leaks import Group, find_copies, refuse_leaks, seen_in_training
 from .layout import Labelled, composed, holds_class_folders, read_layout
-from .leaks import Group, find_copies, refuse_leaks
 from .recipes import ClassificationRecipe
 
 
@@ -132,9 +132,7 @@ def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
         train = open_splits(replace(recipe, allow_leaks=True)).train
     except UserError:  # the data has been moved or changed
         return None
-    same = find_copies({"scored": split, "train": train}).same
-    both = [group for group in same if len({name for name, _ in group}) > 1]
-    return sum(name == "scored" for group in both for name, _ in group)
+    return seen_in_training(split, train)
 
 
 class _Photos(Reader):
@@ -255,7 +253,7 @@ def _open_local(recipe: ClassificationRecipe) -> Splits:
     train = replace(train, reading=reading)
     val, test = (_opened(parts[s], class_names, reading) if s in parts else None for s in ("val", "test"))
     given = {name: split for name, split in (("train", train), ("val", val), ("test", test)) if split is not None}
-    copies = find_copies(given, recipe.near_duplicates)
+    copies = find_copies(given, recipe.near_duplicates, lambda name, i: given[name].target(i))
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     if val is None:
         train, val, test_part = _split_off(train, recipe, test is None, [*copies.same, *copies.near])

@@ -1,11 +1,9 @@
 """Run a trained classifier over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -14,8 +12,10 @@ from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
 from .. import folders
 from ..config import TrainedFolder, read_folder
+from ..leaks import seen_note
+from ..recipe import recipe_of
 from ..sampling import once_each
-from .classifier import TASK, Classifier, open_classifier
+from .classifier import Classifier, open_classifier
 from .datasets import Split, open_evaluation, open_own_test, trained_photos
 from .loaders import Batch, ImageSet, eval_loader
 from .metrics import Scores, score
@@ -85,8 +85,8 @@ def _opened(
     split, notes = open_evaluation(recipe, classifier.class_names)
     for note in notes:
         say(note)
-    if run is not None and (seen := trained_photos(split, run)):
-        say(f"the run was trained on {seen:,} of these {len(split):,} photos: scores on them prove nothing")
+    for note in seen_note(trained_photos(split, run) or 0, len(split)) if run is not None else ():
+        say(note)
     return split
 
 
@@ -94,16 +94,7 @@ def _recipe_of(source: str | TrainedFolder | Classifier) -> ClassificationRecipe
     """The recipe of the run that a classifier comes from, if there is one."""
     if not isinstance(source, str | TrainedFolder) or str(source).startswith("hf-hub:"):
         return None
-    path = read_folder(source).folder.resolve().parent / "recipe.yaml"
-    known = {field.name for field in fields(ClassificationRecipe)}
-    try:
-        values: Any = yaml.safe_load(path.read_text("utf-8"))
-        if values.get("task", TASK) != TASK:
-            return None
-        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return ClassificationRecipe(**kept)
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):  # converted weights have none
-        return None
+    return recipe_of(ClassificationRecipe, read_folder(source).folder)
 
 
 @torch.inference_mode()

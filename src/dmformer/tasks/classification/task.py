@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...utils.errors import UserError
-from ..task import Summary, Task, check_paths, figure_lines, recipes_in
+from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import imagenet, recipes
 from .recipes import ClassificationRecipe
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from .classifier import Classifier
     from .metrics import Scores
     from .training import ClassificationJob
-
-OWN_TEST = "held-out photos of the run"
-"""What is scored if no data is named."""
 
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""

@@ -4,16 +4,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from ...data.limits import MAX_PIXELS
+from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
 from ...utils.errors import UserError
 from ...utils.extras import needs
 from ..folders import Fault, Progress, first_faults, first_few, given_names, relative_name, share_out
+from ..leaks import find_copies, refuse_leaks
 from .formats.find import Found, find_boxes
-from .formats.parts import Outline, Part, other_size, photo_sizes
+from .formats.parts import Outline, Part, Row, other_size, photo_sizes
+from .recipes import DetectionRecipe
 
-SHARES = 2.0
+FRACTIONS = 2.0
 """If most boxes of a file have edges up to this, they are taken for fractions of the width and height."""
 
 SMALL = 4
@@ -57,6 +62,22 @@ class Annotations:
             None if self.outlines is None else tuple(self.outlines[i] for i in kept),
         )
 
+    def turned(self, orientation: int, height: int, width: int) -> "Annotations":
+        """The same objects of a stored frame of this size, as a sideways photo is shown; see `data.orientation`."""
+        corners = turned_points(self.boxes.reshape(-1, 2, 2), orientation, height, width)
+        boxes = np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
+        if self.outlines is None:
+            return replace(self, boxes=boxes)
+        outlines: list[Outline] = []
+        for outline in self.outlines:
+            if isinstance(outline, dict):
+                whole = turned(replace(self, outlines=(outline,)).masks(height, width)[0], orientation)
+                outlines.append({"size": [width, height], "counts": _run_lengths(whole)})
+            else:
+                points = (polygon.reshape(-1, 2) for polygon in outline)
+                outlines.append([turned_points(each, orientation, height, width).ravel() for each in points])
+        return replace(self, boxes=boxes, outlines=tuple(outlines))
+
     def masks(self, height: int, width: int) -> np.ndarray:
         """Fill the outlines, as COCO does: (n, H, W), uint8, 0 or 1.
 
@@ -81,6 +102,14 @@ class Annotations:
         return np.ascontiguousarray(mask.decode(coded).transpose(2, 0, 1))
 
 
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """COCO's run lengths of a mask (H, W), column by column, the first of zeros; uint32."""
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0, 0] if flat[0] else [0], ends, [len(flat)]])
+    return np.diff(edges).astype(np.uint32)
+
+
 @dataclass(frozen=True)
 class BoxSet:
     """Images and the objects in each.
@@ -94,6 +123,7 @@ class BoxSet:
             Pascal VOC, from 0 for YOLO.
         image_ids: COCO's own, else from 1.
         root: Folder at which display names start.
+        max_pixels: Images of more pixels are not read.
     """
 
     images: tuple[Path, ...]
@@ -103,6 +133,7 @@ class BoxSet:
     category_ids: tuple[int, ...]
     image_ids: tuple[int, ...]
     root: Path = Path()
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,6 +141,14 @@ class BoxSet:
     def name(self, i: int) -> str:
         """Display name of image i: its path below the data folder."""
         return relative_name(self.images[i], self.root)
+
+    def filename(self, i: int) -> str:
+        """The same, as `leaks.Photos` calls it."""
+        return self.name(i)
+
+    def open(self, i: int) -> IO[bytes]:
+        """The file of image i."""
+        return open(self.images[i], "rb")
 
     def subset(self, indices: Iterable[int]) -> "BoxSet":
         """Some of the images, in the given order."""
@@ -163,6 +202,10 @@ def open_boxes(
     val_share: float = 0.15,
     test_share: float = 0.15,
     seed: int = 0,
+    max_bare: float = 0.0,
+    allow_leaks: bool = False,
+    near_duplicates: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> BoxSplits:
     """Read images and their annotated objects; the layout is recognised by the content of `data`.
 
@@ -184,15 +227,20 @@ def open_boxes(
             per line.
         val_share, test_share: Fractions to split off if the data is not split.
         seed: Seed of that split.
+        max_bare: If masks are learnt: up to this fraction of objects without outlines is left out, so that the others
+            can be learnt.
+        allow_leaks: Accept images that are in two splits.
+        near_duplicates: Also find images that look alike, and keep them together in a random split.
+        max_pixels: Images of more pixels are not read.
 
     Raises:
         UserError: Nothing there, unknown layout, a file whose content does not match its name, boxes in other units,
-            classes that differ between the splits, or too few images to split.
+            classes that differ between the splits, the same image in two splits, or too few images to split.
     """
     wanted = given_names(classes) if classes else ()
     found = find_boxes(data, images, wanted)
     if not {"train", ""} & set(found.readers):
-        raise UserError(f"{data} has {' and '.join(found.readers)} but no train: put the photos to train on there.")
+        raise UserError(f"{data} has {' and '.join(found.readers)} but no train: put the training photos there.")
     parts, absent = {}, []
     for split in found.readers:
         try:
@@ -206,29 +254,49 @@ def open_boxes(
     _check_names(found.kind, parts, class_names, wanted)
     sets, notes, faults = {}, list(found.notes) + absent, []
     for split, part in parts.items():
-        sets[split], strange, seen = _box_set(part, class_names, found.kind)
+        boxes, strange, seen = _box_set(part, class_names, found.kind, max_bare)
+        sets[split] = replace(boxes, max_pixels=max_pixels)
         faults += part.faults
         notes += seen
         if strange:
             others = "other classes than those named" if wanted else "other classes"
             notes.append(f"objects of {others} in {part.where}, left out: {len(strange)}")
+    copies = find_copies(sets, near_duplicates)
+    notes += [*copies.notes, *refuse_leaks(sets, copies, allow_leaks)]
     train, val, test = sets[whole], sets.get("val"), sets.get("test")
     notes += _numbering(train, found.kind)
     if val is None:
         what = f"{data}: {len(train)} photos"
-        shares = share_out(what, len(train), val_share, 0.0 if test else test_share, seed)
+        groups = copies.together(whole)
+        shares = share_out(what, len(train), val_share, 0.0 if test else test_share, seed, groups)
         rest = train.subset(shares[2]) if len(shares[2]) else None
         train, val, test = train.subset(shares[0]), train.subset(shares[1]), test or rest
     return BoxSplits(train, val, test, notes, faults)
 
 
+def open_run(recipe: DetectionRecipe, any_leaks: bool = False) -> BoxSplits:
+    """The data of a run, see `open_boxes`; `any_leaks` accepts images in two splits in any case."""
+    return open_boxes(
+        recipe.data,
+        recipe.images,
+        recipe.classes,
+        recipe.val_share,
+        recipe.test_share,
+        recipe.seed,
+        recipe.max_broken if recipe.learns_masks else 0.0,
+        recipe.allow_leaks or any_leaks,
+        recipe.near_duplicates,
+        recipe.max_pixels,
+    )
+
+
 def open_evaluation_boxes(
-    data: str, class_names: Sequence[str], images: str | None = None
+    data: str, class_names: Sequence[str], images: str | None = None, max_bare: float = 0.0
 ) -> tuple[BoxSet, list[Fault], list[str]]:
     """Read one set of images for scoring: the test split of `data`, else its validation split, else all of it.
 
     Args:
-        data, images: See `open_boxes`, also for the errors.
+        data, images, max_bare: See `open_boxes`, also for the errors.
         class_names: Classes that the model knows, in the order of its labels; objects of other classes are left out.
 
     Returns:
@@ -245,11 +313,12 @@ def open_evaluation_boxes(
                 raise
             notes.append(f"there is no test split: {error}")
             continue
+        _check_case(part, split, class_names, "the model knows")
         if part.names and not set(part.names) & set(class_names):
             raise UserError(
                 f"{part.where} has the classes {first_few(part.names, 8)}; the model knows {first_few(class_names, 8)}."
             )
-        boxes, strange, seen = _box_set(part, tuple(class_names), found.kind)
+        boxes, strange, seen = _box_set(part, tuple(class_names), found.kind, max_bare)
         if boxes.single:
             break
         notes.append(f"{part.where} has no object that can be scored")
@@ -284,6 +353,8 @@ def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter)
             raise UserError(f"no {name} photo has an object: {first_faults(faults, 5) or 'all are empty.'}")
     test = checked[2] if len(checked) > 2 and checked[2].single else None
     notes = [*splits.notes, *counts, *_notes(checked[0])]
+    notes += _differences(checked[0], checked[1], "validation")
+    notes += _differences(checked[0], test, "test") if test else []
     if splits.test is not None and test is None:
         notes.append("no test photo has an object: the report is about validation")
     return BoxSplits(checked[0], checked[1], test, notes, faults)
@@ -322,19 +393,24 @@ def _read(found: Found, split: str) -> Part:
 
 
 def _names(kind: str, train: Part, parts: Sequence[Part]) -> tuple[str, ...]:
-    """The classes of a layout, in order: from the file of the training images; for VOC all of them, alphabetically."""
-    return tuple(sorted({name for part in parts for name in part.names})) if kind == "Pascal VOC" else train.names
+    """The classes of a layout, in order: from the file of the training images; for files without a list of classes all
+    of them, alphabetically."""
+    listed = kind in ("COCO", "YOLO")
+    return train.names if listed else tuple(sorted({name for part in parts for name in part.names}))
 
 
 def _check_names(kind: str, parts: dict[str, Part], class_names: Sequence[str], wanted: Sequence[str]) -> None:
     known = {name for part in parts.values() for name in part.names}
     if wanted:
         if twice := [name for name in wanted if wanted.count(name) > 1]:
-            raise UserError(f"the class {twice[0]} is named twice: every class needs a name of its own.")
+            raise UserError(f"the class {twice[0]} is given twice: class names must be unique.")
         if missing := [name for name in wanted if name not in known]:
-            raise UserError(f"no file knows the class {missing[0]}: there are {first_few(sorted(known), 12)}.")
-    elif kind == "COCO":
-        for split, part in parts.items():
+            raise UserError(f"there is no class {missing[0]} in the files, which have {first_few(sorted(known), 12)}.")
+        return
+    train = parts["train"] if "train" in parts else parts[""]
+    for split, part in parts.items():
+        _check_case(part, split, train.names, "the training photos have")
+        if kind == "COCO":
             if strange := [name for name in part.names if name not in class_names]:
                 raise UserError(
                     f"{part.where} ({split}) has categories that the training photos' file lacks: "
@@ -342,7 +418,18 @@ def _check_names(kind: str, parts: dict[str, Part], class_names: Sequence[str], 
                 )
 
 
-def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSet, list[Fault], list[str]]:
+def _check_case(part: Part, split: str, names: Sequence[str], whose: str) -> None:
+    """Raise UserError for a class that differs from another one in case or blanks alone: it would be lost."""
+    plain = {name.casefold().strip(): name for name in names}
+    for name in part.names:
+        other = plain.get(name.casefold().strip(), name)
+        if other != name and name not in names:
+            raise UserError(f"{part.where} ({split or 'all'}) has the class {name!r}, {whose} {other!r}: rename one.")
+
+
+def _box_set(
+    part: Part, class_names: tuple[str, ...], kind: str, max_bare: float
+) -> tuple[BoxSet, list[Fault], list[str]]:
     """Convert a part to arrays, checking its objects against their images; new faults are added to the part's.
 
     Returns:
@@ -370,6 +457,13 @@ def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSe
             told = " ".join(f"{edge:.6g}" for edge in stored[i])
             part.faults.append((part.object_name(rows[i].image, rows[i].id), f"{why}: edges {told}"))
     right = ~np.any(list(wrong.values()), axis=0)
+    repeated = _repeated(rows, right)
+    right &= ~repeated
+    bare = np.array([row.outline is None for row in rows], bool)
+    if bare.sum() <= (few := max_bare * count):
+        names = [part.object_name(rows[i].image, rows[i].id) for i in np.flatnonzero(right & bare)]
+        part.faults += [(name, "has no outline, and masks are learnt from outlines") for name in names]
+        right &= ~bare
     strange = [
         (part.object_name(rows[i].image, rows[i].id), f"has an unknown class: {part.names[rows[i].label]}")
         for i in np.flatnonzero(right & (labels < 0))
@@ -377,28 +471,50 @@ def _box_set(part: Part, class_names: tuple[str, ...], kind: str) -> tuple[BoxSe
     kept = np.flatnonzero(right & (labels >= 0))
     kept = kept[np.argsort(images[kept], kind="stable")]
     annotations = _per_photo(part, kept, images[kept], labels[kept], clipped[kept])
-    notes = list(part.notes)
+    notes = [*part.notes, *part.mended_notes()]
+    if repeated.any():
+        first = rows[int(repeated.argmax())]
+        name = part.object_name(first.image, first.id)
+        notes.append(f"objects in {part.where} given twice, counted once: {int(repeated.sum())}, such as {name}")
     over = right & np.any(np.abs(clipped - whole) >= 1, axis=1)
     if over.any():
-        notes.append(f"boxes in {part.where} that reach over the edge of their photo, clipped: {int(over.sum())}")
-    without = sum(row.outline is None for row in rows)
-    if 0 < without < count:
-        notes.append(f"objects in {part.where} without an outline, so that masks cannot be learnt: {without}")
+        notes.append(f"boxes in {part.where} that extend beyond their photo, clipped: {int(over.sum())}")
+    if few < bare.sum() < count:
+        notes.append(f"objects in {part.where} without an outline, so that masks cannot be learnt: {bare.sum()}")
     boxes = BoxSet(
         tuple(part.images), sizes, annotations, class_names, _ids(part, class_names), tuple(part.image_ids), part.root
     )
     return boxes, strange, notes
 
 
+def _repeated(rows: Sequence[Row], right: np.ndarray) -> np.ndarray:
+    """Which of the right rows equal an earlier one in everything but their id, (n)."""
+    first: dict[tuple, Row] = {}
+    repeated = np.zeros(len(rows), bool)
+    for i in np.flatnonzero(right).tolist():
+        row = rows[i]
+        other = first.setdefault((row.image, row.label, row.crowd, row.box), row)
+        repeated[i] = other is not row and _same_outline(other.outline, row.outline)
+    return repeated
+
+
+def _same_outline(a: Outline | None, b: Outline | None) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(np.array_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return np.array_equal(a["counts"], b["counts"])
+    return a is b
+
+
 def _check_units(part: Part, boxes: np.ndarray) -> None:
     finite = np.isfinite(boxes).all(1)
-    tiny = finite & (np.abs(boxes) <= SHARES).all(1) & boxes.any(1)
+    tiny = finite & (np.abs(boxes) <= FRACTIONS).all(1) & boxes.any(1)
     if tiny.sum() * 2 > finite.sum():
         first = int(tiny.argmax())
         told = " ".join(f"{edge:.6g}" for edge in boxes[first])
         raise UserError(
-            f"{part.where}: the edges of {tiny.sum()} of {len(boxes)} boxes are {SHARES:g} or less, so they look like "
-            "shares of the photo: pixels are expected there (COCO's left, upper, width, height; VOC's left, upper, "
+            f"{part.where}: the edges of {tiny.sum()} of {len(boxes)} boxes are {FRACTIONS:g} or less: they look like "
+            "fractions of the photo: pixels are expected there (COCO's left, upper, width, height; VOC's left, upper, "
             f"right, lower). The first: {part.object_name(part.rows[first].image, part.rows[first].id)}: edges {told}."
         )
 
@@ -443,14 +559,17 @@ def _check(
     """Check the images of some parts; for those of `training`, only their headers.
 
     Returns:
-        The parts without faulty images, the known faults and the new ones, and a note with their number.
+        The parts without faulty images, the known faults and the new ones, and notes.
     """
     # A scored image that turns out broken is not replaced by another, as in training: it must be whole.
     scored = {path for part in parts if part is not training for path in part.images}
-    sizes = iter(photo_sizes([path for part in parts for path in part.images], progress, scored))
-    faults, checked = list(known), []
+    paths = [path for part in parts for path in part.images]
+    sizes = iter(photo_sizes(paths, progress, scored, parts[0].max_pixels))
+    faults, checked, notes = list(known), [], []
     for part in parts:
-        reasons = [_reason(next(sizes), stated) for stated in part.sizes.tolist()]
+        part, ways = _as_shown(part, seen := [next(sizes) for _ in part.images])
+        notes += ways
+        reasons = [_reason(*each) for each in zip(seen, part.sizes.tolist(), strict=True)]
         faults += [(part.name(i), reason) for i, reason in enumerate(reasons) if reason]
         checked.append(part.subset(i for i, reason in enumerate(reasons) if not reason))
     objects, photos = sum(part.objects for part in parts), sum(map(len, parts))
@@ -462,8 +581,26 @@ def _check(
         )
     counts = Counter(reason.partition(":")[0] for _, reason in faults)
     told = ", ".join(f"{count} x '{reason}'" for reason, count in counts.most_common())
-    notes = [f"left out of {total} objects and photos: {told}"] if told else []
+    if told:
+        notes.append(f"left out of {total} objects and photos: {told}")
     return checked, faults, notes
+
+
+def _as_shown(part: BoxSet, seen: Sequence[tuple[int, int] | str]) -> tuple[BoxSet, list[str]]:
+    """The set with the boxes of those photos turned that EXIF turns sideways and whose stated size is that of the
+    stored frame; and a note with their number."""
+    sizes, annotations, names = part.sizes.copy(), list(part.annotations), []
+    for i, (size, stated) in enumerate(zip(seen, part.sizes.tolist(), strict=True)):
+        if isinstance(size, str) or size == tuple(stated) or size != tuple(stated)[::-1]:
+            continue
+        if (way := orientation(part.images[i])) in SIDEWAYS:
+            sizes[i], annotations[i] = size, annotations[i].turned(way, *stated)
+            names.append(part.name(i))
+    if not names:
+        return part, []
+    told = f"{len(names)}, such as {names[0]}"
+    note = f"photos that EXIF turns, with a stated size as before: their boxes were turned too: {told}"
+    return replace(part, sizes=sizes, annotations=tuple(annotations)), [note]
 
 
 def _reason(seen: tuple[int, int] | str, stated: Sequence[int]) -> str | None:
@@ -481,14 +618,29 @@ def _numbering(boxes: BoxSet, kind: str) -> list[str]:
     return [f"the category ids {min(ids)} to {max(ids)} are not 1 to {len(ids)}: classes are numbered in their order"]
 
 
+def _counts(boxes: BoxSet) -> np.ndarray:
+    """Objects of each class without crowds, (K)."""
+    labels = [each.labels[~each.crowd] for each in boxes.annotations]
+    return np.bincount(np.concatenate(labels), minlength=len(boxes.class_names))
+
+
+def _differences(train: BoxSet, other: BoxSet, split: str) -> list[str]:
+    """Classes that only one of two splits has."""
+    each = list(zip(train.class_names, _counts(train), _counts(other), strict=True))
+    absent = [name for name, learnt, scored in each if learnt and not scored]
+    unlearnt = [f"{name} ({scored})" for name, learnt, scored in each if scored and not learnt]
+    notes = [f"no {split} photo has an object of {first_few(absent, 10)}: not scored there"] if absent else []
+    if unlearnt:
+        notes.append(f"{split} objects of classes without training objects, all missed: {first_few(unlearnt, 10)}")
+    return notes
+
+
 def _notes(boxes: BoxSet) -> list[str]:
     """Remarks on the usable training images."""
     objects = np.concatenate([each.boxes for each in boxes.annotations])
-    labels = np.concatenate([each.labels[~each.crowd] for each in boxes.annotations])
     empty = sum(not len(each) for each in boxes.annotations)
     notes = [f"training photos without objects: {empty}"] if empty else []
-    counts = np.bincount(labels, minlength=len(boxes.class_names))
-    if absent := [name for name, count in zip(boxes.class_names, counts, strict=True) if not count]:
+    if absent := [name for name, count in zip(boxes.class_names, _counts(boxes), strict=True) if not count]:
         notes.append(f"no training photo has an object of {first_few(absent, 10)}")
     thin = (objects[:, 2:] - objects[:, :2]).min(1) < SMALL
     if thin.any():

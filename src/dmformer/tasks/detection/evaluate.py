@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ...data.detections import Detections
-from ..config import TrainedFolder
-from .datasets import BoxSet, check_evaluation_boxes, open_evaluation_boxes
+from ...utils.errors import UserError
+from ..config import TrainedFolder, read_folder
+from ..folders import Fault, first_few
+from ..leaks import seen_in_training, seen_note
+from ..recipe import recipe_of
+from .datasets import BoxSet, check_evaluation_boxes, open_evaluation_boxes, open_run
 from .detector import Detector, open_detector
 from .loaders import eval_boxes_loader
 from .metrics import DetectionMeter, DetectionScores
 from .model import detect
+from .recipes import DetectionRecipe
 
 
 @torch.inference_mode()
@@ -45,7 +50,7 @@ def find_objects(
 
 def evaluate_boxes(
     source: str | TrainedFolder | Detector,
-    data: str,
+    data: str | None = None,
     images: str | None = None,
     workers: int | None = None,
     max_broken: float = 0.02,
@@ -56,17 +61,25 @@ def evaluate_boxes(
 
     Args:
         source: A run's best/ folder, or an open detector.
-        data, images: As in training; if a folder has splits, its test split, else its validation split.
+        data, images: As in training; if a folder has splits, its test split, else its validation split. By default the
+            photos that the run itself held out.
         max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.
 
     Raises:
-        UserError: Nothing to read, other classes, or too many faults.
+        UserError: Nothing to read, other classes, too many faults, or no data for a source that is not a run.
     """
     detector = open_detector(source) if isinstance(source, str | TrainedFolder) else source
     names = detector.class_names
-    boxes, faults, notes = open_evaluation_boxes(data, names, images)
+    max_bare = max_broken if detector.config.masks else 0.0
+    run = recipe_of(DetectionRecipe, read_folder(source).folder) if isinstance(source, str | TrainedFolder) else None
+    if data is None:
+        boxes, faults, notes = _own_test(run, names)
+    else:
+        boxes, faults, notes = open_evaluation_boxes(data, names, images, max_bare)
+        boxes = replace(boxes, max_pixels=run.max_pixels) if run else boxes
+        notes = [*notes, *(_seen(boxes, run) if run else ())]
     boxes, faults, more = check_evaluation_boxes(
         boxes, faults, max_broken, lambda items: progress(items, "checking the photos")
     )
@@ -76,3 +89,24 @@ def evaluate_boxes(
     loader: Any = progress(eval_boxes_loader(boxes, detector.transform(), workers), "scoring")
     meter, _ = find_objects(detector.model, loader, boxes, device, detector.config.masks and boxes.has_masks)
     return meter.scores()
+
+
+def _own_test(run: DetectionRecipe | None, names: tuple[str, ...]) -> tuple[BoxSet, list[Fault], list[str]]:
+    """The images that a run held out, what was left out, and notes."""
+    if run is None:
+        raise UserError("there is no run whose test photos could be scored: give the photos with --data.")
+    splits = open_run(run, any_leaks=True)
+    if splits.class_names != names:
+        raise UserError(f"{run.data} has changed since the run: it has the classes {first_few(splits.class_names, 8)}.")
+    split = "test" if splits.test else "validation"
+    note = f"scoring the {split} photos of the run, from {run.data}"
+    return splits.test or splits.val, splits.faults, [note, *splits.notes]
+
+
+def _seen(boxes: BoxSet, run: DetectionRecipe) -> list[str]:
+    """A note if the run was trained on some of these images."""
+    try:
+        train = open_run(run, any_leaks=True).train
+    except UserError:  # the data has been moved or changed
+        return []
+    return seen_note(seen_in_training(boxes, train), len(boxes))

@@ -18,6 +18,7 @@ from .frameworks.dino import dino
 from .frameworks.mask_rcnn import mask_rcnn
 from .frameworks.retinanet import retinanet
 from .frameworks.sparse_rcnn import sparse_rcnn
+from .recipes import WITH_MASKS as WITH_MASKS
 
 FRAMEWORKS: dict[str, Callable[..., DetectionModel]] = {
     "mask_rcnn": mask_rcnn,
@@ -38,8 +39,6 @@ FRAMEWORK_NAMES = {
 }
 BOX_NAMES = {"mask_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
 """Names of these detectors when they predict no masks."""
-WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
-"""Detectors that predict masks if the data has them."""
 QUERIES = {"mask_rcnn": "proposals", "cascade_rcnn": "proposals", "sparse_rcnn": "proposals", "dino": "queries"}
 """What a detector that examines a fixed number of regions per image calls them."""
 

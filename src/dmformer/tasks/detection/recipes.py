@@ -8,6 +8,9 @@ from ..recipe import FIXED, FREE, Recipe
 
 Framework = Literal["mask_rcnn", "cascade_rcnn", "retinanet", "atss", "sparse_rcnn", "dino"]
 
+WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
+"""Detectors that learn masks too, if the data has them."""
+
 OWN = {
     "width": ("retinanet", "atss"),
     "samples": ("mask_rcnn", "cascade_rcnn"),
@@ -65,16 +68,21 @@ class DetectionRecipe(Recipe):
     drops: tuple[int, ...] = field(default=(8, 11), metadata=FREE)
     """Epochs after which the learning rate drops."""
     warmup_iterations: int = field(default=500, metadata=FREE)
-    """Steps of linear warm-up; at most a tenth of all steps."""
+    """Iterations of linear warm-up; at most a tenth of all iterations."""
     backbone_lr: float = field(default=1.0, metadata=FIXED)
     """Factor on the backbone's learning rate."""
     norm_statistics: Literal["trained", "kept"] = field(default="trained", metadata=FIXED)
     """kept leaves the means and deviations of the backbone's BatchNorms as in --weights, for small batches."""
 
+    @property
+    def learns_masks(self) -> bool:
+        """Whether the detector learns masks if the data has them."""
+        return self.framework in WITH_MASKS
+
     def check(self) -> None:
         super().check()
         if not self.data:
-            raise UserError("name the photos and their boxes: --data FOLDER.")
+            raise UserError("give the photos and their boxes: --data FOLDER.")
         self._check_counts("epochs", "validate_every")
         self._check_not_negative("warmup_iterations", "backbone_lr")
         if self.epochs % min(self.validate_every, self.epochs):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,8 @@ class DetectionReport(RunReport):
     """What is found on image i with its masks; None of a detector of boxes alone."""
     faults: list[tuple[str, str]]
     """What of the annotations or the photos was left out, with the reason."""
+    notes: Sequence[str] = ()
+    """Remarks on the data."""
 
 
 def write_detection_report(path: Path, report: DetectionReport) -> None:

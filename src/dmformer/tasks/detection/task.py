@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...utils.errors import UserError
-from ..task import Summary, Task, check_paths, figure_line, recipes_in
+from ..task import OWN_TEST, Summary, Task, check_paths, figure_line, recipes_in
 from . import coco_recipes, recipes
 from .recipes import DetectionRecipe
 
@@ -30,7 +30,7 @@ def _open(source: "str | TrainedFolder") -> "Detector":
 def _evaluate(source: "str | TrainedFolder | Detector", data: str, **options: Any) -> "DetectionScores":
     from .evaluate import evaluate_boxes
 
-    return evaluate_boxes(source, data, **options)
+    return evaluate_boxes(source, None if data == OWN_TEST else data, **options)
 
 
 def _summary(scores: "DetectionScores", split: str) -> Summary:
@@ -77,6 +77,7 @@ DETECTION = Task(
     headline="AP",
     figure=lambda scores: scores.boxes.ap or 0.0,
     check_places=_check_places,
+    default_data=OWN_TEST,
     photos=_photos,
     options=("images", "threshold", "out", "overwrite"),
     check_options=_check_options,

@@ -25,7 +25,7 @@ from ..config import TrainedFolder, trained_for
 from ..folders import check_broken
 from ..progress import Progress
 from ..results import reported_split, write_scores
-from .datasets import check_boxes, open_boxes
+from .datasets import check_boxes, open_run
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
 from .evaluate import find_objects
 from .loaders import BoxDataset, GroupedSampler, eval_boxes_loader, eval_transform, train_boxes_loader, train_transform
@@ -58,9 +58,7 @@ class DetectionJob:
                 import_module("transformers")
                 import_module("scipy")
         self.recipe = recipe
-        opened = open_boxes(
-            recipe.data, recipe.images, recipe.classes, recipe.val_share, recipe.test_share, recipe.seed
-        )
+        opened = open_run(recipe)
         main = PartialState().is_main_process
         self.splits = splits = check_boxes(
             opened, recipe.max_broken, lambda items: track(items, "checking the photos", main)
@@ -68,9 +66,9 @@ class DetectionJob:
         self.notes = list(splits.notes)
         self.class_names = list(splits.train.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
-        self.masks = recipe.framework in WITH_MASKS and splits.train.has_masks
+        self.masks = recipe.learns_masks and splits.train.has_masks
         self.framework = FRAMEWORK_NAMES[recipe.framework]
-        if recipe.framework in WITH_MASKS and not self.masks:
+        if recipe.learns_masks and not self.masks:
             self.framework = BOX_NAMES[recipe.framework]
             told = "not every training object has an outline, so masks cannot be learnt"
             self.notes.append(f"{told}: the detector is {self.framework}")
@@ -237,6 +235,7 @@ class DetectionJob:
                 faults=[*splits.faults, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
                 facts=facts,
+                notes=self.notes,
             ),
         )
         return scores, split

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...data.decode import BrokenImageError, decode
+from ...data.decode import BrokenImageError, Reading, decode
+from ...data.orientation import as_shown
 from ...utils.errors import UserError
-from ..folders import Fault, Progress, first_faults, first_few
+from ..folders import Fault, Progress, first_faults, first_few, relative_name
 from .datasets import Labels, Pairs, PairSplits
 from .label_sets import ADE20K
-from .masks import IGNORE, StrangeLabelError, read_mask
+from .masks import IGNORE, MOST_COLOURS, ColouredMaskError, StrangeLabelError
 
 
 def check_pairs(
@@ -48,6 +49,8 @@ def check_pairs(
             raise UserError(f"no {name} mask has a labelled pixel: all ids are ignored.")
     test = checked[2] if len(checked) > 2 and len(checked[2]) else None
     notes = [*splits.notes, *hints, *_notes(splits.train, looks[0], crop)]
+    for part, seen, name in zip(parts[1:], looks[1:], ("validation", "test"), strict=False):
+        notes += _differences(_masks_with(splits.train, looks[0]), _masks_with(part, seen), name)
     if test is not None and not _labelled(test, looks[2]):
         test = None
         notes.append("no test mask has a labelled pixel: the report is about validation")
@@ -60,7 +63,7 @@ def check_evaluation_pairs(
     """Check every pair before it is scored, as `check_pairs` does.
 
     Returns:
-        The pairs without the faulty ones, the faults, and notes about their likely cause.
+        The pairs without the faulty ones, the faults, and the notes about the pairs and the likely cause of the faults.
 
     Raises:
         UserError: More than the fraction `max_broken` is faulty, or no pair remains, or none has a labelled pixel.
@@ -70,16 +73,20 @@ def check_evaluation_pairs(
         raise UserError(f"no pair is left to be scored: {first_faults(faults, 5)}")
     if not _labelled(checked, seen):
         raise UserError("no mask has a labelled pixel to be scored: all ids are ignored.")
-    return checked, faults, hints
+    return checked, faults, [*pairs.notes, *hints]
 
 
 class _Look(NamedTuple):
-    """Result of checking one pair: why it cannot be used, its width and height, and the ids that its mask stores."""
+    """Result of checking one pair: why it cannot be used, its width and height, the ids that its mask stores and those
+    of them that are no classes; colours without a class; colours of palette indices; whether the mask was turned."""
 
     reason: str | None
     size: tuple[int, int] = (0, 0)
     stored: tuple[int, ...] = ()
     strange: tuple[int, ...] = ()
+    colours: tuple[str, ...] | None = None
+    palette: dict[int, str] | None = None
+    turned: bool = False
 
 
 def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
@@ -97,12 +104,18 @@ def _check(
         The parts without faulty pairs, the faults, every result, and hints at how to fix the faults.
     """
     looks = _look_at_all(parts, progress)
+    _check_palettes(parts, looks)
     faults, checked = [], []
     for part, seen in zip(parts, looks, strict=True):
         faults += [*part.unpaired, *((part.name(i), look.reason) for i, look in enumerate(seen) if look.reason)]
         checked.append(part.subset(i for i, look in enumerate(seen) if not look.reason))
     total = sum(len(part) + len(part.unpaired) for part in parts)
     hints = _hints([look for seen in looks for look in seen], parts[0].labels)
+    pairs = zip(parts, looks, strict=True)
+    turned = [part.name(i) for part, seen in pairs for i, look in enumerate(seen) if look.turned]
+    if turned:
+        told = f"{len(turned)}, such as {turned[0]}"
+        hints.append(f"images that EXIF turns, with masks of the frame before: the masks were turned too: {told}")
     if len(faults) > max_broken * total:
         what = f"{len(faults)} of {total} images with their masks cannot be used, more than --max-broken {max_broken:g}"
         raise UserError(". ".join([f"{what}: {first_faults(faults, 10)}", *hints]))
@@ -124,13 +137,17 @@ def _look_at_all(parts: Sequence[Pairs], progress: Progress) -> list[list[_Look]
 def _look(pairs: Pairs, i: int) -> _Look:
     try:
         with open(pairs.images[i], "rb") as file:
-            size = decode(file).size
+            size = decode(file, reading=Reading(max_pixels=pairs.max_pixels)).size
     except Exception as error:  # decoders raise anything on damaged input
         return _Look(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+    palette: dict[int, str] = {}
     try:
-        ids = read_mask(pairs.masks[i])
+        as_stored = pairs.labels.stored(pairs.masks[i], palette)
+    except ColouredMaskError as error:
+        return _Look(f"its mask {pairs.masks[i].name} {error}", size, colours=error.colours)
     except BrokenImageError as error:
         return _Look(f"its mask {pairs.masks[i].name} {_predicate(error)}")
+    ids = as_shown(as_stored, pairs.images[i], size)
     if ids.shape != size[::-1]:
         return _Look(f"is {size[0]}x{size[1]} and its mask {ids.shape[1]}x{ids.shape[0]}", size)
     stored = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)) if ids.dtype == np.uint8 else np.unique(ids)
@@ -138,7 +155,7 @@ def _look(pairs: Pairs, i: int) -> _Look:
         pairs.labels(stored)
     except StrangeLabelError as error:
         return _Look(f"its mask {pairs.masks[i].name} {error}", size, tuple(stored.tolist()), error.ids)
-    return _Look(None, size, tuple(stored.tolist()))
+    return _Look(None, size, tuple(stored.tolist()), palette=palette, turned=ids is not as_stored)
 
 
 def _predicate(error: BrokenImageError) -> str:
@@ -148,6 +165,8 @@ def _predicate(error: BrokenImageError) -> str:
 
 def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
     """Possible fixes for masks whose ids are not classes."""
+    if hint := _colour_hint(looks):
+        return [hint]
     strange = sorted({i for look in looks for i in look.strange})
     if not strange:
         return []
@@ -164,6 +183,53 @@ def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
     return [f"the class list has {n} names but ids go up to {highest}: name them all with --classes"]
 
 
+def _colour_hint(looks: Sequence[_Look]) -> str | None:
+    """What to do about masks with colours that stand for no class."""
+    coloured = [look.colours for look in looks if look.colours is not None]
+    colours = sorted({colour for found in coloured for colour in found})
+    if not coloured:
+        return None
+    if not all(coloured) or len(colours) > MOST_COLOURS:
+        return f"masks hold more than {MOST_COLOURS} colours: they were blurred or compressed, or are no masks"
+    return (
+        f"colours without a class ({len(colours)}): {' '.join(colours)}: give --colours in the order of --classes, or "
+        "put a labelmap.txt beside the masks"
+    )
+
+
+def _check_palettes(parts: Sequence[Pairs], looks: Sequence[Sequence[_Look]]) -> None:
+    """Raise UserError if an index of palette masks has another colour in another mask: it is no class's id then."""
+    if parts[0].labels.indexed:
+        return
+    first: dict[int, tuple[str, str]] = {}
+    for part, seen in zip(parts, looks, strict=True):
+        for i, look in enumerate(seen):
+            name = relative_name(part.masks[i], part.root)
+            for index, colour in (look.palette or {}).items():
+                other, where = first.setdefault(index, (colour, name))
+                if other != colour:
+                    raise UserError(
+                        f"the palettes of masks differ: index {index} is {other} in {where} and {colour} in {name}. "
+                        "Give --colours in the order of --classes, or --colours ids if the indices are ids anyway."
+                    )
+
+
+def _masks_with(pairs: Pairs, looks: Sequence[_Look]) -> dict[str, int]:
+    """The number of usable masks that hold each class."""
+    held = [set(pairs.labels(np.array(look.stored, np.int64)).tolist()) for look in looks if not look.reason]
+    return {name: sum(i in classes for classes in held) for i, name in enumerate(pairs.labels.class_names)}
+
+
+def _differences(train: dict[str, int], other: dict[str, int], split: str) -> list[str]:
+    """Classes that only one of two splits has."""
+    absent = [name for name, count in train.items() if count and not other[name]]
+    unlearnt = [f"{name} ({count})" for name, count in other.items() if count and not train[name]]
+    notes = [f"no {split} mask holds {first_few(absent, 10)}"] if absent else []
+    if unlearnt:
+        notes.append(f"{split} masks with classes that no training mask holds: {first_few(unlearnt, 10)}")
+    return notes
+
+
 def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
     """Remarks on the usable training pairs."""
     used = [(pairs.name(i), look) for i, look in enumerate(looks) if not look.reason]
@@ -175,13 +241,12 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
         what = f"images smaller than the crop of {crop} px, padded with ignored pixels"
         notes.append(f"{what} ({len(small)}): {listed}")
     stored = sorted({i for _, look in used for i in look.stored})
-    found = set(pairs.labels(np.array(stored, np.int64)).tolist())
-    absent = [name for i, name in enumerate(pairs.labels.class_names) if i not in found]
+    absent = [name for name, count in _masks_with(pairs, looks).items() if not count]
     binary = stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index
     if absent:
         too_long = absent == list(pairs.labels.class_names[-len(absent) :]) and not binary
         hint = f": the class list has {len(pairs.labels.class_names)} names, is it too long?" if too_long else ""
         notes.append(f"no training mask holds {first_few(absent, 10)}{hint}")
     if binary:
-        notes.append("the masks hold 0 and 255 alone, and 255 is ignored: if it is a class, save it as 1")
+        notes.append("the masks hold only 0 and 255, and 255 is ignored: if it is a class, save it as 1")
     return notes

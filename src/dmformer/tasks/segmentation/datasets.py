@@ -1,19 +1,20 @@
 """Images with id masks: the supported folder layouts, and the pairing of images with masks."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
+from ...data.limits import MAX_PIXELS
 from ...data.palette import default_palette
 from ...utils.errors import UserError
 from ..folders import (
     NAMES_FILE,
-    SPLITS,
     Fault,
     existing_folder,
     first_faults,
@@ -21,38 +22,65 @@ from ..folders import (
     given_names,
     image_files,
     names_in,
+    parts_of,
     relative_name,
     share_out,
-    split_folder,
+    split_folders,
     voc_lists,
     voc_root,
     walk,
 )
+from ..labelme import read_labelme
+from ..leaks import find_copies, refuse_leaks
+from ..naming import match_names, renaming_note
+from .colour_maps import ColourMap, find_colour_map, parse_colours, read_colour_map
 from .label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, LabelSet
-from .masks import IGNORE, map_labels, read_mask
+from .masks import IGNORE, NO_CLASSES, Colours, draw_mask, map_labels, read_mask
+from .recipes import SegmentationRecipe
 
-MASK_FOLDERS = ("annotations", "masks", "labels")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("annotations", "masks", "labels", "annotation", "mask", "label")
+BESIDE = ("annot", "_annot", "_annotations", "_labels", "_label", "_masks", "_mask")
+"""Endings of the folder of masks beside a split's folder of images, as in CamVid's train/ and trainannot/."""
+ENDING = re.compile(r"[-_. ](masks?|labels?|labelids|l|seg|segmentation|gt|annotation|images?|img|sat|rgb)$", re.I)
+"""Endings in which the names of an image and its mask may differ: x.jpg and x_mask.png, x_sat.jpg and x_mask.png."""
+BACKGROUND = "background"
+"""The class of what LabelMe's outlines leave free."""
+INDICES = "ids"
+"""As the only colour: the indices of palette masks are ids, whatever their colours."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes, and how masks store them; a call maps stored ids to training ids (see `map_labels`)."""
+    """The classes, and how masks store them; a call maps stored ids to training ids (see `map_labels`).
+
+    `colours` gives the stored ids of colours. If `indexed`, palette indices are ids even if the palettes differ.
+    """
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     reduce_zero_label: bool = False
     ignore_index: tuple[int, ...] = (IGNORE,)
     table: dict[int, int] | None = None
+    colours: Colours = ()
+    indexed: bool = False
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         return map_labels(ids, len(self.class_names), self.reduce_zero_label, self.ignore_index, self.table)
+
+    def stored(self, mask: Path, palette: dict[int, str] | None = None) -> np.ndarray:
+        """The ids (H, W) of a mask's file, as stored or as drawn from LabelMe's outlines; see `read_mask`."""
+        if mask.suffix == ".json":
+            return draw_mask(read_labelme(mask), self.class_names, BACKGROUND)
+        return read_mask(mask, self.colours, palette)
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Images and their masks; display names start at the folder `root`.
 
-    `unpaired` lists images that should be here but lack a mask, or the other way round.
+    `unpaired` lists images that should be here but lack a mask, or the other way round. `notes` say what else users
+    should know. Images of more than `max_pixels` are not read.
     """
 
     images: tuple[Path, ...]
@@ -60,6 +88,8 @@ class Pairs:
     labels: Labels
     root: Path = Path()
     unpaired: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,6 +97,14 @@ class Pairs:
     def name(self, i: int) -> str:
         """Display name of image i: its path below the data folder."""
         return relative_name(self.images[i], self.root)
+
+    def filename(self, i: int) -> str:
+        """The same, as `leaks.Photos` calls it."""
+        return self.name(i)
+
+    def open(self, i: int) -> IO[bytes]:
+        """The file of image i."""
+        return open(self.images[i], "rb")
 
     def subset(self, indices: Iterable[int]) -> "Pairs":
         """Some of the pairs, in the given order, with nothing unpaired."""
@@ -92,44 +130,76 @@ def open_pairs(
     classes: Sequence[str] = (),
     reduce_zero_label: bool = False,
     ignore_index: Sequence[int] = (IGNORE,),
+    colours: Sequence[str] = (),
     val_share: float = 0.15,
     test_share: float = 0.15,
     seed: int = 0,
+    allow_leaks: bool = False,
+    near_duplicates: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> PairSplits:
     """Find images and their masks; the layout is recognised by the folders in `data`.
 
     - `images/` and `annotations/` (or `masks/`, `labels/`), with `training/`, `validation/` and perhaps `test/` in both
-      (ADE20K's SceneParsing, CamVid) or without;
+      (ADE20K's SceneParsing), around both (`train/images/`) or without; or `train/` and `trainannot/` (CamVid);
+    - `x.jpg` and `x_mask.png` in the same folders (Roboflow); or LabelMe's `x.json` beside each image;
     - `leftImg8bit/` and `gtFine/` (Cityscapes): masks of training ids if they exist, else labelIds;
     - `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/` (Pascal VOC), also below `VOCdevkit/VOC2012/`;
     - with `masks`: any folder of images and any folder of masks.
 
-    A mask has the name of its image except for the suffix, and the same relative path. Data without a validation split
-    is split at random by `seed`.
+    A mask has the name of its image except for the suffix and perhaps an ending such as _mask, and the same relative
+    path; if it has not, see `match_names`. Data without a validation split is split at random by `seed`.
 
     Args:
         data: The folder.
         masks: Folder of the masks, if `data` is a folder of images.
         classes: Names in the order of the ids, or the path of one text file with one name per line; needed if neither
-            the layout nor an objectInfo150.txt gives them.
+            the layout nor a file beside the masks gives them.
         reduce_zero_label, ignore_index: How masks store the classes, see `map_labels`.
+        colours: The classes' colours as RRGGBB, or the path of one file (see `read_colour_map`); by default from such a
+            file beside the masks. "ids" takes the indices of palette masks as ids, whatever their colours.
         val_share, test_share: Fractions to split off if the data is not split.
         seed: Seed of that split.
+        allow_leaks: Accept images that are in two splits.
+        near_duplicates: Also find images that look alike, and keep them together in a random split.
+        max_pixels: Images of more pixels are not read.
 
     Raises:
-        UserError: Nothing there, unknown layout, no masks, no names, or too few images to split.
+        UserError: Nothing there, unknown layout, no masks, no names, the same image in two splits, or too few images to
+            split.
     """
     found = _find(data, masks)
-    labels = _labels(found, data, classes, reduce_zero_label, ignore_index)
-    parts = {split: _as_pairs(found, split, labels) for split in found.parts}
+    labels = _labels(found, data, classes, reduce_zero_label, ignore_index, colours)
+    parts = {split: replace(_as_pairs(found, split, labels), max_pixels=max_pixels) for split in found.parts}
     whole = parts.get("train") or parts.get("")
     if whole is None:
-        raise UserError(f"{data} has {' and '.join(parts)} but no train: put the images to train on there.")
+        raise UserError(f"{data} has {' and '.join(parts)} but no train: put the training images there.")
+    copies = find_copies(parts, near_duplicates)
+    found.notes += [*copies.notes, *refuse_leaks(parts, copies, allow_leaks)]
     train, val, test = whole, parts.get("val"), parts.get("test")
     if val is None:
-        train, val, rest = _split_off(whole, data, val_share, 0.0 if test else test_share, seed)
+        groups = copies.together("train" if "train" in parts else "")
+        train, val, rest = _split_off(whole, data, val_share, 0.0 if test else test_share, seed, groups)
         test = test or rest
     return PairSplits(labels, train, val, test, found.notes)
+
+
+def open_run(recipe: SegmentationRecipe, any_leaks: bool = False) -> PairSplits:
+    """The data of a run, see `open_pairs`; `any_leaks` accepts images in two splits in any case."""
+    return open_pairs(
+        recipe.data,
+        recipe.masks,
+        recipe.classes,
+        recipe.reduce_zero_label,
+        recipe.ignore_index,
+        recipe.colours,
+        recipe.val_share,
+        recipe.test_share,
+        recipe.seed,
+        recipe.allow_leaks or any_leaks,
+        recipe.near_duplicates,
+        recipe.max_pixels,
+    )
 
 
 def open_evaluation_pairs(
@@ -138,14 +208,20 @@ def open_evaluation_pairs(
     classes: Sequence[str] = (),
     reduce_zero_label: bool = False,
     ignore_index: Sequence[int] = (IGNORE,),
+    colours: Sequence[str] = (),
+    known_colours: Colours = (),
 ) -> Pairs:
     """Open one set of pairs for scoring: the test split of `data`, else its validation split, else all of it.
 
-    Arguments and errors are the same as for `open_pairs`.
+    Arguments and errors are the same as for `open_pairs`, except for `known_colours`: the ids of the colours that the
+    training masks had, used if neither `colours` nor a file beside the masks gives any.
     """
     found = _find(data, masks)
-    labels = _labels(found, data, classes, reduce_zero_label, ignore_index)
-    return _as_pairs(found, next(split for split in ("test", "val", "train", "") if split in found.parts), labels)
+    labels = _labels(found, data, classes, reduce_zero_label, ignore_index, colours)
+    if known_colours and not labels.colours and not labels.indexed:
+        labels = replace(labels, colours=known_colours)
+    split = next(split for split in ("test", "val", "train", "") if split in found.parts)
+    return replace(_as_pairs(found, split, labels), notes=tuple(found.notes))
 
 
 def class_pixels(pairs: Pairs) -> np.ndarray:
@@ -153,7 +229,7 @@ def class_pixels(pairs: Pairs) -> np.ndarray:
     K = len(pairs.labels.class_names)
 
     def count(mask: Path) -> np.ndarray:
-        return np.bincount(pairs.labels(read_mask(mask)).ravel(), minlength=IGNORE + 1)[:K]
+        return np.bincount(pairs.labels(pairs.labels.stored(mask)).ravel(), minlength=IGNORE + 1)[:K]
 
     with ThreadPoolExecutor() as threads:
         return np.sum(list(threads.map(count, pairs.masks)), axis=0)
@@ -177,6 +253,7 @@ class _Found:
     kind: str = ""
     known: LabelSet | None = None
     table: dict[int, int] | None = None
+    outlined: bool = False
 
 
 def _find(data: str, masks: str | None) -> _Found:
@@ -185,21 +262,28 @@ def _find(data: str, masks: str | None) -> _Found:
         images = root / "images" if (root / "images").is_dir() else root
         folder = existing_folder(masks, "the folder of masks")
         if images.samefile(folder):
-            raise UserError(f"{folder} is named for images and for masks: put the masks in a folder of their own.")
+            raise UserError(f"{folder} is given for images and for masks: put the masks in a separate folder.")
         found = _open_folders(root, images, folder)
     elif (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir():
         found = _open_cityscapes(root)
     elif voc := voc_root(root, "SegmentationClass"):
         found = _open_voc(voc)
-    elif (root / "images").is_dir():
-        folders = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
-        if not folders:
-            raise UserError(f"{root} has images/ but no annotations/, masks/ or labels/: name the masks with --masks.")
-        found = _open_folders(root, root / "images", folders[0])
-    else:
+    elif images := _inner(root, IMAGE_FOLDERS):
+        folder = _inner(root, MASK_FOLDERS)
+        if folder is None:
+            raise UserError(
+                f"{root} has {images.name}/ but no annotations/, masks/ or labels/: give the masks with --masks."
+            )
+        found = _open_folders(root, images, folder)
+    elif folders := _split_folders(root):
+        found = _Found(root, {}, kind="folders")
+        for split, (images, folder) in folders.items():
+            found.parts[split] = _match(found, images, folder)
+    elif not (found := _open_beside(root)).parts:
         raise UserError(
             f"{root} has no layout that is known: images/ and annotations/ (ADE20K), leftImg8bit/ and gtFine/ "
-            "(Cityscapes), JPEGImages/ and SegmentationClass/ (Pascal VOC); or name the folder of masks with --masks."
+            "(Cityscapes), JPEGImages/ and SegmentationClass/ (Pascal VOC), train/ and trainannot/ (CamVid), "
+            "x_mask.png (Roboflow) or x.json (LabelMe) beside x.jpg; or give the folder of masks with --masks."
         )
     for split, part in found.parts.items():
         if not part.pairs:
@@ -210,11 +294,11 @@ def _find(data: str, masks: str | None) -> _Found:
 
 def _open_folders(root: Path, images: Path, masks: Path) -> _Found:
     found = _Found(root, {}, kind="folders")
-    folders = {split: folder for split in SPLITS if (folder := split_folder(images, split))}
+    folders, partners = split_folders(images), split_folders(masks)
     if not folders:
         found.parts[""] = _match(found, images, masks)
     for split, folder in folders.items():
-        partner = split_folder(masks, split)
+        partner = partners.get(split)
         if partner is not None and any(walk(partner)):
             found.parts[split] = _match(found, folder, partner)
         elif split == "train":
@@ -224,6 +308,60 @@ def _open_folders(root: Path, images: Path, masks: Path) -> _Found:
     if not found.parts:
         raise UserError(f"{masks} holds no masks for {' or '.join(map(str, folders.values()))}.")
     return found
+
+
+def _inner(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of the named folders in a folder, in any case."""
+    inner = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return next((inner[name] for name in names if name in inner), None)
+
+
+def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Folders of images and of masks by split: in the split's folder, or beside each other."""
+    found = {}
+    for split, folder in split_folders(root).items():
+        images = _inner(folder, IMAGE_FOLDERS) or folder
+        masks = _inner(folder, MASK_FOLDERS) or _inner(root, [f"{folder.name}{end}".casefold() for end in BESIDE])
+        if masks is not None:
+            found[split] = (images, masks)
+    return found
+
+
+def _open_beside(root: Path) -> _Found:
+    """Masks in the folders of their images, by an ending of their names, or as LabelMe's .json; nothing without."""
+    found = _Found(root, {}, kind="folders")
+    for split, folder in parts_of(root).items():
+        files = image_files(folder, say=found.notes.append)
+        masks = {key: path for key, path in files.items() if ENDING.sub("", key) != key and _is_mask(key, files)}
+        outlines = _labelme_files(found, folder)
+        if masks or outlines:
+            images = {key: path for key, path in files.items() if key not in masks}
+            found.outlined = found.outlined or not masks
+            found.parts[split] = _paired(found, images, masks or outlines, folder, folder)
+    return found
+
+
+def _labelme_files(found: _Found, folder: Path) -> dict[str, Path]:
+    """LabelMe's files below a folder; shapes that are no outlines are noted."""
+    files, faults = {}, []
+    for path in sorted(folder.rglob("*.json")):
+        content = read_labelme(path)
+        if not content.fault:
+            files[path.relative_to(folder).with_suffix("").as_posix()] = path
+            faults += [(f"{relative_name(path, found.root)}, shape {number}", why) for number, why in content.faults]
+    if faults:
+        found.notes.append(
+            f"shapes in {folder} that cannot be used, left out ({len(faults)}): {first_faults(faults, 3)}"
+        )
+    return files
+
+
+def _is_mask(key: str, files: dict[str, Path]) -> bool:
+    """Whether a file is the mask of another one beside it: of x.jpg or x_image.jpg if it is x_mask.png."""
+    plain = ENDING.sub("", key)
+    ending = key.removeprefix(plain)[1:].casefold()
+    image = ending in ("image", "images", "img", "sat", "rgb")
+    return not image and any(f"{plain}{end}" in files for end in ("", "_image", "_img", "_sat", "_rgb"))
 
 
 def _open_cityscapes(root: Path) -> _Found:
@@ -244,46 +382,61 @@ def _open_cityscapes(root: Path) -> _Found:
 
 def _open_voc(root: Path) -> _Found:
     names = voc_lists(root / "ImageSets" / "Segmentation")
-    images, masks = image_files(root / "JPEGImages"), image_files(root / "SegmentationClass")
     found = _Found(root, {}, kind="Pascal VOC", known=VOC)
-    if "test" in names and not any(name in masks for name in names["test"]):
+    images = image_files(root / "JPEGImages", say=found.notes.append)
+    masks = image_files(root / "SegmentationClass", say=found.notes.append)
+    if "test" in names and not any(match_names(names["test"], masks)):
         del names["test"]
         found.notes.append("SegmentationClass holds no masks of the images listed in test.txt: left out")
     if not names:
-        raise UserError(f"{root} has no ImageSets/Segmentation/train.txt and val.txt: they say which images to use.")
+        raise UserError(f"{root} has no ImageSets/Segmentation/train.txt and val.txt: they list the images to use.")
     for split, listed in names.items():
-        found.parts[split] = _pair(listed, images, masks, root, root / "JPEGImages", root / "SegmentationClass")
+        keys = match_names(listed, images)
+        found.notes += renaming_note(f"images listed for {split or 'training'}", listed, keys)
+        own = {key: images[key] for key in keys if key}
+        if twice := sum(key is not None for key in keys) - len(own):
+            found.notes.append(f"images listed twice for {split or 'training'}, taken once: {twice}")
+        with_mask = {key: masks[key] for key in match_names(list(own), masks) if key}
+        part = _paired(found, own, with_mask, root / "JPEGImages", root / "SegmentationClass")
+        lost = [name for name, key in zip(listed, keys, strict=True) if not key]
+        part.unpaired.extend((name, "there is no such image in JPEGImages") for name in lost)
+        found.parts[split] = part
     return found
 
 
 def _match(found: _Found, images: Path, masks: Path, image_ending: str = "", mask_ending: str = "") -> _Part:
     """Pair the files of two folders by name, ignoring the endings of their stems; add a note about unpaired masks."""
     inner = images / os.path.relpath(masks, images)  # masks may be inside the image folder
-    of_images = {key: path for key, path in image_files(images, image_ending).items() if not path.is_relative_to(inner)}
-    of_masks = image_files(masks, mask_ending)
-    alone = [relative_name(of_masks[key], masks) for key in of_masks if key not in of_images]
-    if alone:
-        found.notes.append(f"masks without an image in {images}, left out ({len(alone)}): {first_few(alone, 5)}")
-    return _pair(list(of_images), of_images, of_masks, found.root, images, masks)
+    of_images = {
+        key: path
+        for key, path in image_files(images, image_ending, found.notes.append).items()
+        if not path.is_relative_to(inner)
+    }
+    of_masks = image_files(masks, mask_ending, found.notes.append)
+    return _paired(found, of_images, of_masks, images, masks)
 
 
-def _pair(
-    keys: Iterable[str],
-    images: dict[str, Path],
-    masks: dict[str, Path],
-    root: Path,
-    image_folder: Path,
-    mask_folder: Path,
+def _paired(
+    found: _Found, images: dict[str, Path], masks: dict[str, Path], image_folder: Path, mask_folder: Path
 ) -> _Part:
+    """Pair images and masks by their keys; add notes about masks with other names and without an image."""
+    keys = list(images)
+    partners = match_names(keys, masks)
+    found.notes += renaming_note(f"masks in {relative_name(mask_folder, found.root)}", keys, partners)
+    free = [key for key in masks if key not in partners]
+    plain = match_names([ENDING.sub("", key) for key in keys], [ENDING.sub("", key) for key in free])
+    of_plain = {ENDING.sub("", key): key for key in free}
+    partners = [own or (of_plain[other] if other else None) for own, other in zip(partners, plain, strict=True)]
+    alone = [relative_name(masks[key], mask_folder) for key in free if key not in partners]
+    if alone:
+        found.notes.append(f"masks without an image in {image_folder}, left out ({len(alone)}): {first_few(alone, 5)}")
     part = _Part([], [])
-    for key in keys:
-        if key not in images:
-            part.unpaired.append((key, f"there is no such image in {relative_name(image_folder, root)}"))
-        elif key not in masks:
-            name = relative_name(images[key], root)
-            part.unpaired.append((name, f"has no mask in {relative_name(mask_folder, root)}"))
+    for key, partner in zip(keys, partners, strict=True):
+        if partner:
+            part.pairs.append((images[key], masks[partner]))
         else:
-            part.pairs.append((images[key], masks[key]))
+            name = relative_name(images[key], found.root)
+            part.unpaired.append((name, f"has no mask in {relative_name(mask_folder, found.root)}"))
     return part
 
 
@@ -294,9 +447,10 @@ def _as_pairs(found: _Found, split: str, labels: Labels) -> Pairs:
 
 
 def _split_off(
-    pairs: Pairs, data: str, val_share: float, test_share: float, seed: int
+    pairs: Pairs, data: str, val_share: float, test_share: float, seed: int, groups: Sequence[Sequence[int]]
 ) -> tuple[Pairs, Pairs, Pairs | None]:
-    train, val, test = share_out(f"{data}: {len(pairs)} images with masks", len(pairs), val_share, test_share, seed)
+    what = f"{data}: {len(pairs)} images with masks"
+    train, val, test = share_out(what, len(pairs), val_share, test_share, seed, groups)
     rest = replace(pairs.subset(train), unpaired=pairs.unpaired)
     return rest, pairs.subset(val), pairs.subset(test) if len(test) else None
 
@@ -305,28 +459,86 @@ def _split_off(
 
 
 def _labels(
-    found: _Found, data: str, classes: Sequence[str], reduce_zero_label: bool, ignore_index: Sequence[int]
+    found: _Found,
+    data: str,
+    classes: Sequence[str],
+    reduce_zero_label: bool,
+    ignore_index: Sequence[int],
+    colours: Sequence[str],
 ) -> Labels:
     if reduce_zero_label and (found.kind == "Cityscapes" or (found.known and not classes)):
         raise UserError(f"{data}: {found.kind}'s classes begin at id 0: leave out --reduce-zero-label.")
-    info = found.root / NAMES_FILE
-    if classes:
-        names = given_names(classes)
-    elif found.known is not None:
-        names = found.known.class_names
-    elif info.is_file():
-        names = names_in(info)
-    else:
-        raise UserError(
-            f"{data} does not say what its classes are called: name them in the order of their ids with --classes, "
-            "or give there a text file with a name a line."
-        )
+    stated = _stated_colours(found, colours)
+    names = given_names(classes) if classes else _known_names(found, stated, data)
     if len(names) == 1:
-        raise UserError(f"there is one class, '{names[0]}': it takes two or more, e.g. background and {names[0]}.")
+        raise UserError(
+            f"there is one class, '{names[0]}': segmentation needs two or more, e.g. background and {names[0]}."
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"the class {twice[0]} is named twice: every class needs a name of its own.")
-    return Labels(names, _palette(names, found.kind), reduce_zero_label, tuple(ignore_index), found.table)
+        raise UserError(f"the class {twice[0]} is given twice: class names must be unique.")
+    ids = _ids_of_colours(found, stated, names)
+    palette = tuple((r, g, b) for r, g, b, i in sorted(ids, key=lambda each: each[3]) if i < len(names))
+    return Labels(
+        names,
+        palette if len(palette) == len(names) else _palette(names, found.kind),
+        reduce_zero_label,
+        tuple(ignore_index) if not ids else tuple(dict.fromkeys((*ignore_index, IGNORE))),
+        found.table,
+        ids,
+        tuple(colours) == (INDICES,),
+    )
+
+
+def _stated_colours(found: _Found, colours: Sequence[str]) -> ColourMap:
+    """Classes and colours from --colours, or else from a file beside the masks."""
+    if tuple(colours) == (INDICES,):
+        return ColourMap(())
+    if len(colours) == 1 and Path(colours[0]).is_file():
+        return read_colour_map(Path(colours[0]))
+    if colours:
+        return ColourMap((), parse_colours(colours))
+    if found.kind == "Cityscapes":
+        return ColourMap(())
+    paths = [path for part in found.parts.values() for path in part.pairs[0][::-1]]
+    above = [folder for path in paths for folder in path.parents if folder.is_relative_to(found.root)]
+    masks = [mask.parent for mask in paths[::2]]
+    file = find_colour_map(dict.fromkeys([found.root, *above, *masks]))
+    return read_colour_map(file) if file else ColourMap(())
+
+
+def _known_names(found: _Found, stated: ColourMap, data: str) -> tuple[str, ...]:
+    info = found.root / NAMES_FILE
+    if stated.class_names:
+        return stated.class_names
+    if found.known is not None:
+        return found.known.class_names
+    if info.is_file():
+        return names_in(info)
+    if found.outlined:
+        masks = (mask for part in found.parts.values() for _, mask in part.pairs)
+        labels = {shape.label for mask in masks for shape in read_labelme(mask).shapes}
+        return (BACKGROUND, *sorted(labels - {BACKGROUND, *NO_CLASSES}))
+    raise UserError(
+        f"{data} has no class names: give them in the order of their ids with --classes, "
+        "or a text file with one name per line."
+    )
+
+
+def _ids_of_colours(found: _Found, stated: ColourMap, names: Sequence[str]) -> tuple[tuple[int, int, int, int], ...]:
+    """The stored id of each colour; a colour of a class that is not among the names is ignored."""
+    if not stated.colours:
+        return ()
+    if set(names) <= set(stated.class_names):
+        others = [name for name in stated.class_names if name not in names]
+        if others:
+            found.notes.append(f"classes that are not among those named, ignored: {first_few(others, 10)}")
+        ids = [names.index(name) if name in names else IGNORE for name in stated.class_names]
+    elif len(names) == len(stated.colours):
+        ids = range(len(names))
+    else:
+        raise UserError(f"there are {len(stated.colours)} colours for {len(names)} classes: give each class its own.")
+    return tuple((*colour, i) for colour, i in zip(stated.colours, ids, strict=True))
 
 
 def _palette(names: tuple[str, ...], kind: str) -> tuple[tuple[int, int, int], ...]:

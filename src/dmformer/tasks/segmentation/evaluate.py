@@ -1,20 +1,25 @@
 """Run a trained segmenter over a set of images, and score it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ..config import TrainedFolder
+from ...utils.errors import UserError
+from ..config import TrainedFolder, read_folder
+from ..folders import first_few
+from ..leaks import seen_in_training, seen_note
+from ..recipe import recipe_of
 from .checks import check_evaluation_pairs
-from .datasets import open_evaluation_pairs
+from .datasets import Pairs, open_evaluation_pairs, open_run
 from .loaders import eval_pairs_loader
 from .masks import IGNORE
 from .metrics import SegmentationScores, class_counts, score_masks
 from .model import likeliest, predict_probabilities
+from .recipes import SegmentationRecipe
 from .segmenter import Segmenter, open_segmenter
 
 
@@ -71,10 +76,11 @@ def count_pixels(
 
 def evaluate_masks(
     source: str | TrainedFolder | Segmenter,
-    data: str,
+    data: str | None = None,
     masks: str | None = None,
     reduce_zero_label: bool | None = None,
     ignore_index: Sequence[int] | None = None,
+    colours: Sequence[str] | None = None,
     workers: int | None = None,
     max_broken: float = 0.0,
     window: int | None = None,
@@ -87,8 +93,9 @@ def evaluate_masks(
 
     Args:
         source: A run's best/ folder, or an open segmenter.
-        data, masks: As in training; if a folder has splits, its test split, else its validation split.
-        reduce_zero_label, ignore_index: How its masks store ids; by default as the training masks.
+        data, masks: As in training; if a folder has splits, its test split, else its validation split. By default the
+            images that the run itself held out.
+        reduce_zero_label, ignore_index, colours: How its masks store ids; by default as the training masks.
         max_broken: Maximum fraction of faulty pairs, which are left out; above it, no scores are returned.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: For multi-scale testing; see `predict_probabilities`.
@@ -96,14 +103,19 @@ def evaluate_masks(
         say: Takes a line about each pair that is left out.
 
     Raises:
-        UserError: Nothing to read, or masks that do not match the classes.
+        UserError: Nothing to read, masks that do not match the classes, or no data for a source that is not a run.
     """
     segmenter = open_segmenter(source) if isinstance(source, str | TrainedFolder) else source
     config = segmenter.config
     names = list(config.class_names)
     reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     ignored = config.ignore_index if ignore_index is None else ignore_index
-    opened = open_evaluation_pairs(data, masks, names, reduced, ignored)
+    run = recipe_of(SegmentationRecipe, read_folder(source).folder) if isinstance(source, str | TrainedFolder) else None
+    if data is None:
+        opened = _own_test(run, config.class_names)
+    else:
+        opened = open_evaluation_pairs(data, masks, names, reduced, ignored, colours or (), config.colours)
+        opened = replace(opened, max_pixels=run.max_pixels, notes=_seen(opened, run)) if run else opened
     pairs, faults, hints = check_evaluation_pairs(opened, max_broken, lambda all_: progress(all_, "checking the masks"))
     for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
         say(line)
@@ -113,3 +125,25 @@ def evaluate_masks(
     loader = progress(loader, "scoring")
     counts = count_pixels(segmenter.model, loader, len(names), device, window, scales, flip)
     return score_masks(counts.confusion, counts.images, names)
+
+
+def _own_test(run: SegmentationRecipe | None, names: tuple[str, ...]) -> Pairs:
+    """The images that a run held out."""
+    if run is None:
+        raise UserError("there is no run whose test images could be scored: give the images with --data.")
+    splits = open_run(run, any_leaks=True)
+    if splits.labels.class_names != names:
+        told = first_few(splits.labels.class_names, 8)
+        raise UserError(f"{run.data} has changed since the run: it has the classes {told}.")
+    split = "test" if splits.test else "validation"
+    note = f"scoring the {split} images of the run, from {run.data}"
+    return replace(splits.test or splits.val, notes=(note, *splits.notes))
+
+
+def _seen(pairs: Pairs, run: SegmentationRecipe) -> tuple[str, ...]:
+    """The notes of the pairs, and another one if the run was trained on some of them."""
+    try:
+        train = open_run(run, any_leaks=True).train
+    except UserError:  # the data has been moved or changed
+        return pairs.notes
+    return (*pairs.notes, *seen_note(seen_in_training(pairs, train), len(pairs)))

@@ -15,10 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ...data.decode import BrokenImageError, decode
+from ...data.decode import BrokenImageError, Reading, decode
+from ...data.orientation import as_shown
 from ..sampling import ShareSampler, loader_options, next_readable, seeded
 from .datasets import Pairs
-from .masks import IGNORE, StrangeLabelError, read_mask
+from .masks import IGNORE, StrangeLabelError
 
 PairTransform = Callable[[Image.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
@@ -156,8 +157,9 @@ class PairSet(Dataset):
         path, name = self.pairs.images[position], self.pairs.name(position)
         try:
             with open(path, "rb") as file:
-                image = decode(file)
-            ids = self.pairs.labels(read_mask(self.pairs.masks[position]))
+                image = decode(file, reading=Reading(max_pixels=self.pairs.max_pixels))
+            stored = self.pairs.labels.stored(self.pairs.masks[position])
+            ids = self.pairs.labels(as_shown(stored, path, image.size))
         except (OSError, BrokenImageError, StrangeLabelError) as error:
             raise BrokenImageError(f"{name}: {error}") from error
         if ids.shape != image.size[::-1]:

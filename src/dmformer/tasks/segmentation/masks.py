@@ -1,21 +1,31 @@
 """Id masks: reading them exactly as stored, and the one mapping from stored ids to training ids."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ...data.decode import BrokenImageError
 from ...utils.errors import UserError
+from ..labelme import LabelMe
 
 IGNORE = 255
 """The id that every loss and score skips."""
 
+Colours = Sequence[tuple[int, int, int, int]]
+"""Red, green and blue of a colour, and the id that it stands for."""
+
+NO_CLASSES = ("__ignore__", "_ignore_", "ignore")
+"""LabelMe's labels of what is not to be learnt."""
+
 STRANGE = -1
 """In look-up tables: a stored id that is neither a class nor ignored."""
+
+MOST_COLOURS = 64
+"""Maximum number of colours of a mask that holds classes."""
 
 LOSSY = ("JPEG", "MPO", "WEBP")
 SPREAD = {"L;2": 85, "L;4": 17}
@@ -33,6 +43,14 @@ class StrangeLabelError(ValueError):
         listed = ", ".join(map(str, self.ids[:8])) + (", …" if len(self.ids) > 8 else "")
         one = len(self.ids) == 1
         return f"holds the id{'' if one else 's'} {listed}, which {'is' if one else 'are'} no class and not ignored"
+
+
+class ColouredMaskError(BrokenImageError):
+    """A mask holds colours that stand for no id; `colours` lists them as RRGGBB, empty if they are too many."""
+
+    def __init__(self, message: str, colours: Collection[str]) -> None:
+        super().__init__(message)
+        self.colours = tuple(colours)
 
 
 def map_labels(
@@ -81,19 +99,26 @@ def map_labels(
     return mapped.astype(np.uint8)
 
 
-def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
-    """Read an id mask as an array (H, W) of integers, exactly as stored.
+def read_mask(
+    source: IO[bytes] | str | Path | Image.Image, colours: Colours = (), palette: dict[int, str] | None = None
+) -> np.ndarray:
+    """Read a mask as an array (H, W) of ids, exactly as stored.
 
-    Grey values are ids; so are palette indices (the colours are not used), and 1-bit and 16-bit values. EXIF is not
-    applied.
+    Grey values are ids; so are palette indices, and 1-bit and 16-bit values. With `colours`, colours are looked up
+    there, those of a palette too. EXIF is not applied.
+
+    Args:
+        source: A file, its path, or an open image.
+        colours: The id of each colour.
+        palette: Filled with the colours, as RRGGBB, of those palette indices that are read as ids.
 
     Raises:
-        BrokenImageError: The mask cannot be read, was compressed with loss, or holds colours instead of ids.
+        BrokenImageError: The mask cannot be read, was compressed with loss, or holds colours without an id.
     """
     if isinstance(source, str | Path):
         try:
             with open(source, "rb") as file:
-                return read_mask(file)
+                return read_mask(file, colours, palette)
         except OSError as error:
             raise BrokenImageError(error.strerror or str(error)) from error
     try:
@@ -104,10 +129,69 @@ def read_mask(source: IO[bytes] | str | Path | Image.Image) -> np.ndarray:
         raise BrokenImageError(str(error) or type(error).__name__) from error
     if image.format in LOSSY:
         raise BrokenImageError(f"is a {image.format}, whose compression changes ids: save masks as PNG")
+    if colours and image.mode in ("P", "RGB", "RGBA"):
+        return _ids_of_colours(image, colours)
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise BrokenImageError(_what_instead(image))
+        found = image.convert("RGB").getcolors(MOST_COLOURS) if image.mode in ("RGB", "RGBA") else None
+        raise ColouredMaskError(
+            _what_instead(image), [_hexadecimal(colour) for _, colour in sorted(found or (), reverse=True)]
+        )
     ids = np.asarray(image)
+    if image.mode == "P" and palette is not None:
+        shown = _palette(image)
+        palette |= {int(i): shown[i].tobytes().hex() for i in np.unique(ids)}
     return ids.astype(np.uint8) // spread if ids.dtype in (bool, np.uint8) else ids
+
+
+def draw_mask(outlines: LabelMe, class_names: Sequence[str], background: str) -> np.ndarray:
+    """Fill LabelMe's outlines with their classes' ids, the later ones over the earlier: (H, W), uint8.
+
+    What no outline covers is the class `background`, or `IGNORE` if there is no such class.
+
+    Raises:
+        BrokenImageError: The file cannot be used, or an outline has a label that is no class.
+    """
+    ids = {name: i for i, name in enumerate(class_names)}
+    free = ids.get(background, IGNORE)
+    ids |= dict.fromkeys(NO_CLASSES, IGNORE) | {f"_{background}_": free}
+    if outlines.fault or outlines.size is None:
+        raise BrokenImageError(outlines.fault or "gives no imageHeight and imageWidth")
+    height, width = outlines.size
+    canvas = Image.new("L", (width, height), free)
+    draw = ImageDraw.Draw(canvas)
+    for shape in outlines.shapes:
+        if shape.label not in ids:
+            raise BrokenImageError(f"holds the label {shape.label}, which is no class")
+        draw.polygon([(x, y) for x, y in shape.points.tolist()], fill=ids[shape.label])
+    return np.array(canvas)
+
+
+def _hexadecimal(colour: Any) -> str:
+    return bytes(colour).hex()
+
+
+def _palette(image: Image.Image) -> np.ndarray:
+    """The colours of a palette image, (256, 3), uint8; black where the palette ends early."""
+    stored = np.frombuffer(bytes(image.getpalette("RGB") or ()), np.uint8)[: 256 * 3]
+    return np.pad(stored, (0, 256 * 3 - len(stored))).reshape(256, 3)
+
+
+def _ids_of_colours(image: Image.Image, colours: Colours) -> np.ndarray:
+    """The ids (H, W), uint8, of an image's colours; BrokenImageError for a colour without one."""
+    pixels = _palette(image) if image.mode == "P" else np.asarray(image)[..., :3]
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    keys, ids = np.array(sorted((red << 16 | green << 8 | blue, i) for red, green, blue, i in colours)).T
+    places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    strange = keys[places] != packed
+    found = ids[places].astype(np.uint8)
+    if image.mode == "P":
+        indices = np.asarray(image)
+        strange, packed, found = strange[indices], packed[indices], found[indices]
+    if strange.any():
+        listed = [f"{colour:06x}" for colour in np.unique(packed[strange])]
+        told = ", ".join(listed[:8]) + (", …" if len(listed) > 8 else "")
+        raise ColouredMaskError(f"holds the colour{'s' if len(listed) > 1 else ''} {told}, which no class has", listed)
+    return found
 
 
 def _stored_mode(image: Image.Image) -> str:
@@ -124,7 +208,7 @@ def _what_instead(image: Image.Image) -> str:
     if image.mode in ("RGB", "RGBA"):
         red, green, blue = (np.asarray(image.getchannel(c)) for c in "RGB")
         if np.array_equal(red, green) and np.array_equal(red, blue):
-            text += ", though its three channels are equal: if they are ids, save one of them"
+            text += ", though its three channels are equal: if they are ids, save a single channel"
     return text
 
 

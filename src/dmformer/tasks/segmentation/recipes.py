@@ -24,12 +24,16 @@ class SegmentationRecipe(Recipe):
 
     data: str = field(default="", metadata=FREE)
     """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC,
-    or only images, with their masks in --masks."""
+    CamVid, Roboflow, LabelMe, or only images, with their masks in --masks."""
     masks: str | None = field(default=None, metadata=FREE)
-    """Folder of the id masks, if --data is a folder of images; masks are matched by name."""
+    """Folder of the masks, if --data is a folder of images; masks are matched by name."""
     classes: tuple[str, ...] = field(default=(), metadata=FREE)
     """Class names in the order of their ids, or one text file with one name per line;
-    needed if the layout does not give them."""
+    needed if neither the layout nor a file beside the masks gives them."""
+    colours: tuple[str, ...] = field(default=(), metadata=FIXED)
+    """Colours of the classes as RRGGBB for masks that hold colours, in the order of --classes, or one file with them;
+    by default from labelmap.txt, class_dict.csv, label_colors.txt or classes.json beside the masks.
+    ids takes the indices of palette masks as ids, even if their palettes differ."""
     max_broken: float = field(default=0.0, metadata=FREE)
     """Maximum fraction of images without a valid mask.
     Above it, the run stops and lists them; otherwise it leaves them out."""
@@ -41,7 +45,7 @@ class SegmentationRecipe(Recipe):
     image_size: int = field(default=512, metadata=FIXED)
     """Height and width in pixels of the training crops, 32 or more."""
     save_every: int | None = field(default=None, metadata=FREE)
-    """Also save the state to resume from at this interval, in steps; by default only after each validation."""
+    """Also save the state to resume from at this interval, in iterations; by default only after each validation."""
     resize: int | None = field(default=None, metadata=FIXED)
     """Shorter side in pixels to which images are resized for training and prediction; none keeps their size."""
     scale: tuple[float, float] = field(default=(0.5, 2.0), metadata=FREE)
@@ -56,18 +60,18 @@ class SegmentationRecipe(Recipe):
     """Side in pixels of the sliding window for prediction; none predicts whole images."""
 
     iterations: int = field(default=40_000, metadata=FREE)
-    """Number of training steps."""
+    """Number of training iterations."""
     validate_every: int = field(default=4_000, metadata=FREE)
-    """Steps between validations; the state is saved at each."""
+    """Iterations between validations; the state is saved at each."""
     warmup_iterations: int = field(default=0, metadata=FREE)
-    """Steps of linear warm-up."""
+    """Iterations of linear warm-up."""
     power: float = field(default=0.9, metadata=FREE)
     """Power of the learning rate's polynomial decay; 1 is linear."""
 
     def check(self) -> None:
         super().check()
         if not self.data:
-            raise UserError("name the images: --data FOLDER.")
+            raise UserError("give the images: --data FOLDER.")
         self._check_counts("iterations", "validate_every")
         self._check_not_negative("warmup_iterations", "power", "auxiliary_weight")
         self._check_shares("dropout", "largest_share")

@@ -1,7 +1,7 @@
 """The report of a semantic segmentation run: one HTML page that needs no network, no script and no other file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class SegmentationReport(RunReport):
     shows placeholders."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
+    notes: Sequence[str] = ()
+    """Remarks on the data."""
 
 
 def write_segmentation_report(path: Path, report: SegmentationReport) -> None:

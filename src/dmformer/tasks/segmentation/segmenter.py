@@ -34,6 +34,7 @@ class SegmenterConfig:
         resize: Shorter side in pixels to which images are resized; None keeps their size.
         window: Side of the sliding window; None predicts whole images.
         reduce_zero_label, ignore_index: How the training masks store ids; see `map_labels`.
+        colours: Colours of the training masks with the id of each, (red, green, blue, id); none if they hold ids.
     """
 
     backbone: str
@@ -49,6 +50,7 @@ class SegmenterConfig:
     window: int | None = None
     reduce_zero_label: bool = False
     ignore_index: tuple[int, ...] = (IGNORE,)
+    colours: tuple[tuple[int, int, int, int], ...] = ()
 
     def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
         """Build the model with random weights, or its backbone with the weights of a classifier."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...utils.errors import UserError
-from ..task import Summary, Task, check_paths, figure_lines, recipes_in
+from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import recipes
 from .recipes import SegmentationRecipe
 
@@ -30,7 +30,7 @@ def _open(source: "str | TrainedFolder") -> "Segmenter":
 def _evaluate(source: "str | TrainedFolder | Segmenter", data: str, **options: Any) -> "SegmentationScores":
     from .evaluate import evaluate_masks
 
-    return evaluate_masks(source, data, **options)
+    return evaluate_masks(source, None if data == OWN_TEST else data, **options)
 
 
 def _summary(scores: "SegmentationScores", split: str) -> Summary:
@@ -73,6 +73,7 @@ SEGMENTATION = Task(
     headline="mIoU",
     figure=lambda scores: scores.miou.value,
     check_places=_check_places,
-    options=("masks", "reduce_zero_label", "ignore_index", "window", "scales", "flip", "out", "overwrite"),
+    default_data=OWN_TEST,
+    options=("masks", "reduce_zero_label", "ignore_index", "colours", "window", "scales", "flip", "out", "overwrite"),
     check_options=_check_options,
 )

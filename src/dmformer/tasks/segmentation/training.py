@@ -24,7 +24,7 @@ from ..progress import Progress
 from ..results import reported_split, write_scores
 from ..sampling import StepSampler
 from .checks import check_pairs
-from .datasets import class_pixels, open_pairs
+from .datasets import class_pixels, open_run
 from .evaluate import count_pixels
 from .loaders import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
 from .masks import IGNORE
@@ -50,16 +50,7 @@ class SegmentationJob:
         if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
             raise UserError("upernet needs --batch-size 2 or more: with 1, its norms see one value per channel.")
         self.recipe = recipe
-        opened = open_pairs(
-            recipe.data,
-            recipe.masks,
-            recipe.classes,
-            recipe.reduce_zero_label,
-            recipe.ignore_index,
-            recipe.val_share,
-            recipe.test_share,
-            recipe.seed,
-        )
+        opened = open_run(recipe)
         main = PartialState().is_main_process
         splits, self.broken = check_pairs(
             opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks", main)
@@ -95,7 +86,8 @@ class SegmentationJob:
             resize=recipe.resize,
             window=recipe.window,
             reduce_zero_label=recipe.reduce_zero_label,
-            ignore_index=recipe.ignore_index,
+            ignore_index=self.splits.labels.ignore_index,
+            colours=tuple(self.splits.labels.colours),
         )
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
@@ -215,6 +207,7 @@ class SegmentationJob:
                 broken=[*self.broken, *((splits.train.name(i), "became unreadable") for i in progress.broken)],
                 recipe=recipe.to_yaml(),
                 facts=facts,
+                notes=self.notes,
             ),
         )
         return scores, split

@@ -11,11 +11,6 @@ from ...recipe import FIXED, FREE, Recipe
 class TaughtRecipe(Recipe):
     """Crops, augmentation, epochs, and a teacher to learn from."""
 
-    allow_leaks: bool = field(default=False, metadata=FREE)
-    """Train although photos of one split are also in another one; the report says so."""
-    near_duplicates: bool = field(default=False, metadata=FIXED)
-    """Also look for photos that look alike, and keep them together when photos are split at random."""
-
     head: Literal["drop", "keep", "imagenet1k"] = field(default="drop", metadata=FIXED)
     """What to do with the classifier of the starting weights: drop it for other classes, keep it,
     or take the rows of ImageNet-1K's classes from ImageNet-22K's (imagenet1k)."""

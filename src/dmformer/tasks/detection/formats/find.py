@@ -1,28 +1,34 @@
-"""Find out which annotations a folder holds (COCO, Pascal VOC or YOLO), and where their images are."""
+"""Find out which annotations a folder holds (COCO, Pascal VOC, LabelMe or YOLO), and where their images are."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from ....data.finding import SPLIT_NAMES
 from ....utils.errors import UserError, first_line
 from ...folders import (
-    SPLITS,
     Fault,
     existing_folder,
     given_names,
     image_files,
     lines_of,
+    parts_of,
     relative_name,
-    split_folder,
+    split_folders,
     voc_lists,
     voc_root,
+    walk,
 )
+from ...labelme import read_labelme
+from ...naming import match_names, renaming_note, split_of
 from .coco import read_coco
+from .labelme import read_labelme_boxes
 from .parts import LARGEST_TEXT, Part
 from .voc import read_voc
 from .yolo import read_yolo
@@ -50,7 +56,7 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
     """
     path = Path(data)
     if path.is_file() and path.suffix.lower() == ".json":
-        return Found("COCO", {"": partial(read_coco, path, _folders_beside(path, images), path.parent)})
+        return Found("COCO", {"": partial(read_coco, path, _folders_beside(path, images), path.parent, images)})
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
         return _find_yolo(path)
     if path.is_file():
@@ -59,7 +65,7 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
     yolo = _yolo_file(root)
     if (files := _coco_files(root)) and ("train" in files or not yolo):
         readers = {
-            split: partial(read_coco, file, _coco_folders(root, file, split, images), root)
+            split: partial(read_coco, file, _coco_folders(root, file, split, images), root, images)
             for split, file in files.items()
         }
         return Found("COCO", readers)
@@ -71,22 +77,18 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         return _find_yolo_folders(root, folders, classes)
     if found := _find_voc_beside(root):
         return found
+    if found := _find_labelme(root):
+        return found
     if file := _lone_json(root):
-        return Found("COCO", {"": partial(read_coco, file, _folders_beside(file, images), root)})
+        return Found("COCO", {"": partial(read_coco, file, _folders_beside(file, images), root, images)})
     if folders := _yolo_beside(root):
         return _find_yolo_folders(root, folders, classes)
     raise UserError(
         f"{root} has no layout that is known: annotations/instances_train2017.json and train2017/ (COCO), "
         "train/_annotations.coco.json (Roboflow), Annotations/ and JPEGImages/ or .xml files beside the photos (Pascal "
-        "VOC), data.yaml, images/ and labels/ or .txt files beside the photos (YOLO); or name one COCO .json and its "
-        "--images."
+        "VOC), data.yaml, images/ and labels/ or .txt files beside the photos (YOLO), .json files beside the photos "
+        "(LabelMe); or name one COCO .json and its --images."
     )
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a name such as train2017 or valid stands for."""
-    word = re.sub(r"20\d\d$", "", name.lower())
-    return next((split for split, words in SPLITS.items() if word in words), None)
 
 
 # ---- COCO
@@ -95,17 +97,16 @@ def _split_of(name: str) -> str | None:
 def _coco_files(root: Path) -> dict[str, Path]:
     """COCO files by split; the last one if there are several years."""
     for folder in (root / "annotations", root):
-        named = ((_split_of(path.stem.removeprefix("instances_")), path) for path in sorted(folder.glob("*.json")))
+        named = ((split_of(path.stem.removeprefix("instances_")), path) for path in sorted(folder.glob("[!.]*.json")))
         if found := {split: path for split, path in named if split}:
             return found
-    places = ((split, split_folder(root, split)) for split in SPLITS)
-    files = ((split, folder / "_annotations.coco.json") for split, folder in places if folder)
+    files = ((split, folder / "_annotations.coco.json") for split, folder in split_folders(root).items())
     return {split: file for split, file in files if file.is_file()}
 
 
 def _lone_json(root: Path) -> Path | None:
     for folder in (root / "annotations", root):
-        files = sorted(folder.glob("*.json"))
+        files = sorted(folder.glob("[!.]*.json"))
         if len(files) == 1:
             return files[0]
         if known := [file for file in files if file.stem in COCO_WHOLE]:
@@ -115,7 +116,7 @@ def _lone_json(root: Path) -> Path | None:
 
 def _coco_folders(root: Path, file: Path, split: str, images: str | None) -> list[Path]:
     """Where the images of a split may be."""
-    words = (file.stem.removeprefix("instances_"), *SPLITS[split])
+    words = (file.stem.removeprefix("instances_"), *SPLIT_NAMES[split])
     bases = [root, root / "images"] if images is None else [existing_folder(images, "the folder of the photos")]
     return [*(base / word for base in bases for word in words), *bases[::-1], file.parent]
 
@@ -135,41 +136,85 @@ def _folders_beside(file: Path, images: str | None) -> list[Path]:
 def _find_voc_beside(root: Path) -> Found | None:
     """Images with .xml files beside them, or in annotations/ beside images/."""
     readers = {}
-    for split, folder in _split_folders(root).items():
+    notes: list[str] = []
+    for split, folder in parts_of(root).items():
         apart = [folder / name for name in ("annotations", "Annotations") if (folder / name).is_dir()]
         photos, texts = (folder / "images", apart[0]) if apart and (folder / "images").is_dir() else (folder, folder)
-        if any(texts.rglob("*.xml")):
-            named = [(photo, texts / f"{name}.xml") for name, photo in image_files(photos).items()]
-            pairs, faults = _with_xml(root, named)
+        if xmls := _xml_files(texts):
+            pairs, faults, renamed = _with_xml(root, image_files(photos, say=notes.append), xmls, texts)
             if pairs:
-                readers[split] = partial(read_voc, root, pairs, faults, str(folder))
-    return Found("Pascal VOC", readers) if readers else None
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Folders by split; all of `root` as "" if there are none."""
-    return {split: folder for split in SPLITS if (folder := split_folder(root, split))} or {"": root}
+                readers[split] = partial(read_voc, root, pairs, faults, str(folder), renamed)
+    return Found("Pascal VOC", readers, notes) if readers else None
 
 
 def _find_voc(root: Path) -> Found:
     found = Found("Pascal VOC", {})
-    photos, annotations = image_files(root / "JPEGImages"), root / "Annotations"
-    lists = voc_lists(root / "ImageSets" / "Main")
-    if "test" in lists and not any((annotations / f"{name}.xml").is_file() for name in lists["test"]):
+    photos, annotations = image_files(root / "JPEGImages", say=found.notes.append), root / "Annotations"
+    lists, xmls = voc_lists(root / "ImageSets" / "Main"), _xml_files(annotations)
+    if "test" in lists and not any(match_names(lists["test"], xmls)):
         del lists["test"]
         found.notes.append("Annotations holds no .xml of the photos listed in test.txt: left out")
-    for split, names in (lists or {"": list(photos)}).items():
-        missing = [(name, "is listed and not in JPEGImages") for name in names if name not in photos]
-        pairs = [(photos[name], annotations / f"{name}.xml") for name in names if name in photos]
-        pairs, faults = _with_xml(root, pairs)
-        found.readers[split] = partial(read_voc, root, pairs, [*missing, *faults], str(annotations))
+    for split, listed in (lists or {"": list(photos)}).items():
+        names = match_names(listed, photos)
+        lost = [name for name, key in zip(listed, names, strict=True) if not key]
+        missing = [(name, "is listed and not in JPEGImages") for name in lost]
+        own = {key: photos[key] for key in names if key}
+        pairs, faults, notes = _with_xml(root, own, xmls, annotations)
+        notes = renaming_note(f"photos listed for {split or 'training'}", listed, names) + notes
+        if twice := len(listed) - len(missing) - len(own):
+            notes.append(f"photos listed twice for {split}, taken once: {twice}")
+        found.readers[split] = partial(read_voc, root, pairs, [*missing, *faults], str(annotations), notes)
     return found
 
 
-def _with_xml(root: Path, pairs: Sequence[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], list[Fault]]:
-    """The images that have an .xml file, and the others as faults."""
-    lacking = [(relative_name(photo, root), f"has no {xml.name}") for photo, xml in pairs if not xml.is_file()]
-    return [pair for pair in pairs if pair[1].is_file()], lacking
+def _xml_files(folder: Path) -> dict[str, Path]:
+    """The .xml files below a folder by their relative path without the suffix."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".xml" and path.name[0] != ".")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def _with_xml(
+    root: Path, photos: dict[str, Path], xmls: dict[str, Path], folder: Path
+) -> tuple[list[tuple[Path, Path]], list[Fault], list[str]]:
+    """The images that have an .xml file, with it; the others as faults; notes."""
+    names = list(photos)
+    found = match_names(names, xmls)
+    pairs = [(photos[name], xmls[key]) for name, key in zip(names, found, strict=True) if key]
+    lacking = [name for name, key in zip(names, found, strict=True) if not key]
+    faults = [(relative_name(photos[name], root), f"has no {Path(name).name}.xml") for name in lacking]
+    return pairs, faults, renaming_note(f"annotations in {relative_name(folder, root)}", names, found)
+
+
+# ---- LabelMe
+
+
+def _find_labelme(root: Path) -> Found | None:
+    """Images with LabelMe's .json files beside them or in another folder; images without one are left out."""
+    found = Found("LabelMe", {})
+    for split, folder in parts_of(root).items():
+        texts = [path for path in sorted(folder.rglob("*.json")) if not read_labelme(path).fault]
+        if not texts:
+            continue
+        photos = {
+            path.relative_to(folder).as_posix(): path for path in image_files(folder, say=found.notes.append).values()
+        }
+        names = [_photo_name(path, folder) for path in texts]
+        keys = match_names(names, photos)
+        pairs = [(photos[key], path) for key, path in zip(keys, texts, strict=True) if key]
+        lost = [path for key, path in zip(keys, texts, strict=True) if not key]
+        faults = [(relative_name(path, root), "is of a photo that is not there") for path in lost]
+        notes = renaming_note(f"photos of {folder}", names, keys)
+        if bare := len(photos) - len(pairs):
+            notes.append(f"photos in {folder} without a .json, left out: {bare}")
+        if pairs:
+            found.readers[split] = partial(read_labelme_boxes, root, pairs, faults, str(folder), notes)
+    return found if found.readers else None
+
+
+def _photo_name(text: Path, folder: Path) -> str:
+    """The name of the photo that a LabelMe file is of, relative to a folder: the file's own with the photo's suffix."""
+    stated = read_labelme(text).photo.replace("\\", "/")
+    return text.with_suffix(PurePosixPath(stated).suffix).relative_to(folder).as_posix()
 
 
 # ---- YOLO
@@ -182,11 +227,11 @@ def _find_yolo_folders(root: Path, folders: dict[str, Path], classes: Sequence[s
     names = given_names((str(file),)) if file else tuple(classes)
     if not names:
         raise UserError(
-            f"{root} has no data.yaml or classes.txt that names the classes: name them in their order with --classes."
+            f"{root} has no data.yaml or classes.txt that names the classes: give them in order with --classes."
         )
     found = Found("YOLO", {})
     for split, folder in folders.items():
-        photos = list(image_files(folder).values())
+        photos = list(image_files(folder, say=found.notes.append).values())
         found.readers[split] = partial(read_yolo, root, photos, names, str(folder))
     return found
 
@@ -199,15 +244,15 @@ def _find_yolo(file: Path) -> Found:
         if not stated.get(key):
             continue
         try:
-            photos = _yolo_photos(file, base, stated[key])
+            photos, notes = _yolo_photos(file, base, stated[key])
         except UserError as error:
             if split != "test":
                 raise
             found.notes.append(f"{error} The split is left out.")
             continue
-        found.readers[split] = partial(read_yolo, root, photos, names, f"{file} ({key})")
+        found.readers[split] = partial(read_yolo, root, photos, names, f"{file} ({key})", notes)
     if not found.readers:
-        raise UserError(f"{file} names no train: say there where the photos are.")
+        raise UserError(f"{file} has no train entry: add the path of the training photos.")
     return found
 
 
@@ -221,9 +266,9 @@ def _yolo_content(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as YAML: {first_line(error)}") from None
     if not isinstance(stated, dict):
-        raise UserError(f"{file} is no data.yaml: it says train, val and names.")
+        raise UserError(f"{file} is no data.yaml: that has train, val and names.")
     if "kpt_shape" in stated:
-        raise UserError(f"{file} is about key points (kpt_shape): detectors need boxes or polygons alone.")
+        raise UserError(f"{file} describes key points (kpt_shape): detectors need boxes or polygons.")
     return stated
 
 
@@ -234,9 +279,9 @@ def _yolo_names(file: Path, stated: dict[str, Any]) -> tuple[str, ...]:
         names = [by_number.get(str(i)) for i in range(len(names))]
         names = None if None in names else names
     if not isinstance(names, list) or not names:
-        raise UserError(f"{file} names no classes: give names, a list of them or one by numbers from 0 without gaps.")
+        raise UserError(f"{file} has no class names: add names, as a list or as a mapping from 0, 1, … to names.")
     if any(isinstance(name, bool) for name in names):
-        raise UserError(f"{file}: YAML takes a class's name, such as yes or off, for a truth value: put it in quotes.")
+        raise UserError(f"{file}: YAML reads a class name such as yes or off as true or false: put it in quotes.")
     told = tuple(str(name) for name in names)
     if twice := [name for name in told if told.count(name) > 1]:
         raise UserError(f"{file}: two classes are called {twice[0]}: give each a name of its own.")
@@ -249,21 +294,41 @@ def _yolo_base(file: Path, stated: dict[str, Any]) -> Path:
     return base if base.is_dir() else file.parent
 
 
-def _yolo_photos(file: Path, base: Path, places: Any) -> list[Path]:
-    """Images of a split: from folders, and from text files that list them."""
+def _yolo_photos(file: Path, base: Path, places: Any) -> tuple[list[Path], list[str]]:
+    """Images of a split, from folders and from text files that list them, each once; and notes."""
     photos: list[Path] = []
+    notes: list[str] = []
     for place in places if isinstance(places, list) else [places]:
-        # Roboflow writes ../train/images for a folder beside the file.
-        name = str(place).replace("\\", "/")
-        tried = [base / name, base / name.removeprefix("../")]
-        path = next((path for path in tried if path.exists()), None)
-        if path is None:
-            raise UserError(f"{file}: {tried[0]} does not exist: mend the path there.")
+        path = _yolo_place(file, base, str(place))
         if path.is_dir():
-            photos += image_files(path).values()
-        else:
-            photos += (path.parent / line.replace("\\", "/") for line in lines_of(path))
-    return photos
+            photos += image_files(path, say=notes.append).values()
+            continue
+        listed = [line.replace("\\", "/") for line in lines_of(path)]
+        if not all((path.parent / line).is_file() for line in listed):
+            known = [photo.relative_to(path.parent).as_posix() for photo in walk(path.parent)]
+            plain = [os.path.normpath(line) for line in listed]
+            names = match_names(plain, known)
+            notes += renaming_note(f"photos of {path}", plain, names)
+            listed = [name or line for name, line in zip(names, listed, strict=True)]
+        photos += (path.parent / line for line in listed)
+    once = list(dict.fromkeys(photos))
+    if len(once) < len(photos):
+        notes.append(f"photos of {file} listed twice, taken once: {len(photos) - len(once)}")
+    return once, notes
+
+
+def _yolo_place(file: Path, base: Path, stated: str) -> Path:
+    """The folder or list that a data.yaml names, perhaps by its path on another machine."""
+    name = stated.replace("\\", "/")
+    # Roboflow writes ../train/images for a folder beside the file.
+    tried = [base / name, base / name.removeprefix("../")]
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        tried += [base.joinpath(*parts[i:]) for i in range(1, len(parts))]
+    path = next((path for path in tried if path.exists()), None)
+    if path is None:
+        raise UserError(f"{file}: {tried[0]} does not exist: correct the path there.")
+    return path
 
 
 def _yolo_file(root: Path) -> Path | None:
@@ -276,11 +341,11 @@ def _yolo_apart(root: Path) -> dict[str, Path]:
     """Image folders by split, with text files in labels/: images/train, images alone, or train/images."""
     images = root / "images"
     if images.is_dir() and (root / "labels").is_dir():
-        inner = {split: path for path in sorted(images.iterdir()) if path.is_dir() and (split := _split_of(path.name))}
+        inner = {split: path for path in sorted(images.iterdir()) if path.is_dir() and (split := split_of(path.name))}
         return inner or {"": images}
     return {
         split: folder / "images"
-        for split, folder in _split_folders(root).items()
+        for split, folder in parts_of(root).items()
         if (folder / "images").is_dir() and (folder / "labels").is_dir()
     }
 
@@ -289,6 +354,6 @@ def _yolo_beside(root: Path) -> dict[str, Path]:
     """Folders by split whose images have text files beside them, as LabelImg writes them."""
     return {
         split: folder
-        for split, folder in _split_folders(root).items()
+        for split, folder in parts_of(root).items()
         if any(photo.with_suffix(".txt").is_file() for photo in image_files(folder).values())
     }

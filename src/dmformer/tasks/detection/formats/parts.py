@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from ....data.decode import BrokenImageError, decode
+from ....data.decode import BrokenImageError, Reading, check_size, decode, open_image
+from ....data.limits import MAX_PIXELS
 from ....utils.errors import first_line
 from ....utils.machine import available_cores
 from ...folders import Fault, Progress, relative_name
@@ -17,6 +18,8 @@ from ...folders import Fault, Progress, relative_name
 Outline = list[np.ndarray] | dict[str, Any]
 """Polygons of an object (x, y, x, y, ...), or COCO's run lengths {"size": [H, W], "counts": ...}, compressed or not."""
 
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in pixels."""
 
 LARGEST_TEXT = 10_000_000
 """Maximum bytes of one image's annotations, far more than thousands of objects take."""
@@ -30,7 +33,7 @@ class Row(NamedTuple):
     """An object: `image` and `label` are indices into the lists of its part, `area` is NaN if the file gives none."""
 
     image: int
-    box: tuple[float, float, float, float]
+    box: Box
     label: int
     crowd: bool
     area: float
@@ -50,6 +53,7 @@ class Part:
         rows: Objects.
         faults: Objects and images that could not be read.
         notes: What users should know about it.
+        mended: Names of what was changed rather than left out, by what was done.
         where: What to name if none of it can be used.
     """
 
@@ -63,6 +67,15 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    mended: dict[str, list[str]] = field(default_factory=dict)
+
+    def mend(self, what: str, name: str) -> None:
+        """Record that something faulty was kept in a changed form."""
+        self.mended.setdefault(what, []).append(name)
+
+    def mended_notes(self) -> list[str]:
+        """A note for each kind of change."""
+        return [f"{what} in {self.where}: {len(names)}, such as {names[0]}" for what, names in self.mended.items()]
 
     def add(self, photo: Path, size: tuple[int, int], number: int | None = None) -> int:
         """Add an image, by default numbered from 1; returns its index."""
@@ -77,14 +90,19 @@ class Part:
 
 
 def photo_sizes(
-    paths: Sequence[Path], progress: Progress = iter, decoded: Collection[Path] = ()
+    paths: Sequence[Path],
+    progress: Progress = iter,
+    decoded: Collection[Path] = (),
+    max_pixels: int = MAX_PIXELS,
 ) -> list[tuple[int, int] | str]:
     """(height, width) of images as people see them, from the files' headers; for an unreadable image, the reason.
 
-    Images in `decoded` are read in full, so that damage after the header is found too.
+    Images in `decoded` are read in full, so that damage after the header is found too. Images of more than `max_pixels`
+    are not read.
     """
+    reading = Reading(max_pixels=max_pixels)
     with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
-        futures = [pool.submit(_decoded_size if path in decoded else _photo_size, path) for path in paths]
+        futures = [pool.submit(_decoded_size if path in decoded else _photo_size, path, reading) for path in paths]
         try:
             return [future.result() for future in progress(futures)]
         except BaseException:
@@ -92,9 +110,10 @@ def photo_sizes(
             raise
 
 
-def _photo_size(path: Path) -> tuple[int, int] | str:
+def _photo_size(path: Path, reading: Reading) -> tuple[int, int] | str:
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, open_image(file) as image:
+            check_size(image, reading.max_pixels)
             width, height = image.size
             # Pillow swaps a TIFF's sides itself, and would decode a whole PNG to look for EXIF after its pixels.
             stated = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -106,10 +125,10 @@ def _photo_size(path: Path) -> tuple[int, int] | str:
     return (width, height) if turned else (height, width)
 
 
-def _decoded_size(path: Path) -> tuple[int, int] | str:
+def _decoded_size(path: Path, reading: Reading) -> tuple[int, int] | str:
     try:
         with open(path, "rb") as file:
-            image = decode(file)
+            image = decode(file, reading=reading)
     except (OSError, BrokenImageError) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
     return image.height, image.width
@@ -137,4 +156,4 @@ def numbers(values: Sequence[Any], what: str) -> list[float]:
     try:
         return [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
-        raise FaultyError(f"has something that is no number in its {what}: {str(values)[:80]}") from None
+        raise FaultyError(f"has a value that is no number in its {what}: {str(values)[:80]}") from None

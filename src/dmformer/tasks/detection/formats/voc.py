@@ -5,24 +5,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ....data.orientation import SIDEWAYS, orientation
 from ....utils.errors import first_line
 from ...folders import Fault, relative_name
 from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers, other_size
 
 
-def read_voc(root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fault], where: str) -> Part:
+def read_voc(
+    root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fault], where: str, notes: Sequence[str] = ()
+) -> Part:
     """Read the objects of Pascal VOC's XML files, one per image.
 
     VOC counts pixels from 1 and includes the last one: 1 is subtracted from the left and the upper edge. `difficult`
     objects are crowds, because VOC's scores count them neither as found nor as missed.
     """
-    part = Part(root, (), None, where, faults=list(faults))
+    part = Part(root, (), None, where, faults=list(faults), notes=list(notes))
     xml_of = dict(pairs)
     labels: dict[str, int] = {}
     for photo, size in measured(part, list(xml_of)):
         try:
             tree = _voc_tree(xml_of[photo])
-            _check_voc_size(tree, size)
+            size = _frame(tree, photo, size)
         except FaultyError as error:
             part.faults.append((relative_name(photo, root), str(error)))
             continue
@@ -54,12 +57,17 @@ def _voc_tree(path: Path) -> ElementTree.Element:
         raise FaultyError(f"has an .xml that cannot be read: {first_line(error)}") from None
 
 
-def _check_voc_size(tree: ElementTree.Element, size: tuple[int, int]) -> None:
+def _frame(tree: ElementTree.Element, photo: Path, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the frame that the boxes are of: the photo's as shown, or as stored if the file says so."""
     stated = (tree.findtext("size/height") or "0", tree.findtext("size/width") or "0")
-    if all(side.strip().isdecimal() for side in stated):
-        height, width = (int(side) for side in stated)
-        if height and width and (height, width) != size:
-            raise FaultyError(other_size(size, (height, width)))
+    if not all(side.strip().isdecimal() for side in stated):
+        return size
+    height, width = (int(side) for side in stated)
+    if not height or not width or (height, width) == size:
+        return size
+    if (width, height) == size and orientation(photo) in SIDEWAYS:
+        return height, width
+    raise FaultyError(other_size(size, (height, width)))
 
 
 def _voc_row(element: ElementTree.Element, image: int, labels: dict[str, int], number: int) -> Row:

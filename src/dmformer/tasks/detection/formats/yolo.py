@@ -1,6 +1,7 @@
 """YOLO's object annotations: one text file per image."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ....utils.errors import UserError, first_line
 from ...folders import first_few, lines_of, relative_name
+from ...naming import match_names, renaming_note
 from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers
 
 ABSOLUTE = "has numbers above 1"
@@ -15,7 +17,7 @@ TOLERANCE = 0.5
 """How far fractions may be outside 0 to 1: such boxes are clipped; numbers further out are taken for pixels."""
 
 
-def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: str) -> Part:
+def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: str, notes: Sequence[str] = ()) -> Part:
     """Read YOLO's text files, one per image, with lines `class cx cy w h` or `class x y x y x y ...`.
 
     Numbers are fractions of the image's width and height. An image without a file has no objects.
@@ -23,12 +25,13 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     Raises:
         UserError: No image has a file, or most lines have numbers that are not fractions.
     """
-    part = Part(root, tuple(names), tuple(range(len(names))), where)
+    part = Part(root, tuple(names), tuple(range(len(names))), where, notes=list(notes))
+    text_of = _label_files(part, photos)
     labelled = lines = absolute = 0
     bare: list[str] = []
     for photo, size in measured(part, photos):
-        text = label_file(photo)
-        if not text.is_file():
+        text = text_of[photo]
+        if text is None:
             part.add(photo, size)
             bare.append(relative_name(photo, root))
             continue
@@ -53,7 +56,7 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
         part.notes.append(f"photos in {where} without a text file, taken to be without objects: {told}")
     if absolute * 2 > lines:
         raise UserError(
-            f"{where}: {absolute} of {lines} lines have numbers above 1: YOLO's are shares of the photo's width and "
+            f"{where}: {absolute} of {lines} lines have numbers above 1: YOLO's are fractions of the photo's width and "
             f"height, not pixels. The first: {first_few([' '.join(fault) for fault in part.faults], 1)}"
         )
     return part
@@ -71,7 +74,7 @@ def _label_lines(text: Path) -> list[str]:
 def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number: int) -> Row:
     label, *shares = numbers(line.split(), "line")
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
-        raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two a point")
+        raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two per point")
     if not label.is_integer() or not 0 <= label < classes:
         raise FaultyError(f"has an unknown class: {line.split()[0]}, of {classes}")
     values = np.array(shares)
@@ -86,6 +89,28 @@ def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number
     points = values.reshape(-1, 2) * (width, height)
     box = (*points.min(0).tolist(), *points.max(0).tolist())
     return Row(image, box, int(label), False, math.nan, number, [points.ravel()])
+
+
+def _label_files(part: Part, photos: Sequence[Path]) -> dict[Path, Path | None]:
+    """The text file of each image; one with another name is looked for in and below the folder where it should be."""
+    usual = {photo: label_file(photo) for photo in photos}
+    found: dict[Path, Path | None] = {photo: text if text.is_file() else None for photo, text in usual.items()}
+    bare = defaultdict(list)
+    for photo, text in usual.items():
+        if found[photo] is None:
+            bare[next(folder for folder in text.parents if folder.is_dir())].append(photo)
+    taken = set(found.values())
+    for folder, lacking in bare.items():
+        texts = {
+            path.relative_to(folder).as_posix(): path
+            for path in folder.rglob("*")
+            if path.suffix.lower() == ".txt" and path not in taken
+        }
+        wanted = [usual[photo].relative_to(folder).as_posix() for photo in lacking]
+        names = match_names(wanted, texts)
+        part.notes += renaming_note(f"text files in {relative_name(folder, part.root)}", wanted, names)
+        found.update((photo, texts[name]) for photo, name in zip(lacking, names, strict=True) if name)
+    return found
 
 
 def label_file(photo: Path) -> Path:

@@ -1,18 +1,29 @@
-"""The same photo twice: within a split, in several classes, or in two splits."""
+"""The same photo twice: within a split, in several classes, or in two splits; and in what a run was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from typing import IO, Protocol
 
-from ...data.copies import MANY, near_photos, same_photos
-from ...utils.errors import UserError
-from ..folders import first_few
-
-if TYPE_CHECKING:
-    from .datasets import Split
+from ..data.copies import MANY, near_photos, same_photos
+from ..utils.errors import UserError
+from .folders import first_few
 
 Group = list[tuple[str, int]]
 """Equal photos: the name of the split, and the position in it."""
+
+
+class Photos(Protocol):
+    """The photos of a split."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, i: int) -> IO[bytes]:
+        """The file of photo i."""
+        ...
+
+    def filename(self, i: int) -> str:
+        """Display name of photo i."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,22 @@ class Copies:
     near: list[Group] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def together(self, split: str) -> list[list[int]]:
+        """Positions in a split of photos that belong together."""
+        groups = ([i for name, i in group if name == split] for group in (*self.same, *self.near))
+        return [group for group in groups if len(group) > 1]
 
-def find_copies(splits: Mapping[str, "Split"], near: bool = False) -> Copies:
-    """Photos that occur twice in splits, given by name; with `near`, also those that look alike."""
+
+def find_copies(
+    splits: Mapping[str, Photos], near: bool = False, target: Callable[[str, int], int] | None = None
+) -> Copies:
+    """Photos that occur twice in splits, given by name.
+
+    Args:
+        splits: Photos by the name of their split.
+        near: Also find photos that look alike.
+        target: The class of a photo, given by the name of its split and its number, if it has one.
+    """
     places = [(name, i) for name, split in splits.items() for i in range(len(split))]
     if len(places) > MANY:
         return Copies(notes=[f"more than {MANY:,} photos: no copies among them were looked for"])
@@ -35,14 +59,14 @@ def find_copies(splits: Mapping[str, "Split"], near: bool = False) -> Copies:
         return splits[name].open(position)
 
     same = [[places[i] for i in group] for group in same_photos(len(places), opened)]
-    notes = _notes(splits, same)
+    notes = _notes(splits, same, target)
     alike = [[places[i] for i in group] for group in near_photos(len(places), opened)] if near else []
     if near:
         notes.append(f"{_more(alike):,} photos look like another one{_shown(splits, alike)}")
     return Copies(same, alike, notes)
 
 
-def refuse_leaks(splits: Mapping[str, "Split"], copies: Copies, allowed: bool) -> list[str]:
+def refuse_leaks(splits: Mapping[str, Photos], copies: Copies, allowed: bool) -> list[str]:
     """Remarks on photos that are in two splits.
 
     Raises:
@@ -64,12 +88,25 @@ def _across(group: Group) -> Group:
     return [group[0], next(place for place in group if place[0] != group[0][0])]
 
 
-def _notes(splits: Mapping[str, "Split"], same: list[Group]) -> list[str]:
+def seen_in_training(scored: Photos, train: Photos) -> int:
+    """How many of the scored photos are also training photos, by their content."""
+    both = [group for group in find_copies({"scored": scored, "train": train}).same if len(dict(group)) > 1]
+    return sum(name == "scored" for group in both for name, _ in group)
+
+
+def seen_note(seen: int, scored: int) -> list[str]:
+    """A remark for the user, if there are such photos."""
+    if not seen:
+        return []
+    return [f"the run was trained on {seen:,} of these {scored:,} photos: scores on them prove nothing"]
+
+
+def _notes(splits: Mapping[str, Photos], same: list[Group], target: Callable[[str, int], int] | None) -> list[str]:
     if not same:
         return []
     count = _more(same)
     notes = [f"{count:,} photo{' is a copy' if count == 1 else 's are copies'} of another one{_shown(splits, same)}"]
-    mixed = [group for group in same if len({splits[name].target(i) for name, i in group}) > 1]
+    mixed = [group for group in same if target is not None and len({target(name, i) for name, i in group}) > 1]
     if mixed:
         notes.append(f"{len(mixed):,} photos are in more than one class{_shown(splits, mixed)}")
     return notes
@@ -80,7 +117,7 @@ def _more(groups: list[Group]) -> int:
     return sum(len(group) - 1 for group in groups)
 
 
-def _shown(splits: Mapping[str, "Split"], groups: list[Group]) -> str:
+def _shown(splits: Mapping[str, Photos], groups: list[Group]) -> str:
     """Some of the groups, in brackets."""
 
     def name(place: tuple[str, int]) -> str:
