@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 from test_models import assert_near, build, images
-from timm.layers import LayerScale2d
+from timm.layers import BatchNormAct2d, LayerScale2d
 from torch import nn
 
 import dmformer
+from dmformer.nn.backbone import Block
 
 MODELS = {
     "dmformer_n": {},
@@ -90,3 +91,19 @@ def test_in_place_or_not():
 def test_training_is_refused():
     with pytest.raises(ValueError, match="evaluation mode"):
         dmformer.fuse(timm.create_model("dmformer_n").train())
+
+
+def test_norms_with_an_activation_are_not_folded():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    x = images(8, 8)
+    fused = dmformer.fuse(model)
+    assert fused.folded == {"norms": 1}
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def test_layers_without_a_rule_keep_their_norm_and_scale():
+    block = Block(4, lambda dim: nn.Conv2d(dim, dim, 3, padding=1), nn.Identity).eval()
+    x = torch.randn(1, 4, 8, 8)
+    fused = dmformer.fuse(nn.Sequential(block).eval())
+    assert fused.folded == {}
+    torch.testing.assert_close(fused(x), block(x))
