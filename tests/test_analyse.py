@@ -584,6 +584,7 @@ def test_photos_are_spread_over_classes_and_names(tmp_path):
 
 
 @pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.slow
 def test_every_measure_writes_what_it_says(measure, tmp_path, photos):
     source = "smt_t" if measure in ("attention-distance", "modulators") else "dmformer_n"
     options = {"gates": ["dmformer_n"], "cka": ["dmformer_n", "van_b0"]}.get(measure, [source, "vitae_t"])
@@ -651,6 +652,7 @@ def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_segmenters_see_the_middle_of_photos(tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     args = dict(dims=[8, 16, 24, 32], depths=[1, 1, 2, 1])
@@ -692,6 +694,7 @@ def test_models_that_lack_a_measure_say_what_they_have(classifier, photos, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_models_of_one_name_keep_apart(classifier, photos, tmp_path):
     other = tmp_path / "other" / "run"
     other.parent.mkdir()
@@ -762,6 +765,7 @@ def test_mistakes_do_not_import_torch():
     assert lines[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_or_every_figure(classifier, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (photos / "red car" / "broken.png").write_bytes(b"no image")

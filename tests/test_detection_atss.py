@@ -302,6 +302,8 @@ def test_losses_under_autocast_are_float32(model, monkeypatch):
         assert losses[name] == loss
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_for_any_size(model):
     class Candidates(nn.Module):
         def __init__(self):

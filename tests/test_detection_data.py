@@ -1140,6 +1140,7 @@ def test_fewer_photos_than_a_batch() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_loaders(tmp_path: Path, workers: int) -> None:
     sizes = [(64, 48), (48, 64), (64, 40), (40, 64)]
     boxes = one_set(tmp_path, sizes, [(8, 10, 30, 40)] * 4, masks=True)
@@ -1166,6 +1167,7 @@ def test_loaders(tmp_path: Path, workers: int) -> None:
 # ---- many photos, and real ones
 
 
+@pytest.mark.slow
 def test_many_objects_are_read_in_linear_time(tmp_path: Path) -> None:
     save_photo(tmp_path / "photos" / "0.png")
     file, times = tmp_path / "all.json", []

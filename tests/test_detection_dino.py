@@ -95,6 +95,7 @@ def test_losses_are_those_of_plain_loops():
     assert focal_low == focal_high
 
 
+@pytest.mark.slow
 def test_matching_is_the_cheapest_of_all():
     model, images = detector(), 24
     answer, things = random_answer(images, 5, 3), random_answer(images, 3, 3)
@@ -132,6 +133,7 @@ def test_losses_count_objects_once():
     assert beside["decoder_classification"] > one["decoder_classification"]
 
 
+@pytest.mark.slow
 def test_denoising_losses_are_shared_by_objects_and_groups():
     model, image = detector(layers=2, moved=False), torch.rand(3, 64, 96)
     torch.manual_seed(3)
@@ -376,6 +378,7 @@ def test_batches_without_objects_keep_every_parameter_in_the_graph():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_it_learns_one_image():
     torch.manual_seed(0)
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
@@ -422,6 +425,8 @@ class Candidates(nn.Module):
         return self.model.candidates(x)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_exports_for_every_batch_and_size():
     model = Candidates(detector(queries=60, layers=2)).eval()
     batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width"))

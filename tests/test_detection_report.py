@@ -147,6 +147,7 @@ def test_training(html):
 
 
 @pytest.mark.parametrize("history", [[], [ROW], [ROW | {"val_ap": math.nan, "val_ap50": math.nan}]])
+@pytest.mark.slow
 def test_short_history(tmp_path, history):
     text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
@@ -154,6 +155,7 @@ def test_short_history(tmp_path, history):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_wrong_detections(tmp_path):
     """If the correct detections below have higher scores, the false positives of the second photo count."""
     found, truths = two_images()
@@ -169,6 +171,7 @@ def test_wrong_detections(tmp_path):
     assert "photo 1.jpg: dog found, object found already" in alts
 
 
+@pytest.mark.slow
 def test_all_kinds_of_wrong_detections(tmp_path):
     """Each has the same score as the correct one, so all of them count."""
     truth = make_truth([[0, 0, 40, 40], [100, 0, 140, 40], [100, 100, 200, 190]], [0, 1, 2], [False, False, True])
@@ -252,6 +255,7 @@ def test_pictures_in_groups(tmp_path):
     assert shown == [[13, 12, 11], [8, 7, 6], [3, 2, 1]]
 
 
+@pytest.mark.slow
 def test_masks(tmp_path, monkeypatch):
     """They are predicted again only for the pictures, and lie over the object."""
     found, truths = two_images()
@@ -289,6 +293,7 @@ def test_faults(tmp_path):
     assert "object 50" not in text
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_read(tmp_path):
     def load(i):
         raise OSError("cut short")
@@ -365,6 +370,7 @@ def test_hostile_names(tmp_path):
 
 
 @pytest.mark.parametrize("K", [1, 7, 8, 60, 80])
+@pytest.mark.slow
 def test_number_of_classes(tmp_path, K):
     """Every class has an object except the last of many; the first class is missed."""
     names = [f"class {k}" for k in range(K)]
@@ -385,6 +391,8 @@ def test_number_of_classes(tmp_path, K):
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
+@pytest.mark.browser
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """The browser finds every section and follows the light or dark setting."""
     written(tmp_path, make_report())

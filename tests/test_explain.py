@@ -299,6 +299,7 @@ def segmenter(head=semantic_fpn, classes: int = 3) -> Subject:
 
 
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
+@pytest.mark.slow
 def test_segmenters_sum_the_logits_of_the_pixels(head):
     subject, x = segmenter(head), images(72, 110)
     padded = F.pad(x, (0, 18, 0, 24)) if head is semantic_fpn else x  # it pads to a multiple of 32
@@ -339,6 +340,7 @@ def as_if_trained(subject: Subject) -> Subject:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_randomised_draws_everything_anew_and_always_the_same(name):
     subject, x = as_if_trained(subject_of(name, seed=3)), list(images(64, 96))
     before = {key: tensor.clone() for key, tensor in subject.model.state_dict().items()}
@@ -412,6 +414,7 @@ def planted():
         yield planted_object
 
 
+@pytest.mark.slow
 def test_maps_find_the_object_and_those_of_random_weights_do_not(planted):
     torch.manual_seed(0)
     model = timm.create_model("dmformer_n", num_classes=4, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), layer_scale=1.0)
@@ -541,6 +544,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_explain_writes_a_picture_a_class_and_a_page(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run, other = save(pictures), save(pictures / "others", seed=1)
@@ -609,6 +613,7 @@ def test_explain_writes_over_nothing(pictures, monkeypatch):
     assert (pictures / "explanation" / "index.html").read_text() != before
 
 
+@pytest.mark.slow
 def test_explain_segmenters(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run = save_small_segmenter(pictures / "seg")

@@ -201,6 +201,7 @@ def test_no_errors(tmp_path):
 
 
 @pytest.mark.parametrize("history", [[], [EPOCH], [EPOCH | {"val_loss": math.nan, "val_balanced_accuracy": math.nan}]])
+@pytest.mark.slow
 def test_short_history(tmp_path, history):
     text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
@@ -209,6 +210,7 @@ def test_short_history(tmp_path, history):
 
 
 @pytest.mark.parametrize(("K", "matrix"), [(2, True), (16, True), (60, False)])
+@pytest.mark.slow
 def test_number_of_classes(tmp_path, K, matrix):
     """Every class has two photos; both of class 0 are predicted as class 1, and the last class has none."""
     names = [f"class {k}" for k in range(K)]
@@ -225,6 +227,7 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert "AUROC" not in text
 
 
+@pytest.mark.slow
 def test_broken_files_and_placeholder(tmp_path):
     def fail(i):
         raise OSError("cut short")
@@ -239,6 +242,7 @@ def test_broken_files_and_placeholder(tmp_path):
     assert "data:image/jpeg" not in html
 
 
+@pytest.mark.slow
 def test_interrupted_write_leaves_the_old(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -275,6 +279,8 @@ def test_nothing_goes_round_the_escaping():
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
+@pytest.mark.browser
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """The browser finds every section, draws something, and follows the light or dark setting."""
     written(tmp_path, make_report())

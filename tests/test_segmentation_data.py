@@ -845,6 +845,7 @@ def test_pairs_that_break_later_are_replaced_in_training_alone(pairs):
 # ---- real data, and the picture in the documentation
 
 
+@pytest.mark.slow
 def test_camvid(shared_data):
     place = str(shared_data / "camvid")
     splits = open_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))

@@ -565,6 +565,7 @@ def test_every_answer_has_the_headers_of_safety():
 # Batches, queues, time
 
 
+@pytest.mark.slow
 def test_concurrent_requests_share_batches_and_get_their_own_answers():
     colours = [(10 * i, 255 - 10 * i, 7 * i) for i in range(24)]
 
@@ -812,6 +813,7 @@ def test_a_trained_classifier_answers_alike_alone_and_in_company(classifier):
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_the_overlay_shows_where_the_class_is_found(classifier):
     predictor: Any = open_predictor(classifier)
     subject = open_subject(classifier)
@@ -983,6 +985,7 @@ main(["serve", "slow", "--port", "0"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
 def test_it_answers_what_it_has_before_it_ends(number, code):
     answers: list[httpx.Response] = []
     with started("-c", SLOW) as (process, address):
@@ -1037,6 +1040,8 @@ def choose(page: Any, file: Path) -> None:
     chooser.value.set_files(file)
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_classifier(classifier, tmp_path):
     make_photo(COLOURS["grünes Haus"], 50, (80, 70)).save(tmp_path / "house.png")
     narrow: Any = dict(viewport={"width": 360, "height": 700}, color_scheme="dark")
@@ -1075,6 +1080,8 @@ def test_the_page_of_a_classifier(classifier, tmp_path):
         assert [text for text in said if "415" not in text] == []
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_segmenter(segmenter, tmp_path):
     make_photo((90, 140, 230), 3, (700, 500)).save(tmp_path / "street.png")
     limits = replace(Limits(), work_pixels=100_000)
@@ -1099,6 +1106,8 @@ def test_the_page_of_a_segmenter(segmenter, tmp_path):
         assert said == []
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_a_photo_can_be_dropped_and_pasted():
     script = """([kind, bytes]) => {
         const files = new DataTransfer();

@@ -224,6 +224,7 @@ def test_preprocessing_of_the_families():
     assert "75.4" in van.notes[1]
 
 
+@pytest.mark.slow
 def test_smt_s_with_one_last_block(tmp_path):
     model = timm.create_model("smt_s", depths=(3, 4, 18, 1))
     torch.save(model.state_dict(), tmp_path / "smt_small.pth")
@@ -234,6 +235,7 @@ def test_smt_s_with_one_last_block(tmp_path):
     assert_same(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.slow
 def test_positions_tell_the_image_size(tmp_path):
     model = timm.create_model("vitae_b", depth=12, img_size=96)
     torch.save(model.state_dict(), tmp_path / "vitae_b.pth")
@@ -254,6 +256,7 @@ def test_a_22k_file_is_converted_with_and_without_its_classifier(tmp_path):
     assert torch.equal(model.stages[0].norm.weight, authors("van_b0")["norm1.weight"])
 
 
+@pytest.mark.slow
 def test_converted_weights_predict_and_fine_tune(photos, recipe, tmp_path):
     torch.save({"state_dict": authors("van_b0")}, tmp_path / "van_b0.pth")
     convert(str(tmp_path / "van_b0.pth"), str(tmp_path / "van_b0"))
