@@ -273,6 +273,7 @@ def models_with_maps() -> dict[str, Subject]:
 
 
 @pytest.mark.parametrize("name", ["dmformer", "vitae", "vitae plain", "vit", "swin"])
+@pytest.mark.slow
 def test_fields_of_models_are_the_gradients_of_their_maps(name):
     subject = models_with_maps()[name]
     if name == "swin":
@@ -625,6 +626,7 @@ def test_every_measure_writes_what_it_says(measure, tmp_path, photos):
         analyse(measure, options, str(photos), str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     (photos / "red car" / "broken.png").write_bytes(b"no image")
     result = analyse("gates", [classifier], str(photos), str(tmp_path / "out"), 100)
@@ -676,6 +678,7 @@ def test_segmenters_see_the_middle_of_photos(tmp_path):
         analyse("gates", [str(tmp_path / "seg")], str(tmp_path / "views"), str(tmp_path / "out3"))
 
 
+@pytest.mark.slow
 def test_models_that_lack_a_measure_say_what_they_have(classifier, photos, tmp_path):
     for measure, source, words in (
         ("gates", "van_b0", "van_b0 has no channel gates of DMFormer; it has: receptive-field, relative-re.*, cka."),
@@ -752,6 +755,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, photos, classifier, monkeypatch
     assert not (tmp_path / "analysis").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_do_not_import_torch():
     code = (
         "import sys, dmformer_command\n"

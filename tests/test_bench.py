@@ -113,6 +113,7 @@ def test_a_compiled_form(monkeypatch):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_any_number_of_models_is_compiled():
     """torch stops compiling after eight versions of one function, and models of the same class share functions."""
     compiled = []
@@ -209,6 +210,7 @@ def test_peers_are_there_with_their_published_figures():
     assert published_top1("resnet50") is None
 
 
+@pytest.mark.slow
 def test_norms_have_something_to_fold():
     model, again = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -273,6 +275,7 @@ def test_signals_are_handled_after_sessions_of_openvino_are_gone(tmp_path):
 
 
 @pytest.mark.export
+@pytest.mark.slow
 def test_export_refuses_training_mode_and_names_the_cause(tmp_path):
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
         export_onnx(timm.create_model("dmformer_n"), tmp_path / "model.onnx", 64)
@@ -373,6 +376,7 @@ def test_what_the_machine_lacks_is_told(capsys, monkeypatch):
     assert err == "dmformer: the form openvino needs the package onnx: pip install 'dmformer[export]'.\n"
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_do_not_import_torch():
     code = (
         "import sys, dmformer_command\n"

@@ -264,6 +264,7 @@ def test_what_is_found(model):
     assert model.selection.iou == 0.6
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(model):
     targets = [{"boxes": torch.tensor([[4, 6, 60, 60], [0, 0, 100, 96.0]]), "labels": torch.tensor([0, 2])}, NONE]
     sum(model(images((96, 100), (64, 128)), targets).values()).backward()

@@ -979,6 +979,7 @@ def test_photos_of_few_pixels_and_without_objects(tmp_path: Path, jitter: str) -
         assert min(x.shape) >= 1
 
 
+@pytest.mark.slow
 def test_large_jitter(tmp_path: Path) -> None:
     boxes = one_set(tmp_path, [(120, 80)], [(30, 20, 70, 60)], masks=True)
     dataset = BoxDataset(boxes, plain("large", sides=(64, 128)), training=True, masks=True)
@@ -1210,6 +1211,7 @@ def test_blood_cells(shared_data: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_tiny_coco(shared_data: Path) -> None:
     splits = opened(shared_data / "coco_tiny")
     assert [len(splits.train), len(splits.val), splits.test] == [80, 80, None]

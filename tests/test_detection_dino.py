@@ -119,6 +119,7 @@ def test_matching_is_the_cheapest_of_all():
         assert {int(t): int(q) for q, t in zip(queries, order, strict=True)} == dict(enumerate(best))
 
 
+@pytest.mark.slow
 def test_losses_count_objects_once():
     model, image = detector(), torch.rand(3, 64, 96)
     thing, nothing = target([8, 8, 40, 50], [30, 10, 90, 60]), target()
@@ -307,6 +308,7 @@ def test_group_norm_leaves_padding_out():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 90)])
+@pytest.mark.slow
 def test_padding_changes_nothing(size):
     model, image = detector().eval(), torch.rand(3, *size)
     with torch.no_grad():
@@ -348,6 +350,7 @@ def test_images_smaller_than_the_queries():
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(amp):
     model = detector(layers=2, queries=30)
     things = [target([8, 8, 40, 50], [30.0, 10, 90, 60]), target()]
@@ -399,6 +402,7 @@ def test_it_learns_one_image():
     torch.testing.assert_close(found["boxes"][0], torch.tensor([16.0, 8, 56, 40]), rtol=0, atol=4)
 
 
+@pytest.mark.slow
 def test_published_size_and_selection():
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
     model = dino(backbone, channels, 80)

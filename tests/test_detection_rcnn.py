@@ -120,6 +120,7 @@ def test_mask_rcnn_loses_what_torchvisions_loses():
 
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
+@pytest.mark.slow
 def test_numbers_are_the_papers(framework):
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
     model = framework(backbone, channels, CLASSES)
@@ -271,6 +272,7 @@ def test_cascade_by_hand():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_scores_are_of_all_heads_on_the_boxes_of_the_last():
     model = tiny(cascade_rcnn, masks=False).eval()
     model.add_module("rpn", Proposed([torch.tensor([[20.0, 20.0, 60.0, 60.0]])]))
@@ -376,6 +378,7 @@ def test_losses_of_boxes_by_hand():
         assert loss(deltas[:0], none, none, coder).item() == 0
 
 
+@pytest.mark.slow
 def test_another_loss_of_boxes():
     model = tiny(cascade_rcnn, masks=False, box_loss=smooth_l1_loss)
     boxes = torch.tensor([[12.0, 20.0, 70.0, 92.0], [100.0, 100.0, 120.0, 120.0]])

@@ -198,6 +198,7 @@ def test_missed(html):
     assert "missedcatsize20 × 20 pixelsphoto 0.jpg" in text
 
 
+@pytest.mark.slow
 def test_missed_of_every_class(tmp_path):
     """Of 20 missed cats and 2 missed dogs, the page shows 10 cats and both dogs, the largest first."""
     cats = make_truth([[0, 0, 10 + i, 20] for i in range(20)], [0] * 20)
@@ -243,6 +244,7 @@ def test_few_pictures(html):
     assert html.count("data:image/jpeg") == 1 + 4
 
 
+@pytest.mark.slow
 def test_pictures_in_groups(tmp_path):
     """Of 14 photos the first has nothing; the others have one object and i false positives."""
     boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(14)]
@@ -285,6 +287,7 @@ def test_masks(tmp_path, monkeypatch):
         assert picture.getpixel((130, 60)) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_faults(tmp_path):
     faults = [(f"train/{i}.jpg, object {i}", "has no area") for i in range(51)]
     text = Page(written(tmp_path, make_report(faults=faults))).text
@@ -348,6 +351,7 @@ def test_needs_nothing_else(html):
     needs_nothing_else(html)
 
 
+@pytest.mark.slow
 def test_hostile_names(tmp_path):
     """Names appear unchanged and stay text, from any source, including right-to-left scripts."""
     evil = HOSTILE[0]

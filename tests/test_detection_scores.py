@@ -187,6 +187,7 @@ def test_order_and_repetition_of_images_do_not_count():
     assert meter.scores().to_dict() == metered(data).scores().to_dict()
 
 
+@pytest.mark.slow
 def test_interval_is_that_of_copied_images():
     """A resample weights the images; datasets with repeated images, scored from scratch, give the same AP50."""
     data = made(3, images=6)

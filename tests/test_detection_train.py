@@ -205,6 +205,7 @@ def test_the_backbones_rate_is_its_own(box_recipe: DetectionRecipe) -> None:
     assert decayed == {0.0, trainer.recipe.weight_decay}
 
 
+@pytest.mark.slow
 def test_what_timm_spares_is_not_decayed(box_recipe: DetectionRecipe) -> None:
     swin = replace(box_recipe, model="swin_tiny_patch4_window7_224", model_args=("strict_img_size=False",), name="swin")
     trainer = Trainer(swin)
@@ -400,6 +401,7 @@ def test_coco_results_have_boxes_and_masks() -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.slow
 def test_batch_norms_are_found_in_every_framework(box_recipe: DetectionRecipe, framework: Any) -> None:
     """`--norm-statistics kept` keeps those of the backbone in evaluation mode, and no others."""
     recipe = replace(box_recipe, framework=framework, width=None, norm_statistics="kept", weights="none")

@@ -218,6 +218,7 @@ def test_run_under_a_teacher_of_other_classes(taught, tmp_path, cached, plain_cp
     assert columns[-1]["train_agreement"] > columns[0]["train_agreement"]
 
 
+@pytest.mark.slow
 def test_teacher_of_the_same_classes_teaches_the_classifier(taught, tmp_path):
     names = sorted(p.name for p in Path(taught.data).iterdir())
     same = make_teacher(tmp_path / "same", names, seed=2)
@@ -287,11 +288,13 @@ def test_cache_is_asked_once_and_extended_by_views(written, monkeypatch):
         ({"teacher_size": 64}, "--teacher-size"),
     ],
 )
+@pytest.mark.slow
 def test_cache_of_another_recipe_is_refused(written, change, told):
     with pytest.raises(UserError, match=told):
         taught_batch(replace(written, **change))
 
 
+@pytest.mark.slow
 def test_cache_of_other_photos_or_another_teacher_is_refused(written, tmp_path):
     other = make_teacher(tmp_path / "other", ["a", "b", "c", "d", "e"], seed=3)
     with pytest.raises(UserError, match="of another teacher"):
@@ -322,6 +325,7 @@ def test_photo_that_changed_since_the_cache_was_written_is_told(written):
         train(replace(written, max_broken=1.0))
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_was_written(taught, tmp_path, monkeypatch, plain_cpu):
     cached = replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_views=4)
     rows, done = cache._rows, []

@@ -366,6 +366,7 @@ def test_randomised_is_not_what_a_training_began_with():
                 assert abs(float(torch.corrcoef(both)[0, 1])) < 0.4
 
 
+@pytest.mark.slow
 def test_norms_of_the_randomised_have_the_statistics_of_the_images():
     subject, x = subject_of("resnet18"), images(n=4)
     control = randomised(subject, list(x)).model
@@ -595,6 +596,7 @@ def test_explain_named_classes_without_the_check(pictures, monkeypatch):
     assert "control" not in page
 
 
+@pytest.mark.slow
 def test_explain_writes_over_nothing(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run = str(save(pictures))
@@ -711,6 +713,7 @@ def test_mistakes_are_one_line_and_write_nothing(pictures, monkeypatch, argument
     assert sorted(pictures.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_before_torch_is_imported(pictures):
     code = (
         "import sys\nsys.modules['dmformer_command'] = sys\n"

@@ -109,6 +109,7 @@ def test_every_stage_and_the_logits_agree(variant, case):
 
 
 @pytest.mark.parametrize("variant", ONE_PART)
+@pytest.mark.slow
 def test_a_change_of_one_percent_is_seen(variant):
     """The comparison can fail: each of these changes makes it fail."""
     model, case = authors_model(variant), VARIANTS[variant]["cases"][0]

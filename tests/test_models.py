@@ -70,12 +70,13 @@ PLAIN = {"vitae_b": 12, "vitae_l": 24, "vitae_h": 32}
 """Cells of the variants without stages: a map after each, all at stride 16, by default for images of one size."""
 
 NAMES = timm.list_models(FAMILIES)
-SIZES = [(32, 32), (33, 47), (97, 64), (224, 160)]
+SIZES = [(33, 47), *(pytest.param(size, marks=pytest.mark.slow) for size in [(32, 32), (97, 64), (224, 160)])]
 
 
 def smallest_first(names: Iterable[str]) -> list:
     """The larger variants of a family differ from the smallest in numbers only, so their tests are slow ones."""
-    return [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    quick = SMALL.keys() - PLAIN.keys()
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 every_model = pytest.mark.parametrize("name", smallest_first(NAMES))
@@ -167,6 +168,7 @@ def test_families_are_registered():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
 def test_published_size(name):
     millions, expected = PUBLISHED[name]
     model = whole_on_meta(name)

@@ -112,6 +112,7 @@ def test_verdict(html):
     assert "(2 of 3 photos)." in text
 
 
+@pytest.mark.slow
 def test_doubt_only_where_due(tmp_path):
     targets = [0, 1] * 20
     text = Page(written(tmp_path, make_report(["a", "b"], targets, [1, *targets[1:]], [0.9] * 40))).text
@@ -173,6 +174,7 @@ def test_needs_nothing_else(html):
     assert ("lang", "en") in page.attributes
 
 
+@pytest.mark.slow
 def test_hostile_names(tmp_path):
     """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
@@ -194,6 +196,7 @@ def test_hostile_names(tmp_path):
     assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in [value for name, value in page.attributes if name == "title"]
 
 
+@pytest.mark.slow
 def test_no_errors(tmp_path):
     text = Page(written(tmp_path, make_report(NAMES, [0, 1, 2], [0, 1, 2], [1.0, 1.0, 1.0]))).text
     assert "It made no error on these photos." in text

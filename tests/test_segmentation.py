@@ -58,6 +58,7 @@ def seeded_images(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.slow
 def test_heads_over_backbones_of_ours_and_of_timm(name, head):
     model = segmentation_model(name, 5, head, backbone_args=BACKBONES[name], width=64).eval()
     x = seeded_images(1, 3, 64, 96)
@@ -273,6 +274,7 @@ def test_shares_of_the_images_add_up(mask_recipe):
     assert sorted(p for part in parts for p in part.positions) == whole.positions
 
 
+@pytest.mark.slow
 def test_starting_weights(mask_recipe, trained_segmenter, tmp_path):
     """From a classifier, the backbone; from another segmenter, all but the last convolutions if the classes differ."""
     recipe = with_normalisation(mask_recipe)
@@ -460,6 +462,7 @@ def test_command_line(trained_segmenter, scenes, tmp_path, capsys):
         {"architecture": "hf-hub:nobody/nothing"},
     ],
 )
+@pytest.mark.slow
 def test_hostile_or_damaged_configurations_are_refused(trained_segmenter, tmp_path, change):
     path = shutil.copytree(trained_segmenter.folder / "best", tmp_path / "best") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

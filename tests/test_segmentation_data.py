@@ -697,6 +697,7 @@ def test_scaled_crop_equals_resizing_then_cropping():
         assert (np.asarray(nearest) == crop.transform(mask, params).numpy()).mean() > 0.995
 
 
+@pytest.mark.slow
 def test_crops_cover_the_whole_range():
     ids = np.arange(100, dtype=np.uint8)[None].repeat(50, 0)
     transform = flat(20, None, (1.0, 1.0))

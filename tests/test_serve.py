@@ -671,6 +671,7 @@ def test_a_timeout_is_told_and_the_work_left_out():
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_work_that_nobody_waits_for_any_more_is_left_out():
     model = Colours()
     with in_a_thread(model, "model.onnx", SMALL) as address, httpx.Client(base_url=address) as client:
