@@ -30,11 +30,17 @@ from dmformer.nn.mixers.sam import SAM
 FAMILIES = ["dmformer_*", "van_*", "smt_*", "vitae_*", "vitaev2_*"]
 SMALL = {
     "dmformer_n": {},
-    "van_b0": {"depths": (1, 1, 1, 1)},
-    "smt_t": {"depths": (1, 1, 2, 1)},  # both mixers in the third stage
+    "van_b0": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1)},
+    "smt_t": {"dims": (16, 16, 32, 32), "depths": (1, 1, 2, 1)},  # both mixers in the third stage
     "vitae_t": {"depth": 2},
     "vitae_b": {"dim": 96, "depth": 4, "heads": 4, "img_size": (64, 96)},
-    "vitaev2_s": {"depths": (1, 1, 2, 1)},
+    "vitaev2_s": {
+        "embed_dims": (16, 16, 16, 16),
+        "dims": (16, 16, 32, 32),
+        "depths": (1, 1, 2, 1),
+        "groups": (1, 4, 4, 8),
+        "reduction_groups": (1, 4, 4, 4),
+    },
 }
 """The cheapest variant of each class, for tests that compute something, and arguments that make it cheaper still."""
 
