@@ -2,9 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,8 +16,10 @@ from PIL import Image
 
 from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.detection.recipes import DetectionRecipe
-from dmformer.tasks.recipe import Recipe
 from dmformer.tasks.segmentation.recipes import SegmentationRecipe
+
+if TYPE_CHECKING:
+    from dmformer.train.loop import Run
 
 COLOURS = {"red car": (200, 40, 40), "grünes Haus": (40, 180, 60), "蓝天": (40, 60, 210)}
 
@@ -24,37 +30,82 @@ def make_photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = 
     return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
 
 
-def train_on_two_processes(recipe: Recipe, folder: Path) -> None:
-    """Train with two processes on the CPU, as torchrun does; `batch_size` is per process."""
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    (folder / "train.py").write_text(
-        "import sys; from pathlib import Path; from dmformer.tasks.recipes import read_recipe; "
-        "from dmformer.train.loop import train; train(read_recipe(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(folder / "train.py"), str(folder / "recipe.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def _join(rank: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+
+
+def _call(port: int, function: Callable[..., Any], arguments: tuple) -> Any:
+    os.environ["MASTER_PORT"] = str(port)
+    result = function(*arguments)
+    from accelerate.state import AcceleratorState, PartialState
+
+    PartialState().destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return result
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[Callable[..., list]]:
+    """Call a function in two processes on the CPU, connected as torchrun connects them; returns both results.
+
+    The processes are started once: importing PyTorch takes longer than the training of most tests.
+    """
+    pools: list = []
+
+    def close() -> None:
+        while pools:
+            pools.pop().terminate()
+
+    def call(function: Callable[..., Any], *arguments: Any) -> list:
+        if not pools:
+            pools.extend(get_context("spawn").Pool(1, _join, (rank,)) for rank in range(2))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        results = [pool.apply_async(_call, (port, function, arguments)) for pool in pools]
+        try:
+            while not all(result.ready() for result in results):
+                [result.get() for result in results if result.ready()]  # raises what one of them raised
+                time.sleep(0.02)
+            return [result.get() for result in results]
+        except BaseException:
+            close()  # the other process would wait for the one that failed
+            raise
+
+    yield call
+    close()
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three classes of twelve photos each, in folders with spaces and non-Latin letters."""
+    return draw_photos(tmp_path)
+
+
+def draw_photos(folder: Path) -> Path:
     for c, (name, colour) in enumerate(COLOURS.items()):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name).mkdir(parents=True)
         for i in range(12):
-            make_photo(colour, 100 * c + i).save(tmp_path / "photos" / name / f"{i}.png")
-    return tmp_path / "photos"
+            make_photo(colour, 100 * c + i).save(folder / "photos" / name / f"{i}.png")
+    return folder / "photos"
 
 
 @pytest.fixture
-def recipe(photos: Path, tmp_path: Path) -> ClassificationRecipe:
+def recipe(photos: Path) -> ClassificationRecipe:
     """Two epochs of a very small DMFormer on `photos`."""
+    return classification_recipe(photos)
+
+
+@pytest.fixture(scope="session")
+def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run of `recipe` with eight epochs, without mixup, trained once: tests only read its folder, or copy it."""
+    from dmformer.train.loop import train
+
+    recipe = classification_recipe(draw_photos(tmp_path_factory.mktemp("trained")))
+    return train(replace(recipe, epochs=8, mixup=0.0))
+
+
+def classification_recipe(photos: Path) -> ClassificationRecipe:
     return ClassificationRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         data=str(photos),
@@ -69,7 +120,7 @@ def recipe(photos: Path, tmp_path: Path) -> ClassificationRecipe:
         mixup=0.2,
         ema=0.9,
         workers=0,
-        out=str(tmp_path / "runs"),
+        out=str(photos.parent / "runs"),
         name="run",
         tracker="none",
     )
@@ -78,10 +129,14 @@ def recipe(photos: Path, tmp_path: Path) -> ClassificationRecipe:
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
     """Scenes of sky, ground and sometimes a box, in ADE20K's layout; 3 is unlabelled."""
+    return draw_scenes(tmp_path)
+
+
+def draw_scenes(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     for split, n in (("training", 10), ("validation", 4), ("test", 5)):
         for kind in ("images", "annotations"):
-            (tmp_path / "scenes" / kind / split).mkdir(parents=True)
+            (folder / "scenes" / kind / split).mkdir(parents=True)
         for i in range(n):
             height, width = (48, 64) if i % 2 else (40, 56)
             ids = np.ones((height, width), np.uint8)
@@ -91,14 +146,26 @@ def scenes(tmp_path: Path) -> Path:
                 ids[10:30, 8 + i : 24 + i] = 2
             colours = np.array([(90, 140, 230), (60, 160, 60), (200, 60, 50), (0, 0, 0)])[ids]
             noisy = (colours + generator.normal(0, 12, colours.shape)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(tmp_path / "scenes" / "images" / split / f"{i}.png")
-            Image.fromarray(ids).save(tmp_path / "scenes" / "annotations" / split / f"{i}.png")
-    return tmp_path / "scenes"
+            Image.fromarray(noisy).save(folder / "scenes" / "images" / split / f"{i}.png")
+            Image.fromarray(ids).save(folder / "scenes" / "annotations" / split / f"{i}.png")
+    return folder / "scenes"
 
 
 @pytest.fixture
-def mask_recipe(scenes: Path, tmp_path: Path) -> SegmentationRecipe:
+def mask_recipe(scenes: Path) -> SegmentationRecipe:
     """Twelve iterations, in two validation intervals of six, of a very small DMFormer with Semantic FPN on `scenes`."""
+    return segmentation_recipe(scenes)
+
+
+@pytest.fixture(scope="session")
+def trained_segmenter(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run of `mask_recipe`, trained once: tests only read its folder, or copy it."""
+    from dmformer.train.loop import train
+
+    return train(segmentation_recipe(draw_scenes(tmp_path_factory.mktemp("trained"))))
+
+
+def segmentation_recipe(scenes: Path) -> SegmentationRecipe:
     return SegmentationRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         width=64,
@@ -115,7 +182,7 @@ def mask_recipe(scenes: Path, tmp_path: Path) -> SegmentationRecipe:
         warmup_iterations=2,
         ema=0.9,
         workers=0,
-        out=str(tmp_path / "runs"),
+        out=str(scenes.parent / "runs"),
         name="run",
         tracker="none",
     )
@@ -127,7 +194,11 @@ SHAPES = {"red box": (210, 40, 40), "blue box": (50, 60, 210)}
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
     """Photos of grey noise with up to three coloured boxes (one photo has none), in COCO's format with masks."""
-    root = tmp_path / "shapes"
+    return draw_shapes(tmp_path)
+
+
+def draw_shapes(folder: Path) -> Path:
+    root = folder / "shapes"
     random = np.random.default_rng(0)
     for split, first, n in (("train", 1, 8), ("val", 101, 4), ("test", 201, 4)):
         (root / split).mkdir(parents=True)
@@ -157,8 +228,20 @@ def shapes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def box_recipe(shapes: Path, tmp_path: Path) -> DetectionRecipe:
+def box_recipe(shapes: Path) -> DetectionRecipe:
     """Two epochs of a very small DMFormer with RetinaNet on `shapes`."""
+    return detection_recipe(shapes)
+
+
+@pytest.fixture(scope="session")
+def trained_detector(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run of `box_recipe`, trained once: tests only read its folder, or copy it."""
+    from dmformer.train.loop import train
+
+    return train(detection_recipe(draw_shapes(tmp_path_factory.mktemp("trained"))))
+
+
+def detection_recipe(shapes: Path) -> DetectionRecipe:
     return DetectionRecipe(
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         framework="retinanet",
@@ -175,7 +258,7 @@ def box_recipe(shapes: Path, tmp_path: Path) -> DetectionRecipe:
         lr_batch=2,
         ema=0.9,
         workers=0,
-        out=str(tmp_path / "runs"),
+        out=str(shapes.parent / "runs"),
         name="run",
         tracker="none",
     )

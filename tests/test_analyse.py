@@ -273,6 +273,7 @@ def models_with_maps() -> dict[str, Subject]:
 
 
 @pytest.mark.parametrize("name", ["dmformer", "vitae", "vitae plain", "vit", "swin"])
+@pytest.mark.slow
 def test_fields_of_models_are_the_gradients_of_their_maps(name):
     subject = models_with_maps()[name]
     if name == "swin":
@@ -584,6 +585,7 @@ def test_photos_are_sampled_evenly_over_classes_and_names(tmp_path):
 
 
 @pytest.mark.parametrize("measure", list(MEASURES))
+@pytest.mark.slow
 def test_every_measure_writes_its_files(measure, tmp_path, photos):
     source = "smt_t" if measure in ("attention-distance", "modulators") else "dmformer_n"
     options = {"gates": ["dmformer_n"], "cka": ["dmformer_n", "van_b0"]}.get(measure, [source, "vitae_t"])
@@ -624,6 +626,7 @@ def test_every_measure_writes_its_files(measure, tmp_path, photos):
         analyse(measure, options, str(photos), str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     (photos / "red car" / "broken.png").write_bytes(b"no image")
     result = analyse("gates", [classifier], str(photos), str(tmp_path / "out"), 100)
@@ -651,6 +654,7 @@ def test_gates_by_folder_and_by_prediction(classifier, photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_segmenters_get_a_centre_crop(tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     args = dict(dims=[8, 16, 24, 32], depths=[1, 1, 2, 1])
@@ -674,6 +678,7 @@ def test_segmenters_get_a_centre_crop(tmp_path):
         analyse("gates", [str(tmp_path / "seg")], str(tmp_path / "views"), str(tmp_path / "out3"))
 
 
+@pytest.mark.slow
 def test_unsupported_measures_are_refused_with_the_supported_ones(classifier, photos, tmp_path):
     for measure, source, words in (
         ("gates", "van_b0", "van_b0 has no channel gates of DMFormer; it has: receptive-field, relative-re.*, cka."),
@@ -692,6 +697,7 @@ def test_unsupported_measures_are_refused_with_the_supported_ones(classifier, ph
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_models_of_the_same_name_are_kept_apart(classifier, photos, tmp_path):
     other = tmp_path / "other" / "run"
     other.parent.mkdir()
@@ -749,6 +755,7 @@ def test_mistakes_are_reported_in_one_line(tmp_path, photos, classifier, monkeyp
     assert not (tmp_path / "analysis").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_without_importing_torch():
     code = (
         "import sys, dmformer_command\n"
@@ -762,6 +769,7 @@ def test_mistakes_are_found_without_importing_torch():
     assert lines[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_or_every_figure(classifier, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (photos / "red car" / "broken.png").write_bytes(b"no image")

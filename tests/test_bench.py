@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from itertools import count
 
 import onnx
@@ -44,6 +43,8 @@ def measured() -> tuple[list[Row], list[str], list[str]]:
     return rows, said, told
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_every_form_dtype_and_batch_size_has_a_row(measured):
     rows, said, told = measured
     bf16 = ["eager", "plain", "fused"] + (["openvino"] if not any("OpenVINO computes" in line for line in said) else [])
@@ -56,6 +57,8 @@ def test_every_form_dtype_and_batch_size_has_a_row(measured):
     assert told[0] == "preparing dmformer_n"
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_figures_of_the_rows(measured):
     for row in measured[0]:
         assert row.low <= row.images_per_second <= row.high
@@ -73,6 +76,8 @@ def test_figures_of_the_rows(measured):
         assert all(r.memory_mb > 0.1 for r in measured[0] if r.form in ("eager", "fused"))
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_forms_agree(measured):
     for row in measured[0]:
         if row.dtype == "float32":
@@ -81,6 +86,7 @@ def test_forms_agree(measured):
             assert 1e-4 < row.difference < 0.1, row.form
 
 
+@pytest.mark.slow
 def test_training_rows():
     said = []
     rows = bench(
@@ -95,6 +101,7 @@ def test_training_rows():
         assert all(r.memory_mb > 5 for r in rows)  # the gradients alone take 9 MB
 
 
+@pytest.mark.slow
 def test_a_compiled_form(monkeypatch):
     """With a stand-in for the compiler, which takes minutes."""
     compiled, original = [], torch.compile
@@ -106,6 +113,7 @@ def test_a_compiled_form(monkeypatch):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_any_number_of_models_can_be_compiled():
     """torch stops compiling after eight versions of one function, and models of the same class share functions."""
     compiled = []
@@ -118,6 +126,7 @@ def test_any_number_of_models_can_be_compiled():
     assert len(compiled) == 11
 
 
+@pytest.mark.slow
 def test_failures_are_skipped_with_the_reason(monkeypatch):
     said = []
 
@@ -201,6 +210,7 @@ def test_peers_exist_and_have_published_figures():
     assert published_top1("resnet50") is None
 
 
+@pytest.mark.slow
 def test_norms_have_something_to_fold():
     (model, _), (again, _) = open_model("dmformer_n", 64), open_model("dmformer_n", 64)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -213,6 +223,8 @@ def test_norms_have_something_to_fold():
 
 
 @pytest.mark.parametrize(("name", "dynamic_size"), [("dmformer_n", True), ("van_b0", False)])
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_has_plain_operators_and_agrees(tmp_path, name, dynamic_size):
     model, _ = open_model(name, 64)
     fused = dmformer.fuse(model)
@@ -242,6 +254,8 @@ def test_export_has_plain_operators_and_agrees(tmp_path, name, dynamic_size):
             session.release()
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_signals_are_handled_after_openvino_sessions_are_released(tmp_path):
     """Runs in its own process, which it would kill: two live at once, and the older one goes first."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
@@ -260,6 +274,8 @@ def test_signals_are_handled_after_openvino_sessions_are_released(tmp_path):
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_refuses_training_mode_and_names_the_cause(tmp_path):
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
         export_onnx(timm.create_model("dmformer_n"), tmp_path / "model.onnx", 64)
@@ -273,6 +289,7 @@ def test_export_refuses_training_mode_and_names_the_cause(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_command_prints_and_writes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--image-size", 32, "--batch-sizes", 1, 2, "--threads", 1, "--rounds", 2, "--seconds", 0.001]
@@ -303,10 +320,9 @@ def test_command_prints_and_writes(capsys, tmp_path, monkeypatch):
     assert (row["model"], row["batch_size"], row["ratio"]) == ("van_b0", 2, 1)
 
 
-def test_command_takes_a_trained_run(capsys, recipe, tmp_path):
-    from dmformer.train.loop import train
-
-    best = train(replace(recipe, epochs=1)).folder / "best"
+@pytest.mark.slow
+def test_command_takes_a_trained_run(capsys, trained_classifier):
+    best = trained_classifier.folder / "best"
     options = ["--image-size", 32, "--batch-sizes", 1, "--threads", 1, "--rounds", 1, "--seconds", 0.001]
     code, out, _ = run(capsys, "bench", best, *options, "--device", "cpu", "--format", "json")
     assert code == 0
@@ -360,6 +376,7 @@ def test_missing_packages_and_devices_are_reported(capsys, monkeypatch):
     assert err == "dmformer: the form openvino needs the package onnx: pip install 'dmformer[export]'.\n"
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_do_not_import_torch():
     code = (
         "import sys, dmformer_command\n"
@@ -372,6 +389,8 @@ def test_help_and_mistakes_do_not_import_torch():
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_plot_of_models_without_figures(measured, tmp_path):
     assert plot(measured[0], tmp_path / "none.png") == ["dmformer_n"]
     assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")

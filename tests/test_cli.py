@@ -3,9 +3,9 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ from dmformer.cli.parsing import parse
 from dmformer.models.catalogue import catalogue
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.recipes import ClassificationRecipe
-from dmformer.train.loop import train
 from dmformer.utils.model_names import model_names
 
 
@@ -29,11 +28,6 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         code = stop.code or 0
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-@pytest.fixture
-def trained(recipe):
-    return train(replace(recipe, epochs=8, mixup=0.0))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +91,7 @@ def test_help_and_mistakes_do_not_import_torch(arguments):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--model-args", *recipe.model_args, "--data", photos, "--image-size", 32, "--epochs", 8, "--lr-batch", 8]
@@ -144,16 +139,16 @@ def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     assert best.is_dir()
 
 
-def test_predict_reads_standard_input(capsys, trained, photos, monkeypatch):
+def test_predict_reads_standard_input(capsys, trained_classifier, photos, monkeypatch):
     content = (photos / "grünes Haus" / "3.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    code, out, _ = run(capsys, "predict", trained.folder, "-", "--format", "json", "--top", "1")
+    code, out, _ = run(capsys, "predict", trained_classifier.folder, "-", "--format", "json", "--top", "1")
     assert code == 0
     assert json.loads(out)[0]["classes"][0]["class"] == "grünes Haus"
 
 
-def test_unfit_and_hostile_weights_are_refused(capsys, trained, photos, tmp_path):
-    best = trained.folder / "best"
+def test_unfit_and_hostile_weights_are_refused(capsys, trained_classifier, photos, tmp_path):
+    best = shutil.copytree(trained_classifier.folder / "best", tmp_path / "best")
     whole = (best / "model.safetensors").read_bytes()
     (best / "model.safetensors").write_bytes(whole[:5000])
     code, _, err = run(capsys, "predict", best, photos)
@@ -184,18 +179,21 @@ def test_unfit_and_hostile_weights_are_refused(capsys, trained, photos, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_files_of_others_are_unwrapped(trained, tmp_path):
+def test_weights_files_of_others_are_unwrapped(trained_classifier, tmp_path):
     from dmformer.models.weights import load_weights
 
-    classifier = open_classifier(str(trained.folder))
+    classifier = open_classifier(str(trained_classifier.folder))
     state = classifier.model.state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "w.pth")
     for parameter in classifier.model.parameters():
         torch.nn.init.zeros_(parameter)
     load_weights(classifier.model, str(tmp_path / "w.pth"))
-    assert all(torch.equal(v, load_file(trained.folder / "best" / "model.safetensors")[k]) for k, v in state.items())
+    assert all(
+        torch.equal(v, load_file(trained_classifier.folder / "best" / "model.safetensors")[k]) for k, v in state.items()
+    )
 
 
+@pytest.mark.slow
 def test_models_lists_every_entry_point(capsys):
     import timm
 

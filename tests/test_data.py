@@ -293,6 +293,7 @@ def test_real_photos(shared_data, recipe):
     assert targets.tolist() == clothing.test.targets[:64].tolist()
 
 
+@pytest.mark.slow
 def test_real_tars(shared_data, recipe):
     place = shared_data / "tiny_imagenet"
     data = replace(recipe, data=str(place / "train_20k.tar"), val_data=str(place / "val_4k.tar"))

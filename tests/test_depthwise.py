@@ -182,6 +182,7 @@ def call_targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if node.op.startswith("call")]
 
 
+@pytest.mark.slow
 def test_compiled_graph_is_plain(layer):
     graphs = []
 
@@ -198,6 +199,8 @@ def test_compiled_graph_is_plain(layer):
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.export
+@pytest.mark.slow
 def test_exported_graph_is_plain(layer, strict):
     program = torch.export.export(layer, (IMAGES,), strict=strict)
     targets = call_targets(program.graph)
@@ -302,6 +305,7 @@ def test_conv_under_autocast():
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(7, 3), (8, 3)])
+@pytest.mark.export
 def test_conv_in_graphs_is_plain(kernel_size, dilation):
     layer = conv(kernel_size, dilation)
     expected = layer(IMAGES)

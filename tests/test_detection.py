@@ -72,6 +72,7 @@ class _Passed(nn.Module):
         return self.pyramid(x)
 
 
+@pytest.mark.slow
 def test_retinanet_is_torchvisions() -> None:
     ours = tiny()
     sizes = tuple(tuple(4 * s * o for o in OCTAVES) for s in STRIDES)
@@ -103,6 +104,7 @@ def test_retinanet_is_torchvisions() -> None:
             assert torch.equal(x["labels"], y["labels"])
 
 
+@pytest.mark.slow
 def test_losses_reach_every_parameter_with_and_without_objects() -> None:
     for given in (targets(), [targets()[1], targets()[1]]):
         model = tiny().train()
@@ -204,6 +206,7 @@ def test_a_batch_is_filled_up_with_zeros() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "van_b0"])
+@pytest.mark.slow
 def test_backbones_of_timm_and_ours(name: str) -> None:
     args = {"strict_img_size": False} if name.startswith("swin") else {}
     backbone, channels = open_backbone(name, "a detector", backbone_args=args)

@@ -264,6 +264,7 @@ def test_what_is_found(model):
     assert model.selection.iou == 0.6
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(model):
     targets = [{"boxes": torch.tensor([[4, 6, 60, 60], [0, 0, 100, 96.0]]), "labels": torch.tensor([0, 2])}, NONE]
     sum(model(images((96, 100), (64, 128)), targets).values()).backward()
@@ -302,6 +303,8 @@ def test_losses_under_autocast_are_float32(model, monkeypatch):
         assert losses[name] == loss
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_for_any_size(model):
     class Candidates(nn.Module):
         def __init__(self):

@@ -1298,6 +1298,7 @@ def test_photos_of_few_pixels_and_without_objects(tmp_path: Path, jitter: str) -
         assert min(x.shape) >= 1
 
 
+@pytest.mark.slow
 def test_large_jitter(tmp_path: Path) -> None:
     boxes = one_set(tmp_path, [(120, 80)], [(30, 20, 70, 60)], masks=True)
     dataset = BoxDataset(boxes, plain("large", sides=(64, 128)), training=True, masks=True)
@@ -1459,6 +1460,7 @@ def test_fewer_photos_than_a_batch() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_loaders(tmp_path: Path, workers: int) -> None:
     sizes = [(64, 48), (48, 64), (64, 40), (40, 64)]
     boxes = one_set(tmp_path, sizes, [(8, 10, 30, 40)] * 4, masks=True)
@@ -1485,6 +1487,7 @@ def test_loaders(tmp_path: Path, workers: int) -> None:
 # ---- many photos, and real ones
 
 
+@pytest.mark.slow
 def test_many_objects_are_read_in_linear_time(tmp_path: Path) -> None:
     for i in range(400):
         save_photo(tmp_path / "photos" / f"{i}.png", (16, 16))
@@ -1528,6 +1531,7 @@ def test_blood_cells(shared_data: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_tiny_coco(shared_data: Path) -> None:
     splits = opened(shared_data / "coco_tiny")
     assert [len(splits.train), len(splits.val), splits.test] == [80, 80, None]

@@ -95,6 +95,7 @@ def test_losses_are_those_of_plain_loops():
     assert focal_low == focal_high
 
 
+@pytest.mark.slow
 def test_matching_is_the_cheapest_of_all():
     model, images = detector(), 24
     answer, things = random_answer(images, 5, 3), random_answer(images, 3, 3)
@@ -118,6 +119,7 @@ def test_matching_is_the_cheapest_of_all():
         assert {int(t): int(q) for q, t in zip(queries, order, strict=True)} == dict(enumerate(best))
 
 
+@pytest.mark.slow
 def test_losses_count_objects_once():
     model, image = detector(), torch.rand(3, 64, 96)
     thing, nothing = target([8, 8, 40, 50], [30, 10, 90, 60]), target()
@@ -132,6 +134,7 @@ def test_losses_count_objects_once():
     assert beside["decoder_classification"] > one["decoder_classification"]
 
 
+@pytest.mark.slow
 def test_denoising_losses_are_shared_by_objects_and_groups():
     model, image = detector(layers=2, moved=False), torch.rand(3, 64, 96)
     torch.manual_seed(3)
@@ -305,6 +308,7 @@ def test_group_norm_leaves_padding_out():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 90)])
+@pytest.mark.slow
 def test_padding_changes_nothing(size):
     model, image = detector().eval(), torch.rand(3, *size)
     with torch.no_grad():
@@ -346,6 +350,7 @@ def test_images_smaller_than_the_queries():
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(amp):
     model = detector(layers=2, queries=30)
     things = [target([8, 8, 40, 50], [30.0, 10, 90, 60]), target()]
@@ -376,6 +381,7 @@ def test_batches_without_objects_keep_every_parameter_in_the_graph():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_it_learns_one_image():
     torch.manual_seed(0)
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
@@ -396,6 +402,7 @@ def test_it_learns_one_image():
     torch.testing.assert_close(found["boxes"][0], torch.tensor([16.0, 8, 56, 40]), rtol=0, atol=4)
 
 
+@pytest.mark.slow
 def test_published_size_and_selection():
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
     model = dino(backbone, channels, 80)
@@ -422,6 +429,8 @@ class Candidates(nn.Module):
         return self.model.candidates(x)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_exports_for_every_batch_and_size():
     model = Candidates(detector(queries=60, layers=2)).eval()
     batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width"))

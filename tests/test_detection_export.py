@@ -129,6 +129,8 @@ def near(found: Detections, expected: Detections, size: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("file", ["boxes.onnx", "boxes.xml"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_detects_what_the_run_detects(runs, retinanet, file):
     exported: Any = open_exported(str(runs / file), 1)
     assert (exported.task, exported.name, exported.class_names) == ("detection", "run", list(NAMES))
@@ -142,6 +144,8 @@ def test_file_detects_what_the_run_detects(runs, retinanet, file):
         near(found, expected, size)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_describes_itself(runs):
     model = onnx.load(runs / "boxes.onnx")
     said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
@@ -162,6 +166,8 @@ def test_file_describes_itself(runs):
     assert all(isinstance(dimensions[i], str) for i in (0, 2, 3))
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_scores_as_the_run_does(runs, retinanet, tmp_path):
     """The objects that the RetinaNet finds on the first photo serve as ground truth for all three."""
     (tmp_path / "images").mkdir()
@@ -186,6 +192,8 @@ def test_file_scores_as_the_run_does(runs, retinanet, tmp_path):
     assert found.boxes.ap == pytest.approx(expected.boxes.ap, abs=1e-6)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_command_uses_files_without_torch(runs, tmp_path):
     photo(90, 70).save(tmp_path / "a.png")
     code = (
@@ -206,6 +214,8 @@ def test_command_uses_files_without_torch(runs, tmp_path):
         assert len(listed) > 3
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_is_served(runs):
     predictor: Any = open_exported(str(runs / "boxes.onnx"), 1)
     image = photo(90, 70)
@@ -224,6 +234,8 @@ def test_file_is_served(runs):
     asyncio.run(ask())
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_not_kept(runs, tmp_path, monkeypatch):
     real = dmformer.export.write.open_file
 
@@ -245,6 +257,8 @@ def test_a_file_that_disagrees_is_not_kept(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_speeds_are_measured_at_the_models_own_size(runs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(dmformer.export.write, "speeds", lambda one, other, batches: asked.extend(batches) or [])
@@ -327,6 +341,8 @@ def test_preprocessing_without_torch_equals_the_runs(retinanet, shape):
 
 
 @pytest.mark.parametrize("framework", ["retinanet", "atss", "dino"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_levels_of_a_file_equal_the_models(framework):
     detector = small_detector(framework)
     assert isinstance(detector.model, DenseDetector)
@@ -343,6 +359,7 @@ def test_levels_of_a_file_equal_the_models(framework):
 
 
 @pytest.mark.parametrize("framework", ["retinanet", "atss", "dino", "mask_rcnn", "cascade_rcnn", "sparse_rcnn"])
+@pytest.mark.slow
 def test_fused_detectors_agree(framework):
     model: Any = small_detector(framework).model
     fused: Any = fuse(model)
@@ -454,6 +471,8 @@ def test_attributes_must_go_together(wrong):
         Card.from_metadata(metadata, "model.onnx")
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_mistakes_are_reported_in_one_line(runs, tmp_path, capsys):
     best, data = runs / "run" / "best", tmp_path / "photos"
     data.mkdir()

@@ -90,6 +90,7 @@ def torchvisions(model):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_mask_rcnn_finds_what_torchvisions_finds():
     model = tiny(mask_rcnn)
     x = images(*SIZES)
@@ -103,6 +104,7 @@ def test_mask_rcnn_finds_what_torchvisions_finds():
         torch.testing.assert_close(paste_masks_in_image(each["masks"], each["boxes"], size), other["masks"])
 
 
+@pytest.mark.slow
 def test_mask_rcnn_loses_what_torchvisions_loses():
     model = tiny(mask_rcnn)
     other = torchvisions(model)
@@ -118,6 +120,7 @@ def test_mask_rcnn_loses_what_torchvisions_loses():
 
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
+@pytest.mark.slow
 def test_numbers_are_the_papers(framework):
     backbone, channels = open_backbone("dmformer_n", "a detector", backbone_args=TINY)
     model = framework(backbone, channels, CLASSES)
@@ -140,6 +143,7 @@ def test_numbers_are_the_papers(framework):
         (cascade_rcnn, "smt_s", (3, 4, 18, 1), 78),
     ],
 )
+@pytest.mark.slow
 def test_published_sizes(framework, name, depths, published):
     backbone, channels = open_backbone(name, "a detector", backbone_args={"depths": depths})
     model = framework(backbone, channels, 80)
@@ -151,6 +155,7 @@ def test_published_sizes(framework, name, depths, published):
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
 @pytest.mark.parametrize("targets", [TARGETS, [TARGETS[0], EMPTY[1]], EMPTY], ids=["full", "mixed", "empty"])
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(framework, targets):
     model = tiny(framework)
     assert model.predicts_masks
@@ -168,6 +173,7 @@ def test_gradients_reach_every_parameter(framework, targets):
 
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
+@pytest.mark.slow
 def test_boxes_are_not_rounded_under_autocast(framework):
     model = tiny(framework)
     for heads in getattr(model, "stages", None) or [model.roi_heads]:
@@ -189,6 +195,7 @@ def test_boxes_are_not_rounded_under_autocast(framework):
 
 
 @pytest.mark.parametrize("framework", [mask_rcnn, cascade_rcnn])
+@pytest.mark.slow
 def test_without_masks(framework):
     model = tiny(framework, masks=False)
     targets = [{name: each[name] for name in ("boxes", "labels")} for each in TARGETS]
@@ -207,6 +214,7 @@ def test_pooling_of_small_images():
     torch.testing.assert_close(RoIPool(7)(maps, [box], [(33, 33)]), expected)
 
 
+@pytest.mark.slow
 def test_stages_sample_at_their_overlaps():
     """Boxes that cover 45, 55, 65 and 75 % of the object, then the object's own box."""
     model = tiny(cascade_rcnn, masks=False)
@@ -239,6 +247,7 @@ def answer(layer, *numbers):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_cascade_by_hand():
     """The box moves 10 px right, 20 down, and becomes twice as wide; scores and masks are the means over the stages."""
     model = tiny(cascade_rcnn).eval()
@@ -263,6 +272,7 @@ def test_cascade_by_hand():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_scores_are_of_all_heads_on_the_boxes_of_the_last():
     model = tiny(cascade_rcnn, masks=False).eval()
     model.add_module("rpn", Proposed([torch.tensor([[20.0, 20.0, 60.0, 60.0]])]))
@@ -335,6 +345,7 @@ def plain_losses(model, maps, proposals, sizes, targets):
 
 @pytest.mark.parametrize("targets", [TARGETS, [TARGETS[0], EMPTY[1]]], ids=["full", "mixed"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_cascade_losses_against_loops(targets):
     model = tiny(cascade_rcnn)
     generator = torch.Generator().manual_seed(1)
@@ -367,6 +378,7 @@ def test_losses_of_boxes_by_hand():
         assert loss(deltas[:0], none, none, coder).item() == 0
 
 
+@pytest.mark.slow
 def test_another_loss_of_boxes():
     model = tiny(cascade_rcnn, masks=False, box_loss=smooth_l1_loss)
     boxes = torch.tensor([[12.0, 20.0, 70.0, 92.0], [100.0, 100.0, 120.0, 120.0]])
@@ -382,6 +394,7 @@ def test_another_loss_of_boxes():
         assert losses[f"loss_box_reg_{number + 1}"].item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_from_one_stage_to_the_one_before():
     model = tiny(cascade_rcnn, masks=False)
     losses = model(images(*SIZES), TARGETS)

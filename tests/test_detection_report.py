@@ -147,6 +147,7 @@ def test_training(html):
 
 
 @pytest.mark.parametrize("history", [[], [ROW], [ROW | {"val_ap": math.nan, "val_ap50": math.nan}]])
+@pytest.mark.slow
 def test_short_history(tmp_path, history):
     text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
@@ -154,6 +155,7 @@ def test_short_history(tmp_path, history):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_wrong_detections(tmp_path):
     """If the correct detections below have higher scores, the false positives of the second photo count."""
     found, truths = two_images()
@@ -169,6 +171,7 @@ def test_wrong_detections(tmp_path):
     assert "photo 1.jpg: dog found, object found already" in alts
 
 
+@pytest.mark.slow
 def test_all_kinds_of_wrong_detections(tmp_path):
     """Each has the same score as the correct one, so all of them count."""
     truth = make_truth([[0, 0, 40, 40], [100, 0, 140, 40], [100, 100, 200, 190]], [0, 1, 2], [False, False, True])
@@ -195,6 +198,7 @@ def test_missed(html):
     assert "missedcatsize20 × 20 pixelsphoto 0.jpg" in text
 
 
+@pytest.mark.slow
 def test_missed_of_every_class(tmp_path):
     """Of 20 missed cats and 2 missed dogs, the page shows 10 cats and both dogs, the largest first."""
     cats = make_truth([[0, 0, 10 + i, 20] for i in range(20)], [0] * 20)
@@ -238,6 +242,7 @@ def test_few_pictures(html):
     assert html.count("data:image/jpeg") == 1 + 4
 
 
+@pytest.mark.slow
 def test_pictures_in_groups(tmp_path):
     """Of 14 photos the first has nothing; the others have one object and i false positives."""
     boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(14)]
@@ -250,6 +255,7 @@ def test_pictures_in_groups(tmp_path):
     assert shown == [[13, 12, 11], [8, 7, 6], [3, 2, 1]]
 
 
+@pytest.mark.slow
 def test_masks(tmp_path, monkeypatch):
     """They are predicted again only for the pictures, and lie over the object."""
     found, truths = two_images()
@@ -277,6 +283,7 @@ def test_masks(tmp_path, monkeypatch):
         assert picture.getpixel((130, 60)) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_faults(tmp_path):
     faults = [(f"train/{i}.jpg, object {i}", "has no area") for i in range(51)]
     text = Page(written(tmp_path, make_report(faults=faults))).text
@@ -285,6 +292,7 @@ def test_faults(tmp_path):
     assert "object 50" not in text
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_read(tmp_path):
     def load(i):
         raise OSError("cut short")
@@ -339,6 +347,7 @@ def test_needs_nothing_else(html):
     needs_nothing_else(html)
 
 
+@pytest.mark.slow
 def test_hostile_names(tmp_path):
     """Names appear unchanged and stay text, from any source, including right-to-left scripts."""
     evil = HOSTILE[0]
@@ -361,6 +370,7 @@ def test_hostile_names(tmp_path):
 
 
 @pytest.mark.parametrize("K", [1, 7, 8, 60, 80])
+@pytest.mark.slow
 def test_number_of_classes(tmp_path, K):
     """Every class has an object except the last of many; the first class is missed."""
     names = [f"class {k}" for k in range(K)]
@@ -381,6 +391,8 @@ def test_number_of_classes(tmp_path, K):
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
+@pytest.mark.browser
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """The browser finds every section and follows the light or dark setting."""
     written(tmp_path, make_report())

@@ -3,14 +3,11 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -190,6 +187,7 @@ def test_order_and_repetition_of_images_do_not_count():
     assert meter.scores().to_dict() == metered(data).scores().to_dict()
 
 
+@pytest.mark.slow
 def test_interval_is_that_of_copied_images():
     """A resample weights the images; datasets with repeated images, scored from scratch, give the same AP50."""
     data = made(3, images=6)
@@ -232,37 +230,22 @@ def test_masks_that_are_missing():
         meter.add(0, make_found([[0, 0, 9, 9]], [0], [0.5]), make_truth([], []), SIZE)
 
 
-PROCESS = """
-import json, sys
-from accelerate import PartialState
-sys.path.insert(0, sys.argv[1])
-from test_detection_scores import NAMES, SIZE, DetectionMeter, made
-rank, data, results = PartialState(cpu=True).process_index, made(5, masks=True), []
-for share in ([range(0, 20), range(14, 24)], [range(0), range(24)]):
-    meter = DetectionMeter(NAMES, True)
-    for position in share[rank]:
-        meter.add(position, *data[position], SIZE)
-    results.append(meter.gathered().scores(resamples=10).to_dict())
-open(f"{sys.argv[2]}/{rank}.json", "w").write(json.dumps(results))
-"""
+def scored_in_parts() -> list[dict]:
+    """The scores on this process: of images that differ in number and overlap, then of all or none."""
+    rank, data, results = PartialState(cpu=True).process_index, made(5, masks=True), []
+    for part in ([range(0, 20), range(14, 24)], [range(0), range(24)]):
+        meter = DetectionMeter(NAMES, True)
+        for position in part[rank]:
+            meter.add(position, *data[position], SIZE)
+        results.append(meter.gathered().scores(resamples=10).to_dict())
+    return results
 
 
-def test_two_processes(tmp_path):
+@pytest.mark.slow
+def test_two_processes(two_processes):
     """Processes have different numbers of images, some on both, none on one; each gets the scores of all images."""
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
     expected = metered(made(5, masks=True), masks=True).scores(resamples=10).to_dict()
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, expected]
+    assert two_processes(scored_in_parts) == [[expected, expected]] * 2
 
 
 def test_gathered_on_one_process():

@@ -153,6 +153,8 @@ def test_info_and_a_server_without_overlays():
     asyncio.run(ask())
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_detector(tmp_path):
     noise(700, 500).save(tmp_path / "street.png")
     limits = replace(Limits(), work_pixels=87_500)
@@ -177,6 +179,8 @@ def test_the_page_of_a_detector(tmp_path):
         assert said == []
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_says_if_nothing_was_found(tmp_path):
     class Blind(Finder):
         def detect(self, image: Image.Image) -> Detections:

@@ -273,6 +273,7 @@ def test_every_stage_is_supervised(fixed):
         assert stages[0][name] != stages[1][name]
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter():
     model = make(proposals=8, stages=2)
     sizes = torch.tensor([0.5, 2, 3, 6]).repeat(2)  # so that every level of the pyramid has some

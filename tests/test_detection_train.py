@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPES, train_on_two_processes
+from conftest import SHAPES
 from PIL import Image
 from torch import nn
 
@@ -24,7 +24,7 @@ from dmformer.tasks.detection.model import FRAMEWORKS
 from dmformer.tasks.detection.recipes import DetectionRecipe
 from dmformer.tasks.detection.training import DetectionJob
 from dmformer.tasks.recipes import RECIPES, read_recipe
-from dmformer.train.loop import Stopped, Trainer, train
+from dmformer.train.loop import Run, Stopped, Trainer, train
 from dmformer.utils.errors import UserError
 
 
@@ -37,8 +37,8 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return open_detector(str(folder)).model.state_dict()
 
 
-def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe) -> None:
-    run = train(box_recipe)
+def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe, trained_detector: Run) -> None:
+    run = trained_detector
     assert run.split == "test"
     found = rows(run.folder)
     assert [float(row["epoch"]) for row in found] == [1, 2]
@@ -50,7 +50,8 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe) -> No
     scores = json.loads((run.folder / "scores.json").read_text())
     assert scores["boxes"]["ap"] == run.scores.boxes.ap
     assert "AP" in run.report.read_text()
-    assert read_recipe(run.folder / "recipe.yaml") == with_normalisation(box_recipe)
+    recipe = replace(box_recipe, data=str(run.folder.parents[1] / "shapes"), out=str(run.folder.parent))
+    assert read_recipe(run.folder / "recipe.yaml") == with_normalisation(recipe)
     detector = open_detector(str(run.folder))
     assert detector.class_names == tuple(SHAPES)
     assert detector.category_ids == (3, 8)
@@ -64,6 +65,7 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe) -> No
     assert {row["category_id"] for row in listed} <= {3, 8}
 
 
+@pytest.mark.slow
 def test_it_learns(box_recipe: DetectionRecipe) -> None:
     """After a quarter of a minute of training, the detector finds coloured boxes on grey noise."""
     recipe = replace(box_recipe, framework="atss", epochs=50, validate_every=50, sides=(96,), image_size=96)
@@ -80,6 +82,7 @@ def test_it_learns(box_recipe: DetectionRecipe) -> None:
 
 
 @pytest.mark.parametrize("framework", ["mask_rcnn", "cascade_rcnn"])
+@pytest.mark.slow
 def test_masks_are_learned_and_scored(box_recipe: DetectionRecipe, framework: Any) -> None:
     recipe = replace(box_recipe, framework=framework, width=None, samples=8, queries=8, epochs=1)
     run = train(recipe)
@@ -93,6 +96,7 @@ def test_masks_are_learned_and_scored(box_recipe: DetectionRecipe, framework: An
 
 
 @pytest.mark.parametrize("framework", ["sparse_rcnn", "dino"])
+@pytest.mark.slow
 def test_detectors_of_queries_are_trained(box_recipe: DetectionRecipe, framework: Any) -> None:
     recipe = replace(box_recipe, framework=framework, width=None, queries=10, epochs=1)
     run = train(recipe)
@@ -113,6 +117,7 @@ def test_boxes_alone_make_it_faster_rcnn(box_recipe: DetectionRecipe, shapes: Pa
     assert not job.build_model()[0].predicts_masks
 
 
+@pytest.mark.slow
 def test_masks_are_not_validated_where_an_outline_is_missing(box_recipe: DetectionRecipe, shapes: Path) -> None:
     for split in ("val", "test"):
         file = shapes / f"instances_{split}.json"
@@ -125,6 +130,7 @@ def test_masks_are_not_validated_where_an_outline_is_missing(box_recipe: Detecti
     assert run.scores.masks is None
 
 
+@pytest.mark.slow
 def test_one_class_of_several_is_learned_and_scored(box_recipe: DetectionRecipe) -> None:
     run = train(replace(box_recipe, classes=("blue box",), epochs=1))
     scores = evaluate_boxes(str(run.folder), box_recipe.data)
@@ -132,8 +138,9 @@ def test_one_class_of_several_is_learned_and_scored(box_recipe: DetectionRecipe)
     assert scores.boxes == run.scores.boxes
 
 
-def test_a_resumed_run_is_the_run(box_recipe: DetectionRecipe) -> None:
-    whole = train(replace(box_recipe, name="whole"))
+@pytest.mark.slow
+def test_a_resumed_run_is_the_run(box_recipe: DetectionRecipe, trained_detector: Run) -> None:
+    whole = trained_detector
     trainer = Trainer(replace(box_recipe, name="parted"))
 
     class Quiet:
@@ -150,10 +157,11 @@ def test_a_resumed_run_is_the_run(box_recipe: DetectionRecipe) -> None:
     assert [row["val_ap"] for row in rows(whole.folder)] == [row["val_ap"] for row in rows(parted.folder)]
 
 
-def test_two_processes_train_and_score_as_one(box_recipe: DetectionRecipe, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one(box_recipe: DetectionRecipe, two_processes: Any) -> None:
     """The losses are means over the photos of each process, so only values over all photos agree: the scores."""
     recipe = replace(box_recipe, batch_size=1, epochs=1, name="two", ema=None)
-    train_on_two_processes(recipe, tmp_path)
+    two_processes(train, recipe)
     folder = Path(recipe.out) / "two"
     val = [str(Path(recipe.data) / f"{part}") for part in ("instances_val.json", "val")]
     scores = evaluate_boxes(str(folder), val[0], val[1])
@@ -161,8 +169,9 @@ def test_two_processes_train_and_score_as_one(box_recipe: DetectionRecipe, tmp_p
     assert float(rows(folder)[0]["val_ap50"]) == pytest.approx(scores.boxes.ap50, abs=1e-5)
 
 
-def test_frozen_stages_and_kept_statistics(box_recipe: DetectionRecipe) -> None:
-    first = train(box_recipe)
+@pytest.mark.slow
+def test_frozen_stages_and_kept_statistics(box_recipe: DetectionRecipe, trained_detector: Run) -> None:
+    first = trained_detector
     recipe = replace(
         box_recipe, weights=str(first.folder), freeze=2, norm_statistics="kept", epochs=1, name="frozen", ema=None
     )
@@ -178,8 +187,9 @@ def test_frozen_stages_and_kept_statistics(box_recipe: DetectionRecipe) -> None:
     assert not torch.equal(before["pyramid.fpn.inner_blocks.0.0.weight"], after["pyramid.fpn.inner_blocks.0.0.weight"])
 
 
-def test_weights_of_another_detector_are_continued(box_recipe: DetectionRecipe) -> None:
-    first = train(box_recipe)
+@pytest.mark.slow
+def test_weights_of_another_detector_are_continued(box_recipe: DetectionRecipe, trained_detector: Run) -> None:
+    first = trained_detector
     fewer = replace(box_recipe, weights=str(first.folder), classes=("red box",), max_broken=1.0, lr=0.0, name="fewer")
     model = DetectionJob(with_normalisation(fewer)).build_model()[0].state_dict()
     before = state(first.folder)
@@ -202,6 +212,7 @@ def test_the_backbones_rate_is_its_own(box_recipe: DetectionRecipe) -> None:
     assert decayed == {0.0, trainer.recipe.weight_decay}
 
 
+@pytest.mark.slow
 def test_what_timm_spares_is_not_decayed(box_recipe: DetectionRecipe) -> None:
     swin = replace(box_recipe, model="swin_tiny_patch4_window7_224", model_args=("strict_img_size=False",), name="swin")
     trainer = Trainer(swin)
@@ -364,6 +375,7 @@ def test_models_of_one_size_are_refused_unless_they_are_told(box_recipe: Detecti
     DetectionJob(with_normalisation(replace(recipe, model_args=("strict_img_size=False",))))
 
 
+@pytest.mark.slow
 def test_faults_stop_training_before_it_begins(box_recipe: DetectionRecipe, shapes: Path) -> None:
     file = shapes / "instances_train.json"
     content = json.loads(file.read_text())
@@ -395,6 +407,7 @@ def test_coco_results_have_boxes_and_masks() -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.slow
 def test_batch_norms_are_found_in_every_framework(box_recipe: DetectionRecipe, framework: Any) -> None:
     """`--norm-statistics kept` keeps those of the backbone in evaluation mode, and no others."""
     recipe = replace(box_recipe, framework=framework, width=None, norm_statistics="kept", weights="none")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import make_photo, train_on_two_processes
+from conftest import make_photo
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -144,6 +144,8 @@ def test_cached_and_live_answers_agree(taught, tmp_path, plain_cpu):
     torch.testing.assert_close(live[3].features, cached[3].features, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_teacher_in_openvino_agrees(teacher):
     plain = open_teacher(teacher)
     views = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
@@ -202,6 +204,7 @@ def test_student_has_the_layerwise_rates_of_the_model():
 
 
 @pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.slow
 def test_run_under_a_teacher_of_other_classes(taught, tmp_path, cached, plain_cpu):
     """The model learns from the labels and the teacher, and best/ holds the model alone."""
     cache = str(tmp_path / "cache") if cached else None
@@ -215,6 +218,7 @@ def test_run_under_a_teacher_of_other_classes(taught, tmp_path, cached, plain_cp
     assert columns[-1]["train_agreement"] > columns[0]["train_agreement"]
 
 
+@pytest.mark.slow
 def test_teacher_of_the_same_classes_teaches_the_classifier(taught, tmp_path):
     names = sorted(p.name for p in Path(taught.data).iterdir())
     same = make_teacher(tmp_path / "same", names, seed=2)
@@ -222,6 +226,7 @@ def test_teacher_of_the_same_classes_teaches_the_classifier(taught, tmp_path):
     assert not any(name.startswith("heads.") for name in final_weights(run.folder))
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_one_never_stopped(taught, tmp_path, monkeypatch, plain_cpu):
     cached = replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_views=2)
     whole, stopped = train(replace(cached, name="whole")), replace(cached, name="stopped")
@@ -242,11 +247,12 @@ def test_resumed_run_equals_one_never_stopped(taught, tmp_path, monkeypatch, pla
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_processes_give_the_gradients_of_one(taught, tmp_path):
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(taught, tmp_path, two_processes):
     plain = replace(taught, epochs=1, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4)
     plain = replace(plain, teacher_cache=str(tmp_path / "cache"), teacher_views=1)
     one = train(replace(plain, name="one", batch_size=8))
-    train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)
+    two_processes(train, replace(plain, name="two", batch_size=4))
     a, b = final_weights(one.folder), final_weights(Path(taught.out) / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
@@ -282,11 +288,13 @@ def test_cache_is_asked_once_and_extended_by_views(written, monkeypatch):
         ({"teacher_size": 64}, "--teacher-size"),
     ],
 )
+@pytest.mark.slow
 def test_cache_of_another_recipe_is_refused(written, change, told):
     with pytest.raises(UserError, match=told):
         taught_batch(replace(written, **change))
 
 
+@pytest.mark.slow
 def test_cache_of_other_photos_or_another_teacher_is_refused(written, tmp_path):
     other = make_teacher(tmp_path / "other", ["a", "b", "c", "d", "e"], seed=3)
     with pytest.raises(UserError, match="of another teacher"):
@@ -317,6 +325,7 @@ def test_photo_that_changed_since_the_cache_was_written_is_told(written):
         train(replace(written, max_broken=1.0))
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_was_written(taught, tmp_path, monkeypatch, plain_cpu):
     cached = replace(taught, teacher_cache=str(tmp_path / "cache"), teacher_views=4)
     rows, done = cache._rows, []
@@ -354,6 +363,8 @@ def test_photos_of_several_sets_keep_their_names(photos):
             assert part.name(int(part_indices[i])).endswith(f"/{wanted}")
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_exported_teacher(teacher, tmp_path):
     file = tmp_path / "teacher.onnx"
     main(["export", teacher, "--to", "onnx", "--out", str(file)])

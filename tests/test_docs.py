@@ -19,6 +19,7 @@ def script():
     return runpy.run_path(str(ROOT / "docs" / "make_models.py"))
 
 
+@pytest.mark.slow
 def test_page_is_up_to_date(script):
     assert script["render"](PAGE) == PAGE, "run python docs/make_models.py"
 
@@ -27,6 +28,7 @@ def test_page_names_every_model():
     assert [name for name in model_names() if f"| `{name}` |" not in PAGE] == []
 
 
+@pytest.mark.slow
 def test_drawings_are_reproducible_and_on_the_page(script, tmp_path):
     for folder in ("once", "twice"):
         script["draw"](tmp_path / folder)

@@ -58,6 +58,7 @@ def test_overlay_of_another_size():
 
 
 @pytest.mark.parametrize("labels", [CAMVID, ADE20K])
+@pytest.mark.slow
 def test_legend(labels):
     """Every colour and every name appears."""
     picture = np.asarray(legend(labels.class_names, labels.palette))

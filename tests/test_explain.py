@@ -299,6 +299,7 @@ def segmenter(head=semantic_fpn, classes: int = 3) -> Subject:
 
 
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
+@pytest.mark.slow
 def test_segmenters_sum_the_logits_of_the_pixels(head):
     subject, x = segmenter(head), images(72, 110)
     padded = F.pad(x, (0, 18, 0, 24)) if head is semantic_fpn else x  # it pads to a multiple of 32
@@ -339,6 +340,7 @@ def as_if_trained(subject: Subject) -> Subject:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_randomised_changes_all_weights_reproducibly(name):
     subject, x = as_if_trained(subject_of(name, seed=3)), list(images(64, 96))
     before = {key: tensor.clone() for key, tensor in subject.model.state_dict().items()}
@@ -364,6 +366,7 @@ def test_randomised_differs_from_the_initial_weights_of_training():
                 assert abs(float(torch.corrcoef(both)[0, 1])) < 0.4
 
 
+@pytest.mark.slow
 def test_randomised_norms_have_the_statistics_of_the_images():
     subject, x = subject_of("resnet18"), images(n=4)
     control = randomised(subject, list(x)).model
@@ -412,6 +415,7 @@ def planted():
         yield planted_object
 
 
+@pytest.mark.slow
 def test_maps_find_the_object_unless_weights_are_random(planted):
     torch.manual_seed(0)
     model = timm.create_model("dmformer_n", num_classes=4, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), layer_scale=1.0)
@@ -541,6 +545,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_explain_writes_a_picture_per_class_and_a_page(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run, other = save(pictures), save(pictures / "others", seed=1)
@@ -591,6 +596,7 @@ def test_explain_named_classes_without_the_check(pictures, monkeypatch):
     assert "control" not in page
 
 
+@pytest.mark.slow
 def test_explain_overwrites_nothing(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run = str(save(pictures))
@@ -609,6 +615,7 @@ def test_explain_overwrites_nothing(pictures, monkeypatch):
     assert (pictures / "explanation" / "index.html").read_text() != before
 
 
+@pytest.mark.slow
 def test_explain_segmenters(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     run = save_small_segmenter(pictures / "seg")
@@ -706,6 +713,7 @@ def test_mistakes_are_reported_in_one_line_and_write_nothing(pictures, monkeypat
     assert sorted(pictures.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_before_torch_is_imported(pictures):
     code = (
         "import sys\nsys.modules['dmformer_command'] = sys\n"

@@ -185,6 +185,8 @@ def test_untrusted_metadata_is_checked(wrong):
 
 
 @pytest.mark.parametrize("file", ["plain.onnx", "photos.onnx"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_classifies_as_the_run_does(runs, photos, file):
     make_photo((90, 60, 30), 7, (61, 97)).save(photos / "odd.jpg", quality=95)
     (photos / "torn.jpg").write_bytes(b"torn")
@@ -199,7 +201,12 @@ def test_file_classifies_as_the_run_does(runs, photos, file):
             assert abs(p - q) < (0.02 if file == "photos.onnx" else 1e-4)
 
 
-def test_agreement_is_checked_at_three_sizes_and_two_batch_sizes(best, photos, tmp_path):
+@pytest.mark.export
+@pytest.mark.slow
+def test_agreement_is_checked_at_three_sizes_and_two_batch_sizes(runs, best, photos, tmp_path, monkeypatch):
+    """The file is converted from the ONNX graph that `runs` holds, not traced again."""
+    traced = runs / "plain.onnx"
+    monkeypatch.setattr(dmformer.export.write, "export_onnx", lambda *args, **_: shutil.copyfile(traced, args[1]))
     written = export(best, "openvino", str(tmp_path), photos=[str(photos)], speed=False)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(("run", "."))) == ["run.bin", "run.xml"]
     assert [(a.height, a.width, a.batch) for a in written.agreements] == [
@@ -212,6 +219,8 @@ def test_agreement_is_checked_at_three_sizes_and_two_batch_sizes(best, photos, t
     assert [[n for n, _ in classes] for classes in found] == [[n for n, _ in classes] for classes in names]
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_describes_itself(runs):
     model = onnx.load(runs / "plain.onnx")
     said = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
@@ -223,6 +232,8 @@ def test_file_describes_itself(runs):
     assert all(isinstance(dimensions[i], str) for i in (0, 2, 3))
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_pytorch_programs_describe_themselves_too(best, tmp_path):
     written = export(best, "pt2", str(tmp_path / "m.pt2"), speed=False)
     extra = {"class_names": "", "mean": ""}
@@ -232,6 +243,8 @@ def test_pytorch_programs_describe_themselves_too(best, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.export
+@pytest.mark.slow
 def test_compiled_program_agrees(best, tmp_path):
     written = export(best, "aoti", str(tmp_path / "m.pt2"), speed=False)
     assert max(a.difference for a in written.agreements) < 1e-5
@@ -248,6 +261,8 @@ def same_masks(file: str, run: Segmenter) -> None:
         assert (found != expected).mean() < 2e-3  # ties
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_file_segments_as_the_run_does(runs, segmenter, tmp_path):
     same_masks(str(runs / "masks.xml"), segmenter)
     changed = replace(segmenter, config=replace(segmenter.config, resize=40, window=36))
@@ -255,6 +270,8 @@ def test_file_segments_as_the_run_does(runs, segmenter, tmp_path):
     same_masks(str(export(str(tmp_path / "other"), out=str(tmp_path), speed=False).path), changed)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_fixed_size_models_keep_their_size(tmp_path):
     model = small_model("vitae_b", dim=32, depth=2, heads=2, img_size=64)
     save_classifier(tmp_path / "run", model, model.state_dict(), list(COLOURS), {"input_size": (3, 64, 64)})
@@ -274,6 +291,8 @@ def test_comparison_uses_photos_of_the_runs_own_data(photos, recipe, tmp_path):
     assert own_photos("dmformer_n") is None
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_faults_in_folding_or_resizing_are_detected(best, tmp_path, monkeypatch):
     """The reference is the trained, unfused model, on photos prepared as in the run."""
     real = dmformer.export.write.fuse
@@ -294,6 +313,8 @@ def test_faults_in_folding_or_resizing_are_detected(best, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_fixed_size_segmenter_accepts_all_photos(segmenter, scenes, tmp_path):
     save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
     written = export(str(tmp_path / "s"), out=str(tmp_path), speed=False, dynamic_size=False)
@@ -318,6 +339,8 @@ def no_tracing(runs, monkeypatch):
     )
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_speeds_are_measured_in_alternation(best, tmp_path, no_tracing, monkeypatch):
     real = dmformer.export.write.speeds
     monkeypatch.setattr(dmformer.export.write, "speeds", lambda *args: real(*args, rounds=1, seconds=0.01))
@@ -328,6 +351,8 @@ def test_speeds_are_measured_in_alternation(best, tmp_path, no_tracing, monkeypa
     assert written.remarks == ["no photos were given or found through the run's recipe: compared on noise"]
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_not_kept(best, tmp_path, no_tracing, monkeypatch):
     real = dmformer.export.write.open_file
 
@@ -355,6 +380,8 @@ def share_right(model, photos: Path) -> float:
     return float(np.mean([Path(p.name).parent.name == p.classes[0][0] for p in predict(model, [str(photos)])]))
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_int8_is_scored_before_it_is_kept(best, photos, tmp_path):
     options = {"photos": [str(photos)], "int8": str(photos), "data": str(photos), "speed": False}
     written = export(best, "onnx", str(tmp_path / "m.onnx"), True, **options, max_loss=1.0)
@@ -373,6 +400,8 @@ def test_int8_is_scored_before_it_is_kept(best, photos, tmp_path):
     assert not quantised.intersection(name for n in resizing[:2] for name in n.input)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_int8_that_loses_too_much_is_not_kept(segmenter, scenes, tmp_path, monkeypatch):
     options = {"int8": str(scenes / "images"), "data": str(scenes), "speed": False, "dynamic_size": False}
     task, figures = TASKS["segmentation"], iter((0.53, 0.50))  # of the float file, then of the int8 file
@@ -384,6 +413,8 @@ def test_int8_that_loses_too_much_is_not_kept(segmenter, scenes, tmp_path, monke
 
 
 @pytest.mark.parametrize("file", ["plain.onnx", "photos.onnx", "masks.xml"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_command_scores_files(runs, photos, scenes, capsys, file):
     run, data, figure = ("seg", scenes, "miou") if file == "masks.xml" else ("run", photos, "top1")
     found = []
@@ -393,6 +424,8 @@ def test_command_scores_files(runs, photos, scenes, capsys, file):
     assert found[0] == pytest.approx(found[1], abs=0.03 if file == "photos.onnx" else 1e-3)
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_command_uses_files_without_torch(runs, photos, tmp_path):
     picture = str(next(photos.rglob("*.png")))
     code = (
@@ -418,6 +451,8 @@ def bad(arguments: list[str], capsys) -> str:
     return error
 
 
+@pytest.mark.export
+@pytest.mark.slow
 def test_mistakes_are_reported_in_one_line(runs, best, segmenter, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = next(photos.rglob("*.png"))

@@ -65,6 +65,8 @@ def test_fused_feature_pyramids_agree(name):
 
 
 @pytest.mark.parametrize("name", ["dmformer_n", "van_b0"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_fused_models_are_exported_without_norms(name):
     fused = dmformer.fuse(build(name))
     program = torch.export.export(fused, (images(),))

@@ -27,7 +27,19 @@ TOLERANCE = 1e-4
 """Relative to the largest magnitude. The largest error seen is 1.1e-6."""
 
 VARIANTS = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))}
-CASES = [(variant, i) for variant, golden in VARIANTS.items() for i in range(len(golden["cases"]))]
+LARGER = {"van_b2", "smt_b", "vitae_b"}
+"""They differ from the others of their families in numbers only, or take a second to build: slow."""
+
+
+def slow_if_larger(variant: str, *values: int) -> Any:
+    return pytest.param(variant, *values, marks=[pytest.mark.slow] if variant in LARGER else [])
+
+
+every_variant = pytest.mark.parametrize("variant", [slow_if_larger(variant) for variant in VARIANTS])
+every_case = pytest.mark.parametrize(
+    ("variant", "case"),
+    [slow_if_larger(variant, i) for variant, golden in VARIANTS.items() for i in range(len(golden["cases"]))],
+)
 
 ONE_PART = {
     "van_b0": "stages.3.blocks.1.mlp.conv.weight",
@@ -79,7 +91,7 @@ def worst_error(actual: Tensor, expected: dict[str, Any]) -> float:
     return (found - torch.tensor(wanted, dtype=torch.float64)).abs().max().item() / expected["absmax"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@every_variant
 def test_parameters(variant):
     assert sum(p.numel() for p in authors_model(variant).parameters()) == VARIANTS[variant]["params"]
 
@@ -90,13 +102,14 @@ def errors(model: nn.Module, case: dict[str, Any]) -> list[float]:
     return [worst_error(a, w) for a, w in zip(answers(model, case["input"]), wanted, strict=True)]
 
 
-@pytest.mark.parametrize(("variant", "case"), CASES, ids=str)
+@every_case
 def test_every_stage_and_the_logits_agree(variant, case):
     found = errors(authors_model(variant), VARIANTS[variant]["cases"][case])
     assert max(found) < TOLERANCE, found
 
 
 @pytest.mark.parametrize("variant", ONE_PART)
+@pytest.mark.slow
 def test_a_change_of_one_percent_is_detected(variant):
     """The comparison can fail: each of these changes makes it fail."""
     model, case = authors_model(variant), VARIANTS[variant]["cases"][0]
@@ -110,7 +123,8 @@ def test_a_change_of_one_percent_is_detected(variant):
     assert max(errors(model, case)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("variant", "case"), CASES, ids=str)
+@every_case
+@pytest.mark.slow
 def test_the_fused_model_agrees(variant, case):
     model = authors_model(variant)
     size = VARIANTS[variant]["cases"][case]["input"]

@@ -5,8 +5,10 @@ Tests for a single family are at the end.
 
 import copy
 import fnmatch
+import functools
 import math
 import shutil
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -28,11 +30,17 @@ from dmformer.nn.mixers.sam import SAM
 FAMILIES = ["dmformer_*", "van_*", "smt_*", "vitae_*", "vitaev2_*"]
 SMALL = {
     "dmformer_n": {},
-    "van_b0": {},
-    "smt_t": {"depths": (1, 1, 2, 1)},  # both mixers in the third stage
+    "van_b0": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1)},
+    "smt_t": {"dims": (16, 16, 32, 32), "depths": (1, 1, 2, 1)},  # both mixers in the third stage
     "vitae_t": {"depth": 2},
     "vitae_b": {"dim": 96, "depth": 4, "heads": 4, "img_size": (64, 96)},
-    "vitaev2_s": {"depths": (1, 1, 2, 1)},
+    "vitaev2_s": {
+        "embed_dims": (16, 16, 16, 16),
+        "dims": (16, 16, 32, 32),
+        "depths": (1, 1, 2, 1),
+        "groups": (1, 4, 4, 8),
+        "reduction_groups": (1, 4, 4, 4),
+    },
 }
 """The cheapest variant of each class, for tests that compute something, and arguments that make it cheaper still."""
 
@@ -68,9 +76,16 @@ PLAIN = {"vitae_b": 12, "vitae_l": 24, "vitae_h": 32}
 """Cells of the variants without stages: a map after each, all at stride 16, by default for images of one size."""
 
 NAMES = timm.list_models(FAMILIES)
-SIZES = [(32, 32), (33, 47), (97, 64), (224, 160)]
+SIZES = [(33, 47), *(pytest.param(size, marks=pytest.mark.slow) for size in [(32, 32), (97, 64), (224, 160)])]
 
-every_model = pytest.mark.parametrize("name", NAMES)
+
+def smallest_first(names: Iterable[str]) -> list:
+    """The larger variants of a family differ from the smallest in numbers only, so their tests are slow ones."""
+    quick = SMALL.keys() - PLAIN.keys()
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+every_model = pytest.mark.parametrize("name", smallest_first(NAMES))
 small_model = pytest.mark.parametrize("name", SMALL)
 
 
@@ -83,6 +98,11 @@ def strides(name: str) -> list[int]:
 def sized(name: str, height: int, width: int) -> dict:
     """Arguments for images of this size, if the model needs any."""
     return {"img_size": (height, width)} if name in PLAIN else {}
+
+
+def shallow(name: str) -> dict:
+    """Arguments for few blocks, yet with every kind of mixer, for what does not depend on the depth."""
+    return {"depth": 2} if name.startswith("vitae_") else {"depths": (1, 1, 2, 1)}
 
 
 def any_size(name: str) -> dict:
@@ -110,6 +130,12 @@ def build(name: str, **kwargs) -> nn.Module:
 def on_meta(name: str, **kwargs) -> nn.Module:
     """Shapes without values: cheap for any size."""
     return timm.create_model(name, device="meta", **kwargs).eval()
+
+
+@functools.cache
+def whole_on_meta(name: str) -> nn.Module:
+    """The model as published, built once for all tests that only look at it."""
+    return on_meta(name)
 
 
 def images(height: int = 64, width: int = 96, batch: int = 2, channels: int = 3) -> Tensor:
@@ -148,17 +174,18 @@ def test_families_are_registered():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
 def test_published_size(name):
     millions, expected = PUBLISHED[name]
-    model = on_meta(name)
+    model = whole_on_meta(name)
     assert parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
     assert gmacs(model) == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", smallest_first(EXACT))
 def test_exact_size(name):
     total, expected = EXACT[name]
-    model = on_meta(name)
+    model = whole_on_meta(name)
     assert parameters(model) == total
     assert gmacs(model) == pytest.approx(expected, rel=0.005)
     frozen = {n.rpartition(".")[2] for n, p in model.named_parameters() if not p.requires_grad}
@@ -188,7 +215,7 @@ def test_any_size_runs_and_equals_plain_convolutions(name, size, monkeypatch):
 @every_model
 def test_classifier(name):
     x = torch.empty(2, 3, 224, 224, device="meta")
-    model = on_meta(name, num_classes=10)
+    model = on_meta(name, num_classes=10, **shallow(name))
     head = model.get_classifier()
     assert isinstance(head, nn.Linear)
     assert (head.in_features, head.out_features) == (model.num_features, 10)
@@ -211,16 +238,16 @@ def test_classifier(name):
 
 @every_model
 def test_model_without_classifier(name):
-    headless = on_meta(name, num_classes=0, **sized(name, 64, 64))
+    headless = on_meta(name, num_classes=0, **shallow(name), **sized(name, 64, 64))
     assert headless.num_classes == 0
     assert headless(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, headless.num_features)
-    whole = parameters(on_meta(name, **sized(name, 64, 64)))
+    whole = parameters(on_meta(name, **shallow(name), **sized(name, 64, 64)))
     assert parameters(headless) == whole - 1000 * (headless.num_features + 1)
 
 
 @every_model
 def test_new_classifier_is_on_the_models_device(name):
-    model = on_meta(name).to(torch.bfloat16)
+    model = on_meta(name, **shallow(name)).to(torch.bfloat16)
     for num_classes in (5, 0, 7):  # after 0 the head has no parameter left that tells the device
         model.reset_classifier(num_classes)
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
@@ -258,8 +285,9 @@ def test_images_of_a_batch_do_not_interact(name):
 def test_feature_pyramid_shapes(name, which):
     count = len(strides(name))
     out_indices = {"all": tuple(range(count)), "some": (1, count - 1), "last": (-1,)}[which]
-    model = on_meta(name, features_only=True, out_indices=out_indices, **sized(name, 256, 192))
-    info = on_meta(name).feature_info
+    stages = {} if name in PLAIN else shallow(name)
+    model = on_meta(name, features_only=True, out_indices=out_indices, **stages, **sized(name, 256, 192))
+    info = whole_on_meta(name).feature_info
     assert [i["reduction"] for i in info] == strides(name)
     assert model.feature_info.reduction() == [info[i]["reduction"] for i in out_indices]
     assert model.feature_info.channels() == [info[i]["num_chs"] for i in out_indices]
@@ -316,7 +344,7 @@ def test_feature_extraction_by_symbolic_trace(name):
 @every_model
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_input_channels(name, in_chans):
-    model = on_meta(name, in_chans=in_chans, num_classes=3, **sized(name, 64, 64))
+    model = on_meta(name, in_chans=in_chans, num_classes=3, **shallow(name), **sized(name, 64, 64))
     assert model.in_chans == in_chans
     first = model.pretrained_cfg["first_conv"]
     for conv in (first,) if isinstance(first, str) else first:
@@ -394,7 +422,7 @@ def test_gradient_checkpointing(name):
 @every_model
 @pytest.mark.parametrize("coarse", [False, True])
 def test_layer_groups_follow_the_depth(name, coarse):
-    model = on_meta(name)
+    model = whole_on_meta(name)
     layers = group_parameters(model, model.group_matcher(coarse), reverse=True)
     assert layers.keys() == dict(model.named_parameters()).keys()
     order = [layers[name] for name, _ in model.named_parameters()]  # stages, norm, head: as in forward
@@ -407,7 +435,7 @@ def test_layer_groups_follow_the_depth(name, coarse):
 
 @every_model
 def test_layer_decay(name):
-    model = on_meta(name)
+    model = whole_on_meta(name)
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
     assert sum(len(group["params"]) for group in groups) == len(trainable(model))
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
@@ -419,7 +447,7 @@ def test_layer_decay(name):
 
 @every_model
 def test_vectors_have_no_weight_decay(name):
-    model = on_meta(name)
+    model = whole_on_meta(name)
     exempt = model.no_weight_decay()
     names = [n for n, _ in model.named_parameters()]
     assert all(fnmatch.filter(names, pattern) for pattern in exempt)
@@ -454,12 +482,13 @@ def test_autocast(name):
 
 
 @small_model
+@pytest.mark.slow
 def test_compile(name):
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler")
     torch.compiler.reset()  # the families share `forward`, and recompilations of one function are counted
-    shallow = {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
-    model, x = build(name, **shallow), images()
+    depths = {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
+    model, x = build(name, **depths), images()
     compiled = torch.compile(model, fullgraph=True)
     with torch.inference_mode():
         assert_near(compiled(x), model(x))
@@ -471,6 +500,8 @@ def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 
 @small_model
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_with_dynamic_shapes(name):
     """One graph of plain operators for every size whose maps and window rows are 2 or more: export specialises 1."""
     model = build(name, **any_size(name))
@@ -487,6 +518,8 @@ def test_export_with_dynamic_shapes(name):
 
 
 @pytest.mark.parametrize("name", ["vitae_t", "vitaev2_s"])
+@pytest.mark.export
+@pytest.mark.slow
 def test_export_of_an_unpadded_example_accepts_padded_sizes(name):
     """An example that strides and windows divide must not fix the rest of the graph."""
     model = build(name)

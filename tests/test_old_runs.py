@@ -63,6 +63,7 @@ def test_an_old_run_is_scored_and_resumed(old, photos, capsys):
         ({"task": ["a"]}, "unknown task"),
     ],
 )
+@pytest.mark.slow
 def test_damaged_configurations_are_told_in_one_line(old, photos, capsys, change: dict[str, Any], told: str):
     path = old / "best" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

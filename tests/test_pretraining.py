@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import COLOURS, make_photo, train_on_two_processes
+from conftest import COLOURS, make_photo
 from PIL import Image
 from safetensors.torch import load_file
 from test_distillation import final_weights, make_teacher
@@ -74,6 +74,7 @@ def pretraining(sets: Path, tmp_path: Path) -> PretrainingRecipe:
     )
 
 
+@pytest.mark.slow
 def test_run(pretraining, sets):
     run = train(replace(pretraining, epochs=8, probe=str(sets / "one")))
     scores = json.loads((run.folder / "scores.json").read_text())
@@ -133,6 +134,7 @@ def test_sizes_follow_each_other():
     assert [replace(recipe, epochs=3, size_shares=()).size(e) for e in range(3)] == [64, 96, 128]
 
 
+@pytest.mark.slow
 def test_batches_have_the_size_of_their_epoch(pretraining):
     job = PretrainingJob(pretraining)
     loader = job.train_loader(0, 1, False)
@@ -143,6 +145,7 @@ def test_batches_have_the_size_of_their_epoch(pretraining):
         assert set(targets) == {"label", "source", "classes", "probabilities", "features"}
 
 
+@pytest.mark.slow
 def test_loaders_can_be_sent_to_readers_of_any_kind(pretraining):
     """If processes are not forked, their dataset is pickled."""
     job = PretrainingJob(pretraining)
@@ -151,6 +154,7 @@ def test_loaders_can_be_sent_to_readers_of_any_kind(pretraining):
         assert torch.equal(sent[2, 1][0], loader.dataset[2, 1][0])
 
 
+@pytest.mark.slow
 def test_labels_without_a_teacher(pretraining):
     alone = replace(pretraining, teacher=None, teacher_cache=None, feature_loss="none", epochs=6)
     run = train(alone)
@@ -193,6 +197,7 @@ def test_unlabelled_folders_are_named_by_an_option(pretraining, sets):
     assert [source.class_names for source in job.sources] == [sorted(COLOURS), []]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_one_never_stopped(pretraining, monkeypatch):
     whole, stopped = train(replace(pretraining, name="whole")), replace(pretraining, name="stopped")
     step, count = Trainer._step, []
@@ -213,11 +218,12 @@ def test_resumed_run_equals_one_never_stopped(pretraining, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_processes_give_the_gradients_of_one(pretraining, tmp_path):
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(pretraining, two_processes):
     """The processes also count every held-out photo once."""
     plain = replace(pretraining, epochs=1, ema=None, optimizer="sgd", freeze=4)
     one = train(replace(plain, name="one"))
-    train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)
+    two_processes(train, replace(plain, name="two", batch_size=4))
     two = Path(pretraining.out) / "two"
     a, b = final_weights(one.folder), final_weights(two)
     for name in a:
@@ -227,6 +233,7 @@ def test_two_processes_give_the_gradients_of_one(pretraining, tmp_path):
     assert scores[0]["sources"] == scores[1]["sources"]
 
 
+@pytest.mark.slow
 def test_started_from_its_own_weights(pretraining):
     first = train(replace(pretraining, epochs=1))
     more = replace(pretraining, name="more", epochs=1, lr=0.0, lr_min=0.0, ema=None, weight_decay=0.0)

@@ -112,6 +112,7 @@ def test_verdict(html):
     assert "(2 of 3 photos)." in text
 
 
+@pytest.mark.slow
 def test_doubt_only_where_the_interval_warrants_it(tmp_path):
     targets = [0, 1] * 20
     text = Page(written(tmp_path, make_report(["a", "b"], targets, [1, *targets[1:]], [0.9] * 40))).text
@@ -173,6 +174,7 @@ def test_page_is_self_contained(html):
     assert ("lang", "en") in page.attributes
 
 
+@pytest.mark.slow
 def test_hostile_names(tmp_path):
     """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
@@ -194,6 +196,7 @@ def test_hostile_names(tmp_path):
     assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in [value for name, value in page.attributes if name == "title"]
 
 
+@pytest.mark.slow
 def test_no_errors(tmp_path):
     text = Page(written(tmp_path, make_report(NAMES, [0, 1, 2], [0, 1, 2], [1.0, 1.0, 1.0]))).text
     assert "It made no error on these photos." in text
@@ -201,6 +204,7 @@ def test_no_errors(tmp_path):
 
 
 @pytest.mark.parametrize("history", [[], [EPOCH], [EPOCH | {"val_loss": math.nan, "val_balanced_accuracy": math.nan}]])
+@pytest.mark.slow
 def test_short_history(tmp_path, history):
     text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
@@ -209,6 +213,7 @@ def test_short_history(tmp_path, history):
 
 
 @pytest.mark.parametrize(("K", "matrix"), [(2, True), (16, True), (60, False)])
+@pytest.mark.slow
 def test_number_of_classes(tmp_path, K, matrix):
     """Every class has two photos; both of class 0 are predicted as class 1, and the last class has none."""
     names = [f"class {k}" for k in range(K)]
@@ -225,6 +230,7 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert "AUROC" not in text
 
 
+@pytest.mark.slow
 def test_remarks_on_the_data(tmp_path):
     html = written(tmp_path, make_report(notes=["3 files skipped", HOSTILE[0]]))
     assert "3 files skipped" in Page(html).text
@@ -246,6 +252,7 @@ def test_broken_files_and_placeholder(tmp_path):
     assert "data:image/jpeg" not in html
 
 
+@pytest.mark.slow
 def test_interrupted_write_keeps_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -282,6 +289,8 @@ def test_templates_never_bypass_escaping():
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
+@pytest.mark.browser
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """The browser finds every section, draws something, and follows the light or dark setting."""
     written(tmp_path, make_report())

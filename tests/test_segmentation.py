@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import timm
 import torch
 from accelerate.utils import set_seed
-from conftest import train_on_two_processes
 from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import nn
@@ -58,6 +58,7 @@ def seeded_images(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.slow
 def test_heads_over_backbones_of_ours_and_of_timm(name, head):
     model = segmentation_model(name, 5, head, backbone_args=BACKBONES[name], width=64).eval()
     x = seeded_images(1, 3, 64, 96)
@@ -201,6 +202,7 @@ def test_endless_sampler():
 
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
+@pytest.mark.slow
 def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     """Train, compare the scores with scikit-learn's on the same predictions, and use the run as a user would."""
     run = train(replace(mask_recipe, head=head, iterations=60, validate_every=30))
@@ -248,8 +250,8 @@ def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
 
 
 @pytest.mark.parametrize("steps", [2, 8])
-def test_resumed_run_equals_one_never_stopped(mask_recipe, monkeypatch, steps):
-    whole = train(mask_recipe)
+@pytest.mark.slow
+def test_resumed_run_equals_one_never_stopped(mask_recipe, trained_segmenter, monkeypatch, steps):
     step, count = Trainer._step, []
 
     def stopping(self, *arguments):
@@ -263,9 +265,9 @@ def test_resumed_run_equals_one_never_stopped(mask_recipe, monkeypatch, steps):
     with pytest.raises(Stopped):
         train(stopped)
     again = train(replace(stopped, resume=True))
-    one, two = (open_segmenter(str(run.folder)).model.state_dict() for run in (whole, again))
+    one, two = (open_segmenter(str(run.folder)).model.state_dict() for run in (trained_segmenter, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert whole.scores == again.scores
+    assert trained_segmenter.scores == again.scores
 
 
 def test_shares_of_the_images_add_up(mask_recipe):
@@ -279,7 +281,8 @@ def test_shares_of_the_images_add_up(mask_recipe):
     assert sorted(p for part in parts for p in part.positions) == whole.positions
 
 
-def test_starting_weights(mask_recipe, tmp_path):
+@pytest.mark.slow
+def test_starting_weights(mask_recipe, trained_segmenter, tmp_path):
     """From a classifier, the backbone; from another segmenter, all but the last convolutions if the classes differ."""
     recipe = with_normalisation(mask_recipe)
     torch.manual_seed(1)
@@ -288,7 +291,7 @@ def test_starting_weights(mask_recipe, tmp_path):
     model, _ = SegmentationJob(replace(recipe, weights=str(tmp_path / "c.pth"))).build_model()
     assert torch.equal(model.backbone.stages_3.blocks[0].mlp.fc1.weight, classifier.stages[3].blocks[0].mlp.fc1.weight)
 
-    run = train(mask_recipe)
+    run = trained_segmenter
     start = open_segmenter(str(run.folder)).model
     model, _ = SegmentationJob(replace(recipe, weights=str(run.folder / "best"))).build_model()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), start.state_dict().values(), strict=True))
@@ -303,6 +306,7 @@ def test_starting_weights(mask_recipe, tmp_path):
         SegmentationJob(replace(recipe, weights=str(run.folder / "best"), head="upernet")).build_model()
 
 
+@pytest.mark.slow
 def test_frozen_stages_stay(mask_recipe):
     job = SegmentationJob(with_normalisation(replace(mask_recipe, freeze=2)))
     model, frozen = job.build_model()
@@ -318,6 +322,7 @@ def test_frozen_stages_stay(mask_recipe):
 
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
+@pytest.mark.slow
 def test_backbones_of_one_size_take_any_image(mask_recipe, head):
     """Swin, made for crops of 64 px: validated on images of 40 x 56 and 48 x 64, predicted at any scale."""
     swin = replace(mask_recipe, model="swin_tiny_patch4_window7_224", model_args=(), image_size=64, head=head)
@@ -340,6 +345,7 @@ def test_norms_of_timm_keep_their_activations_when_shared():
         torch.testing.assert_close(dmformer.train.loop.convert_sync_batchnorm(model)(x), model(x))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_own_rounds(mask_recipe):
     train(replace(mask_recipe, iterations=4, validate_every=2))
     with pytest.raises(UserError, match=r"validated every 2 iterations, not every 4.*--validate-every 2"):
@@ -348,6 +354,7 @@ def test_a_run_resumes_with_its_own_rounds(mask_recipe):
     assert (longer.folder / "metrics.csv").read_text().splitlines()[-1].split(",")[1] == "8"
 
 
+@pytest.mark.slow
 def test_splits_without_labels(mask_recipe, scenes):
     for path in (scenes / "annotations" / "test").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
@@ -361,6 +368,7 @@ def test_splits_without_labels(mask_recipe, scenes):
         SegmentationJob(with_normalisation(mask_recipe))
 
 
+@pytest.mark.slow
 def test_truncated_images_are_found_before_training_and_named_in_the_report(mask_recipe, scenes):
     torn = scenes / "images" / "training" / "0.png"
     torn.write_bytes(torn.read_bytes()[:-900])
@@ -420,9 +428,8 @@ def test_mistakes_are_one_line(scenes, tmp_path, capsys, options, told):
     assert len(printed.splitlines()) == 1
 
 
-def test_command_line(mask_recipe, scenes, tmp_path, capsys):
-    run = train(mask_recipe)
-    best = str(run.folder / "best")
+def test_command_line(trained_segmenter, scenes, tmp_path, capsys):
+    best = str(trained_segmenter.folder / "best")
     main(["eval", best, "--data", str(scenes), "--json", "-", "--workers", "0", "--scales", "1", "1.5", "--flip"])
     assert 0 < json.loads(capsys.readouterr().out)["miou"]["value"] <= 1
     photos = str(scenes / "images" / "test")
@@ -462,16 +469,18 @@ def test_command_line(mask_recipe, scenes, tmp_path, capsys):
         {"architecture": "hf-hub:nobody/nothing"},
     ],
 )
-def test_hostile_or_damaged_configurations_are_refused(mask_recipe, change):
-    run = train(replace(mask_recipe, iterations=1))
-    path = run.folder / "best" / "config.json"
+@pytest.mark.slow
+def test_hostile_or_damaged_configurations_are_refused(trained_segmenter, tmp_path, change):
+    path = shutil.copytree(trained_segmenter.folder / "best", tmp_path / "best") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match="is not a segmenter's configuration"):
-        open_segmenter(str(run.folder))
+        open_segmenter(str(tmp_path))
 
 
-def test_bench_of_segmenters(mask_recipe):
-    best = str(train(replace(mask_recipe, iterations=1)).folder / "best")
+@pytest.mark.export
+@pytest.mark.slow
+def test_bench_of_segmenters(trained_segmenter):
+    best = str(trained_segmenter.folder / "best")
     forms = ("eager", "fused", "onnxruntime")
     rows = bench([best, "dmformer_n+upernet"], forms=forms, batch_sizes=(2,), image_size=64, rounds=1, seconds=0.001)
     assert [row.form for row in rows] == [*forms, *forms]
@@ -488,11 +497,12 @@ def test_missing_extra_is_named(monkeypatch):
         segmentation_model("dmformer_n", 3, backbone_args=TINY)
 
 
-def test_two_processes_validate_and_report_as_one(mask_recipe, tmp_path):
+@pytest.mark.slow
+def test_two_processes_validate_and_report_as_one(mask_recipe, two_processes):
     """With a learning rate of 0 the weights stay; each process scores its part of the images, and the parts add up."""
     still = replace(mask_recipe, iterations=2, validate_every=2, lr=0.0, lr_min=0.0, ema=None, freeze=4)
     one = train(replace(still, name="one"))
-    train_on_two_processes(replace(still, name="two", batch_size=2), tmp_path)
+    two_processes(train, replace(still, name="two", batch_size=2))
     rows = []
     for name in ("one", "two"):
         with (Path(still.out) / name / "metrics.csv").open() as file:

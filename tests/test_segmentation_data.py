@@ -921,6 +921,7 @@ def test_scaled_crop_equals_resizing_then_cropping():
         assert (np.asarray(nearest) == crop.transform(mask, params).numpy()).mean() > 0.995
 
 
+@pytest.mark.slow
 def test_crops_cover_the_whole_range():
     ids = np.arange(100, dtype=np.uint8)[None].repeat(50, 0)
     transform = flat(20, None, (1.0, 1.0))
@@ -1069,6 +1070,7 @@ def test_pairs_that_break_later_are_replaced_in_training_alone(pairs):
 # ---- real data, and the picture in the documentation
 
 
+@pytest.mark.slow
 def test_camvid(shared_data):
     place = str(shared_data / "camvid")
     splits = open_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))

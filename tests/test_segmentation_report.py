@@ -106,6 +106,7 @@ def test_verdict(html):
     assert "(50.0 % of the true class's pixels)." in text
 
 
+@pytest.mark.slow
 def test_doubt_where_due(tmp_path):
     truth, _ = two_images()
     text = Page(written(tmp_path, make_report(masks=(truth, np.zeros_like(truth))))).text
@@ -142,6 +143,7 @@ def test_training(html):
 
 
 @pytest.mark.parametrize("history", [[], [ROW], [ROW | {"val_loss": math.nan, "val_miou": math.nan}]])
+@pytest.mark.slow
 def test_short_history(tmp_path, history):
     text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No training was recorded." in text) == (not history)
@@ -160,6 +162,7 @@ def test_few_pictures(html):
     assert "photo 1.jpg: prediction, mostly road, sky" in alts
 
 
+@pytest.mark.slow
 def test_pictures_in_groups(tmp_path):
     """17 images with i wrong pixels; the first has no labelled pixel and is not shown. Large ones are reduced."""
     truth = np.zeros((17, 400, 800), dtype=np.uint8)
@@ -175,6 +178,7 @@ def test_pictures_in_groups(tmp_path):
     assert html.count('width="360" height="180" src="data:image/jpeg;base64,') == 36
 
 
+@pytest.mark.slow
 def test_broken_files_and_placeholder(tmp_path):
     """A photo that cannot be read, and one whose mask has a class that does not exist."""
     truth, prediction = two_images()
@@ -193,6 +197,7 @@ def test_broken_files_and_placeholder(tmp_path):
     assert "data:image/jpeg" not in html
 
 
+@pytest.mark.slow
 def test_no_errors(tmp_path):
     truth, _ = two_images()
     text = Page(written(tmp_path, make_report(masks=(truth, np.where(truth == 255, 0, truth))))).text
@@ -214,6 +219,7 @@ def test_needs_nothing_else(html):
     needs_nothing_else(html)
 
 
+@pytest.mark.slow
 def test_hostile_names(tmp_path):
     """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
@@ -234,6 +240,7 @@ def test_hostile_names(tmp_path):
 
 
 @pytest.mark.parametrize(("K", "matrix"), [(3, True), (20, True), (60, False), (150, False)])
+@pytest.mark.slow
 def test_number_of_classes(tmp_path, K, matrix):
     """Every class but the last has a pixel; the third and fourth are confused with each other."""
     names = list(ADE20K.class_names) if K == 150 else [f"class {k}" for k in range(K)]
@@ -252,6 +259,7 @@ def test_number_of_classes(tmp_path, K, matrix):
     assert html.count('<li><i style="--own:') == (K if matrix else K - 1)  # with many classes, those in the pictures
 
 
+@pytest.mark.slow
 def test_predicted_only_and_rare(tmp_path):
     """A class that is predicted and never present, and one with 1 of 10,000 pixels."""
     truth, prediction = np.zeros((1, 100, 100), dtype=np.uint8), np.zeros((1, 100, 100), dtype=np.uint8)
@@ -265,6 +273,8 @@ def test_predicted_only_and_rare(tmp_path):
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed: no browser to open the page in"
 )
+@pytest.mark.browser
+@pytest.mark.slow
 def test_in_a_browser(tmp_path):
     """The browser finds every section and follows the light or dark setting."""
     written(tmp_path, make_report())

@@ -566,6 +566,7 @@ def test_every_response_has_the_security_headers():
 # Batches, queues, time
 
 
+@pytest.mark.slow
 def test_concurrent_requests_share_batches_and_get_their_own_results():
     colours = [(10 * i, 255 - 10 * i, 7 * i) for i in range(24)]
 
@@ -671,6 +672,7 @@ def test_a_timeout_is_reported_and_its_work_skipped():
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_work_of_disconnected_clients_is_skipped():
     model = Colours()
     with in_a_thread(model, "model.onnx", SMALL) as address, httpx.Client(base_url=address) as client:
@@ -813,6 +815,7 @@ def test_a_trained_classifier_gives_the_same_result_alone_and_in_a_batch(classif
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_the_overlay_shows_where_the_class_is_found(classifier):
     predictor: Any = open_predictor(classifier)
     subject = open_subject(classifier)
@@ -984,6 +987,7 @@ main(["serve", "slow", "--port", "0"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
 def test_running_requests_are_answered_before_it_exits(number, code):
     answers: list[httpx.Response] = []
     with started("-c", SLOW) as (process, address):
@@ -1038,6 +1042,8 @@ def choose(page: Any, file: Path) -> None:
     chooser.value.set_files(file)
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_classifier(classifier, tmp_path):
     make_photo(COLOURS["grünes Haus"], 50, (80, 70)).save(tmp_path / "house.png")
     narrow: Any = dict(viewport={"width": 360, "height": 700}, color_scheme="dark")
@@ -1076,6 +1082,8 @@ def test_the_page_of_a_classifier(classifier, tmp_path):
         assert [text for text in said if "415" not in text] == []
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_of_a_segmenter(segmenter, tmp_path):
     make_photo((90, 140, 230), 3, (700, 500)).save(tmp_path / "street.png")
     limits = replace(Limits(), work_pixels=100_000)
@@ -1100,6 +1108,8 @@ def test_the_page_of_a_segmenter(segmenter, tmp_path):
         assert said == []
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_a_photo_can_be_dropped_and_pasted():
     script = """([kind, bytes]) => {
         const files = new DataTransfer();

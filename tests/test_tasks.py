@@ -261,6 +261,7 @@ def test_a_new_task_is_trained_scored_used_and_reported(best, photos, capsys):
     assert "epoch 41:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mistakes_with_a_new_task_are_one_line(best, photos, capsys, tmp_path):
     for arguments, told in (
         (["train", "colours", "--data", "nowhere"], "nowhere does not exist"),
@@ -279,6 +280,7 @@ def test_mistakes_with_a_new_task_are_one_line(best, photos, capsys, tmp_path):
         assert len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_new_task_cannot_be_served(best):
     with pytest.raises(UserError, match="run is a regressor, which cannot be served"):
         open_service(str(best), open_predictor(str(best)), Limits(), Metrics())
@@ -291,6 +293,7 @@ def test_every_task_has_its_record():
         assert task.answer in ANSWERS
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_known_is_told(fourth, best, capsys, monkeypatch):
     monkeypatch.delitem(TASKS, "colour")
     with pytest.raises(SystemExit):

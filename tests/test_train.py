@@ -15,17 +15,16 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import train_on_two_processes
 from safetensors.torch import load_file
 
 import dmformer.tasks.classification.training
 import dmformer.train.loop
+from dmformer.cli import main
 from dmformer.models.weights import load_weights
 from dmformer.predict.classes import predict
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.evaluate import evaluate
 from dmformer.tasks.classification.model import build_model, freeze
-from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.train.loop import Run, Stopped, Trainer, train
 from dmformer.train.processes import number_of_processes, together
@@ -46,8 +45,8 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_run_folder(recipe, photos):
-    run = train(replace(recipe, epochs=8, mixup=0.0))
+def test_run_folder(trained_classifier, recipe, photos):
+    run = trained_classifier
     assert {p.name for p in run.folder.iterdir()} == {
         "recipe.yaml",
         "metrics.csv",
@@ -67,7 +66,8 @@ def test_run_folder(recipe, photos):
     assert 0 <= float(rows[-1]["wait_share"]) < 1
     saved = read_recipe(run.folder / "recipe.yaml")
     normalisation = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    assert saved == replace(recipe, epochs=8, mixup=0.0, **normalisation)
+    data, out = str(run.folder.parents[1] / "photos"), str(run.folder.parent)
+    assert saved == replace(recipe, epochs=8, mixup=0.0, data=data, out=out, **normalisation)
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "蓝天" in page
     assert "100.0\N{NO-BREAK SPACE}%" in page
@@ -89,6 +89,7 @@ def test_run_folder(recipe, photos):
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])  # in the middle of the first epoch, and of the second
+@pytest.mark.slow
 def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
     whole = train(replace(recipe, name="whole"))
     stopped = replace(recipe, name="stopped")
@@ -113,6 +114,7 @@ def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
         assert [row[key] for row in a] == [row[key] for row in b]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_from_its_last_save(recipe, monkeypatch):
     whole = train(replace(recipe, name="whole"))
     killed = replace(recipe, name="killed", save_every=2)
@@ -135,6 +137,7 @@ def test_killed_run_goes_on_from_its_last_save(recipe, monkeypatch):
     assert_same(final_weights(whole.folder), final_weights(resumed.folder))
 
 
+@pytest.mark.slow
 def test_interrupted_save_leaves_the_one_before(recipe, monkeypatch):
     run = train(replace(recipe, epochs=1))
     before = final_weights(run.folder)
@@ -163,6 +166,7 @@ def test_infinite_loss_stops_with_what_to_try(recipe, monkeypatch):
     assert (Path(recipe.out) / "run" / "last").is_dir()
 
 
+@pytest.mark.slow
 def test_run_folder_is_never_overwritten_unasked(recipe):
     train(replace(recipe, epochs=1))
     with pytest.raises(UserError, match="exists already"):
@@ -191,6 +195,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.slow
 def test_every_family_trains_evaluates_and_predicts(model, precision, recipe, photos):
     """From the recipe to the report without a special case; the report tells the three colours apart."""
     run = train(replace(recipe, model=model, model_args=FAMILIES[model], epochs=6, precision=precision, mixup=0.0))
@@ -202,6 +207,7 @@ def test_every_family_trains_evaluates_and_predicts(model, precision, recipe, ph
     assert found.error is None
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one(recipe):
     """Two batches of 4 give the gradients of one batch of 8, in a model without BatchNorm's batch statistics."""
     plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4, lr_batch=8)
@@ -212,6 +218,7 @@ def test_accumulated_batches_equal_one(recipe):
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_stages_stay(recipe):
     run = train(replace(recipe, epochs=1, freeze=2, ema=None))
     class_names = open_classifier(str(run.folder)).class_names
@@ -227,6 +234,7 @@ def test_frozen_stages_stay(recipe):
         freeze(timm.create_model("resnet18"), 1)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_weights(recipe):
     first = train(replace(recipe, epochs=1))
     tuned = replace(recipe, name="tuned", weights=str(first.folder / "best"), freeze=4, epochs=1, ema=None)
@@ -248,6 +256,7 @@ def test_fine_tuning_starts_from_weights(recipe):
     ],
     ids=["weights", "augmentation", "layout"],
 )
+@pytest.mark.slow
 def test_options_train(recipe, options):
     run = train(replace(recipe, epochs=1, **options))
     assert run.scores.count == 5
@@ -300,6 +309,7 @@ def test_recipes_that_need_weights_say_so():
         RECIPES["imagenet22k_to_1k_van_b4"]().check()
 
 
+@pytest.mark.slow
 def test_cool_down_keeps_the_lowest_learning_rate(recipe):
     run = train(replace(recipe, epochs=4, cooldown_epochs=2, warmup_epochs=0.5, lr_min=1e-5, ema=None))
     with (run.folder / "metrics.csv").open() as file:
@@ -308,11 +318,12 @@ def test_cool_down_keeps_the_lowest_learning_rate(recipe):
     assert rates[2:] == pytest.approx([1e-5, 1e-5])
 
 
-def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(recipe, two_processes):
     """Two half batches on two processes update the weights as one batch on one does (BatchNorm aside)."""
     plain = replace(recipe, epochs=1, mixup=0.0, drop_path_rate=0.0, ema=None, optimizer="sgd", freeze=4)
     one = train(replace(plain, name="one", batch_size=8))
-    train_on_two_processes(replace(plain, name="two", batch_size=4), tmp_path)
+    two_processes(train, replace(plain, name="two", batch_size=4))
     a, b = final_weights(one.folder), final_weights(Path(recipe.out) / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
@@ -320,7 +331,8 @@ def test_two_processes_give_the_gradients_of_one(recipe, tmp_path):
     assert page.count("<html") == 1
 
 
-def test_the_command_runs_on_two_processes(recipe, tmp_path):
+@pytest.mark.slow
+def test_the_command_runs_on_two_processes(recipe):
     """As in the documentation: only the first process prints the scores, and every process exits cleanly."""
     arguments = ["train", "scratch", "--data", recipe.data, "--out", recipe.out, "--name", "two", "--epochs", "1"]
     arguments += ["--model-args", *recipe.model_args, "--image-size", "32", "--batch-size", "4", "--workers", "0"]
@@ -337,39 +349,33 @@ def test_the_command_runs_on_two_processes(recipe, tmp_path):
     assert done.stdout.count("best weights:") == 1
 
 
-def command_of(recipe: ClassificationRecipe, *arguments: str) -> list[str]:
-    """`dmformer train` of the small model on the photos, by SGD and without per-process randomness."""
+def run_command(arguments: list[str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dmformer", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_processes_and_resumes_them(recipe, capsys):
+    """Two processes of the command train the weights of one, and a resumed run has as many as before."""
     options = ["--data", recipe.data, "--out", recipe.out, "--model-args", *recipe.model_args, "--image-size", "32"]
     options += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--tracker", "none", "--optimizer", "sgd"]
-    options += ["--ema", "none", "--freeze", "4", "--precision", "no", *arguments]
-    return [sys.executable, "-m", "dmformer", "train", "scratch", *options]
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_the_command_starts_its_processes_and_equals_one(recipe):
-    for processes in ("1", "2"):
-        done = run(command_of(recipe, "--name", processes, "--processes", processes, "--threads", "2"))
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("best weights:") == 1
-        assert "Warning" not in done.stderr
-    a, b = (final_weights(Path(recipe.out) / processes) for processes in ("1", "2"))
+    options += ["--ema", "none", "--freeze", "4", "--precision", "no"]
+    main(["train", "scratch", *options, "--name", "one", "--processes", "1"])
+    assert capsys.readouterr().out.count("best weights:") == 1
+    done = run_command(["train", "scratch", *options, "--name", "two", "--processes", "2", "--threads", "2"])
+    assert done.stdout.count("best weights:") == 1
+    assert "Warning" not in done.stderr
+    a, b = (final_weights(Path(recipe.out) / name) for name in ("one", "two"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
-    saved = read_recipe(Path(recipe.out) / "2" / "recipe.yaml")
+    saved = read_recipe(Path(recipe.out) / "two" / "recipe.yaml")
     assert (saved.batch_size, saved.processes) == (8, 2)
-    assert "cores, 2 threads" in (Path(recipe.out) / "2" / "report.html").read_text()  # while the other process waits
+    assert "cores, 2 threads" in (Path(recipe.out) / "two" / "report.html").read_text()  # while the other process waits
 
-
-def test_a_run_of_two_processes_is_resumed_by_two(recipe):
-    done = run(command_of(recipe, "--name", "two", "--processes", "2"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    resume = ["train", "--resume", "--out", recipe.out, "--name", "two", "--epochs", "2"]
-    done = run([sys.executable, "-m", "dmformer", *resume])
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_command(["train", "--resume", "--out", recipe.out, "--name", "two", "--epochs", "2"])
     assert "cpu x 2" in done.stderr + done.stdout
 
 
@@ -393,6 +399,7 @@ def test_processes_that_cannot_be(recipe, monkeypatch):
         train(replace(recipe, batch_size=8, processes=2))
 
 
+@pytest.mark.slow
 def test_the_failure_of_another_process_is_told(recipe, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     environment = dict(os.environ)
@@ -410,6 +417,7 @@ def test_the_failure_of_another_process_is_told(recipe, monkeypatch):
     assert dict(os.environ) == environment
 
 
+@pytest.mark.slow
 def test_threads_are_those_asked_for(recipe):
     before = torch.get_num_threads()
     try:

@@ -34,6 +34,7 @@ def here(test):
 
 
 @pytest.mark.skipif(HERE, reason="the kernels run in this process: on a GPU, or it is the child")
+@pytest.mark.slow
 def test_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-q"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

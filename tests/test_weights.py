@@ -122,6 +122,7 @@ def test_both_names_of_smts_depthwise_convolution_are_known():
     assert_same(loaded("smt_t", other), loaded("smt_t", authors("smt_t")))
 
 
+@pytest.mark.slow
 def test_window_indices_of_vitaev2_may_be_missing():
     short = {k: v for k, v in authors("vitaev2_s").items() if not k.endswith("relative_position_index")}
     assert len(short) < len(authors("vitaev2_s"))
@@ -138,6 +139,7 @@ def test_wrappers_prefixes_and_suffixes(wrapper, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["van_b0", "vitae_t"])
+@pytest.mark.slow
 def test_timm_loads_the_authors_file_directly(variant, tmp_path):
     """It accepts any file; so a feature pyramid can start from published weights."""
     torch.save({"state_dict": authors(variant)}, tmp_path / "weights.pth")
@@ -166,6 +168,7 @@ def with_classes(variant: str, classes: int) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_a_22k_classifier_is_kept_dropped_or_narrowed():
     state = with_classes("van_b0", 21841)
     assert torch.equal(loaded("van_b0", state, num_classes=21841)["head.fc.bias"], torch.arange(21841.0))
@@ -224,6 +227,7 @@ def test_preprocessing_of_the_families():
     assert "75.4" in van.notes[1]
 
 
+@pytest.mark.slow
 def test_smt_s_with_one_last_block(tmp_path):
     model = timm.create_model("smt_s", depths=(3, 4, 18, 1))
     torch.save(model.state_dict(), tmp_path / "smt_small.pth")
@@ -234,6 +238,7 @@ def test_smt_s_with_one_last_block(tmp_path):
     assert_same(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.slow
 def test_positions_tell_the_image_size(tmp_path):
     model = timm.create_model("vitae_b", depth=12, img_size=96)
     torch.save(model.state_dict(), tmp_path / "vitae_b.pth")
@@ -243,6 +248,7 @@ def test_positions_tell_the_image_size(tmp_path):
     assert_same(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_22k_file_is_converted_with_and_without_its_classifier(tmp_path):
     torch.save({"state_dict": with_classes("van_b0", 21841)}, tmp_path / "van.pth")
     made = convert(str(tmp_path / "van.pth"), str(tmp_path / "kept"), image_size=384)
@@ -254,6 +260,7 @@ def test_a_22k_file_is_converted_with_and_without_its_classifier(tmp_path):
     assert torch.equal(model.stages[0].norm.weight, authors("van_b0")["norm1.weight"])
 
 
+@pytest.mark.slow
 def test_converted_weights_predict_and_fine_tune(photos, recipe, tmp_path):
     torch.save({"state_dict": authors("van_b0")}, tmp_path / "van_b0.pth")
     convert(str(tmp_path / "van_b0.pth"), str(tmp_path / "van_b0"))
@@ -322,6 +329,7 @@ def test_what_cannot_be_converted_is_reported_in_one_line(tmp_path, capsys):
         assert not (tmp_path / "out").exists(), name
 
 
+@pytest.mark.slow
 def test_a_model_is_overwritten_only_on_request(tmp_path, capsys):
     torch.save({"state_dict": authors("van_b0")}, tmp_path / "van_b0.pth")
     arguments = ["convert", str(tmp_path / "van_b0.pth"), str(tmp_path / "out")]
