@@ -26,7 +26,7 @@ ROW = {
 }  # fmt: skip
 HEADINGS = [
     "Verdict", "Training", "Sizes", "Classes", "Precision and recall", "Wrong detections", "Missed objects",
-    "Pictures", "Faults in the annotations", "How it was made",
+    "Pictures", "Data", "How it was made",
 ]  # fmt: skip
 
 
@@ -405,3 +405,9 @@ def test_in_a_browser(tmp_path):
         chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
         backgrounds.append(sum(Image.open(shot).convert("RGB").getpixel((2, 2))))
     assert backgrounds[0] > 700 > 150 > backgrounds[1]
+
+
+def test_remarks_on_the_data_are_shown(tmp_path):
+    html = written(tmp_path, make_report(notes=["3 photos are copies", "a < b"]))
+    assert "3 photos are copies" in Page(html).text
+    assert "<li>a &lt; b</li>" in html

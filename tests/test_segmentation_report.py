@@ -22,7 +22,7 @@ ROW = {
     "val_miou": 0.5, "val_macc": 0.6, "val_aacc": 0.75, "images_per_second": 42.0, "wait_share": 0.25,
     "memory_gb": 7.5, "seconds": 90.0,
 }  # fmt: skip
-HEADINGS = ["Verdict", "Training", "Classes", "Confusion", "Pictures", "Broken files", "How it was made"]
+HEADINGS = ["Verdict", "Training", "Classes", "Confusion", "Pictures", "Data", "How it was made"]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
@@ -287,3 +287,9 @@ def test_in_a_browser(tmp_path):
         chromium(tmp_path, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
         backgrounds.append(sum(Image.open(shot).convert("RGB").getpixel((2, 2))))
     assert backgrounds[0] > 700 > 150 > backgrounds[1]
+
+
+def test_remarks_on_the_data_are_shown(tmp_path):
+    html = written(tmp_path, make_report(notes=["3 photos are copies", "a < b"]))
+    assert "3 photos are copies" in Page(html).text
+    assert "<li>a &lt; b</li>" in html
