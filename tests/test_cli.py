@@ -121,7 +121,7 @@ def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     (photos / ".ipynb_checkpoints").mkdir()
     (photos / ".ipynb_checkpoints" / "0.png").write_bytes(b"no image")
     code, out, err = run(capsys, "predict", best, photos, "--top", 2, "--format", "csv")
-    assert "1 file skipped, which are no photos of yours: .ipynb_checkpoints (1)" in err
+    assert "skipped 1 file of the system or of dmformer: .ipynb_checkpoints (1)" in err
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
     assert len(rows) == 37

@@ -297,7 +297,9 @@ def test_real_photos(shared_data, recipe):
 def test_real_tars(shared_data, recipe):
     place = shared_data / "tiny_imagenet"
     data = replace(recipe, data=str(place / "train_20k.tar"), val_data=str(place / "val_4k.tar"))
-    splits = open_splits(data)
+    with pytest.raises(UserError, match=r"1 photo is both in train and val .*n01855672_44"):
+        open_splits(data)
+    splits = open_splits(replace(data, allow_leaks=True))
     assert (len(splits.class_names), len(splits.train), len(splits.val)) == (200, 20000, 4000)
     assert np.bincount(splits.val.targets).tolist() == [20] * 200
     assert len(open_evaluation(replace(recipe, data=str(place / "val_4k.tar")), splits.class_names)[0]) == 4000
@@ -333,6 +335,16 @@ def test_splits_by_their_usual_names(recipe, tmp_path, train, val, test):
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 4, 2]
     assert splits.class_names == ["a", "b"]
     assert any("1 photo beside the folders" in note for note in splits.notes)
+
+
+def test_splits_inside_class_folders(recipe, tmp_path):
+    sizes = {"train": 3, "Validation": 2}
+    splits = opened(recipe, save_set(tmp_path / "a", **{f"{c}/{split}": n for c in "ab" for split, n in sizes.items()}))
+    assert (splits.class_names, len(splits.train), len(splits.val)) == (["a", "b"], 6, 4)
+    assert splits.val.targets.tolist() == [0, 0, 1, 1]
+    assert splits.notes == ["the splits are inside the class folders"]
+    mixed = opened(recipe, save_set(tmp_path / "b", **{"a/train": 8, "a/other": 4, "b/train": 8}))
+    assert len(mixed.train) + len(mixed.val) + len(mixed.test) == 20
 
 
 def test_folders_that_only_look_like_splits(recipe, tmp_path):
@@ -390,8 +402,8 @@ def test_what_is_left_out_is_told(recipe, photos):
     assert splits.class_names == sorted(COLOURS)
     assert sum(len(s) for s in (splits.train, splits.val, splits.test)) == 37
     assert [note.partition(":")[0] for note in splits.notes] == [
-        "2 files skipped, which are no photos of yours",
-        "1 file left out, which cannot be read as photos",
+        "skipped 2 files of the system or of dmformer",
+        "left out 1 file that cannot be read as photos",
     ]
 
 
@@ -400,11 +412,11 @@ def test_copies_across_splits_stop_a_run(recipe, tmp_path):
     place = save_set(tmp_path / "set", **counts)
     shutil.copy(place / "train" / "a" / "0.png", place / "test" / "a" / "other.png")
     Image.open(place / "train" / "b" / "1.png").save(place / "val" / "a" / "other.bmp")
-    with pytest.raises(UserError, match=r"2 photos of train and test, train and val are the same.*--allow-leaks"):
+    with pytest.raises(UserError, match=r"2 photos are both in train and test, train and val .*--allow-leaks"):
         opened(recipe, place)
     notes = opened(recipe, place, allow_leaks=True).notes
     assert notes[0].startswith("2 photos are copies of another one (train/a/0.png = test/a/other.png")
-    assert notes[1] == "1 photos are in more than one class (train/b/1.png = val/a/other.bmp)"
+    assert notes[1] == "1 photo is in two classes (train/b/1.png = val/a/other.bmp)"
     assert "say nothing about new photos" in notes[2]
     with pytest.raises(UserError, match="--allow-leaks"):
         opened(recipe, place / "train", val_data=str(place / "train"))

@@ -318,9 +318,9 @@ def test_folder_of_something_else_is_no_cache(taught, tmp_path):
 
 def test_photo_that_changed_since_the_cache_was_written_is_told(written):
     photo = sorted(Path(written.data).rglob("*.png"))[0]
-    for path in sorted(Path(written.data).rglob("*.png")):
+    for i, path in enumerate(sorted(Path(written.data).rglob("*.png"))):
         if path != photo:
-            make_photo((9, 9, 9), 1).save(path)
+            make_photo((9, 9, 9), i).save(path)
     with pytest.raises(UserError, match=r"photos/.*png has changed since the teacher's cache was written"):
         train(replace(written, max_broken=1.0))
 

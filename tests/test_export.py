@@ -148,6 +148,10 @@ def test_card_round_trip():
     card = replace(CARD, palette=[(0, 1, 2), (3, 4, 5)], image_size=None, task="segmentation", ignore_index=[255])
     assert Card.from_metadata(card.to_metadata(), "file") == card
     assert Card.from_metadata(CARD.to_metadata(), "file") == CARD
+    deep = replace(CARD, values=(-1000.0, 3000.0))
+    assert Card.from_metadata(deep.to_metadata(), "file") == deep
+    older = {name: value for name, value in CARD.to_metadata().items() if name not in ("boxes", "values")}
+    assert Card.from_metadata(older, "file") == CARD
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,9 @@ def test_card_round_trip():
         {"task": '"segmentation"', "palette": "[[0, 0, 0]]"},
         {"crop_mode": '"border"'},
         {"preprocessing": "1"},
+        {"values": "[1, 0]"},
+        {"values": "[0, NaN]"},
+        {"values": "7"},
         {"name": "{"},
     ],
 )

@@ -86,7 +86,7 @@ def test_litter_and_output_are_skipped_and_counted():
         **{"lost+found": 1, "$RECYCLE.BIN": 1},
     }
     assert found.others == {".txt": 1, ".svg": 1, "without a suffix": 1}
-    assert found.notes()[0].startswith("8 files skipped")
+    assert found.notes()[0].startswith("skipped 8 files of the system")
     assert ".svg (1)" in found.notes()[1]
 
 
@@ -134,7 +134,7 @@ def test_linked_folders_are_followed_and_cycles_end(tmp_path):
     assert ".ipynb_checkpoints (1)" in remarks[0]
     (tmp_path / "none").mkdir()
     fill(tmp_path, "none/a.txt")
-    with pytest.raises(UserError, match=r"no photos; 1 file left out.*\.txt"):
+    with pytest.raises(UserError, match=r"no images; left out 1 file.*\.txt"):
         list_photos([str(tmp_path / "none")])
 
 
@@ -196,6 +196,31 @@ def test_deep_images_keep_their_contrast(bits):
 def test_colours_of_16_bits_are_read_as_before():
     values = np.random.default_rng(0).integers(0, 2**16, (6, 5, 3)).astype(np.uint16)
     assert (np.asarray(decode(deep_png(values))) == values >> 8).all()
+
+
+def deep_tiff(path: Path, values: np.ndarray, compressed: bool) -> None:
+    """A TIFF of 16 bits per colour, which Pillow reads and cannot write."""
+    height, width, _ = values.shape
+    data = values.astype("<u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    end = 8 + len(data)
+    entries = [(256, 3, width), (257, 3, height), (259, 3, 8 if compressed else 1), (262, 3, 2), (273, 4, 8)]
+    entries += [(277, 3, 3), (278, 3, height), (279, 4, len(data))]
+    rows = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries]
+    rows.insert(2, struct.pack("<HHII", 258, 3, 3, end))
+    head = b"II*\0" + struct.pack("<I", end + 6) + data + struct.pack("<HHH", 16, 16, 16)
+    path.write_bytes(head + struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_colours_of_a_tiff_of_12_bits(tmp_path, compressed):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 5, 3)).astype(np.uint16)
+    values[0, 0, 0] = 4095
+    deep_tiff(tmp_path / "a.tif", values, compressed)
+    expected = (values / 4095 * 255).round()
+    assert (np.asarray(decode(str(tmp_path / "a.tif"))) == expected).all()
+    with open(tmp_path / "a.tif", "rb") as file:
+        assert (np.asarray(decode(file)) == expected).all()
 
 
 def test_8_bits_are_unchanged():

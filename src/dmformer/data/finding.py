@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from ..utils.errors import UserError
+from ..utils.extras import needs
 
 LITTER = frozenset(
     {
@@ -65,6 +67,13 @@ def is_photo(name: str) -> bool:
     return name.lower().endswith(photo_suffixes())
 
 
+def require_heif(names: Iterable[str]) -> None:
+    """Raise UserError if there are HEIC photos among the names and the extra `heif` is missing."""
+    if any(name.lower().endswith(HEIF) for name in names):
+        with needs("heif", "reading HEIC photos"):
+            import_module("pillow_heif")
+
+
 def is_litter(name: str) -> bool:
     """Whether a file or a folder of this name, without its path, was left behind by a system."""
     return name.startswith(".") or name.casefold() in LITTER
@@ -98,9 +107,9 @@ class Found:
         """What was left out, for the user."""
         notes = []
         if self.litter:
-            notes.append(f"{_counted(self.litter)} skipped, which are no photos of yours: {_listed(self.litter)}")
+            notes.append(f"skipped {_counted(self.litter)} of the system or of dmformer: {_listed(self.litter)}")
         if self.others:
-            notes.append(f"{_counted(self.others)} left out, which cannot be read as photos: {_listed(self.others)}")
+            notes.append(f"left out {_counted(self.others)} that cannot be read as photos: {_listed(self.others)}")
         return notes
 
 
@@ -221,6 +230,6 @@ def list_photos(photos: Sequence[str], say: Callable[[str], None] = no_remark) -
         for note in found.notes():
             say(f"{photo}: {note}")
         if not found.photos:
-            raise UserError("; ".join([f"{photo} contains no photos", *found.notes()]) + ".")
+            raise UserError("; ".join([f"{photo} contains no images", *found.notes()]) + ".")
         names += sorted(str(path / name) for name in found.photos)
     return names

@@ -23,6 +23,7 @@ from ..nn.fuse import fuse
 from ..runtimes.card import Card
 from ..runtimes.exported import normalised, open_exported
 from ..tasks.classification.classifier import Classifier
+from ..tasks.classification.layout import TABLES
 from ..tasks.config import find_config
 from ..tasks.opening import open_trained
 from ..tasks.recipes import read_recipe
@@ -241,8 +242,10 @@ def own_photos(source: str) -> list[str] | None:
         ):  # the data may be gone; noise is used then
             read = read_recipe(recipe)
             data = Path(TASKS[read.task].photos(read))
-            if data.suffix == ".json":  # COCO annotations
+            if data.suffix in (".json", *TABLES):  # annotations beside the photos
                 data = data.parent
+            if data.is_file():  # an archive
+                continue
             found = [f for f in list_photos([str(data)]) if not MASKS.intersection(Path(f).relative_to(data).parts)]
             if found:
                 return found

@@ -1,5 +1,6 @@
 """Measure on images what models look at and how they compute: a CSV, a plot and a caption that explains it."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Callable, Sequence
@@ -146,8 +147,8 @@ def analyse(
 def find_photos(folder: Path, count: int, say: Callable[[str], None] = no_remark) -> list[tuple[Path, str]]:
     """A sample of the images in a folder, searched recursively, each with its class, or "" without classes.
 
-    Classes are found as in training, in all splits together. The sample is balanced over the classes, and evenly spread
-    over the sorted names. `say` takes remarks on what was left out.
+    Classes are found as in training, in all splits together, if every image has one. The sample is balanced over the
+    classes, and evenly spread over the sorted names. `say` takes remarks on what was left out.
 
     Raises:
         UserError: The folder does not exist or contains no images.
@@ -156,16 +157,13 @@ def find_photos(folder: Path, count: int, say: Callable[[str], None] = no_remark
         raise UserError(f"{folder} is not a folder: give a folder of photos.")
     found = sorted(map(Path, list_photos([str(folder)], say)))
     by_class: dict[str, list[Path]] = {}
-    try:
-        parts = read_layout(str(folder)).parts.values()
-    except UserError:  # they are not in class folders
-        by_class = {"": found}
-    else:
-        for part in parts:
+    with contextlib.suppress(UserError):  # photos that are not in class folders
+        for part in read_layout(str(folder)).parts.values():
             for name, label in zip(part.names, part.classes, strict=True):
                 by_class.setdefault(label, []).append(folder / name)
-        by_class = {label: sorted(paths) for label, paths in by_class.items()}
-        found = [path for paths in by_class.values() for path in paths]
+    if sum(map(len, by_class.values())) < len(found):
+        by_class = {"": found}
+    by_class = {label: sorted(paths) for label, paths in by_class.items()}
     chosen, left = [], min(count, len(found))
     for i, (name, paths) in enumerate(sorted(by_class.items(), key=lambda item: (len(item[1]), item[0]))):
         take = min(len(paths), left // (len(by_class) - i))

@@ -76,10 +76,10 @@ def refuse_leaks(splits: Mapping[str, Photos], copies: Copies, allowed: bool) ->
     if not leaks:
         return []
     between = sorted({" and ".join(dict.fromkeys(name for name, _ in group)) for group in leaks})
-    told = f"{len(leaks):,} photo{'s' if len(leaks) > 1 else ''} of {', '.join(between)} are the same"
+    told = f"{len(leaks):,} photo{' is' if len(leaks) == 1 else 's are'} both in {', '.join(between)}"
     told += _shown(splits, [_across(group) for group in leaks])
     if allowed:
-        return [f"{told}: scores on them say nothing about new photos"]
+        return [f"{told}: scores on these say nothing about new photos"]
     raise UserError(f"{told}. Remove them from one of the splits, or give --allow-leaks.")
 
 
@@ -108,7 +108,9 @@ def _notes(splits: Mapping[str, Photos], same: list[Group], target: Callable[[st
     notes = [f"{count:,} photo{' is a copy' if count == 1 else 's are copies'} of another one{_shown(splits, same)}"]
     mixed = [group for group in same if target is not None and len({target(name, i) for name, i in group}) > 1]
     if mixed:
-        notes.append(f"{len(mixed):,} photos are in more than one class{_shown(splits, mixed)}")
+        notes.append(
+            f"{len(mixed):,} photo{' is' if len(mixed) == 1 else 's are'} in two classes{_shown(splits, mixed)}"
+        )
     return notes
 
 

@@ -16,7 +16,7 @@ from timm.data.readers.reader import Reader
 
 from ...data.archives import Files, FolderFiles
 from ...data.decode import PLAIN, Reading
-from ...data.finding import list_photos
+from ...data.finding import list_photos, require_heif
 from ...data.values import set_range, told
 from ...utils.errors import UserError
 from ..folders import first_few
@@ -189,6 +189,7 @@ def open_unlabelled(
     if not root.is_dir():
         raise UserError(f"{place} is not a folder: photos without labels are read from folders.")
     names = [Path(path).relative_to(root).as_posix() for path in list_photos([place], say)]
+    require_heif(names)
     reader = _Photos(FolderFiles(root), names, [-1] * len(names))
     train, val = _divide(np.zeros(len(names), int), np.arange(len(names)), val_share, seed)
     if len(val) == 0:
@@ -327,10 +328,8 @@ def _split_off(
     train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), recipe.seed)
     train, val, test = _kept_together([train, val, test], together)
     if val is None or not len(val):
-        raise UserError(
-            f"{recipe.data}: {len(split)} images are too few to split off validation images: "
-            "give --val-data, or a larger --val-share."
-        )
+        told = f"{recipe.data}: {len(split)} images, of which copies stay together, are too few"
+        raise UserError(f"{told} to split off validation images: give --val-data, or a larger --val-share.")
     parts = [None if p is None else replace(split, indices=p, targets=split.targets[p]) for p in (train, val, test)]
     return parts[0], parts[1], parts[2]  # type: ignore[return-value]
 

@@ -67,7 +67,10 @@ def evaluate(
     elif run is None:
         raise UserError("there is no run whose test photos could be scored: name the photos with --data.")
     else:
-        split, name = open_own_test(run, classifier.class_names)
+        try:
+            split, name = open_own_test(run, classifier.class_names)
+        except UserError as error:
+            raise UserError(f"the photos of the run cannot be opened again; name others with --data. {error}") from None
         say(f"scoring the {name} photos of the run, from {run.data}")
     split = replace(split, reading=replace(split.reading, values=classifier.values))
     batch_size = batch_size if classifier.one_size else 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
-from ...data.finding import SPLIT_NAMES, is_litter, is_photo, natural_key, sort_out, split_of
+from ...data.finding import SPLIT_NAMES, is_litter, is_photo, natural_key, require_heif, sort_out, split_of
 from ...utils.errors import UserError, first_line
 from ..folders import first_few
 
@@ -117,6 +117,7 @@ def _from_folders(path: Path) -> Layout:
     if not found.photos:
         told = "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
         raise UserError(f"{path} holds no images: it needs a folder for each class with photos in it.{told}")
+    require_heif(found.photos)
     root = _descend(found.photos, isinstance(files, FolderFiles))
     if root:
         notes.append(f"everything is in {root}: the folders in it are read")
@@ -124,7 +125,8 @@ def _from_folders(path: Path) -> Layout:
     splits = _splits(tops, root, path)
     if not splits:
         _refuse_loose(Labelled(files, [], [], root), tops.get("", []))
-        parts = {"": _labelled(files, found.photos, root)}
+        parts = _by_inner_split(_labelled(files, found.photos, root))
+        notes += ["the splits are inside the class folders"] if len(parts) > 1 else []
     else:
         if loose := tops.get("", []):
             notes.append(f"{_photos(loose)} beside the folders {first_few(list(splits.values()), 3)}: left out")
@@ -197,6 +199,20 @@ def _splits(tops: dict[str, list[str]], root: str, path: Path) -> dict[str, str]
         raise UserError(f"{path} holds {names}, which both mean the {twice[0]} split: keep one, or join them.")
     found = {split: name for name, split in like.items()}
     return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _by_inner_split(all_of_them: Labelled) -> dict[str, Labelled]:
+    """Photos by split, if every class folder holds nothing but splits (cat/train/1.jpg); else all under ""."""
+    inner = [name.removeprefix(all_of_them.root).split("/")[1:-1] for name in all_of_them.names]
+    splits = [split_of(folders[0]) if folders else None for folders in inner]
+    if None in splits or len(set(splits)) == 1:
+        return {"": all_of_them}
+    parts = {}
+    for split in SPLIT_NAMES:
+        names = [name for name, own in zip(all_of_them.names, splits, strict=True) if own == split]
+        if names:
+            parts[split] = _labelled(all_of_them.files, names, all_of_them.root)
+    return parts
 
 
 def _labelled(files: Files, names: list[str], root: str) -> Labelled:
