@@ -903,7 +903,7 @@ def test_a_segmenter_returns_its_segmentation(segmenter):
         (["weights.pth"], "weights.pth is a file"),
         ([".", "--port", "99999"], "--port is 99999: ports are 0 to 65535"),
         ([".", "--max-mb", "0"], "--max-mb is 0: it must be above 0"),
-        ([".", "--max-megapixels", "200"], "--max-megapixels is 200: it must be above 0, and at most 178"),
+        ([".", "--max-megapixels", "600"], "--max-megapixels is 600: it must be above 0, and at most 500"),
         ([".", "--batch", "0"], "--batch is 0: it must be 1 or more"),
         ([".", "--wait-ms", "-1"], "--wait-ms is -1: it cannot be negative"),
         ([".", "--prot", "1"], "unknown option '--prot': did you mean --port"),

@@ -3,13 +3,14 @@
 import sys
 from dataclasses import dataclass
 
+from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.extras import needs
 from .checks import check_source
 from .parsing import parse
 
-PILLOW_MEGAPIXELS = 178.0
-"""The largest image that Pillow opens by default."""
+MOST_MEGAPIXELS = MAX_PIXELS / 1e6
+"""The largest image that may be allowed."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _check(options: ServeOptions) -> None:
             raise UserError(f"--{option.replace('_', '-')} is {value}: it must be 1 or more.")
     if options.wait_ms < 0:
         raise UserError(f"--wait-ms is {options.wait_ms:g}: it cannot be negative.")
-    if not 0 < options.max_megapixels <= PILLOW_MEGAPIXELS:
-        most = f"{PILLOW_MEGAPIXELS:g}"
+    if not 0 < options.max_megapixels <= MOST_MEGAPIXELS:
+        most = f"{MOST_MEGAPIXELS:g}"
         raise UserError(f"--max-megapixels is {options.max_megapixels:g}: it must be above 0, and at most {most}.")
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port is {options.port}: ports are 0 to 65535.")
