@@ -61,7 +61,11 @@ def main() -> None:
     place = root / "tiny_imagenet"
     tiny: dict[str, Any] = {"data": str(place / "train_20k.tar"), "test_data": str(place / "val_4k.tar")}
     tiny["allow_leaks"] = True  # one photo is in both
-    sets: dict[str, dict[str, Any]] = {"solar cells": {"data": "elpv"}, "clothing": {"data": str(root / "clothing")}, "tiny_imagenet": tiny}
+    sets: dict[str, dict[str, Any]] = {
+        "solar cells": {"data": "elpv"},
+        "clothing": {"data": str(root / "clothing")},
+        "tiny_imagenet": tiny,
+    }
     for model_name in sys.argv[2:] or MODELS:
         model, (mean, std) = opened(model_name)
         transform: Any = create_transform(SIZE, crop_pct=1.0, interpolation="bicubic", mean=mean, std=std)
