@@ -543,6 +543,29 @@ def test_layouts_of_other_programs(tmp_path, image, mask):
     assert not [note for note in splits.notes if "without an image" in note]
 
 
+def test_named_ids_are_matched_by_name(tmp_path):
+    """A model may know the classes of a file in another order."""
+    save_folders(tmp_path, {"": 8}, "masks")
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    pairs = open_evaluation_pairs(str(tmp_path), classes=("wood", "ground", "else"))
+    ids = pairs.labels(pairs.labels.stored(pairs.masks[0]))
+    assert np.array_equal(ids, np.array([1, IGNORE, 0, IGNORE])[blocks(0)])
+    assert "classes that are not among those named, ignored: water, wall" in pairs.notes
+    mine = open_evaluation_pairs(str(tmp_path), classes=("a", "b", "c", "d"))  # names of one's own, by id
+    assert np.array_equal(mine.labels(mine.labels.stored(mine.masks[0])), blocks(0))
+
+
+def test_two_masks_of_an_image_are_not_guessed(tmp_path):
+    save_folders(tmp_path, {"": 8}, "masks")
+    (tmp_path / "masks/3.png").rename(tmp_path / "masks/3_mask.png")
+    (tmp_path / "masks/4.png").rename(tmp_path / "masks/4_mask.png")
+    Image.open(tmp_path / "masks/3_mask.png").save(tmp_path / "masks/3_label.png")
+    pairs = open_evaluation_pairs(str(tmp_path), classes=NAMES)
+    assert (len(pairs), pairs.unpaired) == (7, (("images/3.jpg", "has no mask in masks"),))
+    assert tmp_path / "masks/4_mask.png" in pairs.masks
+    assert pairs.notes[-1].endswith("left out (2): 3_label.png, 3_mask.png")
+
+
 def test_masks_under_other_names(tmp_path):
     save_folders(tmp_path, {"": 8}, "masks")
     (tmp_path / "masks/deep").mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -424,9 +425,11 @@ def _paired(
     partners = match_names(keys, masks)
     found.notes += renaming_note(f"masks in {relative_name(mask_folder, found.root)}", keys, partners)
     free = [key for key in masks if key not in partners]
-    plain = match_names([ENDING.sub("", key) for key in keys], [ENDING.sub("", key) for key in free])
-    of_plain = {ENDING.sub("", key): key for key in free}
-    partners = [own or (of_plain[other] if other else None) for own, other in zip(partners, plain, strict=True)]
+    lost = _without_endings(key for key, own in zip(keys, partners, strict=True) if not own)
+    of_plain = _without_endings(free)
+    pairs = zip(lost.values(), match_names(list(lost), of_plain), strict=True)
+    ended = {key: of_plain[other] for key, other in pairs if other}
+    partners = [own or ended.get(key) for key, own in zip(keys, partners, strict=True)]
     alone = [relative_name(masks[key], mask_folder) for key in free if key not in partners]
     if alone:
         found.notes.append(f"masks without an image in {image_folder}, left out ({len(alone)}): {first_few(alone, 5)}")
@@ -438,6 +441,13 @@ def _paired(
             name = relative_name(images[key], found.root)
             part.unpaired.append((name, f"has no mask in {relative_name(mask_folder, found.root)}"))
     return part
+
+
+def _without_endings(keys: Iterable[str]) -> dict[str, str]:
+    """Keys by what is left without such endings, if only one key has that left."""
+    plain = [(ENDING.sub("", key), key) for key in keys]
+    counts = Counter(rest for rest, _ in plain)
+    return {rest: key for rest, key in plain if counts[rest] == 1}
 
 
 def _as_pairs(found: _Found, split: str, labels: Labels) -> Pairs:
@@ -484,7 +494,7 @@ def _labels(
         palette if len(palette) == len(names) else _palette(names, found.kind),
         reduce_zero_label,
         tuple(ignore_index) if not ids else tuple(dict.fromkeys((*ignore_index, IGNORE))),
-        found.table,
+        found.table or _table(found, stated, names),
         ids,
         tuple(colours) == (INDICES,),
     )
@@ -518,11 +528,21 @@ def _known_names(found: _Found, stated: ColourMap, data: str) -> tuple[str, ...]
     if found.outlined:
         masks = (mask for part in found.parts.values() for _, mask in part.pairs)
         labels = {shape.label for mask in masks for shape in read_labelme(mask).shapes}
-        return (BACKGROUND, *sorted(labels - {BACKGROUND, *NO_CLASSES}))
+        return (BACKGROUND, *sorted(labels - {BACKGROUND, f"_{BACKGROUND}_", *NO_CLASSES}))
     raise UserError(
         f"{data} has no class names: give them in the order of their ids with --classes, "
         "or a text file with one name per line."
     )
+
+
+def _table(found: _Found, stated: ColourMap, names: Sequence[str]) -> dict[int, int] | None:
+    """The ids of the given names, if a file beside the masks names the stored ids in another order."""
+    own = stated.class_names
+    if stated.colours or tuple(names) == own or not set(names) & set(own):
+        return None
+    if others := [name for name in own if name not in names]:
+        found.notes.append(f"classes that are not among those named, ignored: {first_few(others, 10)}")
+    return {i: names.index(name) if name in names else IGNORE for i, name in enumerate(own)}
 
 
 def _ids_of_colours(found: _Found, stated: ColourMap, names: Sequence[str]) -> tuple[tuple[int, int, int, int], ...]:
