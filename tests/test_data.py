@@ -433,6 +433,23 @@ def test_copies_stay_together_in_a_random_split(recipe, photos):
     assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 48
 
 
+def test_near_duplicates_stay_together_too(recipe, tmp_path):
+    rows, columns = np.mgrid[:60, :80] / 60
+    for k in range(16):
+        picture = np.sin(3 * columns + k) * np.cos((2 + k % 5) * rows) * 120 + 127
+        image = Image.fromarray(picture.astype(np.uint8))
+        folder = tmp_path / "set" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{k}.png")
+        image.resize((64, 48)).save(folder / f"{k}-small.jpg")
+    assert opened(recipe, tmp_path / "set").notes == []
+    splits = opened(recipe, tmp_path / "set", near_duplicates=True)
+    assert splits.notes[0].startswith("16 photos look like another one (a/0-small.jpg = a/0.png")
+    for part in (splits.train, splits.val, splits.test):
+        names = {Path(part.filename(i)).stem for i in range(len(part))}
+        assert {f"{name}-small" for name in names if "small" not in name} == {n for n in names if "small" in n}
+
+
 def test_tables_of_paths_and_labels(recipe, photos):
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
     (photos / "labels.csv").write_text("\n".join(["Filename,Label", *rows, "gone.png,red car"]))
