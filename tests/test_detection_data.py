@@ -360,14 +360,14 @@ def test_photos_of_coco_under_other_names(cocos: Path, name: str, given: bool) -
 
 def test_copies_stop_a_run_or_stay_together(cocos: Path, yolo: Path, tmp_path: Path) -> None:
     (cocos / "val2017" / "12.png").write_bytes((cocos / "train2017" / "3.png").read_bytes())
-    told = "1 photo of train and val are the same (train/train2017/3.png = val/val2017/12.png)"
+    told = "1 photo is both in train and val (train/train2017/3.png = val/val2017/12.png)"
     with pytest.raises(UserError, match=re.escape(told) + ".*--allow-leaks"):
         open_boxes(str(cocos))
     splits = open_boxes(str(cocos), allow_leaks=True)
     assert (len(splits.train), len(splits.val)) == (4, 3)
     assert any(note.startswith(told) for note in splits.notes)
     (yolo / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [box, ball]")  # as some exports do
-    with pytest.raises(UserError, match=r"2 photos of train and val are the same \(train/images/train/a\.png = val/"):
+    with pytest.raises(UserError, match=r"2 photos are both in train and val \(train/images/train/a\.png = val/"):
         open_boxes(str(yolo))
     whole = tmp_path / "whole"
     for i in range(12):
@@ -394,7 +394,7 @@ def test_what_systems_leave_behind(yolo: Path, voc: Path, cocos: Path) -> None:
     (yolo / "._data.yaml").write_bytes(b"names:")
     splits = check_boxes(open_boxes(str(yolo)), 0.0)
     assert [splits.train.name(i) for i in range(len(splits.train))] == ["images/train/a.png", "images/train/b.png"]
-    assert any("images/train: 3 files skipped" in note for note in splits.notes)
+    assert any("images/train: skipped 3 files" in note for note in splits.notes)
     annotations = voc / "VOCdevkit" / "VOC2012" / "Annotations"
     (annotations / "._a.xml").write_bytes(b"Mac")
     assert check_boxes(open_boxes(str(voc)), 0.0).faults == []

@@ -396,7 +396,7 @@ def test_missing_partners_are_told(tmp_path):
     splits = open_pairs(str(tmp_path), classes=NAMES)
     assert len(splits.train) == 6
     assert len(splits.notes) == 2
-    assert "images/training: 1 file skipped" in splits.notes[0]
+    assert "images/training: skipped 1 file" in splits.notes[0]
     assert re.fullmatch(r"masks without an image in .*training, left out \(1\): 5\.png", splits.notes[1])
     checked, faults = check_pairs(splits, 32, 0.2)
     assert faults == [("images/training/3.jpg", "has no mask in annotations/training")]
@@ -835,7 +835,7 @@ def test_copies_stop_a_run_or_stay_together(tmp_path):
     root = save_folders(tmp_path, {"train": 4, "val": 3})
     (root / "images/val/1.jpg").write_bytes((root / "images/train/3.jpg").read_bytes())
     (root / "images/train/2.jpg").write_bytes((root / "images/train/0.jpg").read_bytes())
-    told = "1 photo of train and val are the same (train/images/train/3.jpg = val/images/val/1.jpg)"
+    told = "1 photo is both in train and val (train/images/train/3.jpg = val/images/val/1.jpg)"
     with pytest.raises(UserError, match=re.escape(told) + ".*--allow-leaks"):
         open_pairs(str(root), classes=NAMES)
     splits = open_pairs(str(root), classes=NAMES, allow_leaks=True)
