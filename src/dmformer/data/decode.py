@@ -7,8 +7,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..utils.extras import needs
-from .limits import LONGEST, MAX_PIXELS
-from .values import Range, deep_values, own_range, to_8_bits
+from .limits import LONGEST, MAX_PIXELS, Range
+from .values import deep_values, own_range, to_8_bits
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses panoramas; `open_image` has another one
 

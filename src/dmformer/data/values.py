@@ -6,8 +6,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-Range = tuple[float, float]
-"""The values that are shown as black and as white."""
+from .limits import Range
 
 NODATA_TAG, FORMAT_TAG, UNSIGNED = 42113, 339, 1
 """GDAL's TIFF tag with the value that means "no data"; TIFF's sample format, and its value for unsigned integers."""

@@ -17,7 +17,7 @@ from timm.data import resolve_model_data_config
 
 from ..data.decode import BrokenImageError, Reading, decode
 from ..data.finding import list_photos
-from ..data.values import Range
+from ..data.limits import Range
 from ..models.create import own_size, random_model
 from ..nn.fuse import fuse
 from ..runtimes.card import Card

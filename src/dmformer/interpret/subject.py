@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
-from ..data.values import Range
+from ..data.limits import Range
 from ..models.create import own_size, random_model
 from ..tasks.classification.classifier import Classifier
 from ..tasks.opening import open_trained

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.detections import Detections
-from ..data.values import Range
+from ..data.limits import Range
 from ..runtimes.card import is_exported
 from ..runtimes.exported import open_exported
 from ..tasks.config import TrainedFolder

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..data.limits import Range
 from ..data.selection import Selection, candidates_by_level
-from ..data.values import Range
 from ..utils.errors import UserError
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.decode import fitted_size
 from ..data.detections import Detections, select
-from ..data.values import Range
+from ..data.limits import Range
 from ..data.windows import default_step, starts
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs

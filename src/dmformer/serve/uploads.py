@@ -9,8 +9,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..data.decode import BrokenImageError, Reading, decode
-from ..data.limits import LONGEST
-from ..data.values import Range
+from ..data.limits import LONGEST, Range
 from ..utils.errors import first_line
 from .limits import Limits, Refused
 

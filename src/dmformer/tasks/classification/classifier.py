@@ -15,7 +15,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ... import models as models  # registers them with timm
-from ...data.values import Range
+from ...data.limits import Range
 from ...models.weights import check_fit, read_state_dict, write_state_dict
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError, unknown
