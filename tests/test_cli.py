@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from dmformer.cli import main
 from dmformer.cli.parsing import parse
+from dmformer.cli.train import of_its_weights
 from dmformer.models.catalogue import catalogue
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.recipes import ClassificationRecipe
+from dmformer.tasks.recipes import RECIPES
 from dmformer.utils.model_names import model_names
 
 
@@ -237,3 +240,17 @@ def test_none_is_written_as_people_write_it():
     assert recipe.ema is None
     assert recipe.tracker == "none"
     assert recipe.clip_grad == 1
+
+
+def test_the_model_is_that_of_the_starting_weights(trained_classifier):
+    best = str(trained_classifier.folder / "best")
+    recipe = of_its_weights(replace(RECIPES["finetune"](), weights=best), keep_arguments=False)
+    assert recipe.model == "dmformer_n"
+    assert recipe.parsed_model_args()["dims"] == [8, 16, 24, 32]
+    assert "num_classes" not in recipe.parsed_model_args()
+    kept = of_its_weights(replace(recipe, model_args=("gate=False",)), keep_arguments=True)
+    assert kept.model_args == ("gate=False",)
+    assert of_its_weights(replace(recipe, weights="authors.pth"), keep_arguments=False).weights == "authors.pth"
+    assert (
+        of_its_weights(replace(RECIPES["segment"](), weights="dmformer_n"), keep_arguments=False).model == "dmformer_n"
+    )

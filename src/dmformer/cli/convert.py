@@ -18,7 +18,7 @@ class ConvertOptions:
     examples:
       dmformer convert van_tiny_754.pth.tar van_b0/
       dmformer predict van_b0/ photo.jpg
-      dmformer train finetune --model van_b0 --weights van_b0/ --data photos/
+      dmformer train finetune --weights van_b0/ --data photos/
       python -c "import dmformer, timm; timm.create_model('local-dir:van_b0', pretrained=True)"
     """
 

@@ -1,9 +1,12 @@
 """dmformer train: parse a recipe with its overrides, check it, run it."""
 
+import json
 import shlex
 import sys
 from dataclasses import replace
 
+from ..tasks.config import find_config, read_folder
+from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run
@@ -14,6 +17,9 @@ from .checks import check_model
 from .parsing import parse, value_of
 from .printing import print_summary
 
+GIVEN_BY_DATA = ("num_classes", "in_chans", "global_pool", "img_size")
+"""Arguments of a trained model that a new run chooses anew."""
+
 TRAIN_HELP = """Train a classifier, a segmenter or a detector, or pretrain a backbone, into a run folder with a report.
 
 recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
@@ -21,19 +27,30 @@ recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
 
 examples:
   dmformer train                                   the demo: solar cells, sound or defective
-  dmformer train scratch --data photos/            photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
-  dmformer train scratch --data photos/ --epochs 60 --image-size 160 --class-weights balanced
-  dmformer train finetune --data photos/ --weights runs/scratch-1/best --freeze 2
-  dmformer train scratch --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher
+  dmformer train classify --data photos/           photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
+  dmformer train classify --data photos/ --epochs 60 --image-size 160 --class-weights balanced
+  dmformer train classify --data photos/ --pretrained none          from random weights
+  dmformer train finetune --data photos/ --weights runs/photos-dmformer_n-1/best --freeze 2
+  dmformer train classify --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher
   dmformer train pretrain --data photos/ --teacher runs/large-1/best     distil a model without labels
-  dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/ --model van_b2
-  dmformer train detect --data coco_like/ --weights van_b2/ --model van_b2 --framework mask_rcnn
+  dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/
+  dmformer train detect --data coco_like/ --weights van_b2/ --framework mask_rcnn
   dmformer train --model-args gate=False --name without-gate
   dmformer train --resume                          continue the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
 
 The options below show the values of the recipe '{name}'.
 """
+
+
+def of_its_weights(recipe: Recipe, keep_arguments: bool) -> Recipe:
+    """The recipe with the model that its starting weights are of, and its arguments, where a config.json tells them."""
+    if recipe.weights is None or not find_config(recipe.weights).is_file():
+        return recipe
+    stated = read_folder(recipe.weights).stated
+    arguments = {k: v for k, v in (stated.get("model_args") or {}).items() if k not in GIVEN_BY_DATA}
+    told = tuple(f"{name}={json.dumps(value)}" for name, value in arguments.items())
+    return replace(recipe, model=stated["architecture"], model_args=recipe.model_args if keep_arguments else told)
 
 
 def train(arguments: list[str]) -> None:
@@ -52,6 +69,8 @@ def train(arguments: list[str]) -> None:
         start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
     listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
     recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    if value_of("--model", options) is None and not recipe.resume:
+        recipe = of_its_weights(recipe, keep_arguments="--model-args" in options)
     task = TASKS[recipe.task]
     recipe.check()
     check_model(recipe.model)

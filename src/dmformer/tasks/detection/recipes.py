@@ -133,7 +133,7 @@ def bccd() -> DetectionRecipe:
 
 
 def detect() -> DetectionRecipe:
-    """dmformer train detect --data photos/ --weights van_b2/ --model van_b2: your photos, from trained weights."""
+    """dmformer train detect --data photos/ --weights van_b2/: your photos, from trained weights."""
     return DetectionRecipe(
         model="dmformer_s",
         framework="atss",
