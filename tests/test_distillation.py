@@ -417,7 +417,7 @@ def test_bad_teachers(tmp_path, monkeypatch):
         (str(tmp_path / "evil.onnx"), "is not a model that ONNX Runtime can read"),
         ("resnet18", "cannot be had: no network"),
         ("hf-hub:owner/name", "cannot be had: no network"),
-        ("dmformer_n", "has no weights here"),
+        ("dmformer_s", "has no weights here"),
     ):
         with pytest.raises(UserError, match=told):
             open_teacher(name)
