@@ -690,7 +690,7 @@ def test_command(capsys, pictures, monkeypatch):
             ["resnet18", "b"],
             "resnet18 is a model name, so its weights would be random: there is nothing to explain",
         ),
-        (["dmformer_n", "b"], "Give a run's best/ folder"),
+        (["dmformer_s", "b"], "Give a run's best/ folder"),
         (["run", "nothing.jpg"], "nothing.jpg does not exist"),
         (["run", "b", "--top", "0"], "--top must be 1 or more"),
         (["run", "b", "--method", "cam"], "invalid choice 'cam'"),

@@ -349,8 +349,8 @@ def no_tracing(runs, monkeypatch):
 @pytest.mark.export
 @pytest.mark.slow
 def test_speeds_are_measured_in_alternation(best, tmp_path, no_tracing, monkeypatch):
-    real = dmformer.export.write.speeds
-    monkeypatch.setattr(dmformer.export.write, "speeds", lambda *args: real(*args, rounds=1, seconds=0.01))
+    monkeypatch.setattr(dmformer.export.check, "ROUNDS", 1)
+    monkeypatch.setattr(dmformer.export.check, "SECONDS", 0.01)
     written = export(best, out=str(tmp_path / "m.onnx"))
     assert [s.batch for s in written.speeds] == [1, 8]
     assert all(s.exported > 0 and math.isclose(s.ratio, s.exported / s.pytorch) for s in written.speeds)

@@ -8,7 +8,7 @@ from .errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "models" / "pretrained"
 
-CHECKSUMS = {"dmformer_n.dist_lite0": "b2ef9366978cbba92dc984426cf0bb959a5e7e822b549286b3564fda42cc8290"}
+CHECKSUMS = {"dmformer_n.dist_lite0": "8a64dac4c44ccf033a6f9c250b25481785b8dcd1d2a92d41a7f39ca82a748862"}
 """SHA-256 of each model.safetensors, by timm's name of the weights, "model.tag"; the default weights of a model first.
 
 Each has a folder in `FOLDER`, of the same form as a run's best/, with a card that says how the weights were made.
