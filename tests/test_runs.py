@@ -50,6 +50,7 @@ def test_every_option_says_whether_a_resumed_run_may_change_it():
         assert undecided == [], task.name
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_only_with_what_fits_its_state_and_its_data(recipe, photos, tmp_path, monkeypatch):
     stop_at(monkeypatch, 4)  # of three iterations an epoch
     with pytest.raises(Stopped):
@@ -88,6 +89,7 @@ def test_a_run_is_resumed_only_with_what_fits_its_state_and_its_data(recipe, pho
     train(replace(may_change, resume=True, epochs=4, batch_size=4))  # between epochs, it may
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_starting_weights(recipe, tmp_path):
     first = train(replace(recipe, epochs=1))
     tuned = replace(recipe, name="tuned", weights=str(first.folder / "best"), epochs=1)
@@ -136,6 +138,7 @@ def test_the_command_refuses_to_resume_another_kind_of_run(recipe, capsys):
         assert printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_command_at_a_time_writes_to_a_run_and_a_crash_releases_it(recipe, tmp_path):
     folder = train(replace(recipe, epochs=1)).folder
     hold = (
@@ -161,6 +164,7 @@ def test_one_command_at_a_time_writes_to_a_run_and_a_crash_releases_it(recipe, t
 
 
 @pytest.mark.parametrize("name", ["run", None])
+@pytest.mark.slow
 def test_commands_that_start_at_once_get_a_folder_each_or_an_error(recipe, name):
     together = threading.Barrier(6)
 
@@ -237,6 +241,7 @@ def everyone(process: psutil.Process) -> Sequence[psutil.Process]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_sigterm_to_every_process_of_a_command_saves_and_ends_it(recipe, processes, tmp_path):
     """As systemd and Slurm send it, to the readers too."""
     options = ["--data", recipe.data, "--out", recipe.out, "--name", "run", "--model-args", *recipe.model_args]
