@@ -25,9 +25,8 @@ from ..nn.fuse import fuse
 from ..utils.errors import UserError, unknown
 from ..utils.pretrained import folder_of, tags
 from .config import TrainedFolder, find_config, read_as, read_folder, write_config
-from .recipe import Recipe
+from .recipe import AnyRecipe, Recipe
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 

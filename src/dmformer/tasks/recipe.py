@@ -210,6 +210,13 @@ class Recipe:
                 raise UserError(f"--model-args: the value of {item!r} cannot be read.") from None
         return parsed
 
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe that `to_yaml` wrote as these values; fields of other versions are ignored."""
+        known = {f.name for f in fields(cls)}
+        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**kept)
+
     def to_yaml(self) -> str:
         """The recipe as YAML, its task first, then one field per line."""
         import yaml
@@ -233,13 +240,11 @@ def recipe_of(kind: type[AnyRecipe], folder: Path) -> AnyRecipe | None:
     weights."""
     import yaml  # here, because not every command needs it
 
-    known = {field.name for field in fields(kind)}
     try:
         values: Any = yaml.safe_load((folder.resolve().parent / "recipe.yaml").read_text("utf-8"))
         if values.get("task", kind.task) != kind.task:
             return None
-        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return kind(**kept)
+        return kind.of_values(values)
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
         return None
 

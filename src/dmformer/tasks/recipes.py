@@ -4,7 +4,6 @@ Nothing here imports torch: the command checks a recipe and its overrides before
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,6 @@ def read_recipe(path: Path) -> Recipe:
 
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        kind = TASKS[values.get("task", DEFAULT_TASK)].recipe
-        known = {f.name for f in fields(kind)}
-        kept: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return kind(**kept)
+        return TASKS[values.get("task", DEFAULT_TASK)].recipe.of_values(values)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{path} is not a recipe written by `dmformer train`.") from None
