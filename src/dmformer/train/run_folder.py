@@ -50,7 +50,7 @@ def check_unchanged(folder: Path, recipe: Recipe, kind: Mapping[str, str], when:
     saved = read_recipe(folder / "recipe.yaml")
     if type(saved) is not type(recipe):
         raise UserError(f"{folder} is a run of {saved.task}, not of {recipe.task}: leave the recipe's name out.")
-    if changed := _with_its_colours(recipe, saved).changes(saved, kind):
+    if changed := _with_its_normalisation(recipe, saved).changes(saved, kind):
         raise UserError(
             f"{folder} cannot be resumed{when} with {recipe.spelled(changed)}: it was started with "
             f"{saved.spelled(changed)}. Use the same options, or start a new run."
@@ -72,7 +72,7 @@ def open_folder(recipe: Recipe) -> Iterator[Recipe]:
         with locked(folder):
             if recipe.resume:
                 recover_folder(folder / "last")
-                recipe = _with_its_colours(recipe, read_recipe(folder / "recipe.yaml"))
+                recipe = _with_its_normalisation(recipe, read_recipe(folder / "recipe.yaml"))
             try:
                 yield replace(recipe, name=folder.name)
             finally:
@@ -188,6 +188,6 @@ def _is_finished(run: Path) -> bool:
     return report.exists() and last.exists() and report.stat().st_mtime >= last.stat().st_mtime
 
 
-def _with_its_colours(recipe: Recipe, saved: Recipe) -> Recipe:
+def _with_its_normalisation(recipe: Recipe, saved: Recipe) -> Recipe:
     """The recipe with a run's normalisation where it states none."""
     return replace(recipe, mean=recipe.mean or saved.mean, std=recipe.std or saved.std)
