@@ -49,12 +49,14 @@ AROUND = [[8, 6, 28, 6, 28, 16, 8, 16]]
 
 
 def save_photo(path: Path, size: tuple[int, int] = (64, 48), box: Sequence[int] = (), exif: int | None = None) -> Path:
-    """A photo of a grey of its own, or all grey with a red rectangle (left, top, right, bottom)."""
+    """A photo of a pattern of its own, or all grey with a red rectangle (left, top, right, bottom)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = zlib.crc32(str(path).encode())
-    photo = Image.new("RGB", size, (90, 90, 90) if box else (own % 200, own // 200 % 200, 90))
     if box:
+        photo = Image.new("RGB", size, (90, 90, 90))
         photo.paste(RED, tuple(box))  # type: ignore[arg-type]
+    else:
+        own = np.random.default_rng(zlib.crc32(str(path).encode()))
+        photo = Image.fromarray(own.integers(0, 200, (3, 4, 3), dtype=np.uint8)).resize(size)
     header = Image.Exif()
     if exif is not None:
         header[0x0112] = exif
