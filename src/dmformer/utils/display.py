@@ -1,9 +1,10 @@
-"""Progress on the terminal while a command runs; on a pipe, one line per epoch.
+"""Progress while a command runs: a bar on a terminal, a line every half minute in a log.
 
 rich is imported only when something is shown, so that other commands start faster.
 """
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,47 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+LOG_SECONDS = 30.0
+"""Seconds between two lines of progress in a log."""
+
+
 @cache
 def console() -> "Console":
     """The console for progress and remarks, on standard error; results go to standard output."""
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+class LogLines:
+    """Lines of progress for output that is not a terminal, `LOG_SECONDS` apart, the first after as long."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[float, int] | None = None
+        self.last = 0.0
+
+    def step(self, description: str, done: int, total: int | None, figures: str = "") -> None:
+        """Print a line if it is time for one."""
+        now = time.monotonic()
+        if self.begun is None:
+            self.begun, self.last = (now, done), now
+            return
+        if now - self.last < LOG_SECONDS:
+            return
+        self.last = now
+        parts = [f"{description}: {done:,}" + (f" of {total:,}" if total else ""), figures]
+        if total and done > self.begun[1]:
+            seconds = (now - self.begun[0]) / (done - self.begun[1]) * (total - done)
+            parts.append(f"{duration(seconds)} left")
+        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Display:
@@ -31,6 +67,7 @@ class Display:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.enabled = enabled
+        self.lines = None if console().is_terminal or not enabled else LogLines()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,17 +93,24 @@ class Display:
             self.bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, description: str, done: int, total: int, figures: str) -> None:
-        """Advance the bar to `done` of `total`."""
+        """Advance the bar to `done` of `total`, or print a line in a log if it is time for one."""
+        if self.lines is not None:
+            self.lines.step(description, done, total, figures)
         self.bar.update(self.task, description=description, completed=done, total=total, figures=figures)
 
 
 def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
-    """Iterate with a progress bar on a terminal; silent elsewhere, if not enabled, and for a single item."""
+    """Iterate with a progress bar, or lines in a log; silent if not enabled, and for a single item."""
     total = len(items) if isinstance(items, Sized) else None
-    if not enabled or total == 1 or not sys.stderr.isatty():
+    if not enabled or total == 1:
         yield from items
-        return
-    from rich.progress import Progress
+    elif sys.stderr.isatty():
+        from rich.progress import Progress
 
-    with Progress(console=console(), transient=True) as bar:
-        yield from bar.track(items, total=total, description=description)
+        with Progress(console=console(), transient=True) as bar:
+            yield from bar.track(items, total=total, description=description)
+    else:
+        lines = LogLines()
+        for done, item in enumerate(items):
+            lines.step(description, done, total)
+            yield item
