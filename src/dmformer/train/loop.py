@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -37,6 +36,7 @@ from ..tasks.sampling import StepSampler
 from ..utils.display import Display
 from ..utils.errors import UserError
 from ..utils.files import replace_folder, write_whole, writing_to
+from ..utils.memory import memory_of_processes, return_freed_memory
 from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
 from .same_data import check_same_data, data_of
 
@@ -280,7 +280,7 @@ class Trainer:
         if isinstance(self.loader.batch_sampler, StepSampler):
             self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = progress.epoch, progress.step
         batches = iter(self.loader)
-        images, waited, started = 0, 0.0, time.perf_counter()
+        images, waited, started, memory = 0, 0.0, time.perf_counter(), 0.0
         for step in range(progress.step, self.steps):
             clock = time.perf_counter()
             inputs, targets, positions = next(batches)
@@ -291,12 +291,14 @@ class Trainer:
             progress.add(self._step(inputs, targets, progress.epoch * self.updates + step // recipe.accumulate))
             images += len(positions) * self.world
             rate = images / (time.perf_counter() - started)
+            if step % 16 == 0:  # the system takes milliseconds to count it
+                memory = max(memory, memory_gb(accelerator.device))
             means = "  ".join(f"{name} {progress.mean(name):.3f}" for name in progress.sums)
             display.step(
                 f"{self.job.unit} {progress.epoch + 1}/{epochs}",
                 progress.epoch * self.steps + step + 1,
                 epochs * self.steps,
-                f"{means}  {rate:.0f} images/s  {memory_gb(accelerator.device):.1f} GB",
+                f"{means}  {rate:.0f} images/s  {memory:.1f} GB",
             )
             if (step + 1) % recipe.accumulate == 0 and step + 1 < self.steps:
                 stopped = self._stop_agreed()
@@ -306,6 +308,10 @@ class Trainer:
                     self._stop_now()
         seconds = time.perf_counter() - started
         progress.seconds += seconds
+        memory = max(memory, memory_gb(accelerator.device))
+        if accelerator.device.type == "cpu":  # processes of one machine, as the command starts them, share its memory
+            memory = accelerator.gather(torch.tensor([memory])).sum().item()
+            return_freed_memory()
         return {
             "epoch": progress.epoch + 1,
             "iteration": (progress.epoch + 1) * self.updates,
@@ -313,7 +319,7 @@ class Trainer:
             **{f"train_{name}": progress.mean(name) for name in progress.sums},
             "images_per_second": images / seconds,
             "wait_share": waited / seconds,
-            "memory_gb": memory_gb(accelerator.device),
+            "memory_gb": memory,
             "seconds": progress.seconds,
         }
 
@@ -431,16 +437,8 @@ class Trainer:
 
 def memory_gb(device: torch.device) -> float:
     """Memory in use, in GB: the GPU's peak, else that of this process and its readers."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    process = psutil.Process()
-    total = 0
-    for p in (process, *process.children()):
-        try:
-            total += p.memory_info().rss
-        except psutil.Error:
-            continue
-    return total / 2**30
+    bytes_held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_of_processes()
+    return bytes_held / 2**30
 
 
 def _tracker(recipe: Recipe) -> str | None:
