@@ -45,6 +45,16 @@ def _call(port: int, function: Callable[..., Any], arguments: tuple) -> Any:
     return result
 
 
+@pytest.fixture(autouse=True)
+def plots_are_rendered_for_reports_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out matplotlib's rendering, which takes longer than most trainings, except in the tests of reports.
+
+    The plots are still built from the run's history and scores.
+    """
+    if "report" not in request.path.name:
+        monkeypatch.setattr("dmformer.report.page.render", lambda figure: b"<svg/>")
+
+
 @pytest.fixture(scope="session")
 def two_processes() -> Iterator[Callable[..., list]]:
     """Call a function in two processes on the CPU, connected as torchrun connects them; returns both results.
