@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dmformer.cli import main
@@ -92,6 +93,36 @@ def test_help_and_mistakes_do_not_import_torch(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_mistakes_in_the_data_are_told_before_torch_is_imported(tmp_path, photos, scenes, shapes):
+    """One process for all tasks: classes that differ, a mask with a strange id, a leak, a folder of no known layout."""
+    (photos / "red car").rename(tmp_path / "only")
+    (photos / "grünes Haus").rename(tmp_path / "rest")
+    Image.new("L", (56, 40), 9).save(scenes / "annotations" / "training" / "0.png")
+    (shapes / "val" / "101.png").write_bytes((shapes / "train" / "1.png").read_bytes())
+    (tmp_path / "empty").mkdir()
+    commands = {
+        f"classify --data {photos}": "holds one class",
+        f"segment --data {scenes} --classes sky ground box --ignore-index 3": "1 of 19 images with their masks cannot",
+        f"detect --data {shapes}": "1 photo is both in train and val",
+        f"segment --data {tmp_path / 'empty'}": "has no layout that is known",
+        f"detect --data {tmp_path / 'empty'}": "has no layout that is known",
+        f"pretrain --unlabelled {tmp_path / 'empty'} --teacher dmformer_n": "contains no images",
+    }
+    code = (
+        "import sys, dmformer_command\n"
+        f"for command in {list(commands)!r}:\n"
+        "    sys.argv = ['dmformer', 'train', *command.split()]\n"
+        "    try:\n        dmformer_command.main()\n    except SystemExit as stop:\n        assert stop.code == 2\n"
+        "print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout == "[]\n", done.stderr
+    for told, expected in zip(done.stderr.splitlines(), commands.values(), strict=True):
+        assert told.startswith("dmformer: ")
+        assert expected in told
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -134,8 +134,7 @@ class ColourJob:
     notes: ClassVar[list[str]] = []
     class_names: ClassVar[list[str]] = ["red", "green", "blue"]
 
-    def __init__(self, recipe: ColourRecipe) -> None:
-        files = list_photos([recipe.data])
+    def __init__(self, recipe: ColourRecipe, files: list[str]) -> None:
         self.recipe, self.train, self.val = recipe, files[::2], files[1::2]
         self.images, self.size, self.epochs = (len(self.train), len(self.val), 0), f"{SIDE} px", recipe.epochs
 
@@ -202,6 +201,7 @@ COLOUR = Task(
     answer="values",
     recipe=ColourRecipe,
     recipes={"colours": colours},
+    open_data=lambda recipe, track: list_photos([recipe.data]),
     job=ColourJob,
     open=open_regressor,
     evaluate=evaluate,

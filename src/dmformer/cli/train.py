@@ -10,6 +10,7 @@ from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run
+from ..utils.display import track
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.pretrained import folder_of
@@ -78,6 +79,7 @@ def train(arguments: list[str]) -> None:
     if recipe.starting_weights is not None and not recipe.starting_weights.startswith("hf-hub:"):
         check_path(str(folder_of(recipe.starting_weights)))
     check_folder(recipe)
+    data = task.open_data(recipe, track)  # before torch is imported, so that mistakes in the data are told at once
 
     from ..train.loop import Stopped, train
     from ..train.processes import number_of_processes, together
@@ -85,7 +87,8 @@ def train(arguments: list[str]) -> None:
     recipe = replace(recipe, processes=number_of_processes(recipe))
     try:
         with together(recipe, arguments) as all_threads:
-            run = train(recipe, shlex.join(["dmformer", "train", *arguments]), report_threads=all_threads)
+            command = shlex.join(["dmformer", "train", *arguments])
+            run = train(recipe, command, report_threads=all_threads, data=data)
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None

@@ -25,10 +25,10 @@ def open_trained(source: str | TrainedFolder) -> Any:
     return task_for(trained).open(trained)
 
 
-def open_job(recipe: Recipe) -> "Job":
-    """The job of a recipe, with its data opened.
+def open_job(recipe: Recipe, data: Any = None) -> "Job":
+    """The job of a recipe, with its data, which is opened unless the task's `open_data` has opened it before.
 
     Raises:
         UserError: A mistake in the data.
     """
-    return TASKS[recipe.task].job(recipe)
+    return TASKS[recipe.task].job(recipe, data)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..utils.display import Track
 from ..utils.files import check_path
 from .recipe import Recipe
 
@@ -47,7 +48,9 @@ class Task:
             table by this name: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
         recipe: The class of its recipes.
         recipes: Its recipes by name.
-        job: Maps a recipe to its job, with the data opened.
+        open_data: Opens the data of a recipe and checks it as training needs it: `open_data(recipe, track)`. It imports
+            torch only for data sets of other packages.
+        job: Maps a recipe and its opened data to its job; with None, the job opens it.
         open: Opens a run's folder, or hf-hub:owner/name if the task supports it, as a trained model.
         evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, progress=, say=)`,
             with the task's own options of `dmformer eval` that are not None.
@@ -66,7 +69,8 @@ class Task:
     model: str
     answer: str
     recipe: type[Recipe]
-    job: Callable[[Any], "Job"]
+    open_data: Callable[[Any, Track], Any]
+    job: Callable[[Any, Any], "Job"]
     open: Callable[["str | TrainedFolder"], Any]
     evaluate: Callable[..., Any]
     summary: Callable[[Any, str], Summary]

@@ -65,7 +65,7 @@ class Run:
     report: Path
 
 
-def train(recipe: Recipe, command: str = "", report_threads: int | None = None) -> Run:
+def train(recipe: Recipe, command: str = "", report_threads: int | None = None, data: Any = None) -> Run:
     """Train a recipe.
 
     Args:
@@ -73,6 +73,7 @@ def train(recipe: Recipe, command: str = "", report_threads: int | None = None) 
         command: The command line, for the report.
         report_threads: Threads with which the first process scores the model and writes the report, while the others
             wait for it; by default those it trains with.
+        data: The recipe's data, if the task's `open_data` has opened it already.
 
     Raises:
         UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
@@ -83,7 +84,7 @@ def train(recipe: Recipe, command: str = "", report_threads: int | None = None) 
     first = _start_processes(recipe).is_main_process
     with open_folder(recipe) if first else nullcontext() as opened:
         shared: list[Any] = [opened]
-        trainer = Trainer(broadcast_object_list(shared)[0])
+        trainer = Trainer(broadcast_object_list(shared)[0], data)
         folder = trainer.folder
         if first:
             trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
@@ -118,9 +119,10 @@ class Trainer:
 
     Args:
         recipe: The run's recipe, with the name of its folder.
+        data: See `train`.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, data: Any = None) -> None:
         whole = with_normalisation(with_pretrained(recipe))
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
@@ -135,7 +137,7 @@ class Trainer:
             step_scheduler_with_optimizer=False,
         )
         self.world = self.accelerator.num_processes
-        self.job = open_job(recipe)
+        self.job = open_job(recipe, data)
         self.data = data_of(self.job)
         if recipe.resume:
             check_same_data(self.folder, Progress.read(self.folder / "last").data, self.data)

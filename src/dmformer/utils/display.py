@@ -3,9 +3,10 @@
 rich is imported only when something is shown, so that other commands start faster.
 """
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 30.0
 """Seconds between two lines of progress in a log."""
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps items and says in a few words what is done with them, to show how far it has got: `track`."""
 
 
 @cache
@@ -100,9 +104,10 @@ class Display:
 
 
 def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
-    """Iterate with a progress bar, or lines in a log; silent if not enabled, and for a single item."""
+    """Iterate with a progress bar, or lines in a log; silent if not enabled, for a single item, and in all but the
+    first of several processes."""
     total = len(items) if isinstance(items, Sized) else None
-    if not enabled or total == 1:
+    if not enabled or total == 1 or os.environ.get("RANK", "0") != "0":
         yield from items
     elif sys.stderr.isatty():
         from rich.progress import Progress

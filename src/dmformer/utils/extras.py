@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from .errors import UserError
 
@@ -12,6 +13,15 @@ def needs(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(
-            f"{what} needs the extra '{extra}' ({error.name} is missing): pip install 'dmformer[{extra}]'."
-        ) from None
+        raise _missing(extra, what, error.name) from None
+
+
+def require(extra: str, what: str, *packages: str) -> None:
+    """Report a package that is not installed as `needs` does, without importing any: that can take seconds."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise _missing(extra, what, package)
+
+
+def _missing(extra: str, what: str, package: str | None) -> UserError:
+    return UserError(f"{what} needs the extra '{extra}' ({package} is missing): pip install 'dmformer[{extra}]'.")

@@ -1,6 +1,7 @@
 """Open the data that the user names: elpv, labelled photos on disk, and timm's named data sets.
 
-Readers are timm's: `reader[i] -> (file or image, target)` and `reader.filename(i)`; `Split` adds what training needs.
+Readers are like timm's: `reader[i] -> (file or image, target)` and `reader.filename(i)`; `Split` adds what training
+needs. timm, and with it torch, is imported only for its named data sets.
 """
 
 import contextlib
@@ -10,9 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from timm.data import create_dataset
-from timm.data.dataset import IterableImageDataset
-from timm.data.readers.reader import Reader
 
 from ...data.archives import Files, FolderFiles
 from ...data.decode import PLAIN, Reading
@@ -36,7 +34,7 @@ class Split:
 
     @property
     def is_stream(self) -> bool:
-        return isinstance(self.reader, IterableImageDataset)
+        return self.indices is None
 
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)
@@ -135,11 +133,10 @@ def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
     return seen_in_training(split, train)
 
 
-class _Photos(Reader):
-    """Files with targets, as a timm reader; their display names are paths below `root`."""
+class _Photos:
+    """Files with targets, as a reader; their display names are paths below `root`."""
 
     def __init__(self, files: Files, names: Sequence[str], targets: Sequence[int], root: str = "") -> None:
-        super().__init__()
         self.files, self.names, self.targets, self.root = files, list(names), list(targets), root
 
     def open(self, index: int) -> IO[bytes]:
@@ -151,18 +148,14 @@ class _Photos(Reader):
     def __len__(self) -> int:
         return len(self.names)
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        name = self.names[index]
-        if absolute:
-            return str(self.files.path / name)
-        return name.rpartition("/")[2] if basename else name.removeprefix(self.root)
+    def filename(self, index: int) -> str:
+        return self.names[index].removeprefix(self.root)
 
 
-class _Items(Reader):
-    """A torchvision dataset of (image, target), as a timm reader."""
+class _Items:
+    """A torchvision dataset of (image, target), as a reader."""
 
     def __init__(self, dataset: Any) -> None:
-        super().__init__()
         self.dataset = dataset
 
     def __getitem__(self, index: int):
@@ -171,7 +164,7 @@ class _Items(Reader):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         return f"image {index}"
 
 
@@ -370,6 +363,9 @@ def _open_named(recipe: ClassificationRecipe, train: bool = True) -> Splits:
 
 
 def _named_split(recipe: ClassificationRecipe, split: str, training: bool) -> Split:
+    from timm.data import create_dataset
+    from timm.data.dataset import IterableImageDataset
+
     options: dict[str, Any] = {"download": True} if recipe.download else {}
     try:
         dataset: Any = create_dataset(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...utils.display import Track
 from ...utils.errors import UserError
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import imagenet, recipes
@@ -13,6 +14,7 @@ from .recipes import ClassificationRecipe
 if TYPE_CHECKING:
     from ..config import TrainedFolder
     from .classifier import Classifier
+    from .datasets import Splits
     from .metrics import Scores
     from .training import ClassificationJob
 
@@ -20,10 +22,16 @@ NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
 
 
-def _job(recipe: ClassificationRecipe) -> "ClassificationJob":
+def _open_data(recipe: ClassificationRecipe, track: Track) -> "Splits":
+    from .datasets import open_splits
+
+    return open_splits(recipe)
+
+
+def _job(recipe: ClassificationRecipe, data: "Splits | None") -> "ClassificationJob":
     from .training import ClassificationJob
 
-    return ClassificationJob(recipe)
+    return ClassificationJob(recipe, data)
 
 
 def _open(source: "str | TrainedFolder") -> "Classifier":
@@ -82,6 +90,7 @@ CLASSIFICATION = Task(
     answer="labels",
     recipe=ClassificationRecipe,
     recipes=recipes_in(recipes, imagenet),
+    open_data=_open_data,
     job=_job,
     open=_open,
     evaluate=_evaluate,

@@ -36,9 +36,9 @@ class ClassificationJob:
     headline, unit = "val_top1", "epoch"
     param_groups = None
 
-    def __init__(self, recipe: ClassificationRecipe) -> None:
+    def __init__(self, recipe: ClassificationRecipe, data: Splits | None = None) -> None:
         self.recipe = recipe
-        self.splits = splits = open_splits(recipe)
+        self.splits = splits = data or open_splits(recipe)
         self.class_names, self.notes = splits.class_names, splits.notes
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
         self.size = f"{recipe.image_size} px"

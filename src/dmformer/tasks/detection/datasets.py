@@ -10,6 +10,7 @@ import numpy as np
 
 from ...data.limits import MAX_PIXELS
 from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
+from ...utils.display import Track
 from ...utils.errors import UserError
 from ...utils.extras import needs
 from ..folders import Fault, Progress, first_faults, first_few, given_names, relative_name, share_out
@@ -288,6 +289,11 @@ def open_run(recipe: DetectionRecipe, any_leaks: bool = False) -> BoxSplits:
         recipe.near_duplicates,
         recipe.max_pixels,
     )
+
+
+def open_checked(recipe: DetectionRecipe, track: Track) -> BoxSplits:
+    """Open and check the data of a recipe; see `open_boxes` and `check_boxes`."""
+    return check_boxes(open_run(recipe), recipe.max_broken, lambda items: track(items, "checking the photos"))
 
 
 def open_evaluation_boxes(

@@ -11,6 +11,9 @@ Framework = Literal["mask_rcnn", "cascade_rcnn", "retinanet", "atss", "sparse_rc
 WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
 """Detectors that learn masks too, if the data has them."""
 
+WITH_TRANSFORMERS = ("sparse_rcnn", "dino")
+"""Detectors that use parts of transformers."""
+
 OWN = {
     "width": ("retinanet", "atss"),
     "samples": ("mask_rcnn", "cascade_rcnn"),

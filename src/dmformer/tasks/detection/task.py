@@ -3,22 +3,31 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...utils.display import Track
 from ...utils.errors import UserError
+from ...utils.extras import require
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_line, recipes_in
 from . import coco_recipes, recipes
-from .recipes import DetectionRecipe
+from .recipes import WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
     from ..config import TrainedFolder
+    from .datasets import BoxSplits
     from .detector import Detector
     from .metrics import DetectionScores
     from .training import DetectionJob
 
 
-def _job(recipe: DetectionRecipe) -> "DetectionJob":
+def _open_data(recipe: DetectionRecipe, track: Track) -> "BoxSplits":
+    from .datasets import open_checked
+
+    return open_checked(recipe, track)
+
+
+def _job(recipe: DetectionRecipe, data: "BoxSplits | None") -> "DetectionJob":
     from .training import DetectionJob
 
-    return DetectionJob(recipe)
+    return DetectionJob(recipe, data)
 
 
 def _open(source: "str | TrainedFolder") -> "Detector":
@@ -52,6 +61,8 @@ def _summary(scores: "DetectionScores", split: str) -> Summary:
 
 def _check_places(recipe: DetectionRecipe) -> None:
     check_paths(recipe.data, recipe.images)
+    more = ("transformers", "scipy") if recipe.framework in WITH_TRANSFORMERS else ()
+    require("det", "training a detector", "faster_coco_eval", *more)
 
 
 def _photos(recipe: DetectionRecipe) -> str:
@@ -70,6 +81,7 @@ DETECTION = Task(
     answer="boxes",
     recipe=DetectionRecipe,
     recipes=recipes_in(recipes, coco_recipes),
+    open_data=_open_data,
     job=_job,
     open=_open,
     evaluate=_evaluate,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,19 +24,17 @@ from ..config import TrainedFolder, trained_for
 from ..folders import check_broken
 from ..progress import Progress
 from ..results import reported_split, write_scores
-from .datasets import check_boxes, open_run
+from .datasets import BoxSplits, open_checked
 from .detector import TASK, DetectorConfig, detector_config, open_detector, save_detector
 from .evaluate import find_objects
 from .loaders import BoxDataset, GroupedSampler, eval_boxes_loader, eval_transform, train_boxes_loader, train_transform
 from .metrics import DetectionScores
 from .model import BOX_NAMES, FRAMEWORK_NAMES, WITH_MASKS, DetectionModel
-from .recipes import DetectionRecipe
+from .recipes import WITH_TRANSFORMERS, DetectionRecipe
 from .report import DetectionReport, write_detection_report
 
 FREE_SIZES = {"strict_img_size", "dynamic_img_size"}
 """Arguments with which timm's models made for one size accept every size."""
-TRANSFORMERS = ("sparse_rcnn", "dino")
-"""Detectors that use parts of transformers."""
 
 
 class DetectionJob:
@@ -45,7 +42,7 @@ class DetectionJob:
 
     headline = "val_ap"
 
-    def __init__(self, recipe: DetectionRecipe) -> None:
+    def __init__(self, recipe: DetectionRecipe, data: BoxSplits | None = None) -> None:
         check_names(recipe)
         if size_argument(recipe.model, recipe.image_size) and not FREE_SIZES & recipe.parsed_model_args().keys():
             raise UserError(
@@ -54,15 +51,11 @@ class DetectionJob:
             )
         with needs("det", "training a detector"):  # before the images are checked, which can take minutes
             import_module("faster_coco_eval")
-            if recipe.framework in TRANSFORMERS:
+            if recipe.framework in WITH_TRANSFORMERS:
                 import_module("transformers")
                 import_module("scipy")
         self.recipe = recipe
-        opened = open_run(recipe)
-        main = PartialState().is_main_process
-        self.splits = splits = check_boxes(
-            opened, recipe.max_broken, lambda items: track(items, "checking the photos", main)
-        )
+        self.splits = splits = data or open_checked(recipe, track)
         self.notes = list(splits.notes)
         self.class_names = list(splits.train.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ...utils.display import Track
 from ..classification.task import CLASSIFICATION
 from ..task import Summary, check_paths, figure_lines, recipes_in
 from . import recipes
@@ -10,13 +11,20 @@ from .recipes import PretrainingRecipe
 
 if TYPE_CHECKING:
     from .metrics import PretrainingScores
+    from .sources import Sources
     from .training import PretrainingJob
 
 
-def _job(recipe: PretrainingRecipe) -> "PretrainingJob":
+def _open_data(recipe: PretrainingRecipe, track: Track) -> "Sources":
+    from .sources import open_sources
+
+    return open_sources(recipe)
+
+
+def _job(recipe: PretrainingRecipe, data: "Sources | None") -> "PretrainingJob":
     from .training import PretrainingJob
 
-    return PretrainingJob(recipe)
+    return PretrainingJob(recipe, data)
 
 
 def _summary(scores: "PretrainingScores", split: str) -> Summary:
@@ -48,6 +56,7 @@ PRETRAINING = replace(
     name=PretrainingRecipe.task,
     recipe=PretrainingRecipe,
     recipes=recipes_in(recipes),
+    open_data=_open_data,
     job=_job,
     summary=_summary,
     check_places=_check_places,

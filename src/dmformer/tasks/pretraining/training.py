@@ -1,7 +1,7 @@
 """Pretraining a backbone on several sets of images, labelled or not, with or without a teacher."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...utils.display import track
 from ...utils.errors import UserError
 from ...utils.intervals import wilson
 from ..classification.classifier import Classifier, open_classifier, save_classifier
-from ..classification.datasets import Split, Splits, has_class_folders, open_splits, open_unlabelled
+from ..classification.datasets import Split
 from ..classification.distillation.distillation import Distillation
 from ..classification.distillation.loaders import ViewSet
 from ..classification.distillation.student import CLASSES, Student, check_teachable, own_state
@@ -30,19 +30,10 @@ from .metrics import PretrainingScores, ProbeScore, SourceScore
 from .probing import Features, knn, linear_probe, nearest, pooled_features
 from .recipes import PretrainingRecipe
 from .report import Neighbours, PretrainingReport, write_pretraining_report
+from .sources import Source, Sources, open_sources, opened
 
 QUERIES, SHOWN, GALLERY = 8, 6, 2000
 """Number of images whose nearest neighbours are shown, neighbours shown of each, and size of the gallery."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of images: its name, its classes (none if it has no labels), its parts."""
-
-    name: str
-    class_names: list[str]
-    train: Split
-    val: Split
 
 
 class PretrainingJob:
@@ -51,9 +42,9 @@ class PretrainingJob:
     unit = "epoch"
     param_groups = None
 
-    def __init__(self, recipe: PretrainingRecipe) -> None:
+    def __init__(self, recipe: PretrainingRecipe, data: Sources | None = None) -> None:
         self.recipe = recipe
-        self.sources, notes = open_sources(recipe)
+        self.sources, notes = data or open_sources(recipe)
         self.labelled = [i for i, source in enumerate(self.sources) if source.class_names]
         if recipe.teacher is None and not self.labelled:
             raise UserError("no source has labels and there is no teacher: give --teacher, or class folders.")
@@ -247,45 +238,6 @@ class PretrainingJob:
             pairs = [(int(j), float(c)) for j, c in zip(near[0], cosines[0], strict=True) if int(j) != query][:SHOWN]
             rows.append(Neighbours(shown(query, None), [shown(j, c) for j, c in pairs]))
         return rows
-
-
-def open_sources(recipe: PretrainingRecipe) -> tuple[list[Source], list[str]]:
-    """The data sets that a recipe names, each split into training and validation images; and remarks on them."""
-    sources: list[Source] = []
-    notes: list[str] = []
-    for place, labelled in [
-        *((p, has_class_folders(p)) for p in recipe.data),
-        *((p, False) for p in recipe.unlabelled),
-    ]:
-        name = Path(place).stem if Path(place).is_file() else Path(place).resolve().name
-        while any(source.name == name for source in sources):
-            name += "'"
-        remarks: list[str] = []
-        if labelled:
-            splits = opened(place, recipe, test_share=0.0)
-            sources.append(Source(name, splits.class_names, splits.train, splits.val))
-            remarks = splits.notes
-        else:
-            train, val = open_unlabelled(place, recipe.val_share, recipe.seed, recipe.max_pixels, remarks.append)
-            sources.append(Source(name, [], train, val))
-        notes += [f"{name}: {remark}" for remark in remarks]
-    return sources, notes
-
-
-def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
-    """A labelled data set, split by the recipe's seed if it is not split."""
-    val_share = recipe.val_share if test_share == 0 else ClassificationRecipe.val_share
-    return open_splits(
-        ClassificationRecipe(
-            data=place,
-            val_share=val_share,
-            test_share=test_share,
-            seed=recipe.seed,
-            max_pixels=recipe.max_pixels,
-            allow_leaks=recipe.allow_leaks,
-            near_duplicates=recipe.near_duplicates,
-        )
-    )
 
 
 def _notes(sources: list[Source]) -> list[str]:

@@ -10,11 +10,19 @@ import numpy as np
 
 from ...data.decode import BrokenImageError, Reading, decode
 from ...data.orientation import as_shown
+from ...utils.display import Track
 from ...utils.errors import UserError
 from ..folders import Fault, Progress, first_faults, first_few, relative_name
-from .datasets import Labels, Pairs, PairSplits
+from .datasets import Labels, Pairs, PairSplits, open_run
 from .label_sets import ADE20K
 from .masks import IGNORE, MOST_COLOURS, ColouredMaskError, StrangeLabelError
+from .recipes import SegmentationRecipe
+
+
+def open_checked(recipe: SegmentationRecipe, track: Track) -> tuple[PairSplits, list[Fault]]:
+    """Open and check the data of a recipe; see `open_pairs` and `check_pairs`."""
+    opened = open_run(recipe)
+    return check_pairs(opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks"))
 
 
 def check_pairs(

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from ...utils.errors import UserError
 from ..recipe import FIXED, FREE, Recipe
 
+HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
+
 
 @dataclass(frozen=True)
 class SegmentationRecipe(Recipe):

@@ -3,22 +3,32 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...utils.display import Track
 from ...utils.errors import UserError
+from ...utils.extras import require
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import recipes
-from .recipes import SegmentationRecipe
+from .recipes import HEAD_NAMES, SegmentationRecipe
 
 if TYPE_CHECKING:
     from ..config import TrainedFolder
+    from ..folders import Fault
+    from .datasets import PairSplits
     from .metrics import SegmentationScores
     from .segmenter import Segmenter
     from .training import SegmentationJob
 
 
-def _job(recipe: SegmentationRecipe) -> "SegmentationJob":
+def _open_data(recipe: SegmentationRecipe, track: Track) -> "tuple[PairSplits, list[Fault]]":
+    from .checks import open_checked
+
+    return open_checked(recipe, track)
+
+
+def _job(recipe: SegmentationRecipe, data: "tuple[PairSplits, list[Fault]] | None") -> "SegmentationJob":
     from .training import SegmentationJob
 
-    return SegmentationJob(recipe)
+    return SegmentationJob(recipe, data)
 
 
 def _open(source: "str | TrainedFolder") -> "Segmenter":
@@ -49,6 +59,7 @@ def _summary(scores: "SegmentationScores", split: str) -> Summary:
 
 def _check_places(recipe: SegmentationRecipe) -> None:
     check_paths(recipe.data, recipe.masks)
+    require("seg", HEAD_NAMES[recipe.head], "segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -66,6 +77,7 @@ SEGMENTATION = Task(
     answer="masks",
     recipe=SegmentationRecipe,
     recipes=recipes_in(recipes),
+    open_data=_open_data,
     job=_job,
     open=_open,
     evaluate=_evaluate,

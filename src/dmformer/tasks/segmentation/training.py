@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,22 +18,20 @@ from ...utils.errors import UserError
 from ...utils.extras import needs
 from ..build import check_names, classifier_weights, continued
 from ..config import TrainedFolder, trained_for
-from ..folders import check_broken
+from ..folders import Fault, check_broken
 from ..progress import Progress
 from ..results import reported_split, write_scores
 from ..sampling import StepSampler
-from .checks import check_pairs
-from .datasets import class_pixels, open_run
+from .checks import open_checked
+from .datasets import PairSplits, class_pixels
 from .evaluate import count_pixels
 from .loaders import PairSet, eval_pairs_loader, eval_transform, train_pairs_loader, train_transform
 from .masks import IGNORE
 from .metrics import SegmentationScores, class_counts, image_ious, score_masks
 from .model import SegmentationModel, segmentation_loss
-from .recipes import SegmentationRecipe
+from .recipes import HEAD_NAMES, SegmentationRecipe
 from .report import SegmentationReport, write_segmentation_report
 from .segmenter import TASK, SegmenterConfig, open_segmenter, save_segmenter, segmenter_config
-
-HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 
 
 class SegmentationJob:
@@ -43,18 +40,14 @@ class SegmentationJob:
     headline, unit = "val_miou", "validation interval"
     param_groups = None
 
-    def __init__(self, recipe: SegmentationRecipe) -> None:
+    def __init__(self, recipe: SegmentationRecipe, data: tuple[PairSplits, list[Fault]] | None = None) -> None:
         check_names(recipe)
         with needs("seg", HEAD_NAMES[recipe.head]):  # before the masks are read, which can take minutes
             import_module("segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
         if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
             raise UserError("upernet needs --batch-size 2 or more: with 1, its norms see one value per channel.")
         self.recipe = recipe
-        opened = open_run(recipe)
-        main = PartialState().is_main_process
-        splits, self.broken = check_pairs(
-            opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks", main)
-        )
+        splits, self.broken = data or open_checked(recipe, track)
         self.splits, self.notes = splits, splits.notes
         self.class_names = list(splits.labels.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)

@@ -1,0 +1,61 @@
+"""The data sets that a backbone is pretrained on, labelled or not; without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..classification.datasets import Split, Splits, has_class_folders, open_splits, open_unlabelled
+from ..classification.recipes import ClassificationRecipe
+from .recipes import PretrainingRecipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of images: its name, its classes (none if it has no labels), its parts."""
+
+    name: str
+    class_names: list[str]
+    train: Split
+    val: Split
+
+
+Sources = tuple[list[Source], list[str]]
+"""The opened data sets, and remarks on them."""
+
+
+def open_sources(recipe: PretrainingRecipe) -> Sources:
+    """The data sets that a recipe names, each split into training and validation images; and remarks on them."""
+    sources: list[Source] = []
+    notes: list[str] = []
+    for place, labelled in [
+        *((p, has_class_folders(p)) for p in recipe.data),
+        *((p, False) for p in recipe.unlabelled),
+    ]:
+        name = Path(place).stem if Path(place).is_file() else Path(place).resolve().name
+        while any(source.name == name for source in sources):
+            name += "'"
+        remarks: list[str] = []
+        if labelled:
+            splits = opened(place, recipe, test_share=0.0)
+            sources.append(Source(name, splits.class_names, splits.train, splits.val))
+            remarks = splits.notes
+        else:
+            train, val = open_unlabelled(place, recipe.val_share, recipe.seed, recipe.max_pixels, remarks.append)
+            sources.append(Source(name, [], train, val))
+        notes += [f"{name}: {remark}" for remark in remarks]
+    return sources, notes
+
+
+def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
+    """A labelled data set, split by the recipe's seed if it is not split."""
+    val_share = recipe.val_share if test_share == 0 else ClassificationRecipe.val_share
+    return open_splits(
+        ClassificationRecipe(
+            data=place,
+            val_share=val_share,
+            test_share=test_share,
+            seed=recipe.seed,
+            max_pixels=recipe.max_pixels,
+            allow_leaks=recipe.allow_leaks,
+            near_duplicates=recipe.near_duplicates,
+        )
+    )
