@@ -20,6 +20,9 @@ from dmformer.models.catalogue import catalogue
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.recipes import RECIPES
+from dmformer.train.loop import train
+from dmformer.utils.device import find_device
+from dmformer.utils.errors import UserError
 from dmformer.utils.model_names import model_names
 
 
@@ -67,6 +70,10 @@ def test_help_teaches_by_example(capsys, command):
         (["eval"], "Missing"),
         (["predict", ".", "photo.jpg"], "holds no config.json"),
         (["predict", "nowhere"], "name the photos"),
+        (["train", "--device", "gpu"], "--device is gpu: it must be auto, cpu, cuda, cuda:N"),
+        (["predict", "dmformer_n", ".", "--device", "gpu0"], "--device is gpu0: it must be"),
+        (["explain", "dmformer_n", ".", "--device", "gpu"], "--device is gpu: it must be"),
+        (["eval", "dmformer_n", "--device", "cuda:x"], "--device is cuda:x: it must be"),
         (["models", "resnet"], "unknown model 'resnet'"),
     ],
 )
@@ -264,6 +271,36 @@ def test_the_command_keeps_memory_unless_the_environment_says_otherwise(monkeypa
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     dmformer_command.keep_memory()
     assert len(asked) == 2
+
+
+def test_a_device_is_there_or_told(monkeypatch, recipe):
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert find_device("auto") == torch.device("cpu")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, told in (("mps", "finds no Metal GPU"), ("cuda:0", "finds no CUDA device")):
+        with pytest.raises(UserError, match=f"--device {device}: PyTorch {told}.*give --device cpu"):
+            train(replace(recipe, device=device))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="--device cuda:2: this machine has cuda:0 to cuda:1"):
+        find_device("cuda:2")
+
+
+def test_the_device_reaches_the_model(capsys, trained_classifier, photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr("dmformer.models.weights.find_device", lambda name: asked.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(
+        "dmformer.interpret.explain.find_device", lambda name: asked.append(name) or torch.device("cpu")
+    )
+    photo, best = photos / "red car" / "0.png", trained_classifier.folder / "best"
+    assert run(capsys, "predict", best, photo, "--device", "cuda:1")[0] == 0
+    assert run(capsys, "eval", best, "--data", photos, "--workers", "0", "--device", "mps")[0] == 0
+    out = photos.parent / "explained"
+    assert run(capsys, "explain", best, photo, "--device", "cuda", "--layer", "1", "--out", out)[0] == 0
+    assert asked == ["cuda:1", "mps", "cuda"]
 
 
 def test_none_is_written_as_people_write_it():

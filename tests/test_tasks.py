@@ -81,7 +81,7 @@ class Regressor:
     def class_names(self) -> tuple[str, ...]:
         return self.config.class_names
 
-    def for_inference(self) -> "Regressor":
+    def for_inference(self, device: str = "auto") -> "Regressor":
         return self
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..utils.device import find_device
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.machine import processor
 from ..utils.timing import interleave, summarise, turn
@@ -161,9 +162,7 @@ def bench(
 
     from . import variants as prepared
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA device; omit the option to measure on the CPU.")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models, batch_sizes = list(dict.fromkeys(models)), sorted(set(batch_sizes))
     kinds = []
     for form, dtype in dict.fromkeys((form, dtype) for form in forms for dtype in dtypes):

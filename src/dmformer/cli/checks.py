@@ -11,6 +11,7 @@ from ..runtimes.card import is_exported
 from ..tasks.config import find_config, read_folder
 from ..tasks.table import TASKS, task_for
 from ..tasks.task import Task
+from ..utils.device import check_device
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.model_names import model_names
@@ -89,6 +90,13 @@ def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
         return task_for(None), source
     trained = read_folder(source)
     return task_for(trained), trained
+
+
+def check_runs_on(device: str, source: str) -> None:
+    """Raise UserError for a device that does not exist, or that cannot run the source, without importing torch."""
+    check_device(device)
+    if is_exported(source) and device not in ("auto", "cpu"):
+        raise UserError(f"{source} is an exported file, which runs on the CPU: leave out --device {device}.")
 
 
 def check_source(source: str, exported: bool = False) -> None:

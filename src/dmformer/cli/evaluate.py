@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..runtimes.card import is_exported
 from ..utils.errors import UserError
-from .checks import check_source, check_writable, open_source, own_options
+from .checks import check_runs_on, check_source, check_writable, open_source, own_options
 from .parsing import parse
 from .printing import give_scores
 
@@ -40,6 +40,8 @@ class EvalOptions:
     """Images per batch."""
     workers: int | None = None
     """Processes that read images; by default one per core, at most 8."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N (GPU number N, from 0), mps (a Mac's GPU), or auto: a GPU if there is one."""
     threads: int | None = None
     """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     max_broken: float = 0.05
@@ -71,6 +73,7 @@ def evaluate(arguments: list[str]) -> None:
     check_source(options.source, exported=True)
     if options.json not in (None, "-"):
         check_writable("--json", Path(options.json), overwrite=True)
+    check_runs_on(options.device, options.source)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
     data = options.data or task.default_data
@@ -91,6 +94,7 @@ def evaluate(arguments: list[str]) -> None:
         max_broken=options.max_broken,
         progress=track,
         say=lambda line: print(line, file=sys.stderr),
+        device="cpu" if is_exported(options.source) else options.device,
         **own,
     )
     give_scores(scores, task.summary(scores, data), options.json)

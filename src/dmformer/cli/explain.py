@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data.limits import MAX_PIXELS
+from ..utils.device import check_device
 from ..utils.errors import UserError, untrained
 from ..utils.files import check_path
 from ..utils.model_names import model_names
@@ -53,6 +54,8 @@ class ExplainOptions:
     Earlier layers are finer but less specific to a class."""
     out: str = "explanation"
     """Output folder."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N (GPU number N, from 0), mps (a Mac's GPU), or auto: a GPU if there is one."""
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of a photo; larger ones are not read."""
     check: bool = True
@@ -69,6 +72,7 @@ def explain(arguments: list[str]) -> None:
         raise UserError("--top must be 1 or more.")
     if options.max_pixels < 1:
         raise UserError("--max-pixels must be 1 or more.")
+    check_device(options.device)
     if not options.photos:
         raise UserError("name the photos: image files, folders, or - for standard input.")
     sources = tuple(name_of(source) or source for source in (options.source, *options.beside))
@@ -98,6 +102,7 @@ def explain(arguments: list[str]) -> None:
         lambda names: track(names, "explaining"),
         options.max_pixels,
         remark,
+        options.device,
     )
     names = dict.fromkeys(e.model for e in found if e.error is None)
     verdicts = {name: verdict(found, name) for name in names} if options.check else {}

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data.limits import MAX_PIXELS
+from ..tasks.config import TrainedFolder
 from ..utils.errors import UserError
 from ..utils.files import check_path
-from .checks import check_source, open_source, own_options
+from .checks import check_runs_on, check_source, open_source, own_options
 from .parsing import parse
 from .printing import print_rows, remark
 
@@ -42,6 +43,8 @@ class PredictOptions:
     """How to print the result."""
     batch_size: int = 16
     """Classifiers: photos per batch."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N (GPU number N, from 0), mps (a Mac's GPU), or auto: a GPU if there is one."""
     threads: int | None = None
     """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     max_pixels: int = MAX_PIXELS
@@ -70,15 +73,16 @@ def predict(arguments: list[str]) -> None:
     for photo in options.photos:
         if photo != "-":
             check_path(photo)
+    check_runs_on(options.device, options.source)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
 
-    from ..predict import ANSWERS
+    from ..predict import ANSWERS, open_predictor
     from ..utils.display import track
 
     answer = ANSWERS[task.answer]
     predictions = answer.predict(
-        found,
+        open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found,
         options.photos,
         top=options.top,
         max_pixels=options.max_pixels,

@@ -17,6 +17,7 @@ from ..data.finding import no_remark
 from ..data.limits import MAX_PIXELS
 from ..predict.photos import content_of, places_in, save_png
 from ..report.drawing import heat
+from ..utils.device import find_device
 from ..utils.errors import UserError, unknown, untrained
 from .cam import cell_size, class_activation, layer_name, predicted_masks
 from .randomisation import ALIKE, cascade, randomised, rank_correlation
@@ -108,6 +109,7 @@ def explain(
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
     max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = no_remark,
+    device: str = "auto",
 ) -> list[Explanation]:
     """Show where models find classes in images: one `Explanation` per image, model and class, in this order.
 
@@ -123,6 +125,7 @@ def explain(
         check: Compare each map with the randomised model's; see `randomised`.
         max_pixels: Images of more pixels are not read.
         say: Takes a remark on what was left out of a folder.
+        device: Name of the device, see `find_device`.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, no image can be read, a model is not trained, a
@@ -131,7 +134,7 @@ def explain(
     places, page = dict(places_in(Path(out), photos, say)), Path(out) / "index.html"
     if page.exists() and not overwrite:
         raise UserError(f"{page} exists already: give another --out, or --overwrite.")
-    subjects = _open(sources)
+    subjects = _open(sources, find_device(device))
     reading = Reading(next((s.values for s in subjects if s.values), None), max_pixels)
     read = _first_images(list(places), reading)
     samples = [image for image in read.values() if isinstance(image, Image.Image)]
@@ -186,8 +189,8 @@ def verdict(found: Sequence[Explanation], model: str) -> str:
     return f"The maps change with random weights ({figure}): they depend on the weights, not only on the photo."
 
 
-def _open(sources: Sequence[str]) -> list[Subject]:
-    """The models, each with a unique name."""
+def _open(sources: Sequence[str], device: torch.device) -> list[Subject]:
+    """The models on a device, each with a unique name."""
     subjects: list[Subject] = []
     for source in sources:
         subject = open_subject(source)
@@ -197,7 +200,7 @@ def _open(sources: Sequence[str]) -> list[Subject]:
         name = subject.name
         while name in names:
             name, number = f"{subject.name}-{number}", number + 1
-        subjects.append(replace(subject, name=name))
+        subjects.append(replace(subject, name=name, model=subject.model.to(device)))
     return subjects
 
 
@@ -238,8 +241,9 @@ def _image(name: str, reading: Reading) -> Image.Image | str:
 
 
 def _seen(subject: Subject, image: Image.Image) -> Tensor:
-    """The model's input (3, H, W); for segmenters, limited to `LARGEST` pixels, or a centre crop of a fixed size."""
-    x = subject.prepare(image)
+    """The model's input (3, H, W), on its device; for segmenters, limited to `LARGEST` pixels, or a centre crop of a
+    fixed size."""
+    x = subject.prepare(image).to(next(subject.model.parameters()).device)
     height, width = x.shape[-2:]
     if subject.of_pixels and subject.image_size is not None:
         return center_crop(x, [min(height, subject.image_size[0]), min(width, subject.image_size[1])])
@@ -259,7 +263,7 @@ def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
         areas = logits[0].argmax(0).flatten().bincount(minlength=len(subject.class_names))
         largest = [k for k in areas.argsort(descending=True, stable=True)[:top].tolist() if areas[k]]
         classes = model.wanted or largest
-        masks, called = predicted_masks(logits.expand(len(classes), -1, -1, -1), classes)
+        masks, called = predicted_masks(logits.expand(len(classes), -1, -1, -1).cpu(), classes)
         shares = areas / areas.sum()
         maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0), masks, tuple(called))
     else:

@@ -73,7 +73,7 @@ class Subject:
     def picture(self, prepared: Tensor) -> Image.Image:
         """A prepared image (3, H, W) with its normalisation undone: what the model sees."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        pixels = (255 * (prepared * std + mean)).round().clamp(0, 255).byte()
+        pixels = (255 * (prepared.cpu() * std + mean)).round().clamp(0, 255).byte()
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

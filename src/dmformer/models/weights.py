@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from ..utils.device import find_device
 from ..utils.errors import UserError, first_line
 from ..utils.files import whole_file
 from ..utils.pretrained import check_file, folder_of
@@ -90,9 +91,9 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
         safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
 
 
-def to_best_device(model: nn.Module) -> torch.device:
-    """Move a model to the GPU, if there is one, in the memory format that is fastest for convolutions."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def to_device(model: nn.Module, name: str = "auto") -> torch.device:
+    """Move a model to a device (see `find_device`), in the memory format that is fastest for convolutions."""
+    device = find_device(name)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return device
 

@@ -110,13 +110,16 @@ def opened(source: Any, answer: str, what: str) -> Any:
     return model
 
 
-def open_predictor(source: Source, threads: int | None = None) -> ClassPredictor | MaskPredictor | BoxPredictor:
+def open_predictor(
+    source: Source, threads: int | None = None, device: str = "auto"
+) -> ClassPredictor | MaskPredictor | BoxPredictor:
     """Open a trained model for prediction.
 
     Args:
         source: A run's best/ folder or the run's folder, hf-hub:owner/name, or an exported .onnx or .xml file, which
             is opened without PyTorch.
         threads: Compute threads (for PyTorch, of the whole process); by default as many as there are cores.
+        device: Name of the device that PyTorch computes on, see `find_device`.
 
     Raises:
         UserError: The source is none of these, or cannot be read.
@@ -129,4 +132,4 @@ def open_predictor(source: Source, threads: int | None = None) -> ClassPredictor
         torch.set_num_threads(threads)
     from ..tasks.opening import open_trained
 
-    return open_trained(source).for_inference()
+    return open_trained(source).for_inference(device)

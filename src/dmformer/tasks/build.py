@@ -18,7 +18,7 @@ from ..models.weights import (
     load_weights,
     read_state_dict,
     sentence,
-    to_best_device,
+    to_device,
     write_state_dict,
 )
 from ..nn.fuse import fuse
@@ -43,15 +43,15 @@ class Trained:
 
     model: Any
 
-    def for_inference(self) -> Self:
-        """The same model, fused, on the GPU if there is one."""
+    def for_inference(self, device: str = "auto") -> Self:
+        """The same model, fused, on a device, see `find_device`."""
         fused: Any = replace(self, model=fuse(self.model), form="PyTorch, fused")  # type: ignore[type-var]
-        fused.on_best_device()
+        fused.on_device(device)
         return fused
 
-    def on_best_device(self) -> torch.device:
-        """Move the model to the GPU, if there is one, in the memory format best for convolutions."""
-        return to_best_device(self.model)
+    def on_device(self, device: str = "auto") -> torch.device:
+        """Move the model to a device, see `find_device`, in the memory format best for convolutions."""
+        return to_device(self.model, device)
 
 
 def check_names(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from ..data.limits import MAX_PIXELS
+from ..utils.device import check_device
 from ..utils.errors import UserError
 from ..utils.machine import available_cores
 from ..utils.pretrained import no_weights, tags
@@ -106,6 +107,9 @@ class Recipe:
     """Compute BatchNorm statistics over all processes instead of per process."""
     workers: int | None = field(default=None, metadata=FREE)
     """Processes that read images; by default one per core, at most 8."""
+    device: str = field(default="auto", metadata=FREE)
+    """Where to compute: cpu, cuda, cuda:N (GPU number N, from 0), mps (a Mac's GPU), or auto:
+    a GPU if there is one."""
     threads: int | None = field(default=None, metadata=FREE)
     """Threads that PyTorch uses on a CPU, over all processes; by default one per core."""
     processes: int | None = field(default=None, metadata=FREE)
@@ -129,6 +133,7 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UserError for an invalid value, in one line that says what to do."""
+        check_device(self.device)
         if self.image_size < 32:
             raise UserError(f"--image-size is {self.image_size}: the models need 32 pixels or more.")
         self._check_counts("batch_size", "accumulate", "lr_batch", "max_pixels")

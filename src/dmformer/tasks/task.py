@@ -52,8 +52,8 @@ class Task:
             torch only for data sets of other packages.
         job: Maps a recipe and its opened data to its job; with None, the job opens it.
         open: Opens a run's folder, or hf-hub:owner/name if the task supports it, as a trained model.
-        evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, progress=, say=)`,
-            with the task's own options of `dmformer eval` that are not None.
+        evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, progress=, say=,
+            device=)`, with the task's own options of `dmformer eval` that are not None.
         summary: Maps scores and the split's name to what is printed.
         headline: Name of the figure by which models are compared.
         figure: Maps scores to that figure, from 0 to 1.

@@ -33,6 +33,7 @@ from ..tasks.opening import open_job
 from ..tasks.progress import Progress, run_facts
 from ..tasks.recipe import PER_EPOCH, Recipe
 from ..tasks.sampling import StepSampler
+from ..utils.device import find_device
 from ..utils.display import Display
 from ..utils.errors import UserError
 from ..utils.files import replace_folder, write_whole, writing_to
@@ -105,7 +106,15 @@ def _start_processes(recipe: Recipe) -> PartialState:
     """Set up this process's device and its connection with the other processes."""
     if (threads := recipe.of_one_process().threads) is not None:
         torch.set_num_threads(threads)
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    device = find_device(recipe.device)
+    if PartialState._shared_state and PartialState().num_processes == 1:  # of an earlier run, on another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    if device.index is not None:
+        if state.num_processes > 1:
+            raise UserError(f"--device {device} is one GPU, but each process has its own: give --device {device.type}.")
+        state.device = device
+        torch.accelerator.set_device_index(device.index)
     if recipe.processes not in (None, 1, state.num_processes):
         raise UserError(
             "--processes works only with the command `dmformer train`, which starts them: leave it out under torchrun "
@@ -129,7 +138,7 @@ class Trainer:
         self.stop: list[int] = []
         AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
+            cpu=find_device(recipe.device).type == "cpu",
             mixed_precision=recipe.precision,
             gradient_accumulation_steps=recipe.accumulate,
             log_with=_tracker(recipe),

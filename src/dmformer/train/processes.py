@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from ..tasks.recipe import Recipe
+from ..utils.device import find_device
 from ..utils.errors import UserError
 
 IMAGES_PER_PROCESS = 16
@@ -34,7 +35,7 @@ def number_of_processes(recipe: Recipe) -> int | None:
         return recipe.processes
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return None
-    if recipe.resume or torch.accelerator.is_available():
+    if recipe.resume or find_device(recipe.device).type != "cpu":
         return 1
     most = min(recipe.threads or torch.get_num_threads(), recipe.batch_size // IMAGES_PER_PROCESS)
     return next((n for n in range(most, 1, -1) if recipe.batch_size % (2 * n) == 0), 1)  # mixup takes images in pairs

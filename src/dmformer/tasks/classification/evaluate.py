@@ -50,7 +50,7 @@ def evaluate(
         data: elpv (its held-out quarter), a folder or archive of class folders, a table of paths and labels, or a data
             set that timm knows; by default the images that the run itself held out for testing.
         batch_size: Images per batch, for a classifier with images of one size.
-        recipe: Only its fields data_root, val_split, download, workers and max_broken are used here.
+        recipe: Only its fields data_root, val_split, download, workers, max_broken and device are used here.
         progress: Wraps the loader, to show how far it has got.
         say: Takes a remark on the data.
 
@@ -75,7 +75,7 @@ def evaluate(
     split = replace(split, reading=replace(split.reading, values=classifier.values))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
-    device = classifier.on_best_device()
+    device = classifier.on_device(recipe.device)
     predictions = predict_all(classifier.model, loader, device, progress=progress)
     check_broken(split, predictions.broken, recipe.max_broken)
     return score(predictions.probabilities, predictions.targets, classifier.class_names)

@@ -50,8 +50,11 @@ def _evaluate(
     split: str = ClassificationRecipe.val_split,
     data_root: str | None = None,
     batch_size: int = 64,
+    device: str = "auto",
 ) -> "Scores":
-    recipe = ClassificationRecipe(data_root=data_root, val_split=split, workers=workers, max_broken=max_broken)
+    recipe = ClassificationRecipe(
+        data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
+    )
     recipe.check()
     from .evaluate import evaluate
 

@@ -147,7 +147,7 @@ class ClassificationJob:
         recipe, splits = self.recipe, self.splits
         split, name = reported_split(splits)
         classifier = open_classifier(str(folder / "best"))
-        device = classifier.on_best_device()
+        device = classifier.on_device(recipe.device)
         loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
         found = predict_all(classifier.model, loader, device)
         check_broken(split, found.broken, recipe.max_broken)

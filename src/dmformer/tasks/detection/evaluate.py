@@ -56,6 +56,7 @@ def evaluate_boxes(
     max_broken: float = 0.02,
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
+    device: str = "auto",
 ) -> DetectionScores:
     """Score a trained detector.
 
@@ -66,6 +67,7 @@ def evaluate_boxes(
         max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.
+        device: Name of the device, see `find_device`.
 
     Raises:
         UserError: Nothing to read, other classes, too many faults, or no data for a source that is not a run.
@@ -85,9 +87,9 @@ def evaluate_boxes(
     )
     for line in (*(f"left out: {what} {why}" for what, why in faults), *notes, *more):
         say(line)
-    device = detector.on_best_device()
+    where = detector.on_device(device)
     loader: Any = progress(eval_boxes_loader(boxes, detector.transform(), workers), "scoring")
-    meter, _ = find_objects(detector.model, loader, boxes, device, detector.config.masks and boxes.has_masks)
+    meter, _ = find_objects(detector.model, loader, boxes, where, detector.config.masks and boxes.has_masks)
     return meter.scores()
 
 

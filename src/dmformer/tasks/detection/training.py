@@ -192,7 +192,7 @@ class DetectionJob:
         recipe, splits = self.recipe, self.splits
         boxes, split = reported_split(splits)
         detector = open_detector(str(folder / "best"))
-        device = detector.on_best_device()
+        device = detector.on_device(recipe.device)
         transform = detector.transform()
         loader: Any = track(eval_boxes_loader(boxes, transform, recipe.workers), f"scoring on {split}")
         masks = self.masks and boxes.has_masks

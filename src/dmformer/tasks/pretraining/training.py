@@ -141,8 +141,9 @@ class PretrainingJob:
             log = outputs[CLASSES].float().log_softmax(1)
             agreed = (log.argmax(1) == answers.probabilities.argmax(1)).float()
             loss = -(answers.probabilities * log).sum(1)
-        columns = (positions.double(), targets["source"].double(), right.double(), agreed.double(), loss.double())
-        return torch.stack(columns, 1)
+        exact = torch.float32 if loss.device.type == "mps" else torch.float64  # a Metal GPU has no float64
+        columns = (positions, targets["source"], right, agreed, loss)
+        return torch.stack([column.to(exact) for column in columns], 1)
 
     def _check_broken_val(self, found: Tensor) -> None:
         broken = int((found[:, 0] < 0).sum())
@@ -179,7 +180,7 @@ class PretrainingJob:
     def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[PretrainingScores, str]:
         recipe = self.recipe
         classifier = open_classifier(str(folder / "best"))
-        device = classifier.on_best_device()
+        device = classifier.on_device(recipe.device)
         best = [row for row in progress.history if row[self.headline] == progress.best][-1]
         n = self.images[1]
         agreement = wilson(round(best["val_agreement"] * n), n) if "val_agreement" in best else None

@@ -88,6 +88,7 @@ def evaluate_masks(
     flip: bool = False,
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
+    device: str = "auto",
 ) -> SegmentationScores:
     """Score a trained segmenter.
 
@@ -101,6 +102,7 @@ def evaluate_masks(
         scales, flip: For multi-scale testing; see `predict_probabilities`.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each pair that is left out.
+        device: Name of the device, see `find_device`.
 
     Raises:
         UserError: Nothing to read, masks that do not match the classes, or no data for a source that is not a run.
@@ -120,10 +122,10 @@ def evaluate_masks(
     for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
         say(line)
     loader: Any = eval_pairs_loader(pairs, segmenter.transform(), workers)
-    device = segmenter.on_best_device()
+    where = segmenter.on_device(device)
     window = window or config.window
     loader = progress(loader, "scoring")
-    counts = count_pixels(segmenter.model, loader, len(names), device, window, scales, flip)
+    counts = count_pixels(segmenter.model, loader, len(names), where, window, scales, flip)
     return score_masks(counts.confusion, counts.images, names)
 
 

@@ -135,7 +135,7 @@ class SegmentationJob:
         counts = count_pixels(model, loader, len(self.class_names), device, self.config().window)
         # Each process has a part of the images; their counts add up.
         confusion = gather(counts.confusion[None].to(device)).sum(0)
-        loss = float(gather(torch.tensor([counts.loss], device=device)).double().sum())
+        loss = float(gather(torch.tensor([counts.loss], device=device)).cpu().double().sum())
         scores = score_masks(confusion, class_counts(confusion)[None], self.class_names, resamples=0)
         return {
             "val_loss": loss / scores.pixels,
@@ -173,7 +173,7 @@ class SegmentationJob:
         recipe, splits = self.recipe, self.splits
         pairs, split = reported_split(splits)
         segmenter = open_segmenter(str(folder / "best"))
-        device = segmenter.on_best_device()
+        device = segmenter.on_device(recipe.device)
         transform = segmenter.transform()
         loader: Any = track(eval_pairs_loader(pairs, transform, recipe.workers), f"scoring on {split}")
         counts = count_pixels(segmenter.model, loader, len(self.class_names), device, segmenter.config.window)
