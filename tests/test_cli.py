@@ -188,6 +188,36 @@ def test_predict_reads_standard_input(capsys, trained_classifier, photos, monkey
     assert json.loads(out)[0]["classes"][0]["class"] == "grünes Haus"
 
 
+def test_predict_lists_whole_answers_and_counts_the_photos(capsys, trained_classifier, photos, tmp_path, monkeypatch):
+    """In a pipe, each class has a row, and nothing is cut; a wide terminal shows a row for each photo."""
+    long = tmp_path / ("a long name of a folder " * 4) / "photo.png"
+    long.parent.mkdir()
+    shutil.copy(photos / "red car" / "0.png", long)
+    for name, content in (("empty.png", b""), ("text.jpg", b"no image")):
+        (long.parent / name).write_bytes(content)
+    best = trained_classifier.folder / "best"
+    code, out, err = run(capsys, "predict", best, long.parent, "--top", 2)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["photo", "class", "probability"]
+    assert [line for line in lines if str(long) in line] == lines[2:4]
+    assert "red car" in lines[2]
+    assert "1 photo in" in err
+    assert "2 could not be read: not an image, or in a format that cannot be read (2)" in err
+
+    monkeypatch.setattr("dmformer.cli.printing.fits_terminal", lambda header, rows: True)
+    monkeypatch.setattr("dmformer.cli.predict.fits_terminal", lambda header, rows: True)
+    _, out, _ = run(capsys, "predict", best, long, "--top", 2)
+    assert out.split()[:5] == ["photo", "class", "1", "probability", "1"]
+    assert "red car" in out
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
+    code, out, err = run(capsys, "predict", best, "-", "--format", "json")
+    assert code == 1
+    assert "the photo cannot be read: not an image, or in a format that cannot be read (1)." in err
+    assert json.loads(out) == [{"name": "-", "error": "not an image, or in a format that cannot be read"}]
+
+
 def test_unfit_and_hostile_weights_are_refused(capsys, trained_classifier, photos, tmp_path):
     best = shutil.copytree(trained_classifier.folder / "best", tmp_path / "best")
     whole = (best / "model.safetensors").read_bytes()

@@ -1,6 +1,7 @@
 """Training, evaluating and predicting with detectors: from a recipe to the run folder and its use."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -343,7 +344,15 @@ def test_the_commands(trained: Path, shapes: Path, tmp_path: Path, capsys: pytes
     (answer,) = json.loads(capsys.readouterr().out)
     assert Path(answer["picture"]).is_file()
     assert {"class", "score", "bbox"} <= set(answer["objects"][0])
-    run_command("predict", trained, photo, "--out", tmp_path / "drawn", "--overwrite", "--threshold", 0.99)
+    again = ("--out", tmp_path / "drawn", "--overwrite")
+    run_command("predict", trained, photo, *again, "--threshold", 0.01, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["class"] for row in rows] == [each["class"] for each in answer["objects"]]
+    left, _, width, _ = answer["objects"][0]["bbox"]
+    assert [float(rows[0]["left"]), float(rows[0]["right"])] == pytest.approx([left, left + width], abs=0.011)
+    run_command("predict", trained, photo, *again, "--threshold", 0.99, "--format", "csv")
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{photo},,,,,,,"]
+    run_command("predict", trained, photo, *again, "--threshold", 0.99)
     assert "204.png" in capsys.readouterr().out
 
 

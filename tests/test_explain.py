@@ -670,7 +670,7 @@ def test_command(capsys, pictures, monkeypatch):
     assert out.count("a/photo.png") == 2
     assert "run-2" in out
     assert "a/broken.jpg" in out
-    assert "cannot identify image file" in out
+    assert "not an image" in out
     assert "page: explanation/index.html" in out
     assert "mean rank correlation" in out
     options = ["--layer", "3", "--format", "json", "--out", "o", "--classes", "dog", "--no-check"]
@@ -699,7 +699,7 @@ def test_command(capsys, pictures, monkeypatch):
         (["run", "b", "--layer", "stages.7"], "unknown layer 'stages.7': did you mean stages."),
         (["run", "b", "--layer", "head.fc"], "not a map of the image"),
         (["run", "b", "--classes", "hrose"], "unknown class of run 'hrose': did you mean horse?"),
-        (["run", "a/broken.jpg"], "a/broken.jpg cannot be read: cannot identify image file"),
+        (["run", "a/broken.jpg"], "a/broken.jpg cannot be read: not an image"),
         (["run", "b", "--out", "a/broken.jpg"], "a/broken.jpg"),
     ],
 )

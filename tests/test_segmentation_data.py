@@ -219,7 +219,7 @@ def test_masks_are_read_as_stored(tmp_path):
         (as_file(Image.new("LA", (3, 2), (7, 7))), r"colours \(LA\)"),
         (as_file(Image.new("F", (3, 2), 0.5), "TIFF"), "decimal numbers"),
         (as_file(Image.new("L", (3, 2), 5), "JPEG"), "is a JPEG, whose compression changes ids"),
-        (io.BytesIO(b"no image"), "cannot identify"),
+        (io.BytesIO(b"no image"), "not an image"),
         (io.BytesIO(as_file(Image.new("L", (90, 90), 5)).getvalue()[:60]), "truncated|broken"),
         ("/nowhere/mask.png", "No such file"),
     ],
@@ -697,7 +697,7 @@ def strange_ids(pairs: Pairs) -> None:
     [
         (to_colours, r"its mask 1\.png holds colours \(RGB\) instead of class ids"),
         (cut_mask, r"its mask 1\.png cannot be read: "),
-        (spoil_image, "cannot be read: cannot identify"),
+        (spoil_image, "cannot be read: not an image"),
         (remove_image, "cannot be read: No such file"),
         (other_size, "is 60x40 and its mask 40x60"),
         (strange_ids, r"its mask 1\.png holds the ids 4, 5, 6, which are no class and not ignored"),
@@ -1078,7 +1078,7 @@ def test_pairs_that_break_later_are_replaced_in_training_alone(pairs):
         assert image.shape == (3, 32, 32)
     assert training[0, 4][2] == 4
     scoring = PairSet(pairs, eval_transform(MEAN, STD), training=False, seed=0)
-    for i, words in ((1, "No such file"), (2, "cannot identify"), (3, "is 60x40, its mask 40x60")):
+    for i, words in ((1, "No such file"), (2, "not an image"), (3, "is 60x40, its mask 40x60")):
         with pytest.raises(BrokenImageError, match=rf"^images/{i}\.jpg: .*{words}"):
             scoring[0, i]
     Image.fromarray(blocks(0) + 60).save(pairs.masks[0])

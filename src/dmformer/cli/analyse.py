@@ -94,7 +94,7 @@ def analyse(arguments: list[str]) -> None:
         rows = [dict(zip(result.header, row, strict=True)) for row in result.rows]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        print_rows(result.short_header, result.short, "table", whole=True)
+        print_rows(result.short_header, result.short, "table")
         print(result.caption)
         print(f"written: {', '.join(map(str, result.files))}")
 

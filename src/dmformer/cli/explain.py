@@ -116,7 +116,7 @@ def explain(arguments: list[str]) -> None:
         else [e.photo, "", "", "", "", e.error]
         for e in found
     ]
-    print_rows(["photo", "model", "class", "score", "control", "remark"], rows, "table", whole=True)
+    print_rows(["photo", "model", "class", "score", "control", "remark"], rows, "table")
     for name, told in verdicts.items():
         print(f"{name}: {told}")
     print(f"page: {page}")

@@ -1,8 +1,13 @@
 """dmformer predict: classify photos, segment them, or find objects in them."""
 
 import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.limits import MAX_PIXELS
 from ..tasks.config import TrainedFolder
@@ -10,7 +15,13 @@ from ..utils.errors import UserError
 from ..utils.files import check_path
 from .checks import check_runs_on, check_source, open_source, own_options
 from .parsing import parse
-from .printing import print_rows, remark
+from .printing import fits_terminal, print_rows, remark
+
+if TYPE_CHECKING:
+    from ..predict import Answer
+
+SLOW_START = 3.0
+"""Seconds until the first answer from which on an exported file is worth a remark."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,9 @@ class PredictOptions:
     A segmenter writes STEM.overlay.png and STEM.mask.png (class ids, from 0) for each photo, and legend.png. A detector
     writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. For video, pass a
     folder of frames.
+
+    In a pipe, and in a terminal that is too narrow for the table, each class has a row of its own. CSV has a row for
+    each photo, or for each object with its edges in pixels. The exit code is 1 if no photo can be read.
 
     The first photo waits for torch and timm to be imported: seconds, about 10 on a slow machine. A file written by
     `dmformer export` needs neither and gives a result in about a second.
@@ -80,19 +94,81 @@ def predict(arguments: list[str]) -> None:
     from ..predict import ANSWERS, open_predictor
     from ..utils.display import track
 
-    answer = ANSWERS[task.answer]
-    predictions = answer.predict(
-        open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found,
-        options.photos,
-        top=options.top,
-        max_pixels=options.max_pixels,
-        progress=lambda names: track(names, answer.doing),
-        say=remark,
-        **own,
+    answer, count = ANSWERS[task.answer], Count()
+    predictions = count.each(
+        answer.predict(
+            open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found,
+            options.photos,
+            top=options.top,
+            max_pixels=options.max_pixels,
+            progress=lambda names: track(names, answer.doing),
+            say=remark,
+            **own,
+        )
     )
+    _print(answer, predictions, options)
+    count.tell()
+    if isinstance(found, TrainedFolder) and task.exports(found.stated):
+        count.tell_of_export(options.source)
+
+
+def _print(answer: "Answer", predictions: Iterator[Any], options: PredictOptions) -> None:
     if options.format == "json":
         told = [{"name": p.name, **({"error": p.error} if p.error else answer.told(p))} for p in predictions]
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    rows = [answer.row(p, options.top) for p in predictions]
-    print_rows(answer.header(options.top), rows, options.format, answer.whole)
+    if options.format == "csv":
+        rows = (row for p in predictions for row in answer.csv.of(p, options.top))
+        print_rows(answer.csv.header(options.top), rows, "csv")
+        return
+    found = list(predictions)
+    for way in (answer.table, answer.narrow):
+        header, table = way.header(options.top), [row for p in found for row in way.of(p, options.top)]
+        if way is answer.narrow or fits_terminal(header, table):
+            print_rows(header, table, "table")
+            return
+
+
+class Count:
+    """What became of the photos, and the time that it took from here."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.first = 0.0
+        """Seconds until the first answer."""
+        self.read = 0
+        self.left_out: Counter[str] = Counter()
+        """Photos that could not be read, by the reason."""
+
+    def each(self, predictions: Iterator[Any]) -> Iterator[Any]:
+        for prediction in predictions:
+            self.first = self.first or time.perf_counter() - self.began
+            if prediction.error:
+                self.left_out[prediction.error] += 1
+            else:
+                self.read += 1
+            yield prediction
+
+    def tell(self) -> None:
+        """Say how many photos were read and why others were not; exit with 1 if none was."""
+        from ..data.finding import listed
+
+        unread = self.left_out.total()
+        if unread and not self.read:
+            which = "the photo" if unread == 1 else f"none of the {unread:,} photos"
+            cannot = "cannot" if unread == 1 else "can"
+            print(f"dmformer: {which} {cannot} be read: {listed(self.left_out)}.", file=sys.stderr)
+            raise SystemExit(1)
+        if self.read + unread > 1:
+            left_out = f"; {unread:,} could not be read: {listed(self.left_out)}" if unread else ""
+            photos = "photo" if self.read == 1 else "photos"
+            remark(f"{self.read:,} {photos} in {time.perf_counter() - self.began:.1f} s{left_out}")
+
+    def tell_of_export(self, source: str) -> None:
+        """Say how the first answer comes sooner, if most of the time went into waiting for it."""
+        total = time.perf_counter() - self.began
+        if self.first > max(SLOW_START, total / 2):
+            remark(
+                f"{self.first:.0f} of {total:.0f} s went into starting PyTorch; "
+                f"a file from `dmformer export {shlex.quote(source)}` starts in about a second"
+            )

@@ -3,13 +3,17 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from ..tasks.task import Summary
 from ..utils.errors import UserError
 from ..utils.files import write_whole
+
+WHOLE = 10_000
+"""Columns of a table in a pipe: nothing is folded."""
 
 
 def give_scores(scores: Any, summary: Summary, json_file: str | None) -> None:
@@ -44,24 +48,37 @@ def print_speeds(rows: Sequence[Any]) -> None:
         ]
         for r in sorted(rows, key=lambda r: (r.batch_size, -r.images_per_second))
     ]
-    print_rows(header, cells, "table", whole=True)
+    print_rows(header, cells, "table")
     print(f"ratio: to {first.baseline}" if first.baseline else "no ratio: the baseline could not be measured")
 
 
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[Any]], format: str, whole: bool = False) -> None:
-    """Print a table; with `whole`, its lines may be longer than the 80 columns assumed for a pipe."""
+def print_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], format: str) -> None:
+    """Print a table as CSV, each row as it comes, or aligned: folded to the terminal's width, whole in a pipe."""
     if format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([header, *([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows)])
+        writer.writerow(header)
+        writer.writerows([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows)
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table(*header, box=None, header_style="bold")
+    table = Table(*(Column(name, overflow="fold") for name in header), box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(f"{v:.1%}" if isinstance(v, float) and v <= 1 else escape(str(v)) for v in row))
-    Console(width=200 if whole and not sys.stdout.isatty() else None).print(table)
+        table.add_row(*map(Text, _cells(row)))
+    Console(width=None if sys.stdout.isatty() else WHOLE).print(table)
+
+
+def fits_terminal(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether a table can be printed on the terminal without folding its cells; False in a pipe."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(header, *map(_cells, rows), strict=True)]
+    return sys.stdout.isatty() and sum(widths) + 2 * len(widths) <= get_terminal_size().columns
+
+
+def _cells(row: Sequence[Any]) -> list[str]:
+    return [f"{v:.1%}" if isinstance(v, float) and v <= 1 else str(v) for v in row]
 
 
 def remark(text: str) -> None:

@@ -66,7 +66,16 @@ def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None, r
     except BrokenImageError:
         raise
     except Exception as error:  # decoders raise arbitrary errors on damaged input
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, for the user: decoders name the file or the stream, which the caller knows."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or in a format that cannot be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def open_image(source: IO[bytes] | str) -> Image.Image:

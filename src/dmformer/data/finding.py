@@ -107,9 +107,9 @@ class Found:
         """What was left out, for the user."""
         notes = []
         if self.litter:
-            notes.append(f"skipped {_counted(self.litter)} of the system or of dmformer: {_listed(self.litter)}")
+            notes.append(f"skipped {_counted(self.litter)} of the system or of dmformer: {listed(self.litter)}")
         if self.others:
-            notes.append(f"left out {_counted(self.others)} that cannot be read as photos: {_listed(self.others)}")
+            notes.append(f"left out {_counted(self.others)} that cannot be read as photos: {listed(self.others)}")
         return notes
 
 
@@ -117,7 +117,8 @@ def _counted(counts: Counter[str]) -> str:
     return f"{counts.total():,} file{'s' if counts.total() > 1 else ''}"
 
 
-def _listed(counts: Counter[str]) -> str:
+def listed(counts: Counter[str]) -> str:
+    """The most common of some words with their numbers."""
     return ", ".join(f"{name} ({n:,})" for name, n in counts.most_common(8)) + (", …" if len(counts) > 8 else "")
 
 

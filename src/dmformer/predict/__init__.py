@@ -1,9 +1,9 @@
 """Predictions for images with a trained model or an exported file; the latter without torch."""
 
-from .answers import ANSWERS
+from .answers import ANSWERS, Answer
 from .boxes import predict_boxes
 from .classes import predict
 from .masks import predict_masks
 from .predictor import open_predictor
 
-__all__ = ["ANSWERS", "open_predictor", "predict", "predict_boxes", "predict_masks"]
+__all__ = ["ANSWERS", "Answer", "open_predictor", "predict", "predict_boxes", "predict_masks"]

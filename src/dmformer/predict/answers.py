@@ -10,6 +10,19 @@ from .masks import MaskPrediction, predict_masks
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A way to list answers.
+
+    Attributes:
+        header: For the number of classes to tell.
+        of: The rows of one photo, for that number.
+    """
+
+    header: Callable[[int], Sequence[str]]
+    of: Callable[[Any, int], Sequence[Sequence[Any]]]
+
+
+@dataclass(frozen=True)
 class Answer:
     """One kind of answer.
 
@@ -17,18 +30,18 @@ class Answer:
         doing: What is being done to the photos, in a word or two, for the progress.
         predict: From a source, photos, the number of classes to tell, and the task's own options, to what is made of
             each photo: with `name`, and `error` where it could not be read.
-        header: Of the table, for that number of classes.
-        row: Of one photo in the table, for that number.
+        table: The table, a row for each photo.
+        narrow: The table where the other one does not fit.
+        csv: The rows in CSV.
         told: Of one photo in JSON, besides its name.
-        whole: Whether the table's lines may be longer than those of a page.
     """
 
     doing: str
     predict: Callable[..., Iterator[Any]]
-    header: Callable[[int], Sequence[str]]
-    row: Callable[[Any, int], Sequence[Any]]
+    table: Rows
+    narrow: Rows
+    csv: Rows
     told: Callable[[Any], dict[str, Any]]
-    whole: bool = True
 
 
 def _masks(source: Any, photos: Sequence[str], top: int, **options: Any) -> Iterator[MaskPrediction]:
@@ -39,47 +52,65 @@ def _boxes(source: Any, photos: Sequence[str], top: int, **options: Any) -> Iter
     return predict_boxes(source, photos, **options)
 
 
-def _class_header(top: int) -> list[str]:
-    return ["photo", *(f"{what} {i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
-
-
-def _class_row(found: Prediction, top: int) -> list[Any]:
+def _classes(found: Prediction, top: int) -> list[list[Any]]:
     cells = [cell for pair in found.classes for cell in pair]
-    return [found.name, *cells, *[""] * (2 * top - len(cells)), found.error or ""]
+    return [[found.name, *cells, *[""] * (2 * top - len(cells)), found.error or ""]]
 
 
-def _mask_row(found: MaskPrediction, top: int) -> list[Any]:
+def _each_class(found: Prediction, top: int) -> list[list[Any]]:
+    return [[found.name, *pair] for pair in found.classes] or [[found.name, found.error, ""]]
+
+
+def _shares(found: MaskPrediction, top: int) -> list[list[Any]]:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found.shares[:top])
-    return [found.name, shares or found.error, found.overlay]
+    return [[found.name, shares or found.error, found.overlay]]
 
 
-def _box_row(found: BoxPrediction, top: int) -> list[Any]:
+def _surest(found: BoxPrediction, top: int) -> list[list[Any]]:
     surest = ", ".join(f"{each['class']} {each['score']:.1%}" for each in found.objects[:top])
-    return [found.name, found.error or len(found.objects), surest, found.picture]
+    return [[found.name, found.error or len(found.objects), surest, found.picture]]
 
+
+def _each_box(found: BoxPrediction, top: int) -> list[list[Any]]:
+    rows = []
+    for each in found.objects:
+        left, upper, width, height = each["bbox"]
+        edges = [f"{edge:.2f}" for edge in (left, upper, left + width, upper + height)]
+        rows.append([found.name, each["class"], each["score"], *edges, ""])
+    return rows or [[found.name, *[""] * 6, found.error or ""]]
+
+
+_WIDE = Rows(
+    lambda top: ["photo", *(f"{what} {i + 1}" for i in range(top) for what in ("class", "probability")), "error"],
+    _classes,
+)
+_SHARES = Rows(lambda top: ["photo", "largest classes", "overlay"], _shares)
+_SUREST = Rows(lambda top: ["photo", "objects", "the surest", "picture"], _surest)
 
 ANSWERS: dict[str, Answer] = {
     "labels": Answer(
         "classifying",
         predict,
-        _class_header,
-        _class_row,
-        lambda found: {"classes": [{"class": c, "probability": v} for c, v in found.classes]},
-        whole=False,
+        table=_WIDE,
+        narrow=Rows(lambda top: ["photo", "class", "probability"], _each_class),
+        csv=_WIDE,
+        told=lambda found: {"classes": [{"class": c, "probability": v} for c, v in found.classes]},
     ),
     "masks": Answer(
         "segmenting",
         _masks,
-        lambda top: ["photo", "largest classes", "overlay"],
-        _mask_row,
-        lambda found: {"overlay": found.overlay, "mask": found.mask, "shares": dict(found.shares)},
+        table=_SHARES,
+        narrow=_SHARES,
+        csv=_SHARES,
+        told=lambda found: {"overlay": found.overlay, "mask": found.mask, "shares": dict(found.shares)},
     ),
     "boxes": Answer(
         "looking for objects",
         _boxes,
-        lambda top: ["photo", "objects", "the surest", "picture"],
-        _box_row,
-        lambda found: {"picture": found.picture, "objects": found.objects},
+        table=_SUREST,
+        narrow=_SUREST,
+        csv=Rows(lambda top: ["photo", "class", "score", "left", "top", "right", "bottom", "error"], _each_box),
+        told=lambda found: {"picture": found.picture, "objects": found.objects},
     ),
 }
 """By the `answer` of a `Task`."""

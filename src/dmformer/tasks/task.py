@@ -63,6 +63,7 @@ class Task:
         default_data: Data scored by default; None requires --data.
         options: Options of `dmformer eval` and `dmformer predict` that this task has, but not every task.
         check_options: Raises UserError for impossible values of these options.
+        exports: Whether a model with this config.json can be exported.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Task:
     default_data: str | None = None
     options: tuple[str, ...] = ()
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
+    exports: Callable[[Mapping[str, Any]], bool] = lambda stated: True
 
 
 def recipes_in(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:

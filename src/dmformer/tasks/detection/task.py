@@ -8,7 +8,7 @@ from ...utils.errors import UserError
 from ...utils.extras import require
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_line, recipes_in
 from . import coco_recipes, recipes
-from .recipes import WITH_TRANSFORMERS, DetectionRecipe
+from .recipes import EXPORTED, WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
     from ..config import TrainedFolder
@@ -93,4 +93,5 @@ DETECTION = Task(
     photos=_photos,
     options=("images", "threshold", "out", "overwrite"),
     check_options=_check_options,
+    exports=lambda stated: stated.get("framework") in EXPORTED,
 )

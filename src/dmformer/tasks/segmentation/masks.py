@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...data.decode import BrokenImageError
+from ...data.decode import BrokenImageError, reason
 from ...utils.errors import UserError
 from ..labelme import LabelMe
 
@@ -120,13 +120,13 @@ def read_mask(
             with open(source, "rb") as file:
                 return read_mask(file, colours, palette)
         except OSError as error:
-            raise BrokenImageError(error.strerror or str(error)) from error
+            raise BrokenImageError(reason(error)) from error
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         spread = SPREAD.get(_stored_mode(image), 1)
         image.load()
     except Exception as error:  # decoders raise anything on damaged input
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(reason(error)) from error
     if image.format in LOSSY:
         raise BrokenImageError(f"is a {image.format}, whose compression changes ids: save masks as PNG")
     if colours and image.mode in ("P", "RGB", "RGBA"):
