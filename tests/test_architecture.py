@@ -38,7 +38,7 @@ TABLES = {"recipes", "opening", "table"}
 BORROWED = {"pretraining": {"classification"}}
 """A pretrained backbone is a classifier, trained on class folders or by a classifier as teacher."""
 
-PUBLIC = {"models", "models.weights", "nn.fuse", "tasks.classification.convert", "utils.version"}
+PUBLIC = {"models", "models.weights", "nn.fuse", "predict.model", "tasks.classification.convert", "utils.version"}
 """The sources of the public names of the top-level package."""
 
 

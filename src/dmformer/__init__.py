@@ -12,4 +12,5 @@ if "dmformer_command" not in sys.modules:
     from . import models as models
     from .models.weights import load_weights as load_weights
     from .nn.fuse import fuse as fuse
+    from .predict.model import load as load
     from .tasks.classification.convert import convert as convert

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..utils.extras import needs
 from .limits import LONGEST, MAX_PIXELS, Range
-from .values import deep_values, own_range, to_8_bits
+from .values import deep_array, deep_values, own_range, to_8_bits
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses panoramas; `open_image` has another one
 
@@ -34,14 +34,16 @@ PLAIN = Reading()
 """How images are read if nothing is known of their set."""
 
 
-def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None, reading: Reading = PLAIN) -> Image.Image:
+def decode(
+    source: IO[bytes] | str | Image.Image | np.ndarray, at_least: int | None = None, reading: Reading = PLAIN
+) -> Image.Image:
     """Read an image as 8-bit RGB: grey, palette and CMYK are converted, EXIF rotation is applied.
 
     Transparent pixels are blended onto white. Values of more than 8 bits are scaled to 8 bits from `reading.values`,
     or from the range found in the file; what is no number becomes black. 8-bit values stay as they are.
 
     Args:
-        source: A binary file, a path, or an open image.
+        source: A binary file, a path, an open image, or an array (H, W) or (H, W, 3 or 4).
         at_least: Minimum shorter side in pixels. A JPEG or JPEG 2000 of at least twice that size is decoded at a
             fraction of its size, which saves most of the time on large images.
         reading: How the image is read.
@@ -51,15 +53,17 @@ def decode(source: IO[bytes] | str | Image.Image, at_least: int | None = None, r
             than 100 times the other.
     """
     try:
-        image = source if isinstance(source, Image.Image) else open_image(source)
+        if isinstance(source, np.ndarray):
+            image = _of_array(source, reading)
+        else:
+            image = source if isinstance(source, Image.Image) else open_image(source)
         check_size(image, reading.max_pixels)
         if at_least is not None:
             _reduce(image, at_least)
         values = deep_values(image)
         if values is not None:
-            shown = reading.values or own_range(values[..., :3] if values.ndim == 3 else values)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            image = _from_values(values, shown)
+            image = _from_values(values, reading)
             image.getexif()[ExifTags.Base.Orientation] = orientation
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -124,8 +128,24 @@ def _reduce(image: Any, at_least: int) -> None:
         image.draft(None, (int(image.size[0] / scale), int(image.size[1] / scale)))
 
 
-def _from_values(values: np.ndarray, shown: Range) -> Image.Image:
+def _of_array(pixels: np.ndarray, reading: Reading) -> Image.Image:
+    """An 8-bit image of an array: 8-bit values as they are, deeper ones as from a file."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        shape = " x ".join(map(str, pixels.shape))
+        raise BrokenImageError(f"an array must be (H, W), (H, W, 3) or (H, W, 4), not {shape}")
+    if pixels.dtype == np.uint8:
+        return Image.fromarray(pixels)
+    if pixels.dtype != np.uint16 and (pixels.ndim == 3 or pixels.dtype.kind not in "uif"):
+        raise BrokenImageError(f"an array of {pixels.dtype}: give colours as uint8 or uint16, grey as any number")
+    values = deep_array(pixels)
+    return Image.fromarray((pixels >> 8).astype(np.uint8)) if values is None else _from_values(values, reading)
+
+
+def _from_values(values: np.ndarray, reading: Reading) -> Image.Image:
     """An 8-bit image of deeper values; transparency, in the fourth channel, is of 16 bits."""
+    shown = reading.values or own_range(values[..., :3] if values.ndim == 3 else values)
     if values.ndim == 2 or values.shape[2] == 3:
         return Image.fromarray(to_8_bits(values, shown))
     colours, alpha = to_8_bits(values[..., :3], shown), to_8_bits(values[..., 3:], (0.0, 65535.0))

@@ -47,6 +47,16 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
     return values
 
 
+def deep_array(pixels: np.ndarray) -> np.ndarray | None:
+    """Values of an array of more than 8 bits, like `deep_values`: (H, W) of any numbers, (H, W, C) of 16 bits; None for
+    the colours of which the high bytes are enough."""
+    if pixels.ndim == 3 and pixels[..., :3].max() >= DARK * 256:
+        return None
+    values = pixels.astype(np.float64)
+    values[~np.isfinite(values) | (np.abs(values) >= NO_NUMBER)] = np.nan
+    return values
+
+
 def _raw_mode(image: Image.Image) -> str:
     """How the pixels are stored, in Pillow's words, for colour photos."""
     tiles: Any = getattr(image, "tile", None)

@@ -4,6 +4,7 @@ from .answers import ANSWERS, Answer
 from .boxes import predict_boxes
 from .classes import predict
 from .masks import predict_masks
+from .model import Model, load
 from .predictor import open_predictor
 
-__all__ = ["ANSWERS", "Answer", "open_predictor", "predict", "predict_boxes", "predict_masks"]
+__all__ = ["ANSWERS", "Answer", "Model", "load", "open_predictor", "predict", "predict_boxes", "predict_masks"]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.decode import BrokenImageError, Reading, decode
+from ..data.decode import BrokenImageError, Reading
 from ..data.detections import coco_results
 from ..data.finding import no_remark
 from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.files import write_whole
-from .photos import content_of, places_in, save_png, suffixed
+from .photos import content_of, places_in, read, save_png, suffixed
 from .predictor import BoxPredictor, Source, opened
 
 
@@ -66,7 +66,7 @@ def predict_boxes(
     try:
         for name in progress(list(places)):
             try:
-                image = decode(content_of(name), reading=Reading(max_pixels=max_pixels))
+                image = read(content_of(name), reading=Reading(max_pixels=max_pixels))
             except BrokenImageError as error:
                 yield BoxPrediction(name, error=str(error))
                 continue

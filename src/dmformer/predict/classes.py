@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..data.decode import BrokenImageError, Reading, decode
+from ..data.decode import BrokenImageError, Reading
 from ..data.finding import list_photos, no_remark
 from ..data.limits import MAX_PIXELS
-from .photos import content_of
+from .photos import Photo, content_of, read
 from .predictor import ClassPredictor, Source, opened
 
 
@@ -45,27 +46,41 @@ def predict(
     """
     names = list_photos(photos, say)
     classifier: Any = opened(source, "labels", "a classifier")
+    contents = (content_of(name) for name in progress(names))
+    for name, found in zip(names, classify(classifier, contents, batch_size, max_pixels), strict=True):
+        if isinstance(found, BrokenImageError):
+            yield Prediction(name, [], str(found))
+        else:
+            yield Prediction(name, found[:top])
+
+
+def classify(
+    classifier: ClassPredictor, photos: Iterable[Photo], batch_size: int = 16, max_pixels: int = MAX_PIXELS
+) -> Iterator[list[tuple[str, float]] | BrokenImageError]:
+    """All classes of each photo with their probabilities, the most likely first; or why it could not be read."""
     reading = Reading(classifier.values, max_pixels)
-    group: list[tuple[str, np.ndarray | str]] = []
-    for i, name in enumerate(progress(names), 1):
-        try:
-            group.append((name, classifier.prepare(decode(content_of(name), classifier.at_least, reading))))
-        except BrokenImageError as error:
-            group.append((name, str(error)))
-        if len(group) == batch_size or i == len(names):
-            yield from _classify(group, classifier, top)
-            group = []
+    for group in batched(photos, batch_size):
+        images = [_prepared(photo, classifier, reading) for photo in group]
+        readable = [image for image in images if not isinstance(image, BrokenImageError)]
+        rows = iter(classifier.probabilities(readable) if readable else ())
+        for image in images:
+            yield image if isinstance(image, BrokenImageError) else _ranked(next(rows), classifier.class_names)
 
 
-def _classify(
-    group: Sequence[tuple[str, np.ndarray | str]], classifier: ClassPredictor, top: int
-) -> Iterator[Prediction]:
-    prepared = [image for _, image in group if not isinstance(image, str)]
-    rows = iter(classifier.probabilities(prepared) if prepared else ())
-    for name, image in group:
-        if isinstance(image, str):
-            yield Prediction(name, [], image)
-            continue
-        row = next(rows)
-        order = np.argsort(-row, kind="stable")[:top].tolist()
-        yield Prediction(name, [(str(classifier.class_names[i]), float(row[i])) for i in order])
+def _prepared(photo: Photo, classifier: ClassPredictor, reading: Reading) -> np.ndarray | BrokenImageError:
+    try:
+        return classifier.prepare(read(photo, classifier.at_least, reading))
+    except BrokenImageError as error:
+        return error
+
+
+def _ranked(row: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:
+    order = np.argsort(-row, kind="stable").tolist()
+    return [(str(class_names[i]), float(row[i])) for i in order]
+
+
+def batched(items: Iterable[Photo], size: int) -> Iterator[list[Photo]]:
+    """Groups of up to `size` items; itertools has it from Python 3.12 on."""
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
+        yield group

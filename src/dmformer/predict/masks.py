@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.decode import BrokenImageError, Reading, decode
+from ..data.decode import BrokenImageError, Reading
 from ..data.finding import no_remark
 from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
-from .photos import content_of, places_in, save_png, suffixed
+from .photos import content_of, places_in, read, save_png, suffixed
 from .predictor import MaskPredictor, Source, opened
 
 
@@ -71,7 +71,7 @@ def predict_masks(
         save_png(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
-                image = decode(content_of(name), reading=Reading(max_pixels=max_pixels))
+                image = read(content_of(name), reading=Reading(max_pixels=max_pixels))
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue
@@ -80,12 +80,16 @@ def predict_masks(
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
             save_png(overlay(image, ids, palette), overlay_file)
             save_png(Image.fromarray(ids), mask_file)
-            counts = np.bincount(ids.ravel(), minlength=len(names))
-            order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-            shares = tuple((names[i], int(counts[i]) / ids.size) for i in order)
-            yield MaskPrediction(name, str(overlay_file), str(mask_file), shares)
+            yield MaskPrediction(name, str(overlay_file), str(mask_file), tuple(fractions(ids, names)))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+
+
+def fractions(ids: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:
+    """The classes in a mask (H, W) of ids with their fractions of its pixels, largest first."""
+    counts = np.bincount(ids.ravel(), minlength=len(class_names))
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return [(class_names[i], int(counts[i]) / ids.size) for i in order]
 
 
 def _mask_files(place: Path) -> tuple[Path, Path]:

@@ -4,9 +4,12 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 from PIL import Image
 
+from ..data.decode import PLAIN, Reading, decode
 from ..data.finding import list_photos, no_remark
 from ..utils.files import whole_file
 
@@ -35,6 +38,16 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG file atomically."""
     with whole_file(path) as part:
         image.save(part, format="PNG")
+
+
+Photo = str | Path | IO[bytes] | Image.Image | np.ndarray
+"""A photo: its path, an open file, an image, or an array (H, W) or (H, W, 3 or 4)."""
+
+
+def read(photo: Photo, at_least: int | None = None, reading: Reading = PLAIN) -> Image.Image:
+    """Read a photo as 8-bit RGB, see `decode`; an open image, which belongs to the caller, keeps all its pixels."""
+    source = str(photo) if isinstance(photo, Path) else photo
+    return decode(source, None if isinstance(source, Image.Image) else at_least, reading)
 
 
 def content_of(name: str) -> io.BytesIO | str:
