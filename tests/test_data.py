@@ -135,7 +135,7 @@ def test_archive_equals_folder(recipe, photos, tmp_path, split, kind):
     folder = open_splits(recipe)
     assert tar.class_names == folder.class_names
     assert np.array_equal(tar.train.indices, folder.train.indices)
-    loaders = [eval_loader(s.val, eval_transform(recipe), 32, 8, workers=0) for s in (tar, folder)]
+    loaders = [eval_loader(s.val, eval_transform(recipe, recipe.crop_pct), 32, 8, workers=0) for s in (tar, folder)]
     for a, b in zip(*loaders, strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
@@ -213,7 +213,7 @@ def test_broken_images_are_replaced_in_training_and_left_out_of_scores(recipe, p
     assert broken
     seen = torch.cat([positions for _, _, positions in train_loader(splits.train, replace(recipe, workers=0))])
     assert {int(~p) for p in seen if p < 0} <= broken
-    loader = eval_loader(splits.train, eval_transform(recipe), 32, 8, workers=0)
+    loader = eval_loader(splits.train, eval_transform(recipe, recipe.crop_pct), 32, 8, workers=0)
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     found = predict_all(model, loader, torch.device("cpu"))
     assert set(found.broken) == broken
@@ -285,7 +285,7 @@ def test_real_photos(shared_data, recipe):
     clothing = open_splits(replace(recipe, data=str(shared_data / "clothing")))
     assert len(clothing.class_names) == 10
     assert [len(s) for s in (clothing.train, clothing.val, clothing.test)] == [3068, 341, 372]
-    loader = eval_loader(clothing.test, eval_transform(recipe), 32, 64, workers=0)
+    loader = eval_loader(clothing.test, eval_transform(recipe, recipe.crop_pct), 32, 64, workers=0)
     images, targets, positions = next(iter(loader))
     assert images.shape == (64, 3, 32, 32)
     assert (positions == torch.arange(64)).all()

@@ -53,12 +53,16 @@ class Classifier(Trained):
         """An image of any size -> (3, H, W), float32."""
         return self._transform(image).numpy()
 
+    def as_probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) -> (B, K), rows that sum to 1."""
+        return logits.softmax(1)
+
     @torch.inference_mode()
     def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         """B prepared images -> (B, K)."""
         device = next(self.model.parameters()).device
         images = torch.from_numpy(np.stack(batch)).to(device, memory_format=torch.channels_last)
-        return over_cores(self.model, images).float().softmax(1).cpu().numpy()
+        return self.as_probabilities(over_cores(self.model, images).float()).cpu().numpy()
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Tensor]:
@@ -81,6 +85,7 @@ def save_classifier(
     class_names: list[str],
     data_config: dict[str, Any],
     values: Range | None = None,
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
 
@@ -89,10 +94,11 @@ def save_classifier(
         class_names: In the order of the classifier's outputs.
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
         values: Values shown as black and white in images of more than 8 bits.
+        more: More entries of config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / "model.safetensors", state)
-    config: dict[str, Any] = {"label_names": class_names}
+    config: dict[str, Any] = {**(more or {}), "label_names": class_names}
     if values is not None:
         config["value_range"] = list(values)
     with whole_file(folder / "config.json") as part:
@@ -132,7 +138,15 @@ def open_classifier(source: str | TrainedFolder) -> Classifier:
         return Classifier(
             model, label_names(model.pretrained_cfg, model.num_classes), resolve_model_data_config(model), source
         )
-    trained = folder_for(TASK, source, "a classifier")
+    return read_classifier(folder_for(TASK, source, "a classifier"))
+
+
+def read_classifier(trained: TrainedFolder) -> Classifier:
+    """Open a folder that `save_classifier` wrote, whatever task its config.json names.
+
+    Raises:
+        UserError: An unknown architecture, or weights that do not fit.
+    """
     config = read_as(ClassifierConfig, trained, "a classifier")
     _check_preprocessing(trained)
     if not timm.is_model(config.backbone):

@@ -19,6 +19,7 @@ from ...data.values import set_range, told
 from ...utils.errors import UserError
 from ..folders import first_few
 from ..leaks import Group, find_copies, refuse_leaks, seen_in_training
+from ..recipe import Recipe
 from .layout import Labelled, composed, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
 
@@ -102,7 +103,7 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> tup
         return splits.test or splits.val, splits.notes
     layout = read_layout(recipe.data)
     part = layout.parts.get("test") or layout.parts.get("val") or next(iter(layout.parts.values()))
-    notes = [*layout.notes, *_check_classes(part, class_names, "the model")]
+    notes = [*layout.notes, *check_classes(part, part.class_names, class_names, "the model")]
     return _opened(part, class_names, Reading(max_pixels=recipe.max_pixels)), notes
 
 
@@ -124,7 +125,7 @@ def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
 
     Images are compared by their place and their content.
     """
-    if recipe.data == "elpv" or is_named_set(recipe.data) or not isinstance(split.reader, _Photos):
+    if recipe.data == "elpv" or is_named_set(recipe.data) or not isinstance(split.reader, PhotoReader):
         return None
     try:
         train = open_splits(replace(recipe, allow_leaks=True)).train
@@ -133,7 +134,7 @@ def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
     return seen_in_training(split, train)
 
 
-class _Photos:
+class PhotoReader:
     """Files with targets, as a reader; their display names are paths below `root`."""
 
     def __init__(self, files: Files, names: Sequence[str], targets: Sequence[int], root: str = "") -> None:
@@ -183,12 +184,12 @@ def open_unlabelled(
         raise UserError(f"{place} is not a folder: photos without labels are read from folders.")
     names = [Path(path).relative_to(root).as_posix() for path in list_photos([place], say)]
     require_heif(names)
-    reader = _Photos(FolderFiles(root), names, [-1] * len(names))
+    reader = PhotoReader(FolderFiles(root), names, [-1] * len(names))
     train, val = _divide(np.zeros(len(names), int), np.arange(len(names)), val_share, seed)
     if len(val) == 0:
         raise UserError(f"{place}: {len(names)} photos are too few to split off some for validation.")
     unknown = np.full(len(names), -1)
-    reading = _found_reading(Split(reader, train, None), max_pixels, say)
+    reading = found_reading(Split(reader, train, None), max_pixels, say)
     return Split(reader, train, unknown[train], reading), Split(reader, val, unknown[val], reading)
 
 
@@ -218,7 +219,7 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
     strata = np.array([f"{kind} {float(probability):.2f}" for _, probability, kind in rows])
     rest, test = _divide(strata, np.arange(len(names)), 0.25, seed=0)
     train, val = _divide(strata, rest, 0.1, seed=0)
-    reader = _Photos(FolderFiles(root), names, targets.tolist(), "images/")
+    reader = PhotoReader(FolderFiles(root), names, targets.tolist(), "images/")
     parts = (Split(reader, part, targets[part]) for part in (train, val, test))
     return Splits(["sound", "defective"], *parts, notes=[])
 
@@ -240,17 +241,17 @@ def _open_local(recipe: ClassificationRecipe) -> Splits:
     if len(class_names) < 2:
         raise UserError(_one_class(recipe.data, trained))
     for split in parts:
-        notes += _check_classes(parts[split], class_names, "the training data", split)
+        notes += check_classes(parts[split], parts[split].class_names, class_names, "the training data", split)
     reading = Reading(max_pixels=recipe.max_pixels)
     train = _opened(trained, class_names, reading)
-    reading = _found_reading(train, recipe.max_pixels, notes.append)
+    reading = found_reading(train, recipe.max_pixels, notes.append)
     train = replace(train, reading=reading)
     val, test = (_opened(parts[s], class_names, reading) if s in parts else None for s in ("val", "test"))
     given = {name: split for name, split in (("train", train), ("val", val), ("test", test)) if split is not None}
     copies = find_copies(given, recipe.near_duplicates, lambda name, i: given[name].target(i))
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     if val is None:
-        train, val, test_part = _split_off(train, recipe, test is None, [*copies.same, *copies.near])
+        train, val, test_part = split_off(train, recipe, test is None, [*copies.same, *copies.near])
         test = test or test_part
     return Splits(class_names, train, val, test, notes)
 
@@ -269,11 +270,11 @@ def _opened(part: Labelled, class_names: list[str], reading: Reading) -> Split:
     number = {composed(name): i for i, name in enumerate(class_names)}
     targets = [number[name] for name in part.classes]
     root = part.root if isinstance(part.files, FolderFiles) else ""
-    reader = _Photos(part.files, part.names, targets, root)
+    reader = PhotoReader(part.files, part.names, targets, root)
     return Split(reader, np.arange(len(reader)), np.array(targets), reading)
 
 
-def _found_reading(split: Split, max_pixels: int, say: Callable[[str], None]) -> Reading:
+def found_reading(split: Split, max_pixels: int, say: Callable[[str], None]) -> Reading:
     """How the images of a set are read: with one range of values for all of them."""
     indices = range(len(split.reader)) if split.indices is None else split.indices
     values = set_range(len(indices), lambda i: split.reader.open(int(indices[i])))
@@ -291,17 +292,24 @@ def _strange(strangers: Sequence[str], known: set[str], owner: str) -> str:
     return f"{owner} does not know them ({first_few(sorted(known), 8)}): take them out."
 
 
-def _check_classes(part: Labelled, class_names: list[str], owner: str, split: str = "") -> list[str]:
+def check_classes(part: Any, found: Sequence[str], class_names: list[str], owner: str, split: str = "") -> list[str]:
     """A remark if classes have no photos.
+
+    Args:
+        part: The photos, as a string in messages.
+        found: The classes that they show.
+        class_names: The classes known.
+        owner: Who knows these, in words.
+        split: The name of the photos' split.
 
     Raises:
         UserError: There are photos of other classes.
     """
     known = {composed(name) for name in class_names}
-    strangers = [name for name in part.class_names if name not in known]
+    strangers = [name for name in found if name not in known]
     if strangers:
         raise UserError(f"{part} has the classes {first_few(strangers, 8)}; {_strange(strangers, known, owner)}")
-    absent = sorted(known - set(part.class_names))
+    absent = sorted(known - set(found))
     if not absent:
         return []
     what = f"the {split} photos" if split else str(part)
@@ -309,10 +317,14 @@ def _check_classes(part: Labelled, class_names: list[str], owner: str, split: st
     return [f"{what} show none of {count}, which no score covers: {first_few(absent, 8)}"]
 
 
-def _split_off(
-    split: Split, recipe: ClassificationRecipe, with_test: bool, together: Sequence[Group]
+def split_off(
+    split: Split, recipe: Recipe, with_test: bool, together: Sequence[Group]
 ) -> tuple[Split, Split, Split | None]:
-    """Split photos at random, each class alike; photos of a group stay together."""
+    """Split photos at random, each class alike; photos of a group stay together.
+
+    Raises:
+        UserError: Too few photos.
+    """
     assert split.indices is not None
     assert split.targets is not None
     rest, test = split.indices, None

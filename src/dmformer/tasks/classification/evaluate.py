@@ -107,6 +107,7 @@ def predict_all(
     device: torch.device,
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
+    as_probabilities: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(1),
 ) -> Predictions:
     """Run a model, in evaluation mode, on an `eval_loader`; `gather` joins tensors of several processes."""
     training = model.training
@@ -114,7 +115,7 @@ def predict_all(
     parts = []
     for images, targets, positions in progress(loader):
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        probabilities = over_cores(model, images).float().softmax(1)
+        probabilities = as_probabilities(over_cores(model, images).float())
         parts.append([gather(t.to(device)).cpu() for t in (probabilities, targets, positions)])
     model.train(training)
     if not parts:

@@ -1,41 +1,17 @@
 """Labelled photos on disk: which are there, in which split, of which class; from folders, archives or a table."""
 
-import csv
-import io
-import json
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
-from ...data.finding import SPLIT_NAMES, is_litter, is_photo, natural_key, require_heif, sort_out, split_of
-from ...utils.errors import UserError, first_line
+from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_of
+from ...utils.errors import UserError
 from ..folders import first_few
-
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-"""Suffixes of files with the path and the label of a photo in every row."""
-PATH_COLUMNS = (
-    "path",
-    "file_name",
-    "filename",
-    "file",
-    "filepath",
-    "image",
-    "image_path",
-    "img",
-    "photo",
-    "name",
-    "id",
-)
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed")
-SPLIT_COLUMNS = ("split", "set", "subset", "fold")
-COLUMNS = (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
-"""Names of columns, of which the first that is there counts, in any case."""
+from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
 
 
 @dataclass(frozen=True)
@@ -220,11 +196,6 @@ def _labelled(files: Files, names: list[str], root: str) -> Labelled:
     return Labelled(files, names, classes, root)
 
 
-def composed(name: str) -> str:
-    """A name in composed Unicode: macOS writes an accent as a letter of its own."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _refuse_loose(place: Labelled, loose: Sequence[str]) -> None:
     if loose:
         names = [name.rpartition("/")[2] for name in loose]
@@ -254,90 +225,20 @@ def _folders_without_photos(folder: Path, parts: dict[str, Labelled]) -> list[st
 
 
 def _from_table(path: Path) -> Layout:
-    rows = _json_rows(path) if path.name.lower().endswith((".jsonl", ".ndjson")) else _csv_rows(path)
-    if not rows:
-        raise UserError(f"{path} holds no rows.")
-    name_of, label_of, split_column = _columns(path, rows[0])
-    places = _Places(path.parent)
-    parts: dict[str, dict[str, str]] = {}
-    missing, unlabelled = [], []
-    for row in rows:
-        given, label = _cell(row.get(name_of)), _label(path, row, label_of)
-        if not label:
-            unlabelled.append(given)
-        elif (name := places.find(given)) is None:
-            missing.append(given)
-        else:
-            part = parts.setdefault(_split(path, row, split_column), {})
-            if part.setdefault(name, label) != label:
-                raise UserError(f"{path} gives {given} the labels {part[name]} and {label}: a photo has one class.")
-    if not parts:
-        raise UserError(f"{path}: none of its photos is there, for example {(missing or unlabelled)[0]}.")
-    listed = [name for part in parts.values() for name in part]
-    left_out = {
-        "rows whose photo is not there": missing,
-        "rows without a label": unlabelled,
-        "photos without a row": sorted(places.names - set(listed)),
-    }
-    notes = [f"left out {what}: {len(names):,} ({first_few(names, 3)})" for what, names in left_out.items() if names]
-    if repeated := len(rows) - len(missing) - len(unlabelled) - len(listed):
-        notes.append(f"rows that repeat another one: {repeated:,}")
+    rows = read_rows(path)
+    column = find_column(rows[0], LABEL_COLUMNS)
+    if column is None:
+        raise missing_column(path, rows[0], "label", LABEL_COLUMNS)
+
+    def joined(name: str, one: str, other: str) -> str:
+        if one != other:
+            raise UserError(f"{path} gives {name} the labels {one} and {other}: a photo has one class.")
+        return one
+
+    parts, notes = read_table(path, rows, lambda row: _label(path, row, column) or None, joined)
     files = FolderFiles(path.parent)
-    found = {}
-    for split, part in parts.items():
-        names = sorted(part, key=natural_key)
-        found[split] = Labelled(files, names, [part[name] for name in names])
-    if "" in found and len(found) > 1:
-        raise UserError(f"{path} names a split in some rows and none in others.")
-    return Layout(found, notes)
-
-
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t|", key=first.count)
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
-    if not rows:
-        return []
-    header = rows[0]
-    if any(map(is_photo, header)):  # there is no header: the photo and its label
-        header = ["path" if is_photo(cell) else f"column {i + 1}" for i, cell in enumerate(header)]
-        header = ["label" if len(header) == 2 and name != "path" else name for name in header]
-        rows = [[], *rows]
-    return [dict(zip(header, row, strict=False)) for row in rows[1:]]
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object with a path and a label.")
-        rows.append(row)
-    return rows
-
-
-def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str, str | None]:
-    """Names of the columns with the path, the label and, if there is one, the split."""
-    by_name = {name.strip().lower(): name for name in row}
-    found = [next((by_name[name] for name in names if name in by_name), None) for names in COLUMNS]
-    name_of, label_of, split_of_row = found
-    if name_of is None or label_of is None:
-        what, names = ("path", PATH_COLUMNS) if name_of is None else ("label", LABEL_COLUMNS)
-        raise UserError(f"{path} has the columns {first_few(list(row), 8)}: name the one with the {what} '{names[0]}'.")
-    return name_of, label_of, split_of_row
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    labelled = {split: Labelled(files, list(part), list(part.values())) for split, part in parts.items()}
+    return Layout(labelled, notes)
 
 
 def _label(path: Path, row: dict[str, Any], column: str) -> str:
@@ -345,45 +246,8 @@ def _label(path: Path, row: dict[str, Any], column: str) -> str:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | tuple | dict):
-        raise UserError(f"{path} gives a photo several labels ({value}): a classifier needs one for each photo.")
-    return composed(_cell(value))
-
-
-def _split(path: Path, row: dict[str, Any], column: str | None) -> str:
-    value = _cell(row.get(column)) if column else ""
-    split = split_of(value) if value else ""
-    if split is None:
-        raise UserError(f"{path} names the split '{value}': known are {', '.join(SPLIT_NAMES)}.")
-    return split
-
-
-class _Places:
-    """Finds the photos that a table names, below its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def names(self) -> set[str]:
-        return set(sort_out(FolderFiles(self.folder).names()).photos)
-
-    @cached_property
-    def _by_tail(self) -> dict[str, str]:
-        """Names by the ends of their paths, with and without the suffix, in lower case, if only one ends so."""
-        found: dict[str, list[str]] = {}
-        for name in self.names:
-            for whole in {name, name.rpartition(".")[0]}:
-                parts = composed(whole).lower().split("/")
-                for i in range(len(parts)):
-                    found.setdefault("/".join(parts[i:]), []).append(name)
-        return {tail: names[0] for tail, names in found.items() if len(names) == 1}
-
-    def find(self, given: str) -> str | None:
-        """The name of a photo: its path as it is, else the longest end of the path that only one photo has."""
-        if not given:
-            return None
-        if (self.folder / given).is_file():
-            return given if Path(given).is_absolute() else Path(os.path.normpath(given)).as_posix()
-        parts = composed(given.replace("\\", "/")).lower().split("/")
-        tails = ("/".join(parts[i:]) for i in range(len(parts)))
-        return next((self._by_tail[tail] for tail in tails if tail in self._by_tail), None)
+        raise UserError(
+            f"{path} gives a photo several labels ({value}): a classifier needs one for each photo; for several, "
+            "dmformer train tag."
+        )
+    return composed(text_of(value))

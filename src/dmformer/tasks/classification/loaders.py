@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ...data.decode import BrokenImageError, decode
 from ..sampling import StepSampler, loader_options, next_readable, seeded
 from .datasets import Split
-from .recipes import ClassificationRecipe
+from .image_recipe import ImageRecipe
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -88,7 +88,7 @@ class StreamSet(IterableDataset):
         return len(self.stream)
 
 
-def train_transform(recipe: ClassificationRecipe) -> Transform:
+def train_transform(recipe: ImageRecipe) -> Transform:
     """timm's training transform: a PIL image to a normalised tensor (3, H, W)."""
     return create_transform(  # type: ignore[return-value]
         recipe.image_size,
@@ -107,11 +107,11 @@ def train_transform(recipe: ClassificationRecipe) -> Transform:
     )
 
 
-def eval_transform(recipe: ClassificationRecipe) -> Transform:
+def eval_transform(recipe: ImageRecipe, crop_pct: float) -> Transform:
     """timm's evaluation transform: a PIL image to a normalised tensor (3, H, W)."""
     return create_transform(  # type: ignore[return-value]
         recipe.image_size,
-        crop_pct=recipe.crop_pct,
+        crop_pct=crop_pct,
         interpolation=recipe.interpolation,
         mean=recipe.mean or IMAGENET_DEFAULT_MEAN,
         std=recipe.std or IMAGENET_DEFAULT_STD,
@@ -119,7 +119,7 @@ def eval_transform(recipe: ClassificationRecipe) -> Transform:
 
 
 def train_loader(
-    split: Split, recipe: ClassificationRecipe, rank: int = 0, world: int = 1, pin_memory: bool = False
+    split: Split, recipe: ImageRecipe, rank: int = 0, world: int = 1, pin_memory: bool = False
 ) -> DataLoader:
     """A loader of shuffled, augmented batches; its `batch_sampler` is a `StepSampler` unless the split is a stream."""
     transform = train_transform(recipe)

@@ -8,10 +8,10 @@ from ...models.create import create
 from ...models.weights import load_weights
 from ...utils.errors import UserError
 from ..build import check_names
-from .distillation.recipe import TaughtRecipe
+from .image_recipe import ImageRecipe
 
 
-def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
+def build_model(recipe: ImageRecipe, class_names: list[str]) -> tuple[nn.Module, list[nn.Module]]:
     """The classifier of a recipe with its starting weights, and its frozen parts, which stay in evaluation mode.
 
     Raises:
@@ -28,13 +28,13 @@ def build_model(recipe: TaughtRecipe, class_names: list[str]) -> tuple[nn.Module
     return model, freeze(model, recipe.freeze) if recipe.freeze else []
 
 
-def cosine_schedule(recipe: TaughtRecipe) -> dict[str, Any]:
+def cosine_schedule(recipe: ImageRecipe) -> dict[str, Any]:
     """Arguments of timm's `create_scheduler_v2`, in epochs: warm-up, cosine, and cool-down."""
     decay = max(recipe.epochs - recipe.cooldown_epochs, 1)
     return {"sched": "cosine", "num_epochs": decay, "warmup_epochs": min(recipe.warmup_epochs, decay / 2)}
 
 
-def preprocessing(recipe: TaughtRecipe, crop_pct: float) -> dict[str, Any]:
+def preprocessing(recipe: ImageRecipe, crop_pct: float) -> dict[str, Any]:
     """The preprocessing of a trained classifier, in timm's terms."""
     return {
         "input_size": (3, recipe.image_size, recipe.image_size),

@@ -77,7 +77,7 @@ class ClassificationJob:
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         recipe = self.recipe
         at_least = round(recipe.image_size / recipe.crop_pct)
-        transform, size, workers = eval_transform(recipe), recipe.batch_size, recipe.workers
+        transform, size, workers = eval_transform(recipe, recipe.crop_pct), recipe.batch_size, recipe.workers
         return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
