@@ -32,11 +32,12 @@ FLOORS = (
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-TASKS = {"classification", "segmentation", "detection", "pretraining"}
+TASKS = {"classification", "multilabel", "segmentation", "detection", "pretraining"}
 TABLES = {"recipes", "opening", "table"}
 """The files beside the tasks that know all of them."""
-BORROWED = {"pretraining": {"classification"}}
-"""A pretrained backbone is a classifier, trained on class folders or by a classifier as teacher."""
+BORROWED = {"pretraining": {"classification"}, "multilabel": {"classification"}}
+"""A pretrained backbone is a classifier, trained on class folders or by a classifier as teacher. A multi-label
+classifier is a classifier with other probabilities."""
 
 PUBLIC = {"models", "models.weights", "nn.fuse", "predict.model", "tasks.classification.convert", "utils.version"}
 """The sources of the public names of the top-level package."""

@@ -28,6 +28,7 @@ SLOW_START = 3.0
 class PredictOptions:
     """Classify photos with a trained classifier, segment them with a segmenter, or find objects with a detector.
 
+    A multi-label classifier gives all labels whose probability is at least their threshold, separated by semicolons.
     A segmenter writes STEM.overlay.png and STEM.mask.png (class ids, from 0) for each photo, and legend.png. A detector
     writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. For video, pass a
     folder of frames.
@@ -73,8 +74,9 @@ class PredictOptions:
     """Segmenters: also average with the mirrored photos."""
     overwrite: bool = False
     """Segmenters, detectors: replace existing pictures."""
-    threshold: float = 0.3
-    """Detectors: minimum score of an object, from 0 to 1."""
+    threshold: float | None = None
+    """Detectors: minimum score of an object, from 0 to 1; by default 0.3. Multi-label classifiers: minimum probability
+    of every label; by default each class has its own, chosen in training."""
 
 
 def predict(arguments: list[str]) -> None:

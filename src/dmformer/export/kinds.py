@@ -14,6 +14,7 @@ from ..runtimes.exported import MULTIPLE, Exported
 from ..tasks.classification.classifier import Classifier
 from ..tasks.detection.detector import Detector
 from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.multilabel.classifier import MultiLabelClassifier
 from ..tasks.segmentation.segmenter import Segmenter
 from ..tasks.table import TASKS
 from ..utils.errors import UserError
@@ -21,7 +22,7 @@ from ..utils.version import __version__
 from .check import Measure, Run, box_difference, difference, in_numpy
 from .formats import Candidates
 from .preprocessing import Preprocessing
-from .scored import scored_classifier, scored_detector, scored_segmenter
+from .scored import scored_classifier, scored_detector, scored_multilabel, scored_segmenter
 
 BOX_SIZE = (256, 320)
 """Height and width for tracing a detector; large enough that the maps of its last level exceed 1 x 1."""
@@ -142,6 +143,15 @@ class Labels(Kind):
                 )
 
 
+class Tags(Labels):
+    """Several labels of photos."""
+
+    scored = staticmethod(scored_multilabel)
+
+    def card(self, model: MultiLabelClassifier, name: str, preprocessing: bool) -> Card:
+        return replace(super().card(model, name, preprocessing), thresholds=list(model.thresholds))
+
+
 class Masks(Kind):
     """A class for every pixel."""
 
@@ -246,7 +256,7 @@ class Objects(Kind):
         return lambda expected, answer: box_difference(expected, answer, queries)
 
 
-KINDS: dict[str, Kind] = {"labels": Labels(), "masks": Masks(), "boxes": Objects()}
+KINDS: dict[str, Kind] = {"labels": Labels(), "tags": Tags(), "masks": Masks(), "boxes": Objects()}
 """Kinds by the `answer` of a `Task`."""
 
 

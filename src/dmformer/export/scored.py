@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..runtimes.exported import Exported, ExportedClassifier, ExportedDetector, ExportedSegmenter
+from ..data.limits import Range
+from ..runtimes.exported import Exported, ExportedClassifier, ExportedDetector, ExportedMultiLabel, ExportedSegmenter
 from ..tasks.classification.classifier import Classifier
 from ..tasks.detection.detector import Detector, DetectorConfig
 from ..tasks.detection.frameworks.base import Found
+from ..tasks.multilabel.classifier import MultiLabelClassifier
 from ..tasks.segmentation.segmenter import Segmenter, SegmenterConfig
 
 
@@ -59,6 +61,10 @@ class FileClassifier(Classifier):
         return lambda image: torch.from_numpy(np.array(model.exported.prepare(image)))
 
 
+class FileMultiLabel(FileClassifier, MultiLabelClassifier):
+    """An `ExportedMultiLabel` for `evaluate`."""
+
+
 class SessionDetector(nn.Module):
     """An exported detector with the interface of a detection model: images (3, H, W) -> detections in each."""
 
@@ -88,11 +94,20 @@ class FileDetector(Detector):
 
 def scored_classifier(exported: ExportedClassifier) -> FileClassifier:
     """Wrap an exported classifier for `evaluate`."""
+    return FileClassifier(*_of_file(exported))
+
+
+def scored_multilabel(exported: ExportedMultiLabel) -> FileMultiLabel:
+    """Wrap an exported multi-label classifier for `evaluate`."""
+    return FileMultiLabel(*_of_file(exported), tuple(exported.thresholds))
+
+
+def _of_file(exported: ExportedClassifier) -> tuple[nn.Module, list[str], dict[str, Any], str, str, Range | None]:
+    """The fields of a `Classifier`."""
     card = exported.card
     assert card.image_size is not None
     data_config = {"input_size": (3, *card.image_size), "crop_pct": card.crop_pct}
-    model = SessionModel(exported)
-    return FileClassifier(model, card.class_names, data_config, card.name, exported.form, card.values)
+    return SessionModel(exported), card.class_names, data_config, card.name, exported.form, card.values
 
 
 def scored_segmenter(exported: ExportedSegmenter) -> Segmenter:

@@ -267,7 +267,7 @@ def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
         shares = areas / areas.sum()
         maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0), masks, tuple(called))
     else:
-        shares = logits[0].softmax(0)
+        shares = logits[0].sigmoid() if subject.several else logits[0].softmax(0)
         classes = model.wanted or shares.argsort(descending=True, stable=True)[:top].tolist()
         maps = _Maps(x, classes, shares[classes].tolist(), torch.empty(0))
     return replace(maps, maps=_activation(subject, maps, method, model.layer))

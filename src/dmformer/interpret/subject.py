@@ -35,6 +35,7 @@ class Subject:
         prepare: An image of any size -> (3, H, W), resized, cropped and normalised as in evaluation.
         padded: Pads images (B, 3, H, W) as the model itself does before its layers.
         of_pixels: Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, (B, K).
+        several: Whether the photo may show several classes: its probabilities do not sum to 1.
         trained: False for a model created by name, with random weights.
         values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
@@ -50,6 +51,7 @@ class Subject:
     prepare: Callable[[Image.Image], Tensor]
     padded: Callable[[Tensor], Tensor] = lambda images: images
     of_pixels: bool = False
+    several: bool = False
     trained: bool = True
     values: Range | None = None
 
@@ -102,6 +104,10 @@ def _of_classifier(name: str, trained: Classifier) -> Subject:
     return replace(subject, values=trained.values)
 
 
+def _of_multilabel(name: str, trained: Classifier) -> Subject:
+    return replace(_of_classifier(name, trained), several=True)
+
+
 def _of_segmenter(name: str, trained: Segmenter) -> Subject:
     config, model = trained.config, trained.model
     info: Any = model.backbone.feature_info
@@ -123,8 +129,12 @@ def _of_segmenter(name: str, trained: Segmenter) -> Subject:
     )
 
 
-SUBJECTS: dict[str, Callable[[str, Any], Subject]] = {"labels": _of_classifier, "masks": _of_segmenter}
-"""By the `answer` of a `Task`, of those with one class per image or pixel."""
+SUBJECTS: dict[str, Callable[[str, Any], Subject]] = {
+    "labels": _of_classifier,
+    "tags": _of_multilabel,
+    "masks": _of_segmenter,
+}
+"""By the `answer` of a `Task`, of those with classes of images or pixels."""
 
 
 def _random(name: str, image_size: int | None) -> Subject:

@@ -7,6 +7,7 @@ from typing import Any
 from .boxes import BoxPrediction, predict_boxes
 from .classes import Prediction, predict
 from .masks import MaskPrediction, predict_masks
+from .tags import TagPrediction, predict_tags
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ def _masks(source: Any, photos: Sequence[str], top: int, **options: Any) -> Iter
     return predict_masks(source, photos, **options)
 
 
+def _tags(source: Any, photos: Sequence[str], top: int, **options: Any) -> Iterator[TagPrediction]:
+    return predict_tags(source, photos, **options)
+
+
 def _boxes(source: Any, photos: Sequence[str], top: int, **options: Any) -> Iterator[BoxPrediction]:
     return predict_boxes(source, photos, **options)
 
@@ -59,6 +64,15 @@ def _classes(found: Prediction, top: int) -> list[list[Any]]:
 
 def _each_class(found: Prediction, top: int) -> list[list[Any]]:
     return [[found.name, *pair] for pair in found.classes] or [[found.name, found.error, ""]]
+
+
+def _labels(found: TagPrediction, top: int) -> list[list[Any]]:
+    names, probabilities = [name for name, _ in found.labels], [f"{value:.3f}" for _, value in found.labels]
+    return [[found.name, ";".join(names), ";".join(probabilities), found.error or ""]]
+
+
+def _each_label(found: TagPrediction, top: int) -> list[list[Any]]:
+    return [[found.name, *pair] for pair in found.labels] or [[found.name, found.error or "no label", ""]]
 
 
 def _shares(found: MaskPrediction, top: int) -> list[list[Any]]:
@@ -84,6 +98,7 @@ _WIDE = Rows(
     lambda top: ["photo", *(f"{what} {i + 1}" for i in range(top) for what in ("class", "probability")), "error"],
     _classes,
 )
+_LABELS = Rows(lambda top: ["photo", "labels", "probabilities", "error"], _labels)
 _SHARES = Rows(lambda top: ["photo", "largest classes", "overlay"], _shares)
 _SUREST = Rows(lambda top: ["photo", "objects", "the surest", "picture"], _surest)
 
@@ -95,6 +110,14 @@ ANSWERS: dict[str, Answer] = {
         narrow=Rows(lambda top: ["photo", "class", "probability"], _each_class),
         csv=_WIDE,
         told=lambda found: {"classes": [{"class": c, "probability": v} for c, v in found.classes]},
+    ),
+    "tags": Answer(
+        "finding labels",
+        _tags,
+        table=_LABELS,
+        narrow=Rows(lambda top: ["photo", "label", "probability"], _each_label),
+        csv=_LABELS,
+        told=lambda found: {"labels": [{"class": c, "probability": v} for c, v in found.labels]},
     ),
     "masks": Answer(
         "segmenting",

@@ -16,6 +16,7 @@ from .classes import classify
 from .masks import fractions
 from .photos import Photo, read
 from .predictor import open_predictor
+from .tags import applying
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Classification:
 
     label: str
     probability: float
+    probabilities: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels of a photo.
+
+    Attributes:
+        labels: Those that apply with their probabilities, the most likely first; perhaps none.
+        probabilities: All classes with their probabilities, the most likely first.
+    """
+
+    labels: list[tuple[str, float]]
     probabilities: list[tuple[str, float]]
 
 
@@ -63,7 +77,7 @@ class Detection:
     masks: np.ndarray | None
 
 
-Answer = Classification | Segmentation | Detection
+Answer = Classification | Labelling | Segmentation | Detection
 
 
 class Model:
@@ -71,7 +85,7 @@ class Model:
 
     Attributes:
         name: Name of the run or the file.
-        task: "classification", "segmentation" or "detection".
+        task: "classification", "multilabel", "segmentation" or "detection".
         class_names: In the order of the ids in masks.
     """
 
@@ -85,7 +99,7 @@ class Model:
         self,
         photos: Photo | Iterable[Photo],
         *,
-        threshold: float = 0.3,
+        threshold: float | None = None,
         batch_size: int = 16,
         max_pixels: int = MAX_PIXELS,
     ) -> Any:
@@ -95,12 +109,13 @@ class Model:
             photos: A path, an open file, a PIL image, or an array (H, W) or (H, W, 3 or 4) of 8 or 16 bits in the order
                 red, green, blue; or several, also as an array (N, H, W, 3 or 4). EXIF rotation is applied, and values
                 of more than 8 bits are read as from a file.
-            threshold: Detectors: minimum score of an object.
+            threshold: Detectors: minimum score of an object; by default 0.3. Multi-label classifiers: minimum
+                probability of every label; by default each class has its own.
             batch_size: Classifiers: photos per batch.
             max_pixels: Photos of more pixels are not read.
 
         Returns:
-            A `Classification`, a `Segmentation` or a `Detection`; a list of them for several photos.
+            A `Classification`, a `Labelling`, a `Segmentation` or a `Detection`; a list of them for several photos.
 
         Raises:
             UserError: A photo cannot be read; the message names it.
@@ -117,12 +132,17 @@ class Model:
         return found[0] if one else found
 
     def _answers(
-        self, photos: Sequence[Photo], threshold: float, batch_size: int, max_pixels: int
+        self, photos: Sequence[Photo], threshold: float | None, batch_size: int, max_pixels: int
     ) -> Iterator[Answer | BrokenImageError]:
         answer = TASKS[self.task].answer
-        if answer == "labels":
+        if answer in ("labels", "tags"):
             for found in classify(self._predictor, photos, batch_size, max_pixels):
-                yield found if isinstance(found, BrokenImageError) else Classification(*found[0], found)
+                if isinstance(found, BrokenImageError):
+                    yield found
+                elif answer == "labels":
+                    yield Classification(*found[0], found)
+                else:
+                    yield Labelling(applying(found, self._predictor, threshold), found)
             return
         for photo in photos:
             try:
@@ -130,7 +150,11 @@ class Model:
             except BrokenImageError as error:
                 yield error
                 continue
-            yield self._segmented(image) if answer == "masks" else self._detected(image, threshold)
+            yield (
+                self._segmented(image)
+                if answer == "masks"
+                else self._detected(image, 0.3 if threshold is None else threshold)
+            )
 
     def _segmented(self, image: Image.Image) -> Segmentation:
         mask = self._predictor.segment(image)

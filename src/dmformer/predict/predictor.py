@@ -22,7 +22,7 @@ class Predictor(Protocol):
     """A trained model of K classes.
 
     Attributes:
-        task: "classification", "segmentation" or "detection".
+        task: "classification", "multilabel", "segmentation" or "detection".
         name: Name of the run or the file.
         form: Name of the runtime, for users.
     """
@@ -57,6 +57,17 @@ class ClassPredictor(Predictor, Protocol):
     def probabilities(self, batch: Sequence[np.ndarray]) -> np.ndarray:
         """B prepared images -> (B, K)."""
         ...
+
+
+class LabelPredictor(ClassPredictor, Protocol):
+    """A multi-label classifier, whose probabilities do not sum to 1.
+
+    Attributes:
+        thresholds: A class applies from this probability on; K values.
+    """
+
+    @property
+    def thresholds(self) -> Sequence[float]: ...
 
 
 class MaskPredictor(Predictor, Protocol):

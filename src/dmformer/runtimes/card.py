@@ -20,7 +20,7 @@ LARGEST_SIDE = 16384
 """Maximum side in pixels that a file may ask images to be resized to."""
 LONGEST_NAME, MOST_MASKED = 1000, 255
 """Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
-LATER = ("boxes", "values")
+LATER = ("boxes", "values", "thresholds")
 """Attributes that older files do not have."""
 MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
 """Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
@@ -57,7 +57,7 @@ class Card:
     """Metadata of an exported model.
 
     Attributes:
-        task: "classification", "segmentation" or "detection".
+        task: "classification", "multilabel", "segmentation" or "detection".
         architecture: timm's name of the model.
         mean, std: Mean and standard deviation of the red, green and blue values, 0 to 1.
         image_size: Height and width in pixels of a classifier's images, or of a segmenter built for a fixed size; else
@@ -74,6 +74,8 @@ class Card:
         version: Version of this package that wrote the file.
         boxes: Settings of a detector; missing in files from before detectors were supported.
         values: Values shown as black and white in images of more than 8 bits, as in training; missing in older files.
+        thresholds: K probabilities of a multi-label classifier: a class applies if the sigmoid of its output is at
+            least its threshold. None for other models, and missing in older files.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Card:
     version: str = ""
     boxes: Boxes | None = None
     values: Range | None = None
+    thresholds: list[float] | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Each attribute as JSON, by name."""
@@ -106,11 +109,12 @@ class Card:
         """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
             stated = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name not in LATER}
-            boxes, values = (json.loads(metadata.get(name, "null")) for name in LATER)
+            boxes, values, thresholds = (json.loads(metadata.get(name, "null")) for name in LATER)
             card = cls(
                 **{name: _checked(name, value) for name, value in stated.items()},
                 boxes=_boxes(boxes),
                 values=_values(values),
+                thresholds=_thresholds(thresholds),
             )
             if WHOLE[card.task](card):
                 return card
@@ -129,6 +133,10 @@ def _of_classes(card: Card) -> bool:
     return card.boxes is None and max(sides) / card.crop_pct < LARGEST_SIDE
 
 
+def _of_labels(card: Card) -> bool:
+    return _of_classes(card) and len(card.thresholds or ()) == len(card.class_names)
+
+
 def _of_masks(card: Card) -> bool:
     return card.boxes is None and len(card.palette or ()) == len(card.class_names) <= MOST_MASKED
 
@@ -140,6 +148,7 @@ def _of_boxes(card: Card) -> bool:
 
 WHOLE: dict[str, Callable[[Card], bool]] = {
     "classification": _of_classes,
+    "multilabel": _of_labels,
     "segmentation": _of_masks,
     "detection": _of_boxes,
 }
@@ -182,6 +191,13 @@ def _values(value: Any) -> Range | None:
     if not all(type(v) in (int, float) and math.isfinite(v) for v in value) or low > high:
         raise ValueError("values")
     return float(low), float(high)
+
+
+def _thresholds(value: Any) -> list[float] | None:
+    """The `thresholds` of a card, else ValueError."""
+    if value is not None and not (type(value) is list and all(map(_is_share, value))):
+        raise ValueError("thresholds")
+    return value
 
 
 def _check_names(value: Any, kind: type) -> None:

@@ -96,8 +96,24 @@ class ExportedClassifier(Exported):
         found = np.empty((len(batch), len(self.class_names)), np.float32)
         for shape in dict.fromkeys(image.shape for image in batch):
             places = [i for i, image in enumerate(batch) if image.shape == shape]
-            found[places] = softmax(self.logits(np.stack([batch[i] for i in places])))
+            found[places] = self.as_probabilities(self.logits(np.stack([batch[i] for i in places])))
         return found
+
+    def as_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(B, K) -> (B, K), rows that sum to 1."""
+        return softmax(logits)
+
+
+class ExportedMultiLabel(ExportedClassifier):
+    """A `LabelPredictor`."""
+
+    @property
+    def thresholds(self) -> list[float]:
+        return list(self.card.thresholds or [])
+
+    def as_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(B, K) -> (B, K), each from 0 to 1."""
+        return 0.5 + 0.5 * np.tanh(0.5 * logits)  # the sigmoid, which does not overflow in this form
 
 
 class ExportedSegmenter(Exported):
@@ -230,7 +246,12 @@ class ExportedDetector(Exported):
         return self.card.boxes
 
 
-KINDS = {"classification": ExportedClassifier, "segmentation": ExportedSegmenter, "detection": ExportedDetector}
+KINDS = {
+    "classification": ExportedClassifier,
+    "multilabel": ExportedMultiLabel,
+    "segmentation": ExportedSegmenter,
+    "detection": ExportedDetector,
+}
 
 
 def open_exported(path: str, threads: int | None = None) -> ExportedClassifier | ExportedSegmenter | ExportedDetector:

@@ -8,6 +8,10 @@ class ClassShare(BaseModel):
 
     name: str = Field(serialization_alias="class")
     probability: float | None = None
+    threshold: float | None = Field(
+        default=None, description="Of a multi-label classifier: the class applies from this probability on."
+    )
+    applies: bool | None = Field(default=None, description="Of a multi-label classifier: whether the class applies.")
     share: float | None = None
     colour: str | None = Field(default=None, examples=["#5ab4e6"])
 

@@ -1,6 +1,7 @@
 """Create the service of an open model, with an overlay if possible."""
 
 from collections.abc import Callable
+from functools import partial
 
 from PIL import Image
 
@@ -11,7 +12,7 @@ from ..utils.errors import UserError
 from .activation import Activation
 from .limits import Limits
 from .metrics import Metrics
-from .service import BoxService, ClassService, MaskService, Service
+from .service import BoxService, ClassService, LabelService, MaskService, Service
 
 SWITCHED_OFF = "The server was started with --no-overlay."
 EXPORTED = "Exported files have no overlay: to see where the model looks, serve the run's best/ folder."
@@ -42,6 +43,7 @@ def open_service(
 
 
 def _class_service(
+    kind: type[ClassService],
     source: str,
     predictor: ClassPredictor,
     limits: Limits,
@@ -59,11 +61,12 @@ def _class_service(
             activation([(activation.prepare(Image.new("RGB", (64, 64))), 0)])  # not every model has maps to show
         except UserError as error:
             activation, refusal = None, str(error)
-    return ClassService(predictor, limits, metrics, refusal, activation, batch, wait)
+    return kind(predictor, limits, metrics, refusal, activation, batch, wait)
 
 
 SERVICES: dict[str, Callable[..., Service]] = {
-    "labels": _class_service,
+    "labels": partial(_class_service, ClassService),
+    "tags": partial(_class_service, LabelService),
     "masks": lambda source, predictor, limits, metrics, refusal, *_: MaskService(predictor, limits, metrics, refusal),
     "boxes": lambda source, predictor, limits, metrics, refusal, *_: BoxService(predictor, limits, metrics, refusal),
 }

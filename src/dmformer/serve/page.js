@@ -121,13 +121,20 @@ function show(answer) {
   const rows = result[kindOf(result)];
   const value = (row) => row.probability ?? row.share ?? row.score;
   const { before } = KINDS[kindOf(result)];
+  const several = rows.some((row) => row.threshold !== undefined);
   document.querySelector("main").classList.add("answered");
   at("said").classList.remove("busy");
-  at("said").replaceChildren(
+  if (several) at("said").replaceChildren(...labels(rows.filter((row) => row.applies)));
+  else at("said").replaceChildren(
     ...(rows.length ? [before, name(rows[0].class), `, ${percent(value(rows[0]))}`] : ["No object was found."]));
   at("bars").replaceChildren(...rows.map((row) => bar(row, value(row))));
   choices(result, [...new Set(rows.map((row) => row.class))]);
   showOverlay(answer);
+}
+
+function labels(rows) {
+  if (!rows.length) return ["No label applies."];
+  return rows.flatMap((row, i) => [i ? ", " : "", name(row.class)]);
 }
 
 function bar(row, share) {
@@ -138,7 +145,7 @@ function bar(row, share) {
     swatch.style.backgroundColor = row.colour;
     label.append(swatch);
   }
-  label.append(name(row.class));
+  label.append(name(row.class), row.applies ? " ✓" : "");
   const drawn = element("div", undefined, row.colour ? "bar coloured" : "bar");
   const filled = element("span");
   filled.style.width = `${100 * share}%`;

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.detections import Detections
-from ..predict.predictor import BoxPredictor, ClassPredictor, MaskPredictor
+from ..predict.predictor import BoxPredictor, ClassPredictor, LabelPredictor, MaskPredictor
 from ..report.drawing import heat
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
@@ -230,14 +230,17 @@ class ClassService(Service):
             row = await self._in_batch(self._classes, prepared, times, "model")
         order = [int(i) for i in np.argsort(-row, kind="stable")]
         names = self.predictor.class_names
-        classes = [ClassShare(name=names[i], probability=float(row[i])) for i in order[: options.top]]
-        result = Result(name=upload.name, classes=classes)
+        result = Result(name=upload.name, classes=self._described(row, order, options.top))
         if self._overlays is None or looked_at is None:
             return result
         chosen = order[0] if options.overlay_class is None else self.class_ids[options.overlay_class]
         activation = await self._in_batch(self._overlays, (looked_at, chosen), times, "overlay")
         picture = await self._in_pool(self._draw, looked_at, activation, times)
         return result.model_copy(update={"overlay": picture, "overlay_class": names[chosen]})
+
+    def _described(self, row: np.ndarray, order: list[int], top: int) -> list[ClassShare]:
+        """The classes to return; `order` holds all of them, the most likely first."""
+        return [ClassShare(name=self.predictor.class_names[i], probability=float(row[i])) for i in order[:top]]
 
     def _prepare(self, upload: Upload, options: Options, times: Times) -> tuple[np.ndarray, Any]:
         with times.spent_on("prepare"):
@@ -256,6 +259,20 @@ class ClassService(Service):
         self.model.probabilities([image])
         if self.activation is not None:
             self._draw(looked_at, self.activation([(looked_at, 0)])[0], Times())
+
+
+class LabelService(ClassService):
+    """A multi-label classifier's service: the most likely classes, and all that apply."""
+
+    model: LabelPredictor
+
+    def _described(self, row: np.ndarray, order: list[int], top: int) -> list[ClassShare]:
+        names, thresholds = self.model.class_names, self.model.thresholds
+        return [
+            ClassShare(name=names[i], probability=float(row[i]), threshold=thresholds[i], applies=applies)
+            for place, i in enumerate(order)
+            if (applies := bool(row[i] >= thresholds[i])) or place < top
+        ]
 
 
 class MaskService(Service):

@@ -4,11 +4,14 @@ from ..utils.errors import UserError, unknown
 from .classification.task import CLASSIFICATION
 from .config import DEFAULT_TASK, TrainedFolder
 from .detection.task import DETECTION
+from .multilabel.task import MULTILABEL
 from .pretraining.task import PRETRAINING
 from .segmentation.task import SEGMENTATION
 from .task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, PRETRAINING, SEGMENTATION, DETECTION)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CLASSIFICATION, MULTILABEL, PRETRAINING, SEGMENTATION, DETECTION)
+}
 """Every task by name. To add one, add a folder with its record, and list the record here."""
 
 

@@ -20,8 +20,9 @@ from ...utils.errors import UserError
 from ..folders import first_few
 from ..leaks import Group, find_copies, refuse_leaks, seen_in_training
 from ..recipe import Recipe
-from .layout import Labelled, composed, holds_class_folders, read_layout
+from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
+from .tables import composed
 
 
 @dataclass(frozen=True)
@@ -224,19 +225,30 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
     return Splits(["sound", "defective"], *parts, notes=[])
 
 
-def _open_local(recipe: ClassificationRecipe) -> Splits:
-    layout = read_layout(recipe.data)
+def given_parts(
+    data: str, val_data: str | None, test_data: str | None, read: Callable[[str], Layout[Part]]
+) -> tuple[dict[str, Part], list[str]]:
+    """The photos in three places by split, and remarks on them.
+
+    Raises:
+        UserError: As `read`, or there is nothing to train on.
+    """
+    layout = read(data)
     parts, notes = dict(layout.parts), list(layout.notes)
     if not {"train", ""} & set(parts):
-        raise UserError(
-            f"{recipe.data} has {' and '.join(parts)} but no train: put the class folders to train on there."
-        )
-    for split, place in (("val", recipe.val_data), ("test", recipe.test_data)):
+        raise UserError(f"{data} has {' and '.join(parts)} but no train: put the class folders to train on there.")
+    parts = {"train": parts.pop("train", None) or parts.pop(""), **parts}
+    for split, place in (("val", val_data), ("test", test_data)):
         if place is not None:
-            extra = read_layout(place)
+            extra = read(place)
             parts[split] = extra.parts.get(split) or extra.parts.get("") or next(iter(extra.parts.values()))
             notes += [f"{place}: {note}" for note in extra.notes]
-    trained = parts.pop("train", None) or parts.pop("")
+    return parts, notes
+
+
+def _open_local(recipe: ClassificationRecipe) -> Splits:
+    parts, notes = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout)
+    trained = parts.pop("train")
     class_names = trained.class_names
     if len(class_names) < 2:
         raise UserError(_one_class(recipe.data, trained))

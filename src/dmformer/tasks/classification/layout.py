@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
 from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_of
@@ -44,15 +44,19 @@ class Labelled:
         return sorted(set(self.classes), key=lambda name: (natural_key(name), name))
 
 
+Part = TypeVar("Part")
+"""Photos with their labels, of one kind or another."""
+
+
 @dataclass(frozen=True)
-class Layout:
+class Layout(Generic[Part]):
     """What a place holds: by split ("train", "val", "test"), or under "" if it has none; and remarks for the user."""
 
-    parts: dict[str, Labelled]
+    parts: dict[str, Part]
     notes: list[str]
 
 
-def read_layout(place: str) -> Layout:
+def read_layout(place: str) -> Layout[Labelled]:
     """The labelled photos of a folder, an archive or a table.
 
     Raises:
@@ -86,7 +90,7 @@ def holds_class_folders(folder: Path) -> bool:
 # ---- folders
 
 
-def _from_folders(path: Path) -> Layout:
+def _from_folders(path: Path) -> Layout[Labelled]:
     files = open_files(path)
     found = sort_out(files.names())
     notes = found.notes()
@@ -224,7 +228,7 @@ def _folders_without_photos(folder: Path, parts: dict[str, Labelled]) -> list[st
 # ---- tables
 
 
-def _from_table(path: Path) -> Layout:
+def _from_table(path: Path) -> Layout[Labelled]:
     rows = read_rows(path)
     column = find_column(rows[0], LABEL_COLUMNS)
     if column is None:

@@ -1,0 +1,1 @@
+"""Several labels per photo: classification with a probability and a threshold for every class."""

@@ -1,0 +1,115 @@
+"""Open photos with several labels: which are for training, for validation and for testing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.decode import Reading
+from ...utils.errors import UserError
+from ..classification.datasets import PhotoReader, Split, Splits, check_classes, found_reading, given_parts, split_off
+from ..classification.layout import Layout
+from ..leaks import find_copies, refuse_leaks, seen_in_training
+from .labels import LabelledPhotos, read_labels
+from .recipes import MultiLabelRecipe
+
+
+@dataclass(frozen=True)
+class LabelSplits(Splits):
+    """Photos with several labels, ready to train on.
+
+    The target of a photo is its row in `labels` (N, K), which holds 1 for each of its classes.
+    """
+
+    labels: Tensor
+
+
+def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
+    """Open what `recipe.data` names; data without splits is split by `recipe.seed`.
+
+    Raises:
+        UserError: Nothing there, no photos, no labels, or labels that the training photos do not have.
+    """
+    parts, notes = given_parts(recipe.data, recipe.val_data, recipe.test_data, lambda place: _read(recipe, place))
+    trained = parts.pop("train")
+    class_names = trained.class_names
+    if not class_names:
+        raise UserError(f"{trained}: no photo has a label.")
+    for split, part in parts.items():
+        notes += check_classes(part, part.class_names, class_names, "the training data", split)
+    rows = [_rows(part, class_names) for part in (trained, *parts.values())]
+    opened = [_split(trained, 0, Reading(max_pixels=recipe.max_pixels))]
+    reading = found_reading(opened[0], recipe.max_pixels, notes.append)
+    opened = [replace(opened[0], reading=reading)]
+    for part in parts.values():
+        opened.append(_split(part, sum(map(len, opened)), reading))
+    given = dict(zip(("train", *parts), opened, strict=True))
+    labels = torch.from_numpy(np.concatenate(rows))
+    copies = find_copies(given, recipe.near_duplicates)
+    notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
+    train, val, test = given["train"], given.get("val"), given.get("test")
+    if val is None:
+        rare = replace(train, targets=_rarest(rows[0]))
+        together = [*copies.same, *copies.near]
+        divided = split_off(rare, recipe, test is None, together)
+        train, val, test_part = (None if p is None else replace(p, targets=p.indices) for p in divided)
+        test = test or test_part
+    assert train is not None
+    assert val is not None
+    if not labels[val.targets].any():
+        raise UserError(f"{recipe.data}: none of the {len(val)} validation photos has a label: give --val-data.")
+    unlabelled = int((labels.sum(1) == 0).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled:,} photos have no label: they show what belongs to no class")
+    return LabelSplits(class_names, train, val, test, notes, labels.float())
+
+
+def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Split, Tensor, list[str]]:
+    """Open the photos in `recipe.data` to be scored by a model with these classes: the test split if there are splits,
+    else validation, else all of them; their labels (N, K); and remarks on them.
+
+    Raises:
+        UserError: Nothing there, or other classes.
+    """
+    layout = _read(recipe, recipe.data)
+    part = layout.parts.get("test") or layout.parts.get("val") or next(iter(layout.parts.values()))
+    notes = [*layout.notes, *check_classes(part, part.class_names, class_names, "the model")]
+    split = _split(part, 0, Reading(max_pixels=recipe.max_pixels))
+    return split, torch.from_numpy(_rows(part, class_names)).float(), notes
+
+
+def trained_photos(split: Split, recipe: MultiLabelRecipe) -> int:
+    """How many images of a split a run was trained on, by their content; 0 if the run's data is not there any more."""
+    try:
+        train = open_label_splits(replace(recipe, allow_leaks=True)).train
+    except UserError:
+        return 0
+    return seen_in_training(split, train)
+
+
+def _read(recipe: MultiLabelRecipe, place: str) -> Layout[LabelledPhotos]:
+    return read_labels(place, recipe.label_separator, recipe.label_columns)
+
+
+def _rows(part: LabelledPhotos, class_names: Sequence[str]) -> np.ndarray:
+    """(N, K), whether each class applies."""
+    number = {name: k for k, name in enumerate(class_names)}
+    rows = np.zeros((len(part.names), len(class_names)), bool)
+    for i, labels in enumerate(part.labels):
+        rows[i, [number[name] for name in labels]] = True
+    return rows
+
+
+def _split(part: LabelledPhotos, first: int, reading: Reading) -> Split:
+    """The photos, with their rows from `first` on as targets."""
+    targets = np.arange(first, first + len(part.names))
+    reader = PhotoReader(part.files, part.names, targets.tolist(), part.root)
+    return Split(reader, np.arange(len(targets)), targets, reading)
+
+
+def _rarest(rows: np.ndarray) -> np.ndarray:
+    """(N, K) -> (N), the rarest class of each photo, so that a random split has a part of each; -1 without one."""
+    counts = np.where(rows, rows.sum(0), rows.size + 1)
+    return np.where(rows.any(1), counts.argmin(1), -1)

@@ -1,0 +1,94 @@
+"""Score a trained multi-label classifier."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...data.finding import no_remark
+from ...utils.errors import UserError
+from ..classification.datasets import Split
+from ..classification.evaluate import check_broken, predict_all
+from ..classification.loaders import eval_loader
+from ..config import TrainedFolder, read_folder
+from ..folders import first_few
+from ..leaks import seen_note
+from ..recipe import recipe_of
+from ..results import reported_split
+from .classifier import MultiLabelClassifier, open_multilabel
+from .datasets import open_label_splits, open_labelled, trained_photos
+from .metrics import MultiLabelScores, score
+from .recipes import MultiLabelRecipe
+
+
+def evaluate(
+    source: str | TrainedFolder | MultiLabelClassifier,
+    data: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    max_broken: float = MultiLabelRecipe.max_broken,
+    progress: Callable[[Iterable], Iterable] = iter,
+    say: Callable[[str], None] = no_remark,
+) -> MultiLabelScores:
+    """Score a trained multi-label classifier at its own thresholds.
+
+    Args:
+        source: A run's best/ folder, or an open classifier.
+        data: A table, a folder or an archive, as for training; by default the photos that the run held out.
+        batch_size: Images per batch, for a classifier with images of one size.
+        progress: Wraps the loader, to show how far it has got.
+        say: Takes a remark on the data.
+
+    Raises:
+        UserError: Nothing to read, other classes, no labels, too many broken images, or no data for a source that is
+            not a run.
+    """
+    classifier = open_multilabel(source) if isinstance(source, str | TrainedFolder) else source
+    is_run = isinstance(source, str | TrainedFolder)
+    run = recipe_of(MultiLabelRecipe, read_folder(source).folder) if is_run else None
+    if data is not None:
+        split, labels = _opened(replace(run or MultiLabelRecipe(), data=data), classifier, run, say)
+    elif run is None:
+        raise UserError("there is no run whose test photos could be scored: name the photos with --data.")
+    else:
+        split, labels = _own_test(run, classifier, say)
+    split = replace(split, reading=replace(split.reading, values=classifier.values))
+    batch_size = batch_size if classifier.one_size else 1
+    loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, workers)
+    device = classifier.on_best_device()
+    found = predict_all(
+        classifier.model, loader, device, progress=progress, as_probabilities=classifier.as_probabilities
+    )
+    check_broken(split, found.broken, max_broken)
+    if not labels[found.targets].any():
+        raise UserError(f"none of the {len(split)} photos has a label: there is nothing to score.")
+    return score(found.probabilities, labels[found.targets], classifier.class_names, classifier.thresholds)
+
+
+def _opened(
+    recipe: MultiLabelRecipe,
+    classifier: MultiLabelClassifier,
+    run: MultiLabelRecipe | None,
+    say: Callable[[str], None],
+) -> tuple[Split, Tensor]:
+    split, labels, notes = open_labelled(recipe, classifier.class_names)
+    seen = trained_photos(split, run) if run is not None else 0
+    for note in [*notes, *seen_note(seen, len(split))]:
+        say(note)
+    return split, labels
+
+
+def _own_test(
+    run: MultiLabelRecipe, classifier: MultiLabelClassifier, say: Callable[[str], None]
+) -> tuple[Split, Tensor]:
+    """The images that the run held out: for testing, or for validation if it has no others."""
+    try:
+        splits = open_label_splits(run)
+        if splits.class_names != classifier.class_names:
+            names = first_few(splits.class_names, 8)
+            raise UserError(f"{run.data} has changed since the run: it has the classes {names}.")
+    except UserError as error:
+        raise UserError(f"the photos of the run cannot be opened again; name others with --data. {error}") from None
+    split, name = reported_split(splits)
+    say(f"scoring the {name} photos of the run, from {run.data}")
+    return split, splits.labels

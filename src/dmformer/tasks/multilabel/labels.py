@@ -1,0 +1,197 @@
+"""Photos with several labels each: from tables, and from class folders that share photos."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...data.archives import Files, FolderFiles
+from ...data.copies import MANY, same_photos
+from ...data.finding import natural_key
+from ...utils.errors import UserError
+from ..classification.layout import Labelled, Layout, read_layout
+from ..classification.tables import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    TABLES,
+    composed,
+    find_column,
+    missing_column,
+    read_rows,
+    read_table,
+    text_of,
+)
+from ..folders import first_few
+
+LABELS_COLUMNS = ("labels", "tags", "classes", "attributes", "tag", *LABEL_COLUMNS)
+"""Names of columns with labels, of which the first that is there counts, in any case."""
+SEPARATORS = ";|,"
+BINARY = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""Cells of a column that is a class, in lower case."""
+
+Labels = frozenset[str]
+
+
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """Photos with their labels, perhaps none.
+
+    Attributes:
+        files: Where the photos are.
+        names: Names of the photos in `files`.
+        labels: Labels of each, as composed Unicode.
+        place: Where they were read from, for messages.
+        root: Start of every name, which users do not need to see: "" or a path that ends in "/".
+    """
+
+    files: Files
+    names: list[str]
+    labels: list[Labels]
+    place: str
+    root: str = ""
+
+    def __str__(self) -> str:
+        return self.place
+
+    @property
+    def class_names(self) -> list[str]:
+        return sorted(frozenset().union(*self.labels), key=lambda name: (natural_key(name), name))
+
+
+def read_labels(place: str, separator: str | None = None, columns: Sequence[str] = ()) -> Layout[LabelledPhotos]:
+    """The photos of a table, or of class folders in a folder or an archive, with their labels.
+
+    Args:
+        place: Where they are.
+        separator: What separates the labels in a cell; None finds it.
+        columns: The columns that are classes; none finds them.
+
+    Raises:
+        UserError: Nothing there, no photos, no labels, or a table that cannot be understood.
+    """
+    path = Path(place)
+    if path.is_file() and path.name.lower().endswith(TABLES):
+        return _from_table(path, separator, columns)
+    layout = read_layout(place)
+    parts, notes = {}, list(layout.notes)
+    for split, part in layout.parts.items():
+        parts[split], shared = _merged(part)
+        if shared:
+            photos = "photo is" if shared == 1 else "photos are"
+            notes.append(f"{shared:,} {photos} in several class folders{f' of {split}' if split else ''}")
+        if len(part) > MANY:
+            notes.append(f"more than {MANY:,} photos: no photo was looked for in several class folders")
+    return Layout(parts, notes)
+
+
+def _merged(part: Labelled) -> tuple[LabelledPhotos, int]:
+    """Photos of class folders, each once with the labels of all its copies; and the number of those with several."""
+    labels = [frozenset([name]) for name in part.classes]
+    groups = same_photos(len(part), lambda i: part.files.open(part.names[i])) if len(part) <= MANY else []
+    dropped, shared = set(), 0
+    for first, *others in groups:
+        labels[first] = labels[first].union(*(labels[i] for i in others))
+        dropped.update(others)
+        shared += len(labels[first]) > 1
+    kept = [i for i in range(len(part)) if i not in dropped]
+    names = [part.names[i] for i in kept]
+    root = part.root if isinstance(part.files, FolderFiles) else ""
+    return LabelledPhotos(part.files, names, [labels[i] for i in kept], str(part), root), shared
+
+
+# ---- tables
+
+
+def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> Layout[LabelledPhotos]:
+    rows = read_rows(path)
+    column = None if columns else find_column(rows[0], LABELS_COLUMNS)
+    if column is not None and not all(_is_binary(row.get(column)) for row in rows):
+        separator = separator or _separator(path, [row.get(column) for row in rows])
+        notes = [f"labels in the column '{column}' are separated by '{separator}'"] if separator else []
+
+        def labels_of(row: dict[str, Any]) -> Labels:
+            return _labels_in(row.get(column), separator)
+    else:
+        classes, notes = _class_columns(path, rows, columns)
+
+        def labels_of(row: dict[str, Any]) -> Labels:
+            return frozenset(composed(name.strip()) for name in classes if BINARY[_cell(row.get(name))])
+
+    repeated = "rows of photos that have several, whose labels were joined"
+    parts, more = read_table(path, rows, labels_of, lambda _, one, other: one | other, repeated)
+    files = FolderFiles(path.parent)
+    found = {
+        split: LabelledPhotos(files, list(part), list(part.values()), f"{path}{f' ({split})' if split else ''}")
+        for split, part in parts.items()
+    }
+    return Layout(found, [*notes, *more])
+
+
+def _separator(path: Path, cells: Sequence[Any]) -> str | None:
+    """The separator that most cells contain; None if no cell contains any."""
+    counts = {mark: sum(mark in cell for cell in cells if _is_joined(cell)) for mark in SEPARATORS}
+    mark = max(SEPARATORS, key=lambda mark: counts[mark])
+    return mark if counts[mark] else None
+
+
+def _is_joined(value: Any) -> bool:
+    """Whether a cell is a string of labels, not a list in brackets."""
+    return isinstance(value, str) and not value.lstrip().startswith("[")
+
+
+def _labels_in(value: Any, separator: str | None) -> Labels:
+    """Labels in a cell: a string, a list, a list in brackets, or a mapping from each label to whether it applies."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = _listed(value)
+    if isinstance(value, dict):
+        value = [name for name, applies in value.items() if applies]
+    if not isinstance(value, list | tuple):
+        text = text_of(value)
+        value = text.split(separator) if separator else [text]
+    return frozenset(composed(text) for each in value if (text := text_of(each)))
+
+
+def _listed(text: str) -> list[Any] | str:
+    """A list as JSON or Python writes it; other text unchanged."""
+    for candidate in (text, text.replace("'", '"')):
+        try:
+            return list(json.loads(candidate))
+        except ValueError:
+            continue
+    return text
+
+
+def _cell(value: Any) -> str:
+    return text_of(value).lower()
+
+
+def _is_binary(value: Any) -> bool:
+    return not isinstance(value, list | dict) and _cell(value) in BINARY
+
+
+def _class_columns(path: Path, rows: list[dict[str, Any]], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The columns of a table that are classes, and remarks on the others."""
+    absent = [name for name in wanted if name not in rows[0]]
+    if absent:
+        raise UserError(f"{path} has no column '{absent[0]}': it has {first_few(list(rows[0]), 8)}.")
+    if wanted:
+        for row in rows:
+            for name in wanted:
+                if not _is_binary(row.get(name)):
+                    raise UserError(f"{path}: the column '{name}' holds '{row.get(name)}': a class needs 0 or 1.")
+        return list(wanted), []
+    special = {find_column(rows[0], names) for names in (PATH_COLUMNS, SPLIT_COLUMNS)}
+    others = [name for name in rows[0] if name not in special]
+    classes = [name for name in others if all(_is_binary(row.get(name)) for row in rows)]
+    if not any(BINARY[_cell(row.get(name))] for row in rows for name in classes):
+        raise missing_column(path, rows[0], "labels", LABELS_COLUMNS)
+    left_out = [name for name in others if name not in classes]
+    never = [name for name in classes if not any(BINARY[_cell(row.get(name))] for row in rows)]
+    notes = []
+    if left_out:
+        notes.append(f"columns that hold more than 0 and 1, which are no classes: {first_few(left_out, 8)}")
+    if never:
+        notes.append(f"columns that are 0 for every photo, left out: {first_few(never, 8)}")
+    return classes, notes
