@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dmformer"
 FLOORS = (
     ("cli",),
     ("bench", "serve"),
-    ("export", "interpret"),
+    ("embed", "export", "interpret"),
     ("predict", "train"),
     ("tasks",),
     ("report",),

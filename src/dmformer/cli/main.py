@@ -10,6 +10,7 @@ from .analyse import analyse
 from .bench import bench
 from .checks import check_environment
 from .convert import convert
+from .embed import embed
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
@@ -27,6 +28,7 @@ commands:
   eval      score a trained model on a set of photos
   predict   classify photos, segment them, or find objects in them
   explain   show where a model finds its classes on photos
+  embed     features of photos: files, nearest neighbours, a map, near-duplicates, likely wrong labels
   analyse   measure how models see: receptive fields, attention, gates, modulators, similarity
   export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, and check it
   serve     a web page and a JSON API for a trained model, on this machine
@@ -38,11 +40,13 @@ examples:
   dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
   dmformer train classify --data photos/             your photos, one folder per class
   dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
+  dmformer train tag --data photos.csv               several labels per photo
   dmformer train camvid --data camvid/               semantic segmentation
   dmformer train bccd --data bccd/                   object detection
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
+  dmformer embed photos/ --page photos.html
   dmformer analyse gates runs/elpv-dmformer_n-1/best --data photos/
   dmformer export runs/elpv-dmformer_n-1/best --to onnx
   dmformer serve runs/elpv-dmformer_n-1/best
@@ -58,6 +62,7 @@ COMMANDS = {
     "eval": evaluate,
     "predict": predict,
     "explain": explain,
+    "embed": embed,
     "analyse": analyse,
     "export": export,
     "serve": serve,

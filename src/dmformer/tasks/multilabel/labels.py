@@ -107,7 +107,7 @@ def _merged(part: Labelled) -> tuple[LabelledPhotos, int]:
 def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> Layout[LabelledPhotos]:
     rows = read_rows(path)
     column = None if columns else find_column(rows[0], LABELS_COLUMNS)
-    if column is not None and not all(_is_binary(row.get(column)) for row in rows):
+    if column is not None and not _is_class([row.get(column) for row in rows]):
         separator = separator or _separator(path, [row.get(column) for row in rows])
         notes = [f"labels in the column '{column}' are separated by '{separator}'"] if separator else []
 
@@ -171,6 +171,11 @@ def _is_binary(value: Any) -> bool:
     return not isinstance(value, list | dict) and _cell(value) in BINARY
 
 
+def _is_class(cells: Sequence[Any]) -> bool:
+    """Whether a column holds nothing but 0 and 1, and 1 for some photo."""
+    return all(map(_is_binary, cells)) and any(BINARY[_cell(value)] for value in cells)
+
+
 def _class_columns(path: Path, rows: list[dict[str, Any]], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     """The columns of a table that are classes, and remarks on the others."""
     absent = [name for name in wanted if name not in rows[0]]
@@ -185,10 +190,10 @@ def _class_columns(path: Path, rows: list[dict[str, Any]], wanted: Sequence[str]
     special = {find_column(rows[0], names) for names in (PATH_COLUMNS, SPLIT_COLUMNS)}
     others = [name for name in rows[0] if name not in special]
     classes = [name for name in others if all(_is_binary(row.get(name)) for row in rows)]
-    if not any(BINARY[_cell(row.get(name))] for row in rows for name in classes):
+    never = [name for name in classes if not _is_class([row.get(name) for row in rows])]
+    if len(never) == len(classes):
         raise missing_column(path, rows[0], "labels", LABELS_COLUMNS)
     left_out = [name for name in others if name not in classes]
-    never = [name for name in classes if not any(BINARY[_cell(row.get(name))] for row in rows)]
     notes = []
     if left_out:
         notes.append(f"columns that hold more than 0 and 1, which are no classes: {first_few(left_out, 8)}")

@@ -60,7 +60,7 @@ def linear_probe(train: Features, val: Features, test: Features, num_classes: in
     x, x_val, x_test = ((part.values - mean) / std for part in (train, val, test))
     best, chosen = -1.0, None
     for decay in DECAYS:
-        weight, bias = _fit(x, train.labels, num_classes, decay)
+        weight, bias = fit_linear(x, train.labels, num_classes, decay)
         right = float(((x_val @ weight + bias).argmax(1) == val.labels).float().mean())
         if right > best:
             best, chosen = right, (weight, bias)
@@ -68,7 +68,8 @@ def linear_probe(train: Features, val: Features, test: Features, num_classes: in
     return (x_test @ chosen[0] + chosen[1]).argmax(1)
 
 
-def _fit(x: Tensor, labels: Tensor, num_classes: int, decay: float) -> tuple[Tensor, Tensor]:
+def fit_linear(x: Tensor, labels: Tensor, num_classes: int, decay: float) -> tuple[Tensor, Tensor]:
+    """Weights (D, K) and biases (K) of multinomial logistic regression on features (N, D), by L-BFGS."""
     weight = torch.zeros(x.shape[1], num_classes, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
@@ -81,6 +82,27 @@ def _fit(x: Tensor, labels: Tensor, num_classes: int, decay: float) -> tuple[Ten
 
     optimizer.step(closure)  # type: ignore[arg-type]
     return weight.detach(), bias.detach()
+
+
+def out_of_fold(values: Tensor, labels: Tensor, num_classes: int, folds: int = 5, seed: int = 0) -> Tensor:
+    """Probabilities (N, K) of images by linear probes that were fitted on the other folds' images.
+
+    Each class is spread over all folds, at random. The weight decay is the one in `DECAYS` with the highest accuracy.
+    """
+    x = (values - values.mean(0)) / values.std(0).clamp(min=1e-6)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    fold = torch.empty(len(labels), dtype=torch.long)
+    fold[order] = torch.arange(len(labels)) % folds
+    found = []
+    for decay in DECAYS:
+        logits = torch.empty(len(labels), num_classes)
+        for k in range(folds):
+            if (fold == k).any():
+                weight, bias = fit_linear(x[fold != k], labels[fold != k], num_classes, decay)
+                logits[fold == k] = x[fold == k] @ weight + bias
+        found.append(logits.softmax(1))
+    return max(found, key=lambda each: float((each.argmax(1) == labels).float().mean()))
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Features of photos: files of them, nearest neighbours, and a page about the whole set."""
