@@ -17,6 +17,7 @@ from .export import export
 from .models import models
 from .predict import predict
 from .serve import serve
+from .shards import shards
 from .train import train
 
 HELP = """usage: dmformer COMMAND [OPTIONS]
@@ -32,6 +33,7 @@ commands:
   analyse   measure how models see: receptive fields, attention, gates, modulators, similarity
   export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, and check it
   serve     a web page and a JSON API for a trained model, on this machine
+  shards    put labelled photos into tars, for training over a network
   convert   convert a published weights file of VAN, SMT, ViTAE or ViTAEv2 for dmformer and timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
   models    list the models
@@ -50,6 +52,7 @@ examples:
   dmformer analyse gates runs/elpv-dmformer_n-1/best --data photos/
   dmformer export runs/elpv-dmformer_n-1/best --to onnx
   dmformer serve runs/elpv-dmformer_n-1/best
+  dmformer shards photos/ shards/
   dmformer convert van_b0.pth van_b0/
   dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
   dmformer models 'van_*'
@@ -66,6 +69,7 @@ COMMANDS = {
     "analyse": analyse,
     "export": export,
     "serve": serve,
+    "shards": shards,
     "convert": convert,
     "bench": bench,
     "models": models,

@@ -38,6 +38,23 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder next to `path` to write to; it replaces `path` only on success.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing_to(path, "free some space, or choose another folder"):
+            part.mkdir(parents=True)
+            yield part
+            replace_folder(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def recover_folder(path: Path) -> bool:
     """Whether `path` exists, after restoring the old folder if a replacement was interrupted."""
     old = path.with_name(f"{path.name}.old")

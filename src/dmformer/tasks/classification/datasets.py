@@ -15,6 +15,7 @@ import numpy as np
 from ...data.archives import Files, FolderFiles
 from ...data.decode import PLAIN, Reading
 from ...data.finding import list_photos, require_heif
+from ...data.shards import ShardFiles, Shards, holds_shards, read_shards, without_broken
 from ...data.values import set_range, told
 from ...utils.errors import UserError
 from ..folders import first_few
@@ -23,6 +24,11 @@ from ..recipe import Recipe
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
 from .tables import composed
+
+STREAMED = (
+    "{} is a stream: with several readers or processes, an epoch may repeat some images and miss others, and a resumed "
+    "epoch starts the stream again; shards that `dmformer shards` writes do neither"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ def open_splits(recipe: ClassificationRecipe) -> Splits:
     """
     if recipe.data == "elpv":
         return _open_elpv(recipe)
+    if shards := _shards(recipe):
+        return _open_shards(shards, recipe)
     if is_named_set(recipe.data):
         return _open_named(recipe)
     return _open_local(recipe)
@@ -89,13 +97,17 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> tup
     """Open one set of images to be scored by a model with these classes, and remarks on it.
 
     If labelled photos have splits, this is their test split, else their validation split; otherwise it is all of them.
-    For elpv it is the held-out quarter, for a named data set its `val_split`.
+    For elpv it is the held-out quarter, for shards their test split, for a named data set its `val_split`.
 
     Raises:
         UserError: Nothing there, or other classes.
     """
-    if recipe.data == "elpv" or is_named_set(recipe.data):
-        splits = open_splits(recipe) if recipe.data == "elpv" else _open_named(recipe, train=False)
+    shards = _shards(recipe)
+    if recipe.data == "elpv" or shards or is_named_set(recipe.data):
+        if shards:
+            splits = _open_shards(shards, recipe, train=False)
+        else:
+            splits = open_splits(recipe) if recipe.data == "elpv" else _open_named(recipe, train=False)
         if splits.class_names != class_names:
             raise UserError(
                 f"{recipe.data} has the classes {first_few(splits.class_names, 8)}; "
@@ -379,11 +391,45 @@ def _divide(strata: np.ndarray, indices: np.ndarray, share: float, seed: int) ->
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
+def _shards(recipe: ClassificationRecipe) -> Shards | None:
+    """The shards that `dmformer shards` wrote at the place that a recipe names: a folder, or wds/ before a folder or a
+    URL, or wds/NAME with the place as `data_root`."""
+    if Path(recipe.data).is_dir():
+        return read_shards(recipe.data) if holds_shards(recipe.data) else None
+    prefix, _, rest = recipe.data.partition("/")
+    return read_shards(recipe.data_root or rest) if prefix.lower() == "wds" else None
+
+
+def _open_shards(shards: Shards, recipe: ClassificationRecipe, train: bool = True) -> Splits:
+    """Photos in shards; copies across the splits were looked for when they were written."""
+    notes: list[str] = []
+
+    def opened(name: str) -> Split:
+        if name not in shards.splits:
+            raise UserError(f"{shards.place} has no split '{name}': it has {first_few(list(shards.splits), 5)}.")
+        kept, remarks = without_broken(shards.place, name, shards.splits[name], recipe.max_broken)
+        notes.extend(remarks)
+        reader = _Photos(ShardFiles(shards.place, kept), kept.names, kept.targets)
+        reading = Reading(shards.values, recipe.max_pixels)
+        return Split(reader, np.arange(len(kept)), np.array(kept.targets), reading)
+
+    val = opened(recipe.val_split)
+    own_test = "test" in shards.splits and recipe.val_split == ClassificationRecipe.val_split
+    return Splits(
+        shards.class_names,
+        opened(recipe.train_split) if train else val,
+        val,
+        opened("test") if own_test else None,
+        notes,
+    )
+
+
 def _open_named(recipe: ClassificationRecipe, train: bool = True) -> Splits:
-    """Data sets that timm's `create_dataset` knows: torchvision's, the hub's, streams and shards."""
+    """Data sets that timm's `create_dataset` knows: torchvision's, the hub's, streams and other programs' shards."""
     val = _named_split(recipe, recipe.val_split, training=False)
     train_split = _named_split(recipe, recipe.train_split, training=True) if train else val
-    return Splits(_named_classes(val.reader, recipe), train_split, val, None, [])
+    notes = [STREAMED.format(recipe.data)] if train_split.is_stream else []
+    return Splits(_named_classes(val.reader, recipe), train_split, val, None, notes)
 
 
 def _named_split(recipe: ClassificationRecipe, split: str, training: bool) -> Split:

@@ -17,6 +17,7 @@ class ClassificationRecipe(TaughtRecipe):
     data: str = field(default="elpv", metadata=FREE)
     """elpv; a folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
     a .csv or .jsonl table of paths and labels;
+    shards that dmformer shards wrote, as their folder or as wds/URL;
     or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
     data_root: str | None = field(default=None, metadata=FREE)
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
