@@ -409,7 +409,7 @@ def _open_shards(shards: Shards, recipe: ClassificationRecipe, train: bool = Tru
             raise UserError(f"{shards.place} has no split '{name}': it has {first_few(list(shards.splits), 5)}.")
         kept, remarks = without_broken(shards.place, name, shards.splits[name], recipe.max_broken)
         notes.extend(remarks)
-        reader = _Photos(ShardFiles(shards.place, kept), kept.names, kept.targets)
+        reader = PhotoReader(ShardFiles(shards.place, kept), kept.names, kept.targets)
         reading = Reading(shards.values, recipe.max_pixels)
         return Split(reader, np.arange(len(kept)), np.array(kept.targets), reading)
 
