@@ -235,6 +235,8 @@ def read_shards(place: str) -> Shards | None:
         lines = io.StringIO(_read(_join(place, INDEX)).decode("utf-8", "surrogateescape"), newline="")
         for row in csv.DictReader(lines):
             split = splits[row["split"]]
+            if "/" in row["shard"] or "\\" in row["shard"]:
+                raise ValueError(f"{row['shard']} is not in this folder")
             split.names.append(row["name"])
             split.targets.append(int(row["class"]))
             split.places.append((row["shard"], int(row["offset"]), int(row["size"])))
