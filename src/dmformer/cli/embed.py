@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..data.limits import MAX_PIXELS
 from ..utils.errors import UserError
 from ..utils.files import check_path
-from .checks import check_source, check_writable, use_threads
+from .checks import check_runs_on, check_source, check_writable, use_threads
 from .parsing import parse
 from .printing import print_rows, remark, write
 
@@ -52,6 +52,8 @@ class EmbedOptions:
     """How to print them."""
     batch_size: int = 32
     """Photos per batch."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:N (GPU number N, from 0), mps (a Mac's GPU), or auto: a GPU if there is one."""
     workers: int | None = None
     """Processes that read images; by default one per core, at most 8."""
     threads: int | None = None
@@ -86,6 +88,7 @@ def embed(arguments: list[str]) -> None:
             options.batch_size,
             options.workers if places == options.photos else 0,
             options.max_pixels,
+            options.device,
             lambda batches: track(batches, "computing features"),
             remark,
         )
@@ -126,6 +129,7 @@ def _check(options: EmbedOptions) -> None:
         raise UserError("--count, --batch-size, --max-pixels and --threads must be 1 or more.")
     if not _is_saved(options.photos):
         check_source(options.model)
+        check_runs_on(options.device, options.model)
     elif options.model != EmbedOptions.model:
         raise UserError(f"{options.photos[0]} names its model: omit --model.")
     for option, suffixes in (("out", (".npz", ".parquet")), ("page", (".html",)), ("wrong_labels", (".csv",))):

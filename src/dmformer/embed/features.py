@@ -75,6 +75,7 @@ def embed(
     batch_size: int,
     workers: int | None,
     max_pixels: int,
+    device: str = "auto",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     say: Callable[[str], None] = no_remark,
 ) -> Embedded:
@@ -85,6 +86,7 @@ def embed(
         model: See `open_model`.
         source: Where the model is.
         max_pixels: Images of more pixels are not read.
+        device: Where to compute, see `find_device`.
         progress: Wraps the loader, to show how far it has got.
         say: Takes remarks on what was left out.
 
@@ -95,9 +97,8 @@ def embed(
     require_heif(names)
     reader = PhotoReader(files, names, [0] * len(names))
     split = Split(reader, np.arange(len(names)), None, Reading(model.values, max_pixels))
-    device = model.on_best_device()
     loader = eval_loader(split, model.transform(), model.at_least, batch_size, workers)
-    found = pooled_features(model.model, loader, device, progress)
+    found = pooled_features(model.model, loader, model.on_device(device), progress)
     images = loader.dataset
     assert isinstance(images, ImageSet)
     good = found.positions.tolist()

@@ -160,8 +160,8 @@ class Model:
         mask = self._predictor.segment(image)
         return Segmentation(mask, fractions(mask, self.class_names))
 
-    def _detected(self, image: Image.Image, threshold: float) -> Detection:
-        found = self._predictor.detect(image, threshold)
+    def _detected(self, image: Image.Image, threshold: float | None) -> Detection:
+        found = self._predictor.detect(image, 0.3 if threshold is None else threshold)
         labels = [self.class_names[label] for label in found.labels.tolist()]
         return Detection(found.boxes, found.scores, labels, found.masks)
 

@@ -44,8 +44,8 @@ class Task:
     Attributes:
         name: In recipes and in config.json.
         model: What to call a trained model: "classifier".
-        answer: Kind of a trained model's predictions: "labels", "masks" or "boxes". The packages above each have a
-            table by this name: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
+        answer: Kind of a trained model's predictions: "labels", "tags", "masks" or "boxes". The packages above each
+            have a table by this name: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
         recipe: The class of its recipes.
         recipes: Its recipes by name.
         open_data: Opens the data of a recipe and checks it as training needs it: `open_data(recipe, track)`. It imports

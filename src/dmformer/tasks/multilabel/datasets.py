@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...data.decode import Reading
 from ...utils.errors import UserError
@@ -23,7 +21,7 @@ class LabelSplits(Splits):
     The target of a photo is its row in `labels` (N, K), which holds 1 for each of its classes.
     """
 
-    labels: Tensor
+    labels: np.ndarray
 
 
 def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
@@ -46,7 +44,7 @@ def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
     for part in parts.values():
         opened.append(_split(part, sum(map(len, opened)), reading))
     given = dict(zip(("train", *parts), opened, strict=True))
-    labels = torch.from_numpy(np.concatenate(rows))
+    labels = np.concatenate(rows)
     copies = find_copies(given, recipe.near_duplicates)
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     train, val, test = given["train"], given.get("val"), given.get("test")
@@ -60,13 +58,13 @@ def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
     assert val is not None
     if not labels[val.targets].any():
         raise UserError(f"{recipe.data}: none of the {len(val)} validation photos has a label: give --val-data.")
-    unlabelled = int((labels.sum(1) == 0).sum())
+    unlabelled = int((~labels.any(1)).sum())
     if unlabelled:
         notes.append(f"{unlabelled:,} photos have no label: they show what belongs to no class")
-    return LabelSplits(class_names, train, val, test, notes, labels.float())
+    return LabelSplits(class_names, train, val, test, notes, labels.astype(np.float32))
 
 
-def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Split, Tensor, list[str]]:
+def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Split, np.ndarray, list[str]]:
     """Open the photos in `recipe.data` to be scored by a model with these classes: the test split if there are splits,
     else validation, else all of them; their labels (N, K); and remarks on them.
 
@@ -77,7 +75,7 @@ def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Spl
     part = layout.parts.get("test") or layout.parts.get("val") or next(iter(layout.parts.values()))
     notes = [*layout.notes, *check_classes(part, part.class_names, class_names, "the model")]
     split = _split(part, 0, Reading(max_pixels=recipe.max_pixels))
-    return split, torch.from_numpy(_rows(part, class_names)).float(), notes
+    return split, _rows(part, class_names).astype(np.float32), notes
 
 
 def trained_photos(split: Split, recipe: MultiLabelRecipe) -> int:

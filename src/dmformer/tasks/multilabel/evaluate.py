@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from torch import Tensor
+import numpy as np
+import torch
 
 from ...data.finding import no_remark
 from ...utils.errors import UserError
@@ -29,6 +30,7 @@ def evaluate(
     max_broken: float = MultiLabelRecipe.max_broken,
     progress: Callable[[Iterable], Iterable] = iter,
     say: Callable[[str], None] = no_remark,
+    device: str = "auto",
 ) -> MultiLabelScores:
     """Score a trained multi-label classifier at its own thresholds.
 
@@ -38,6 +40,7 @@ def evaluate(
         batch_size: Images per batch, for a classifier with images of one size.
         progress: Wraps the loader, to show how far it has got.
         say: Takes a remark on the data.
+        device: Where to compute, see `find_device`.
 
     Raises:
         UserError: Nothing to read, other classes, no labels, too many broken images, or no data for a source that is
@@ -55,14 +58,13 @@ def evaluate(
     split = replace(split, reading=replace(split.reading, values=classifier.values))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, workers)
-    device = classifier.on_best_device()
-    found = predict_all(
-        classifier.model, loader, device, progress=progress, as_probabilities=classifier.as_probabilities
-    )
+    model, place = classifier.model, classifier.on_device(device)
+    found = predict_all(model, loader, place, progress=progress, as_probabilities=torch.sigmoid)
     check_broken(split, found.broken, max_broken)
-    if not labels[found.targets].any():
+    labels = torch.from_numpy(labels)[found.targets]
+    if not labels.any():
         raise UserError(f"none of the {len(split)} photos has a label: there is nothing to score.")
-    return score(found.probabilities, labels[found.targets], classifier.class_names, classifier.thresholds)
+    return score(found.probabilities, labels, classifier.class_names, classifier.thresholds)
 
 
 def _opened(
@@ -70,7 +72,7 @@ def _opened(
     classifier: MultiLabelClassifier,
     run: MultiLabelRecipe | None,
     say: Callable[[str], None],
-) -> tuple[Split, Tensor]:
+) -> tuple[Split, np.ndarray]:
     split, labels, notes = open_labelled(recipe, classifier.class_names)
     seen = trained_photos(split, run) if run is not None else 0
     for note in [*notes, *seen_note(seen, len(split))]:
@@ -80,7 +82,7 @@ def _opened(
 
 def _own_test(
     run: MultiLabelRecipe, classifier: MultiLabelClassifier, say: Callable[[str], None]
-) -> tuple[Split, Tensor]:
+) -> tuple[Split, np.ndarray]:
     """The images that the run held out: for testing, or for validation if it has no others."""
     try:
         splits = open_label_splits(run)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...utils.display import Track
 from ...utils.errors import UserError
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import recipes
@@ -11,14 +12,21 @@ from .recipes import MultiLabelRecipe
 if TYPE_CHECKING:
     from ..config import TrainedFolder
     from .classifier import MultiLabelClassifier
+    from .datasets import LabelSplits
     from .metrics import MultiLabelScores
     from .training import MultiLabelJob
 
 
-def _job(recipe: MultiLabelRecipe) -> "MultiLabelJob":
+def _open_data(recipe: MultiLabelRecipe, track: Track) -> "LabelSplits":
+    from .datasets import open_label_splits
+
+    return open_label_splits(recipe)
+
+
+def _job(recipe: MultiLabelRecipe, data: "LabelSplits | None") -> "MultiLabelJob":
     from .training import MultiLabelJob
 
-    return MultiLabelJob(recipe)
+    return MultiLabelJob(recipe, data)
 
 
 def _open(source: "str | TrainedFolder") -> "MultiLabelClassifier":
@@ -35,11 +43,16 @@ def _evaluate(
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     batch_size: int = 64,
+    device: str = "auto",
 ) -> "MultiLabelScores":
     from .evaluate import evaluate
 
     place = None if data == OWN_TEST else data
-    return evaluate(source, place, batch_size, workers, max_broken, lambda loader: progress(loader, "scoring"), say)
+
+    def scoring(loader: Iterable) -> Iterable:
+        return progress(loader, "scoring")
+
+    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device)
 
 
 def _summary(scores: "MultiLabelScores", split: str) -> Summary:
@@ -75,6 +88,7 @@ MULTILABEL = Task(
     answer="tags",
     recipe=MultiLabelRecipe,
     recipes=recipes_in(recipes),
+    open_data=_open_data,
     job=_job,
     open=_open,
     evaluate=_evaluate,

@@ -16,7 +16,7 @@ from ..classification.model import build_model, cosine_schedule, preprocessing
 from ..progress import Progress
 from ..results import reported_split, write_scores
 from .classifier import open_multilabel, save_multilabel
-from .datasets import open_label_splits
+from .datasets import LabelSplits, open_label_splits
 from .metrics import DEFAULT, FEWEST, MultiLabelScores, best_thresholds, score
 from .recipes import MultiLabelRecipe
 from .report import MultiLabelReport, write_report
@@ -31,10 +31,10 @@ class MultiLabelJob:
     headline, unit = "val_map", "epoch"
     param_groups = None
 
-    def __init__(self, recipe: MultiLabelRecipe) -> None:
+    def __init__(self, recipe: MultiLabelRecipe, data: LabelSplits | None = None) -> None:
         self.recipe = recipe
-        self.splits = splits = open_label_splits(recipe)
-        self.class_names, self.labels = splits.class_names, splits.labels
+        self.splits = splits = data or open_label_splits(recipe)
+        self.class_names, self.labels = splits.class_names, torch.from_numpy(splits.labels)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
         self.size = f"{recipe.image_size} px"
         self.epochs = recipe.epochs
@@ -108,7 +108,7 @@ class MultiLabelJob:
         recipe, splits = self.recipe, self.splits
         split, name = reported_split(splits)
         classifier = open_multilabel(str(folder / "best"))
-        device = classifier.on_best_device()
+        device = classifier.on_device(recipe.device)
         transform = classifier.transform()
         loader = eval_loader(split, transform, classifier.at_least, recipe.batch_size, recipe.workers)
         found = predict_all(classifier.model, loader, device, as_probabilities=classifier.as_probabilities)
