@@ -28,7 +28,7 @@ from torch import Tensor
 INTERPRETED = triton.knobs.runtime.interpret
 """True if Triton's interpreter runs the kernels, on CPU tensors."""
 
-MAX_ROWS, MAX_COLUMNS, BLOCK, PROGRAMS = (4, 8, 64, 6) if INTERPRETED else (8, 64, 2048, 2048)
+MAX_ROWS, MAX_COLUMNS, BLOCK, PROGRAMS = (2, 8, 64, 6) if INTERPRETED else (8, 64, 2048, 2048)
 """Largest tile, elements of an elementwise tile, and programs per reduction; small values make tests cover borders."""
 
 
