@@ -222,12 +222,49 @@ def test_number_of_classes(tmp_path, K, matrix):
     html = written(tmp_path, make_report(names, targets, predictions, [0.8] * len(targets)))
     text = Page(html).text
     assert ('aria-label="Confusion matrix"' in html) == matrix
-    assert ("A matrix of 60 classes cannot be read" in text) == (K == 60)
+    assert html.count("<svg") == (K == 60)
+    assert ("<title>class 0 → class 1: 2</title></rect>" in html) == (K == 60)
+    assert html.count('<rect class="right"') == (59 if K == 60 else 0)
     assert ("class 0class 1250.0 %" in text) == (K > 15)  # truth, prediction, photos, fraction
     assert ('title="class 0 → class 1: 2">2</td>' in html) == (K == 2)
     assert f"1 of {K} classes has no photo here and so no row." in text
-    assert ("29 classes between are left out" in text) == (K == 60)
+    assert "It never predicts" not in text
+    assert ("<script>" in html) == ("script-src 'sha256-" in html) == (K == 60)
     assert "AUROC" not in text
+
+
+def test_rare_classes_that_are_never_found(tmp_path):
+    """Top-1 is 90 %; balanced accuracy is 1 of 7."""
+    targets = [0] * 54 + [1, 2, 3, 4, 5, 6]
+    text = Page(written(tmp_path, make_report([f"c{k}" for k in range(7)], targets, [0] * 60, [0.9] * 60))).text
+    assert "It never predicts 6 of the 7 classes in these photos: 'c1', 'c2', 'c3', 'c4', 'c5' and 1 more." in text
+    assert "Balanced accuracy is 76 points below top-1" in text
+
+
+@pytest.mark.skipif(not Path("/usr/bin/chromium").is_file(), reason="there is no /usr/bin/chromium")
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_long_table_is_sorted_and_searched_and_a_large_matrix_zoomed(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    names, targets = [f"class {k}" for k in range(60)], [*range(60), 7, 7]
+    written(tmp_path, make_report(names, targets, [1, *targets[1:]], [0.8] * 62))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        first = page.locator("table.sortable tbody tr:not([hidden]) td:first-child").first
+        assert first.inner_text() == "class 0"  # the lowest F1
+        for expected in ("class 0", "class 7"):
+            page.click("table.sortable th:nth-child(5) button")
+            assert (first.inner_text() == "class 7") == (expected == "class 7")
+        page.fill("input[type=search]", "CLASS 42")
+        assert page.locator("table.sortable tbody tr:visible").all_inner_texts()[0].startswith("class 42")
+        assert page.locator("table.sortable tbody tr:visible").count() == 1
+        width = page.locator("svg.drawn").bounding_box()["width"]
+        page.check("input[value='4']")
+        assert page.locator("svg.drawn").bounding_box()["width"] == pytest.approx(4 * width, rel=0.02)
+        browser.close()
 
 
 @pytest.mark.slow

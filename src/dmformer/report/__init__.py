@@ -1,1 +1,1 @@
-"""Reports: HTML pages that need no network, no script and no other file, and drawings on photos."""
+"""Reports: HTML pages that need no network and no other file, and drawings on photos."""

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cache
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ from ..utils.files import write_whole
 from ..utils.intervals import Score
 
 MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
-"""Maximum number of classes for a confusion matrix, and for figures written in it."""
+"""Maximum number of classes for a confusion matrix as a table, and for figures written in it."""
+DRAWN_CLASSES, VISIBLE = 300, 0.0005
+"""Maximum number of classes for a confusion matrix as a drawing, and the smallest fraction of a row that it shows."""
 CONFUSIONS = 20
-LISTED_CLASSES, WORST, BEST = 50, 25, 5
+LISTED_CLASSES, WORST, BEST = 2000, 25, 5
 """With more than `LISTED_CLASSES` classes, only the worst and the best are listed."""
+SORTABLE_CLASSES = 15
+"""With more classes, the table can be sorted and searched."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,9 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {"percent": percent, "interval": interval, "thousands": "{:,}".format}
-    templates.globals |= {"number": number, "photos": photos}
+    script = (Path(__file__).parent / "page.js").read_text("utf-8").removesuffix("\n")  # as the page includes it
+    digest = b64encode(sha256(f"\n{script}".encode()).digest()).decode()
+    templates.globals |= {"number": number, "photos": photos, "script_hash": f"sha256-{digest}"}
     return templates
 
 
@@ -292,6 +299,10 @@ class ClassList:
     """Number of all classes, including those without any photo or object."""
     absent: int
 
+    @property
+    def sortable(self) -> bool:
+        return len(self.worst) > SORTABLE_CLASSES and not self.left_out
+
 
 def class_list(classes: list[Any], total: int) -> ClassList:
     """The classes that have a score, the worst first."""
@@ -330,7 +341,10 @@ class Confusion:
 
     classes: int
     rows: list[tuple[str, list[Cell]]]
-    """Rows of the matrix, by true class; none if there are too many classes."""
+    """Rows of the matrix as a table, by true class; none if there are too many classes."""
+    drawn: list[tuple[str, list[tuple[int, Cell]]]]
+    """Rows of the matrix as a drawing: the columns of the cells that hold something; none if the table is there, or if
+    there are too many classes even for that."""
     counted: bool
     """Whether the matrix has room for figures."""
     errors: list[ClassError]
@@ -350,8 +364,13 @@ def confusion_of(
     cells = ((t, p, n) for t, row in enumerate(counts) for p, n in enumerate(row) if n and t != p)
     frequent = sorted(cells, key=lambda cell: -cell[2])[:CONFUSIONS]
     errors = [ClassError(names[t], names[p], n, sum(counts[t])) for t, p, n in frequent]
-    rows = [(names[t], _cells(t, row, names, figures)) for t, row in enumerate(counts)] if K <= MATRIX_CLASSES else []
-    return Confusion(K, rows, K <= COUNTED_CLASSES, errors)
+    if K > DRAWN_CLASSES:
+        return Confusion(K, [], [], False, errors)
+    rows = [(names[t], _cells(t, row, names, figures)) for t, row in enumerate(counts)]
+    if K <= MATRIX_CLASSES:
+        return Confusion(K, rows, [], K <= COUNTED_CLASSES, errors)
+    drawn = [(name, [(p, cell) for p, cell in enumerate(row) if cell.depth**2 >= VISIBLE]) for name, row in rows]
+    return Confusion(K, [], drawn, False, errors)
 
 
 def _cells(t: int, counts: list[int], names: list[str], figures: Callable[[int, float], tuple[str, str]]) -> list[Cell]:

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def run_facts(
     return {
         **facts,
         "images": f"{images[0]} training, {images[1]} validation{test}",
+        "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "duration": f"{minutes} min {seconds} s of training",
         "machine": f"{machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": f"dmformer {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}, "

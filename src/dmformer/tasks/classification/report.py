@@ -1,4 +1,4 @@
-"""The report of a classification run: one HTML page that needs no network, no script and no other file."""
+"""The report of a classification run: one HTML page that needs no network and no other file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,12 +74,16 @@ def write_report(path: Path, report: Report) -> None:
     scores = report.scores
     common = max(scores.classes, key=lambda c: c.count)
     present = sorted((c for c in scores.classes if c.count), key=lambda c: c.f1)
+    answered = [sum(column) for column in zip(*scores.confusion, strict=True)]
+    unpredicted = [c.name for c, n in zip(scores.classes, answered, strict=True) if c.count and not n]
     errors, unsure = _most_telling(report)
     values = {
         "common": common,
         "measures": measures(scores),
         "baseline": common.count / scores.count,
         "weakest": present[0],
+        "unpredicted": unpredicted,
+        "gap": scores.top1.value - scores.balanced_accuracy.value,
         "training": _training(report.history),
         "confusion": confusion_of(scores.confusion, report.class_names, lambda n, _: (str(n), f"{n:,}")),
         "classes": class_list(present, len(scores.classes)),

@@ -1,4 +1,4 @@
-"""The report of a detection run: one HTML page that needs no network, no script and no other file."""
+"""The report of a detection run: one HTML page that needs no network and no other file."""
 
 import math
 from collections import Counter
