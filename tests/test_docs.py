@@ -2,10 +2,18 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
+from dmformer.cli.embed import EmbedOptions
+from dmformer.cli.evaluate import EvalOptions
+from dmformer.cli.export import ExportOptions
+from dmformer.cli.parsing import parse
+from dmformer.cli.predict import PredictOptions
+from dmformer.cli.serve import ServeOptions
+from dmformer.tasks.recipes import RECIPES
 from dmformer.utils.model_names import model_names
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +51,26 @@ def test_links_and_images_exist(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+OPTIONS = {
+    "embed": EmbedOptions,
+    "eval": EvalOptions,
+    "export": ExportOptions,
+    "predict": PredictOptions,
+    "serve": ServeOptions,
+}
+
+
+@pytest.mark.parametrize("page", ["multilabel.md", "embed.md"])
+def test_commands_can_be_parsed(page):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    commands = re.findall(r"^dmformer .*$", "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)), re.M)
+    assert commands
+    for line in [*commands, *re.findall(r"`(dmformer \w+ [^`]*\.\w[^`]*)`", text)]:
+        _, command, *arguments = shlex.split(line, comments=True)
+        if command == "train":
+            recipe = RECIPES[arguments[0]]()
+            parse(type(recipe), arguments[1:], command, default=recipe).check()
+        else:
+            parse(OPTIONS[command], arguments, command)

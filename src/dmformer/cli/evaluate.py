@@ -15,8 +15,9 @@ from .printing import give_scores
 class EvalOptions:
     """Score a trained model.
 
-    A classifier gets top-1, top-5, balanced accuracy, macro F1 and AUROC; a segmenter mIoU, mean and pixel accuracy,
-    and scores per class; a detector COCO's AP of boxes and masks, and scores per class. All with 95 % intervals.
+    A classifier gets top-1, top-5, balanced accuracy, macro F1 and AUROC; a multi-label classifier mAP, macro and micro
+    F1, and scores per class; a segmenter mIoU, mean and pixel accuracy, and scores per class; a detector COCO's AP of
+    boxes and masks, and scores per class. All with 95 % intervals.
 
     examples:
       dmformer eval runs/elpv-dmformer_n-1/best

@@ -30,6 +30,7 @@ examples:
   dmformer train                                   the demo: solar cells, sound or defective
   dmformer train classify --data photos/           photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train classify --data photos/ --epochs 60 --image-size 160 --class-weights balanced
+  dmformer train tag --data photos/photos.csv      several labels per photo
   dmformer train classify --data photos/ --pretrained none          from random weights
   dmformer train finetune --data photos/ --weights runs/photos-dmformer_n-1/best --freeze 2
   dmformer train classify --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher
