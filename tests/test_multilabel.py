@@ -24,7 +24,7 @@ from dmformer.serve.opening import open_service
 from dmformer.tasks.multilabel.classifier import open_multilabel
 from dmformer.tasks.multilabel.datasets import open_label_splits
 from dmformer.tasks.multilabel.labels import read_labels
-from dmformer.tasks.multilabel.metrics import best_thresholds, score
+from dmformer.tasks.multilabel.metrics import average_precisions, best_thresholds, score
 from dmformer.tasks.multilabel.recipes import MultiLabelRecipe
 from dmformer.tasks.multilabel.report import precision_recall
 from dmformer.utils.errors import UserError
@@ -95,8 +95,8 @@ def test_every_way_to_write_labels_is_read(tmp_path):
         "b.tsv": "path\ttags\n0.png\tbig cat, tabby\n1.png\ttabby\n2.png\t\n",
         "c.csv": "image,label\n0.png,\"['big cat', 'tabby']\"\n1.png,\"['tabby']\"\n2.png,[]\n",
         "d.csv": "file,big cat,width,tabby\n0.png,1,8,1\n1.png,0,8,1.0\n2.png,0,9,\n",
-        "e.jsonl": '{"file": "0.png", "labels": ["tabby", "big cat"]}\n{"file": "1.png", "labels": "tabby"}\n'
-        '{"file": "2.png", "labels": null}\n',
+        "e.jsonl": '{"file": "2.png"}\n{"file": "0.png", "labels": ["tabby", "big cat"]}\n'
+        '{"file": "1.png", "labels": "tabby"}\n',
         "f.jsonl": '{"file": "0.png", "tags": {"tabby": true, "big cat": 1}}\n'
         '{"file": "1.png", "tags": {"tabby": true, "big cat": 0}}\n{"file": "2.png", "tags": {}}\n',
         "g.csv": "path,label\n0.png,tabby\n0.png,big cat\n1.png,tabby\n2.png,\n",
@@ -182,6 +182,9 @@ def test_scores_and_thresholds():
         every = [f1_score(truth[:, k], probabilities[:, k].numpy() >= t) for t in np.linspace(0, 1, 500)]
         assert f1_score(truth[:, k], probabilities[:, k].numpy() >= best[k]) >= max(every) - 1e-9
     assert best[3] == 0.5
+    rounded = (probabilities * 5).round() / 5  # with ties
+    expected = [average_precision_score(truth[:, k], rounded[:, k]) for k in range(3)]
+    assert average_precisions(rounded, labels.bool())[:3].tolist() == pytest.approx(expected, abs=1e-5)
     few = torch.tensor([[1.0], [0.0], [1.0], [1.0], [1.0], [0.0]])
     assert best_thresholds(torch.linspace(0.9, 0.1, 6)[:, None], few) == (0.5,)
     five = torch.tensor([[1.0]] * 5 + [[0.0]] * 5)

@@ -30,6 +30,9 @@ ADE20K_CLASSES = 150
 
 LOSSES: dict[str, Callable[[Any, Tensor, Sequence[int]], Tensor]] = {
     "labels": lambda outputs, labels, size: F.cross_entropy(outputs, labels),
+    "tags": lambda outputs, labels, size: F.binary_cross_entropy_with_logits(
+        outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+    ),
     "masks": lambda outputs, labels, size: segmentation_loss(outputs, labels[:, None, None].expand(-1, *size)),
 }
 """Training losses of the kinds of model that are measured, by the `answer` of a `Task`.

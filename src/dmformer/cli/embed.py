@@ -123,6 +123,8 @@ def _check(options: EmbedOptions) -> None:
         raise UserError("name the photos: image files, folders, or a file of features.")
     for photo in (*options.photos, *((options.neighbours,) if options.neighbours else ())):
         check_path(photo)
+    if options.neighbours and Path(options.neighbours).is_dir():
+        raise UserError(f"--neighbours {options.neighbours} is a folder: name one photo.")
     if not (options.out or options.page or options.neighbours or options.wrong_labels):
         raise UserError("say what to make of the photos: --out FILE, --page FILE, --wrong-labels FILE or --neighbours.")
     if min(options.count, options.batch_size, options.max_pixels, options.threads or 1) < 1:

@@ -17,6 +17,7 @@ from ..tasks.classification.datasets import PhotoReader, Split
 from ..tasks.classification.layout import Labelled, read_layout
 from ..tasks.classification.loaders import ImageSet, eval_loader
 from ..tasks.classification.tables import TABLES
+from ..tasks.folders import first_few
 from ..tasks.opening import open_trained
 from ..tasks.pretraining.probing import pooled_features
 from ..utils.errors import UserError, first_line
@@ -143,6 +144,8 @@ def _labelled(place: str, say: Callable[[str], None]) -> list[Labelled]:
         return []
     for note in layout.notes:
         say(note)
+    if path.is_dir():
+        say(f"the folders are taken as labels: {first_few(sorted({n for part in parts for n in part.class_names}), 8)}")
     return parts
 
 

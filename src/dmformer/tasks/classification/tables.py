@@ -144,7 +144,8 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object with a path and a label.")
         rows.append(row)
-    return rows
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def text_of(value: Any) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from ...utils.intervals import Score, wilson
 from ..measures import Measure
@@ -82,8 +81,7 @@ def score(
     present = truth.any(0)
     if not present.any():
         raise ValueError("There is no label to score.")
-    K = len(class_names)
-    ap = multilabel_average_precision(probabilities, labels.long(), K, average="none").reshape(K)
+    ap = average_precisions(probabilities, truth)
     chosen = probabilities >= torch.tensor(thresholds)
     precision, recall, f1 = _of_counts(*_counts(chosen, truth))
     low, high = _bootstrap(probabilities, chosen, truth, resamples)
@@ -143,11 +141,18 @@ def _f1s(chosen: Tensor, truth: Tensor, present: Tensor) -> tuple[float, float]:
     return float(each[present].mean()), float(together)
 
 
-def _average_precisions(probabilities: Tensor, truth: Tensor) -> Tensor:
-    """(K), the mean precision at the positives of each class; nan for a class without any."""
-    ranked = truth.gather(0, probabilities.argsort(0, descending=True)).float()
-    precision = ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)[:, None]
-    return (precision * ranked).sum(0) / ranked.sum(0)
+def average_precisions(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """(N, K), (N, K) -> (K), the mean precision at the positives of each class; nan for a class without any.
+
+    Equal probabilities are one threshold: the precision at each of them is that of the last.
+    """
+    values, order = probabilities.sort(0, descending=True)
+    ranked = truth.gather(0, order).float()
+    places = torch.arange(len(values))[:, None]
+    precision = ranked.cumsum(0) / (places + 1)
+    ends = torch.cat([values[1:] != values[:-1], torch.ones(1, values.shape[1], dtype=torch.bool)])
+    last = torch.where(ends, places, len(values)).flip(0).cummin(0).values.flip(0)
+    return (precision.gather(0, last) * ranked).sum(0) / ranked.sum(0)
 
 
 def _bootstrap(probabilities: Tensor, chosen: Tensor, truth: Tensor, resamples: int) -> tuple[list[float], list[float]]:
@@ -159,7 +164,7 @@ def _bootstrap(probabilities: Tensor, chosen: Tensor, truth: Tensor, resamples: 
         t = truth[drawn]
         present = t.any(0)
         if present.any():
-            ap = float(_average_precisions(probabilities[drawn], t)[present].mean())
+            ap = float(average_precisions(probabilities[drawn], t)[present].mean())
             values.append((ap, *_f1s(chosen[drawn], t, present)))
     if not values:
         return [0.0] * 3, [1.0] * 3

@@ -21,7 +21,7 @@ from ....runtimes.exported import ExportedClassifier, open_exported
 from ....utils.errors import UserError, first_line
 from ....utils.extras import needs
 from ...config import find_config
-from ..classifier import Classifier, label_names, open_classifier
+from ..classifier import TASK, Classifier, label_names, open_classifier
 from ..convert import class_names
 
 LITE = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
@@ -198,7 +198,7 @@ def _of_module(name: str, module: TeacherModule, names: list[str], image_size: i
 
 def _exported(name: str) -> Teacher:
     model = open_exported(name)
-    if not isinstance(model, ExportedClassifier):
+    if not isinstance(model, ExportedClassifier) or model.task != TASK:
         raise UserError(f"the teacher {name} is for {model.task}: it must be a classifier.")
     card, path = model.card, Path(name)
     mean, std = (np.array(value, np.float32).reshape(1, 3, 1, 1) for value in (card.mean, card.std))
