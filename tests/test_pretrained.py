@@ -9,7 +9,7 @@ import torch
 
 import dmformer
 from dmformer.models.weights import load_weights
-from dmformer.tasks.build import with_normalisation, with_pretrained
+from dmformer.tasks.build import no_pretrained_note, with_normalisation, with_pretrained
 from dmformer.tasks.opening import open_trained
 from dmformer.tasks.recipes import RECIPES
 from dmformer.utils import pretrained
@@ -102,6 +102,8 @@ def test_recipes_start_from_them_where_they_fit():
     assert started.weights == NAMES[0]
     assert started.mean == tuple(timm.create_model(NAMES[0]).pretrained_cfg["mean"])
     assert with_pretrained(replace(recipe, pretrained="none")).weights is None
+    assert "no weights for smt_t: training starts from random" in no_pretrained_note(replace(recipe, model="smt_t"))
+    assert "for dmformer_n with these --model-args: training" in no_pretrained_note(recipe)
     assert with_pretrained(replace(recipe, weights="runs/a/best")).weights == "runs/a/best"
     for other in ({"model": "smt_t"}, {"model_args": ("gate=False",)}):
         assert with_pretrained(replace(recipe, **other)).weights is None

@@ -870,13 +870,18 @@ def test_classes_that_differ_between_the_splits(pairs):
     ]
 
 
-def test_masks_of_0_and_255_are_pointed_out(pairs):
+def test_masks_of_0_and_255_hold_two_classes(pairs):
     splits = with_ids(pairs, lambda ids: (ids > 1) * 255)
-    notes = check_pairs(relabelled(splits, Labels(("other", "road"), ((0, 0, 0), (9, 9, 9)))), 32, 0.0)[0].notes
-    assert notes[1:] == [
-        "no training mask holds road",
-        "the masks hold only 0 and 255, and 255 is ignored: if it is a class, save it as 1",
-    ]
+    two = relabelled(splits, Labels(("other", "road"), ((0, 0, 0), (9, 9, 9))))
+    checked = check_pairs(two, 32, 0.0)[0]
+    assert checked.notes[0] == "the masks hold only 0 and 255: 255 is read as road"
+    assert not any("no training mask holds" in note for note in checked.notes)
+    for part in (checked, checked.train, checked.val):
+        assert part.labels(np.array([0, 255, 0], np.uint8)).tolist() == [0, 1, 0]
+    assert check_evaluation_pairs(two.val, 0.0)[0].labels.binary
+    three = relabelled(splits, Labels(("other", "road", "car"), ((0, 0, 0), (9, 9, 9), (5, 5, 5))))
+    notes = check_pairs(three, 32, 0.0)[0].notes
+    assert "the masks hold only 0 and 255, and 255 is ignored: if it is a class, save it as 1" in notes
 
 
 # ---- transforms

@@ -59,6 +59,11 @@ def _with_none(kind: type, arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def option_name(option: str) -> str:
+    """The name of the field that an argument such as --image-size=96 or --no-compile sets."""
+    return option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
     for i, argument in enumerate(arguments):
         if argument.startswith(f"{option}="):

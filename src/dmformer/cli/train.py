@@ -3,9 +3,11 @@
 import json
 import shlex
 import sys
+import textwrap
 from dataclasses import replace
 
 from ..tasks.config import find_config, read_folder
+from ..tasks.kinds import RECIPES as OWN_RECIPES
 from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
@@ -15,30 +17,35 @@ from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.pretrained import folder_of
 from .checks import check_model
-from .parsing import parse, value_of
-from .printing import print_summary
+from .parsing import option_name, parse, value_of
+from .printing import print_summary, remark
+
+DEFAULT_RECIPE = "elpv"
 
 GIVEN_BY_DATA = ("num_classes", "in_chans", "global_pool", "img_size")
 """Arguments of a trained model that a new run chooses anew."""
 
 TRAIN_HELP = """Train a classifier, a segmenter or a detector, or pretrain a backbone, into a run folder with a report.
 
-recipes (dmformer train RECIPE [OPTIONS]; elpv if none is named):
+dmformer train RECIPE --data DATA [OPTIONS]
+
 {recipes}
 
 examples:
-  dmformer train                                   the demo: solar cells, sound or defective
-  dmformer train classify --data photos/           photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
+  dmformer train                                      # the demo: solar cells, sound or defective
+  dmformer train classify --data photos/              # photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train classify --data photos/ --epochs 60 --image-size 160 --class-weights balanced
-  dmformer train tag --data photos/photos.csv      several labels per photo
-  dmformer train classify --data photos/ --pretrained none          from random weights
+  dmformer train tag --data photos/photos.csv         # several labels per photo
+  dmformer train classify --data photos/ --pretrained none          # from random weights
+  dmformer train segment --data images/ --masks masks/ --classes names.txt
+  dmformer train detect --data photos/                # YOLO, COCO, Pascal VOC or LabelMe
+  dmformer train detect --data coco/ --weights van_b2/ --framework mask_rcnn
   dmformer train finetune --data photos/ --weights runs/photos-dmformer_n-1/best --freeze 2
-  dmformer train classify --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/     learn from a teacher
-  dmformer train pretrain --data photos/ --teacher runs/large-1/best     distil a model without labels
-  dmformer train segment --data images/ --masks masks/ --classes names.txt --weights van_b2/
-  dmformer train detect --data coco_like/ --weights van_b2/ --framework mask_rcnn
+  dmformer train scratch --data photos/ --model van_b0
+  dmformer train classify --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/   # learn from a teacher
+  dmformer train pretrain --data photos/ --teacher runs/large-1/best    # distil a model without labels
   dmformer train --model-args gate=False --name without-gate
-  dmformer train --resume                          continue the run that was stopped
+  dmformer train --resume                             # continue the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
 
 The options below show the values of the recipe '{name}'.
@@ -55,12 +62,38 @@ def of_its_weights(recipe: Recipe, keep_arguments: bool) -> Recipe:
     return replace(recipe, model=stated["architecture"], model_args=recipe.model_args if keep_arguments else told)
 
 
+def listed_recipes() -> str:
+    """Every recipe in its group: for the user's data, demos, and those of papers, which differ only in their names."""
+    own, demos, papers = [], [], []
+    for task in TASKS.values():
+        for name, recipe in task.recipes.items():
+            line = f"  {name:10}{(recipe.__doc__ or '').splitlines()[0]}"
+            (demos if name in task.demos else own).append(line)
+        papers += task.papers
+    own.sort(key=lambda line: line.split()[0] not in OWN_RECIPES.values())
+    groups = {
+        "recipes for your data:": own,
+        "recipes for demos (elpv without a RECIPE and --data):": demos,
+        "recipes of papers, for large data sets and several GPUs:": textwrap.wrap(
+            ", ".join(papers), 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        ),
+    }
+    return "\n\n".join("\n".join([heading, *lines]) for heading, lines in groups.items())
+
+
+def own_recipe(name: str, data: str | None) -> str:
+    """The recipe for data: that of a demo is only for the demo's own data."""
+    demos = {demo: which for task in TASKS.values() for demo, which in task.demos.items()}
+    return name if name not in demos or data is None or demos[name].is_its(data) else demos[name].own
+
+
 def train(arguments: list[str]) -> None:
-    name, options = "elpv", arguments
+    asked, options = DEFAULT_RECIPE, arguments
     if arguments and not arguments[0].startswith("-"):
-        name, options = arguments[0], arguments[1:]
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        asked, options = arguments[0], arguments[1:]
+    if asked not in RECIPES:
+        raise unknown("recipe", asked, RECIPES)
+    name = asked if "--resume" in options else own_recipe(asked, value_of("--data", options))
     start = RECIPES[name]()
     if "--resume" in options:  # the run's own recipe, with the options given now on top
         place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
@@ -69,8 +102,8 @@ def train(arguments: list[str]) -> None:
         if options is not arguments and type(saved) is not type(start):
             raise UserError(f"{folder} is a run of {saved.task}, but {name} is a recipe for {start.task}.")
         start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
-    listed = "\n".join(f"  {key:24}{(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in RECIPES.items())
-    recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed, name=name), start)
+    recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed_recipes(), name=name), start)
+    recipe = recipe.completed(start, {option_name(option) for option in options if option.startswith("--")})
     if value_of("--model", options) is None and not recipe.resume:
         recipe = of_its_weights(recipe, keep_arguments="--model-args" in options)
     task = TASKS[recipe.task]
@@ -80,6 +113,8 @@ def train(arguments: list[str]) -> None:
     if recipe.starting_weights is not None and not recipe.starting_weights.startswith("hf-hub:"):
         check_path(str(folder_of(recipe.starting_weights)))
     check_folder(recipe)
+    if name != asked:
+        remark(f"{asked} is the recipe of a demo; for --data {recipe.data}, the recipe is {name}")
     data = task.open_data(recipe, track)  # before torch is imported, so that mistakes in the data are told at once
 
     from ..train.loop import Stopped, train
@@ -95,4 +130,5 @@ def train(arguments: list[str]) -> None:
         raise SystemExit(128 + stopped.number) from None
     if run.scores is not None:  # only in the first of several processes
         print_summary(task.summary(run.scores, run.split))
+        print(f"next: {task.next_step.format(best=shlex.quote(str(run.folder / 'best')))}")
         print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")

@@ -98,6 +98,15 @@ def with_pretrained(recipe: AnyRecipe) -> AnyRecipe:
     return recipe if differences else replace(recipe, weights=name)
 
 
+def no_pretrained_note(recipe: Recipe) -> str:
+    """What the user should know if `with_pretrained` finds no weights."""
+    arguments = " with these --model-args" if tags(recipe.model) else ""
+    return (
+        f"this package has no weights for {recipe.model}{arguments}: training starts from random weights, which takes "
+        "many more epochs; --weights names others"
+    )
+
+
 def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with the mean and standard deviation that its weights, or else its model, expect."""
     cfg: Any = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) or PretrainedCfg()

@@ -1,7 +1,7 @@
 """The `Recipe` dataclass: everything that determines a training run of any kind, and its checks."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -158,6 +158,19 @@ class Recipe:
         if self.pretrained not in ("none", "auto", *tags(self.model)):
             raise no_weights(self.model, self.pretrained)
         self.parsed_model_args()
+
+    def completed(self, start: Self, given: Collection[str]) -> Self:
+        """The recipe with the fields that follow from those that the command line names.
+
+        Args:
+            start: The recipe before the command line changed it.
+            given: Names of the fields that it sets.
+        """
+        recipe = self
+        other = self.model.partition("_")[0] != start.model.partition("_")[0]
+        if other and "model" in given and "model_args" not in given:  # those of the recipe are for its own model
+            recipe = replace(recipe, model_args=())
+        return recipe
 
     def of_one_process(self) -> Self:
         """The recipe for one of the processes: an equal part of the images, the threads and the readers."""

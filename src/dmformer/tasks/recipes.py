@@ -13,7 +13,7 @@ from .recipe import Recipe
 from .table import TASKS
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()
+    name: recipe for task in TASKS.values() for name, recipe in {**task.recipes, **task.papers}.items()
 }
 """Every recipe of every task, by name."""
 

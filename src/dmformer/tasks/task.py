@@ -1,6 +1,7 @@
 """The `Task` record: everything in which tasks differ, so that no other code asks which task it handles."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -28,6 +29,24 @@ class Summary:
     rows: Sequence[Sequence[Any]] = ()
 
 
+@dataclass(frozen=True)
+class Demo:
+    """A recipe for one data set; `own` is the recipe for other data, `is_its` says whether data are the demo's."""
+
+    own: str
+    is_its: Callable[[str], bool]
+
+
+def holds_files(*beginnings: str) -> Callable[[str], bool]:
+    """Whether a folder, or that of a file, holds a file, at any depth, whose name begins in one of these ways."""
+
+    def holds(data: str) -> bool:
+        folder = os.path.dirname(data) if os.path.isfile(data) else data
+        return any(name.startswith(beginnings) for _, _, names in os.walk(folder or ".") for name in names)
+
+    return holds
+
+
 def _photos(recipe: Any) -> str:
     return recipe.data
 
@@ -47,7 +66,9 @@ class Task:
         answer: Kind of a trained model's predictions: "labels", "tags", "masks" or "boxes". The packages above each
             have a table by this name: `predict.ANSWERS`, `export.kinds.KINDS`, `serve.opening.SERVICES`.
         recipe: The class of its recipes.
-        recipes: Its recipes by name.
+        recipes: Its recipes for the user's data and for demos, by name.
+        demos: Which of them are for one data set.
+        papers: Its recipes from papers, by name.
         open_data: Opens the data of a recipe and checks it as training needs it: `open_data(recipe, track)`. It imports
             torch only for data sets of other packages.
         job: Maps a recipe and its opened data to its job; with None, the job opens it.
@@ -61,6 +82,7 @@ class Task:
         check_data: The same for the --data of `dmformer eval`.
         photos: Maps a recipe to the location of its photos.
         default_data: Data scored by default; None requires --data.
+        next_step: The command that is suggested at the end of a run; {best} stands for its best/ folder.
         options: Options of `dmformer eval` and `dmformer predict` that this task has, but not every task.
         check_options: Raises UserError for impossible values of these options.
         exports: Whether a model with this config.json can be exported.
@@ -79,9 +101,12 @@ class Task:
     figure: Callable[[Any], float]
     check_places: Callable[[Any], None]
     recipes: Mapping[str, Callable[[], Recipe]] = field(default_factory=dict)
+    demos: Mapping[str, Demo] = field(default_factory=dict)
+    papers: Mapping[str, Callable[[], Recipe]] = field(default_factory=dict)
     check_data: Callable[[str], None] = _check_scored
     photos: Callable[[Any], str] = _photos
     default_data: str | None = None
+    next_step: str = "dmformer predict {best} PHOTOS"
     options: tuple[str, ...] = ()
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
     exports: Callable[[Mapping[str, Any]], bool] = lambda stated: True

@@ -28,7 +28,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..tasks.build import with_normalisation, with_pretrained
+from ..tasks.build import no_pretrained_note, with_normalisation, with_pretrained
 from ..tasks.opening import open_job
 from ..tasks.progress import Progress, run_facts
 from ..tasks.recipe import PER_EPOCH, Recipe
@@ -133,6 +133,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, data: Any = None) -> None:
         whole = with_normalisation(with_pretrained(recipe))
+        anew = recipe.pretrained == "auto" and whole.weights is None and not recipe.resume
+        self.notes = [no_pretrained_note(recipe)] if anew else []
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
         self.stop: list[int] = []
@@ -264,7 +266,7 @@ class Trainer:
     def fit(self, display: Display) -> None:
         """Run the remaining epochs."""
         device, gather = self.accelerator.device, self.accelerator.gather
-        for note in self.job.notes:
+        for note in [*self.notes, *self.job.notes]:
             display.say(f"note: {note}")
         display.say(self._summary())
         while self.progress.epoch < self.job.epochs:

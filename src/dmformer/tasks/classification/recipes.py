@@ -14,11 +14,12 @@ class ClassificationRecipe(TaughtRecipe):
 
     task: ClassVar[str] = "classification"
 
-    data: str = field(default="elpv", metadata=FREE)
-    """elpv; a folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
+    data: str = field(default="", metadata=FREE)
+    """A folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
     a .csv or .jsonl table of paths and labels;
     shards that dmformer shards wrote, as their folder or as wds/URL;
-    or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME."""
+    or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME;
+    or elpv, the demo."""
     data_root: str | None = field(default=None, metadata=FREE)
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
     val_data: str | None = field(default=None, metadata=FREE)
@@ -47,6 +48,11 @@ class ClassificationRecipe(TaughtRecipe):
 
     def check(self) -> None:
         super().check()
+        if not self.data:
+            raise UserError(
+                "name your photos: --data FOLDER, with a folder for each class in it, e.g. photos/cat/1.jpg and "
+                "photos/dog/1.jpg; `dmformer train` alone runs the demo."
+            )
         self._check_not_negative("mixup", "cutmix")
         self._check_shares("label_smoothing")
         if self.teacher is None and self.feature_loss != "none":
@@ -56,7 +62,7 @@ class ClassificationRecipe(TaughtRecipe):
 
 
 def elpv() -> ClassificationRecipe:
-    """dmformer train: solar cells, sound or defective, from pretrained weights on a CPU in minutes."""
+    """Solar cells, sound or defective: on a CPU in minutes."""
     return ClassificationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
@@ -83,12 +89,12 @@ def elpv() -> ClassificationRecipe:
 
 
 def classify() -> ClassificationRecipe:
-    """dmformer train classify --data photos/: your photos, from pretrained weights, on a CPU or a GPU."""
+    """Your photos in folders of classes, from the weights in this package."""
     return replace(scratch(), pretrained="auto", epochs=20)
 
 
 def scratch() -> ClassificationRecipe:
-    """dmformer train scratch --data photos/: your photos from random weights, a few thousand of them."""
+    """Your photos in folders of classes, a few thousand of them, from random weights."""
     return ClassificationRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
@@ -107,9 +113,10 @@ def scratch() -> ClassificationRecipe:
 
 
 def finetune() -> ClassificationRecipe:
-    """dmformer train finetune --data photos/ --weights best/: fine-tune trained weights on your photos."""
+    """Your photos in folders of classes, from the weights of a larger model, --weights best/."""
     return ClassificationRecipe(
         model="dmformer_s",
+        pretrained="auto",
         crop_scale=(0.35, 1.0),
         color_jitter=0.3,
         label_smoothing=0.1,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ...utils.display import Track
 from ...utils.errors import UserError
-from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
+from ..kinds import check_kind
+from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, recipes_in
 from . import imagenet, recipes
 from .recipes import ClassificationRecipe
 
@@ -53,7 +54,7 @@ def _evaluate(
     device: str = "auto",
 ) -> "Scores":
     recipe = ClassificationRecipe(
-        data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
+        data=data, data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
     )
     recipe.check()
     from .evaluate import evaluate
@@ -84,6 +85,7 @@ def check_data(data: str) -> None:
 
 def _check_places(recipe: ClassificationRecipe) -> None:
     check_data(recipe.data)
+    check_kind(recipe.data, recipe.task)
     check_paths(recipe.val_data, recipe.test_data)
 
 
@@ -92,7 +94,9 @@ CLASSIFICATION = Task(
     model="classifier",
     answer="labels",
     recipe=ClassificationRecipe,
-    recipes=recipes_in(recipes, imagenet),
+    recipes=recipes_in(recipes),
+    demos={"elpv": Demo("classify", lambda data: data == "elpv")},
+    papers=recipes_in(imagenet),
     open_data=_open_data,
     job=_job,
     open=_open,

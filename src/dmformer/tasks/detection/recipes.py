@@ -1,7 +1,8 @@
 """Recipes for detection. `dmformer train RECIPE --data DATA` runs one; every field can be overridden."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 from ...utils.errors import UserError
 from ..recipe import FIXED, FREE, Recipe
@@ -55,7 +56,8 @@ class DetectionRecipe(Recipe):
     Above it, the run stops and shows the first of them; otherwise it leaves them out."""
 
     image_size: int = field(default=800, metadata=FIXED)
-    """Shorter side of the photos in pixels for prediction."""
+    """Shorter side of the photos in pixels for prediction;
+    the command scales --sides and --max-side with it unless they are given too."""
     max_side: int = field(default=1333, metadata=FIXED)
     """Maximum longer side in pixels, in training too; if it applies, the shorter side gets smaller."""
     sides: tuple[int, ...] = field(default=tuple(range(480, 801, 32)), metadata=FREE)
@@ -85,10 +87,29 @@ class DetectionRecipe(Recipe):
         """Whether the detector learns masks if the data has them."""
         return self.framework in WITH_MASKS
 
+    def completed(self, start: Self, given: Collection[str]) -> Self:
+        """With another --image-size, the sizes in training follow, in multiples of 32 px, unless they are given; with
+        another --framework, options that it lacks are dropped."""
+        recipe = super().completed(start, given)
+        lacking = [name for name, of in OWN.items() if recipe.framework not in of and name not in given]
+        recipe = replace(recipe, **dict.fromkeys(lacking))
+        if "image_size" not in given or recipe.image_size == start.image_size:
+            return recipe
+        factor = recipe.image_size / start.image_size
+        sides = sorted({max(32, 32 * round(side * factor / 32)) for side in start.sides})
+        longest = max(round(start.max_side * factor), recipe.image_size, *sides)
+        return replace(
+            recipe,
+            sides=recipe.sides if "sides" in given else tuple(sides),
+            max_side=recipe.max_side if "max_side" in given else longest,
+        )
+
     def check(self) -> None:
         super().check()
         if not self.data:
-            raise UserError("give the photos and their boxes: --data FOLDER.")
+            raise UserError(
+                "name your photos and their boxes: --data FOLDER in the layout of YOLO, COCO, Pascal VOC or LabelMe."
+            )
         self._check_counts("epochs", "validate_every")
         self._check_not_negative("warmup_iterations", "backbone_lr")
         if self.epochs % min(self.validate_every, self.epochs):
@@ -115,16 +136,21 @@ class DetectionRecipe(Recipe):
 
 
 def bccd() -> DetectionRecipe:
-    """dmformer train bccd --data bccd/: 3 kinds of blood cells, from pretrained weights on a CPU in half an hour."""
+    """Three kinds of blood cells, --data bccd/: on a CPU in half an hour."""
+    return replace(detect(), image_size=256, sides=(224, 256, 288, 320), max_side=512)
+
+
+def detect() -> DetectionRecipe:
+    """Your photos with boxes, from the weights in this package."""
     return DetectionRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
         pretrained="auto",
         framework="atss",
         width=96,
-        image_size=256,
-        sides=(224, 256, 288, 320),
-        max_side=512,
+        image_size=320,
+        sides=(256, 288, 320, 352, 384),
+        max_side=640,
         photometric=True,
         epochs=40,
         validate_every=5,
@@ -135,23 +161,4 @@ def bccd() -> DetectionRecipe:
         lr_batch=4,
         clip_grad=5.0,
         ema=0.99,
-    )
-
-
-def detect() -> DetectionRecipe:
-    """dmformer train detect --data photos/ --weights van_b2/: your photos, from trained weights."""
-    return DetectionRecipe(
-        model="dmformer_s",
-        framework="atss",
-        image_size=640,
-        sides=tuple(range(384, 641, 32)),
-        max_side=1066,
-        photometric=True,
-        epochs=36,
-        schedule="cosine",
-        batch_size=4,
-        lr=1e-4,
-        lr_batch=16,
-        clip_grad=5.0,
-        drop_path_rate=0.1,
     )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from ...utils.display import Track
 from ...utils.errors import UserError
 from ...utils.extras import require
-from ..task import OWN_TEST, Summary, Task, check_paths, figure_line, recipes_in
+from ..kinds import check_kind
+from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_line, holds_files, recipes_in
 from . import coco_recipes, recipes
 from .recipes import EXPORTED, WITH_TRANSFORMERS, DetectionRecipe
 
@@ -61,6 +62,8 @@ def _summary(scores: "DetectionScores", split: str) -> Summary:
 
 def _check_places(recipe: DetectionRecipe) -> None:
     check_paths(recipe.data, recipe.images)
+    if recipe.images is None:
+        check_kind(recipe.data, recipe.task)
     more = ("transformers", "scipy") if recipe.framework in WITH_TRANSFORMERS else ()
     require("det", "training a detector", "faster_coco_eval", *more)
 
@@ -80,7 +83,9 @@ DETECTION = Task(
     model="detector",
     answer="boxes",
     recipe=DetectionRecipe,
-    recipes=recipes_in(recipes, coco_recipes),
+    recipes=recipes_in(recipes),
+    demos={"bccd": Demo("detect", holds_files("BloodImage_"))},
+    papers=recipes_in(coco_recipes),
     open_data=_open_data,
     job=_job,
     open=_open,

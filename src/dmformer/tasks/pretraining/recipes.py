@@ -47,7 +47,7 @@ class PretrainingRecipe(TaughtRecipe):
 
 
 def pretrain() -> PretrainingRecipe:
-    """dmformer train pretrain --data A B C --teacher efficientnet-lite0: general features, from labels or a teacher."""
+    """General features from many photos, --data A B C, with labels or a --teacher."""
     return PretrainingRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),

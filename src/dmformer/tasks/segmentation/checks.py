@@ -56,8 +56,9 @@ def check_pairs(
         if not _labelled(part, seen):
             raise UserError(f"no {name} mask has a labelled pixel: all ids are ignored.")
     test = checked[2] if len(checked) > 2 and len(checked[2]) else None
+    splits = replace(splits, labels=checked[0].labels, train=replace(splits.train, labels=checked[0].labels))
     notes = [*splits.notes, *hints, *_notes(splits.train, looks[0], crop)]
-    for part, seen, name in zip(parts[1:], looks[1:], ("validation", "test"), strict=False):
+    for part, seen, name in zip(checked[1:], looks[1:], ("validation", "test"), strict=False):
         notes += _differences(_masks_with(splits.train, looks[0]), _masks_with(part, seen), name)
     if test is not None and not _labelled(test, looks[2]):
         test = None
@@ -112,6 +113,8 @@ def _check(
         The parts without faulty pairs, the faults, every result, and hints at how to fix the faults.
     """
     looks = _look_at_all(parts, progress)
+    if _is_binary(parts[0].labels, looks):
+        parts = [replace(part, labels=replace(part.labels, binary=True)) for part in parts]
     _check_palettes(parts, looks)
     faults, checked = [], []
     for part, seen in zip(parts, looks, strict=True):
@@ -119,6 +122,8 @@ def _check(
         checked.append(part.subset(i for i, look in enumerate(seen) if not look.reason))
     total = sum(len(part) + len(part.unpaired) for part in parts)
     hints = _hints([look for seen in looks for look in seen], parts[0].labels)
+    if parts[0].labels.binary:
+        hints.append(f"the masks hold only 0 and 255: 255 is read as {parts[0].labels.class_names[1]}")
     pairs = zip(parts, looks, strict=True)
     turned = [part.name(i) for part, seen in pairs for i, look in enumerate(seen) if look.turned]
     if turned:
@@ -128,6 +133,13 @@ def _check(
         what = f"{len(faults)} of {total} images with their masks cannot be used, more than --max-broken {max_broken:g}"
         raise UserError(". ".join([f"{what}: {first_faults(faults, 10)}", *hints]))
     return checked, faults, looks, hints
+
+
+def _is_binary(labels: Labels, looks: Sequence[Sequence[_Look]]) -> bool:
+    """Whether 255 can only mean the second of two classes: masks hold it and 0, and nothing else."""
+    stored = {i for seen in looks for look in seen for i in look.stored}
+    plain = not labels.colours and not labels.reduce_zero_label and labels.table is None
+    return plain and len(labels.class_names) == 2 and stored == {0, IGNORE} and IGNORE in labels.ignore_index
 
 
 def _look_at_all(parts: Sequence[Pairs], progress: Progress) -> list[list[_Look]]:
@@ -250,7 +262,7 @@ def _notes(pairs: Pairs, looks: Sequence[_Look], crop: int) -> list[str]:
         notes.append(f"{what} ({len(small)}): {listed}")
     stored = sorted({i for _, look in used for i in look.stored})
     absent = [name for name, count in _masks_with(pairs, looks).items() if not count]
-    binary = stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index
+    binary = stored == [0, IGNORE] and IGNORE in pairs.labels.ignore_index and not pairs.labels.binary
     if absent:
         too_long = absent == list(pairs.labels.class_names[-len(absent) :]) and not binary
         hint = f": the class list has {len(pairs.labels.class_names)} names, is it too long?" if too_long else ""

@@ -55,7 +55,8 @@ INDICES = "ids"
 class Labels:
     """The classes, and how masks store them; a call maps stored ids to training ids (see `map_labels`).
 
-    `colours` gives the stored ids of colours. If `indexed`, palette indices are ids even if the palettes differ.
+    `colours` gives the stored ids of colours. If `indexed`, palette indices are ids even if the palettes differ. If
+    `binary`, 255 is stored for the second of two classes.
     """
 
     class_names: tuple[str, ...]
@@ -65,8 +66,11 @@ class Labels:
     table: dict[int, int] | None = None
     colours: Colours = ()
     indexed: bool = False
+    binary: bool = False
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
+        if self.binary:
+            return map_labels(ids, len(self.class_names), False, (), {0: 0, 1: 1, IGNORE: 1})
         return map_labels(ids, len(self.class_names), self.reduce_zero_label, self.ignore_index, self.table)
 
     def stored(self, mask: Path, palette: dict[int, str] | None = None) -> np.ndarray:

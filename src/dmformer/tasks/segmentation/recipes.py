@@ -73,7 +73,10 @@ class SegmentationRecipe(Recipe):
     def check(self) -> None:
         super().check()
         if not self.data:
-            raise UserError("give the images: --data FOLDER.")
+            raise UserError(
+                "name your images and their masks: --data FOLDER with images/ and masks/ in it, "
+                "or --data IMAGES --masks MASKS."
+            )
         self._check_counts("iterations", "validate_every")
         self._check_not_negative("warmup_iterations", "power", "auxiliary_weight")
         self._check_shares("dropout", "largest_share")
@@ -94,18 +97,27 @@ class SegmentationRecipe(Recipe):
 
 
 def camvid() -> SegmentationRecipe:
-    """dmformer train camvid --data camvid/: street scenes, 11 classes, pretrained, on a CPU in half an hour."""
-    return SegmentationRecipe(
-        model="dmformer_n",
-        model_args=("layer_scale=1.0",),
-        pretrained="auto",
-        width=128,
+    """Street scenes, 11 classes, --data camvid/: on a CPU in half an hour."""
+    return replace(
+        segment(),
         classes=(
             *("sky", "building", "pole", "road", "pavement", "tree"),
             *("sign", "fence", "car", "pedestrian", "bicyclist"),
         ),
         ignore_index=(11,),
+        resize=None,
+    )
+
+
+def segment() -> SegmentationRecipe:
+    """Your images with masks, from the weights in this package."""
+    return SegmentationRecipe(
+        model="dmformer_n",
+        model_args=("layer_scale=1.0",),
+        pretrained="auto",
+        width=128,
         image_size=256,
+        resize=320,
         scale=(0.75, 1.5),
         class_weights="balanced",
         batch_size=8,
@@ -116,62 +128,4 @@ def camvid() -> SegmentationRecipe:
         warmup_iterations=100,
         clip_grad=5.0,
         ema=0.99,
-    )
-
-
-def segment() -> SegmentationRecipe:
-    """dmformer train segment --data images/ --masks masks/ --classes road sky: your images, from trained weights."""
-    return SegmentationRecipe(
-        model="dmformer_s",
-        batch_size=8,
-        lr=2e-4,
-        lr_batch=16,
-        weight_decay=0.01,
-        clip_grad=5.0,
-        drop_path_rate=0.1,
-        iterations=8_000,
-        validate_every=800,
-        warmup_iterations=200,
-    )
-
-
-def ade20k_fpn() -> SegmentationRecipe:
-    """The paper's DMFormer-S with Semantic FPN on ADE20K.
-
-    From the paper: 40k iterations, AdamW at 2e-4, polynomial decay of power 0.9, total batch 16 on 8 GPUs.
-    Reconstructions: crops of 512, weight decay 1e-4 (VAN's), drop path 0.1.
-    """
-    return SegmentationRecipe(
-        model="dmformer_s",
-        data="ADEChallengeData2016",
-        reduce_zero_label=True,
-        image_size=512,
-        resize=512,
-        batch_size=2,
-        lr=2e-4,
-        lr_batch=16,
-        lr_min=0.0,
-        weight_decay=1e-4,
-        drop_path_rate=0.1,
-        sync_batchnorm=True,
-    )
-
-
-def ade20k_upernet() -> SegmentationRecipe:
-    """The paper's DMFormer-S with UperNet on ADE20K.
-
-    From the paper: 160k iterations, AdamW at 6e-5, 1,500 iterations of warm-up, then linear decay, total batch 16 on
-    8 GPUs. Reconstructions: crops of 512, weight decay 0.01 (VAN's, SMT's and ViTAEv2's), drop path 0.1. Those
-    three are trained in the same way, with another drop path: `--model smt_s --drop-path-rate 0.2`; 0.3 for smt_b and
-    van_b3, 0.4 for van_b4, 0.2 for vitaev2_s.
-    """
-    return replace(
-        ade20k_fpn(),
-        head="upernet",
-        lr=6e-5,
-        weight_decay=0.01,
-        iterations=160_000,
-        validate_every=16_000,
-        warmup_iterations=1_500,
-        power=1.0,
     )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from ...utils.display import Track
 from ...utils.errors import UserError
 from ...utils.extras import require
-from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
-from . import recipes
+from ..kinds import check_kind
+from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, holds_files, recipes_in
+from . import ade20k, recipes
 from .recipes import HEAD_NAMES, SegmentationRecipe
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _summary(scores: "SegmentationScores", split: str) -> Summary:
 
 def _check_places(recipe: SegmentationRecipe) -> None:
     check_paths(recipe.data, recipe.masks)
+    if recipe.masks is None:
+        check_kind(recipe.data, recipe.task)
     require("seg", HEAD_NAMES[recipe.head], "segmentation_models_pytorch" if recipe.head == "fpn" else "transformers")
 
 
@@ -77,6 +80,8 @@ SEGMENTATION = Task(
     answer="masks",
     recipe=SegmentationRecipe,
     recipes=recipes_in(recipes),
+    demos={"camvid": Demo("segment", holds_files("0001TP_", "0006R0_", "0016E5_", "Seq05VD_"))},
+    papers=recipes_in(ade20k),
     open_data=_open_data,
     job=_job,
     open=_open,
