@@ -17,6 +17,7 @@ class Job(Protocol):
     """One kind of training.
 
     Attributes:
+        recipe: The run's recipe. The loop replaces it, and `epochs`, when it has measured how many fit into --minutes.
         class_names: Classes of the data.
         notes: What the user should know about the data before training.
         size: Size of the images, in words.
@@ -26,6 +27,7 @@ class Job(Protocol):
         headline: The column of metrics.csv whose best row determines the best weights.
     """
 
+    recipe: Any
     class_names: list[str]
     notes: list[str]
     images: tuple[int, int, int]

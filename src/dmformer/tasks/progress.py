@@ -46,6 +46,11 @@ class Progress:
         """Mean of a figure over the steps of the epoch done so far."""
         return self.sums[name] / self.step
 
+    def since_best(self, headline: str) -> int:
+        """Validations since the best one so far, by a column of the history; 0 while no score is above 0."""
+        scores = [row[headline] for row in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) if scores and max(scores) > 0 else 0
+
     @classmethod
     def read(cls, last: Path) -> "Progress":
         """The progress in a saved state, where accelerate writes the first of our own objects."""
@@ -66,6 +71,7 @@ def run_facts(
     progress: Progress,
     device: torch.device,
     history: Sequence[Mapping[str, str]],
+    early: str = "",
 ) -> dict[str, str]:
     """Facts for the report on how a run was made.
 
@@ -75,6 +81,7 @@ def run_facts(
         progress: The run's progress.
         device: Where it was trained.
         history: Every command of its life: its event, time, host and text.
+        early: Why training stopped before its last epoch, if it did.
     """
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     minutes, seconds = divmod(round(progress.seconds), 60)
@@ -91,6 +98,7 @@ def run_facts(
         "images": f"{images[0]} training, {images[1]} validation{test}",
         "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "duration": f"{minutes} min {seconds} s of training",
+        **({"stopped early": early} if early else {}),
         "machine": f"{machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": f"dmformer {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"timm {timm.__version__}, Python {platform.python_version()}",

@@ -20,6 +20,9 @@ FREE = {"resume": "free"}
 """Metadata of a field that may change whenever a run is resumed. Paths may, because data can be moved: the loop
 compares what they lead to."""
 
+LONGEST = 10
+"""With --minutes alone, a run has at most so many times the epochs of its recipe."""
+
 MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
 """Fractions that may be 1."""
 
@@ -33,6 +36,8 @@ class Recipe:
 
     task: ClassVar[str] = ""
     """The kind of training."""
+    length: ClassVar[str] = "epochs"
+    """The field that says how long the training is."""
 
     model: str = field(default="dmformer_n", metadata=FIXED)
     """Model: any name listed by `dmformer models`, or any other timm model."""
@@ -118,6 +123,13 @@ class Recipe:
     seed: int = field(default=0, metadata=FIXED)
     """Seed for the split, the weights, the order and the augmentation."""
 
+    minutes: float | None = field(default=None, metadata=FREE)
+    """Minutes that the run may take: the speed of the first steps sets the number of epochs (of iterations for a
+    segmenter). If that number is given too, it is the maximum; else the maximum is 10 times the recipe's."""
+    patience: int | None = field(default=None, metadata=FREE)
+    """Stop early after this number of validations without a better score; none trains to the end.
+    The best weights are kept in any case."""
+
     out: str = field(default="runs", metadata=FREE)
     """Folder that holds the runs."""
     name: str | None = field(default=None, metadata=FREE)
@@ -139,13 +151,18 @@ class Recipe:
         self._check_counts("batch_size", "accumulate", "lr_batch", "max_pixels")
         self._check_not_negative("lr", "lr_min", "weight_decay", "freeze")
         self._check_shares("val_share", "test_share", "max_broken", "hflip", "drop_path_rate")
-        for name in ("layer_decay", "ema", "clip_grad", "save_every"):
+        for name in ("layer_decay", "ema", "clip_grad", "save_every", "minutes", "patience"):
             value = getattr(self, name)
             at_most = 1 if name in ("layer_decay", "ema") else float("inf")
             if value is not None and not 0 < value <= at_most:
                 raise UserError(
                     f"{_option(name)} is {value}: it must be above 0{' and at most 1' if at_most == 1 else ''}."
                 )
+        if self.minutes is not None and self.resume:
+            raise UserError(
+                f"--minutes is for the start of a run, which sets its {self.length}: resume it with "
+                f"{_option(self.length)} to train longer."
+            )
         if self.val_share + self.test_share >= 1:
             raise UserError("--val-share and --test-share leave nothing to train on: their sum must be below 1.")
         for name in ("threads", "processes"):
@@ -170,7 +187,19 @@ class Recipe:
         other = self.model.partition("_")[0] != start.model.partition("_")[0]
         if other and "model" in given and "model_args" not in given:  # those of the recipe are for its own model
             recipe = replace(recipe, model_args=())
+        if self.minutes is not None and self.length not in given:
+            recipe = recipe.lasting(LONGEST * recipe.validations)
         return recipe
+
+    @property
+    def validations(self) -> int:
+        """Number of validations, one at the end of each epoch of the loop."""
+        return getattr(self, self.length)
+
+    def lasting(self, validations: int) -> Self:
+        """The recipe with this number of validations, and a schedule that is adapted to it."""
+        length: Any = {self.length: validations}
+        return replace(self, **length)
 
     def of_one_process(self) -> Self:
         """The recipe for one of the processes: an equal part of the images, the threads and the readers."""

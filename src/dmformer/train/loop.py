@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ from .same_data import check_same_data, data_of
 
 PATIENCE = timedelta(hours=3)
 """How long processes wait for each other: the first alone scores the test images and writes the report."""
+
+
+WARM_UP, MEASURED = 2, 8
+"""Steps for --minutes: those before the measurement, and those of each epoch that is measured."""
 
 
 class Stopped(Exception):  # noqa: N818 (it is not an error)
@@ -107,6 +112,10 @@ def _start_processes(recipe: Recipe) -> PartialState:
     if (threads := recipe.of_one_process().threads) is not None:
         torch.set_num_threads(threads)
     device = find_device(recipe.device)
+    if device.type == "cpu" and recipe.precision == "fp16":
+        raise UserError("--precision fp16 needs a GPU: give bf16 or no on a CPU.")
+    if device.type == "mps" and recipe.precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError("--precision bf16 needs macOS 14 or later on a Mac's GPU: give fp16 or no.")
     if PartialState._shared_state and PartialState().num_processes == 1:  # of an earlier run, on another device
         AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
@@ -137,7 +146,9 @@ class Trainer:
         self.notes = [no_pretrained_note(recipe)] if anew else []
         self.recipe = recipe = whole.of_one_process()
         self.folder = Path(recipe.out) / str(recipe.name)
+        self.started = time.perf_counter()
         self.stop: list[int] = []
+        self.progress = Progress()
         AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         self.accelerator = Accelerator(
             cpu=find_device(recipe.device).type == "cpu",
@@ -155,6 +166,8 @@ class Trainer:
         set_seed(recipe.seed)
         self._build_model()
         self._open_loaders()
+        if recipe.minutes is not None:
+            whole = self._fitted_to_minutes(whole)
         self._start_or_resume(whole)
 
     def _build_model(self) -> None:
@@ -210,10 +223,74 @@ class Trainer:
             **job.schedule(),
         )[0]
 
+    def _fitted_to_minutes(self, whole: Recipe) -> Recipe:
+        """The recipe with as many epochs as fit into its minutes; the model is built anew after the measurement, so
+        that the run equals one with that number of epochs."""
+        assert whole.minutes is not None
+        job, maximum = self.job, self.job.epochs
+        epoch, rest = self._measured(60 * whole.minutes)
+        left = 60 * whole.minutes - (time.perf_counter() - self.started) - rest
+        shared = [max(1, min(maximum, int(left / epoch)))]
+        job.epochs = broadcast_object_list(shared)[0]
+        told = f"--minutes {whole.minutes:g}: one {job.unit} takes about {epoch:,.1f} s with its validation"
+        told += f", more than the {max(left, 0):,.0f} s that are left" if left < epoch else ""
+        few = ", the maximum" if job.epochs == maximum else ""
+        self.notes.append(f"{told}; training for {job.epochs} {job.unit}{'s' * (job.epochs > 1)}{few}")
+        whole = replace(whole.lasting(job.epochs), minutes=None)
+        self.recipe = job.recipe = whole.of_one_process()
+        self.accelerator.free_memory()
+        set_seed(self.recipe.seed)
+        self._build_model()
+        self._open_loaders()
+        return whole
+
+    def _measured(self, budget: float) -> tuple[float, float]:
+        """Seconds of an epoch with its validation and its checkpoint, and of the scoring at the end of the run.
+
+        Epochs at the start, in the middle and at the end are measured, because images may get larger.
+        """
+        self._first_steps(0, WARM_UP, budget)
+        epochs = self.job.epochs
+        training = [self._first_steps(epoch, MEASURED, budget) for epoch in (0, epochs // 2, epochs - 1)]
+        clock = time.perf_counter()
+        self.job.validate(self._evaluated(), self.val_loader, self.accelerator.device, self.accelerator.gather)
+        validation, clock = time.perf_counter() - clock, time.perf_counter()
+        part = self.folder / "last.part"
+        with self._writing():
+            try:
+                self.accelerator.save_state(str(part))
+                self.accelerator.wait_for_everyone()
+            finally:
+                if self.accelerator.is_main_process:
+                    shutil.rmtree(part, ignore_errors=True)
+        saving = time.perf_counter() - clock
+        _, val, test = self.job.images
+        return sum(training) / len(training) + validation + saving, validation * (test or val) / val
+
+    def _first_steps(self, epoch: int, number: int, budget: float) -> float:
+        """Run the first steps of an epoch, for at most a fiftieth of the budget; returns the seconds that all of its
+        steps would take."""
+        self._train_mode()
+        if isinstance(self.loader.batch_sampler, StepSampler):
+            self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = epoch, 0
+        clocks = [time.perf_counter()]
+        for step, (inputs, targets, _) in enumerate(islice(self.loader, min(number, self.steps))):
+            self._step(inputs, targets, epoch * self.updates + step // self.recipe.accumulate)
+            clocks.append(time.perf_counter())
+            late = torch.tensor([step > 0 and clocks[-1] - clocks[0] > budget / 50], device=self.accelerator.device)
+            if self.accelerator.gather(late).any():  # type: ignore[union-attr]
+                break
+        first, steps = clocks[1] - clocks[0], len(clocks) - 1  # the first waits for the readers to start
+        return first + (clocks[-1] - clocks[1]) / max(steps - 1, 1) * (self.steps - 1)
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
     def _start_or_resume(self, whole: Recipe) -> None:
         """Load the saved state, or clear the folder; then write the recipe for all processes together to it."""
         accelerator = self.accelerator
-        self.progress = Progress()
         accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
         if whole.resume:
             last = self.folder / "last"
@@ -260,7 +337,8 @@ class Trainer:
     def conclude(self) -> tuple[Any, str]:
         """Score the best weights and write the report; returns the scores and the name of the split."""
         recipe, job, progress = self.recipe, self.job, self.progress
-        facts = run_facts(recipe, job.images, progress, self.accelerator.device, history(self.folder))
+        device, told = self.accelerator.device, history(self.folder)
+        facts = run_facts(recipe, job.images, progress, device, told, self._early_stop())
         return job.conclude(self.folder, progress, facts)
 
     def fit(self, display: Display) -> None:
@@ -269,7 +347,7 @@ class Trainer:
         for note in [*self.notes, *self.job.notes]:
             display.say(f"note: {note}")
         display.say(self._summary())
-        while self.progress.epoch < self.job.epochs:
+        while self.progress.epoch < self.job.epochs and not self._early_stop():
             row = self._epoch(display)
             row.update(self.job.validate(self._evaluated(), self.val_loader, device, gather))
             self.progress.history.append(row)
@@ -281,13 +359,22 @@ class Trainer:
             display.say(self.job.line(row))
             if self._stop_agreed():
                 self._stop_now()
+        if early := self._early_stop():
+            display.say(f"stopped early, {early}")
+
+    def _early_stop(self) -> str:
+        """Why training ends before its last epoch; empty if it does not."""
+        progress, since = self.progress, self.progress.since_best(self.job.headline)
+        if self.recipe.patience is None or since < self.recipe.patience or progress.epoch >= self.job.epochs:
+            return ""
+        without = f"{since} validation{'s' * (since > 1)} without a better score"
+        done, unit = progress.epoch, self.job.unit
+        return f"after {unit} {done} of {self.job.epochs}: {without}; the best was {unit} {done - since}"
 
     def _epoch(self, display: Display) -> dict[str, float]:
         """Run the remaining steps of an epoch; returns a row of metrics.csv."""
         recipe, progress, accelerator, epochs = self.recipe, self.progress, self.accelerator, self.job.epochs
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
+        self._train_mode()
         if progress.step == 0:
             set_seed(int(np.random.SeedSequence((recipe.seed, progress.epoch)).generate_state(1)[0]), True)
         if isinstance(self.loader.batch_sampler, StepSampler):
@@ -426,7 +513,7 @@ class Trainer:
     def _not_finite(self, loss: float) -> None:
         progress, last = self.progress, self.folder / "last"
         saved = f"; the last saved state is in {last}" if last.exists() else ""
-        if self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
+        if progress.updates and self.world == 1 and all(torch.isfinite(p).all() for p in self.bare.parameters()):
             self._save()
             saved = f"; the state before this iteration is in {last}"
         raise UserError(

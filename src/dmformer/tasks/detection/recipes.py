@@ -87,6 +87,21 @@ class DetectionRecipe(Recipe):
         """Whether the detector learns masks if the data has them."""
         return self.framework in WITH_MASKS
 
+    @property
+    def interval(self) -> int:
+        """Epochs from one validation to the next."""
+        return min(self.validate_every, self.epochs)
+
+    @property
+    def validations(self) -> int:
+        return self.epochs // self.interval
+
+    def lasting(self, validations: int) -> Self:
+        epochs = validations * self.interval
+        drops = {max(1, drop * epochs // self.epochs) for drop in self.drops}
+        kept = tuple(sorted(drop for drop in drops if drop < epochs))
+        return replace(self, epochs=epochs, validate_every=self.interval, drops=kept)
+
     def completed(self, start: Self, given: Collection[str]) -> Self:
         """With another --image-size, the sizes in training follow, in multiples of 32 px, unless they are given; with
         another --framework, options that it lacks are dropped."""
@@ -112,7 +127,7 @@ class DetectionRecipe(Recipe):
             )
         self._check_counts("epochs", "validate_every")
         self._check_not_negative("warmup_iterations", "backbone_lr")
-        if self.epochs % min(self.validate_every, self.epochs):
+        if self.epochs % self.interval:
             raise UserError(f"--epochs {self.epochs} is not a multiple of --validate-every {self.validate_every}.")
         if not self.sides or min(self.sides) < 32:
             raise UserError("--sides takes sides in pixels, 32 or more, e.g. 480 640 800.")

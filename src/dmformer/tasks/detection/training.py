@@ -68,8 +68,8 @@ class DetectionJob:
         if self.masks and not splits.val.has_masks:
             self.notes.append("not every validation object has an outline: masks are not validated")
         self.size = f"sides of {min(recipe.sides)} to {max(recipe.sides)} px, and predicted at {recipe.image_size}"
-        self.every = min(recipe.validate_every, recipe.epochs)
-        self.epochs = recipe.epochs // self.every
+        self.every = recipe.interval
+        self.epochs = recipe.validations
         self.unit = "epoch" if self.every == 1 else "validation interval"
         self.updates = 1
 

@@ -1,7 +1,7 @@
 """Recipes for semantic segmentation. `dmformer train RECIPE --data DATA` runs one; every field can be overridden."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from ...utils.errors import UserError
 from ..recipe import FIXED, FREE, Recipe
@@ -14,6 +14,7 @@ class SegmentationRecipe(Recipe):
     """Train a semantic segmenter. Every field is an option; the effective recipe is saved with the run."""
 
     task: ClassVar[str] = "segmentation"
+    length: ClassVar[str] = "iterations"
 
     head: Literal["fpn", "upernet"] = field(default="fpn", metadata=FIXED)
     """Semantic FPN, or UperNet with an auxiliary FCN head; over any model with maps at strides 4, 8, 16 and 32."""
@@ -70,6 +71,18 @@ class SegmentationRecipe(Recipe):
     power: float = field(default=0.9, metadata=FREE)
     """Power of the learning rate's polynomial decay; 1 is linear."""
 
+    @property
+    def interval(self) -> int:
+        """Iterations from one validation to the next."""
+        return min(self.validate_every, self.iterations)
+
+    @property
+    def validations(self) -> int:
+        return self.iterations // self.interval
+
+    def lasting(self, validations: int) -> Self:
+        return replace(self, iterations=validations * self.interval, validate_every=self.interval)
+
     def check(self) -> None:
         super().check()
         if not self.data:
@@ -80,7 +93,7 @@ class SegmentationRecipe(Recipe):
         self._check_counts("iterations", "validate_every")
         self._check_not_negative("warmup_iterations", "power", "auxiliary_weight")
         self._check_shares("dropout", "largest_share")
-        if self.iterations % min(self.validate_every, self.iterations):
+        if self.iterations % self.interval:
             raise UserError(
                 f"--iterations {self.iterations} is not a multiple of --validate-every {self.validate_every}."
             )

@@ -56,8 +56,8 @@ class SegmentationJob:
         if recipe.class_weights == "balanced":
             counts = torch.from_numpy(class_pixels(splits.train)).float()
             self.class_weights = 1 / torch.log(1.02 + counts / counts.sum())
-        self.every = min(recipe.validate_every, recipe.iterations)
-        self.epochs = recipe.iterations // self.every
+        self.every = recipe.interval
+        self.epochs = recipe.validations
 
     def config(self) -> SegmenterConfig:
         """The configuration of the recipe's segmenter."""
