@@ -41,10 +41,9 @@ commands:
 examples:
   dmformer train                                     solar cells, sound or defective: the demo, in minutes on a CPU
   dmformer train classify --data photos/             your photos, one folder per class
-  dmformer train finetune --data photos/ --weights runs/elpv-dmformer_n-1/best
   dmformer train tag --data photos.csv               several labels per photo
-  dmformer train camvid --data camvid/               semantic segmentation
-  dmformer train bccd --data bccd/                   object detection
+  dmformer train segment --data images/ --masks masks/ --classes names.txt      your images with masks
+  dmformer train detect --data photos/               your photos with boxes: YOLO, COCO, Pascal VOC, LabelMe
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
