@@ -26,10 +26,8 @@ def test_a_run_fitted_to_minutes_equals_one_with_its_epochs(recipe, monkeypatch,
 
     monkeypatch.setattr(Trainer, "_measured", spy)
     run = train(replace(recipe, minutes=100.0, epochs=9))
-    assert (
-        "--minutes 100: one epoch takes about 2,500.0 s with its validation; training for 2 epochs"
-        in capfd.readouterr().err
-    )
+    told = "--minutes 100: one epoch takes about 2,500.0 s with its validation; training for 2 epochs"
+    assert told in capfd.readouterr().err
     assert all(0 < seconds < 600 for seconds in measured[0])
     saved = read_recipe(run.folder / "recipe.yaml")
     assert (saved.epochs, saved.minutes) == (2, None)
