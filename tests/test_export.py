@@ -443,7 +443,7 @@ def test_command_uses_files_without_torch(runs, photos, tmp_path):
     )
     for arguments in ([runs / "plain.onnx", picture], [runs / "masks.xml", picture, "--out", tmp_path / "masks"]):
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
     found = list(predict_masks(str(runs / "masks.xml"), [picture], str(tmp_path / "again")))
