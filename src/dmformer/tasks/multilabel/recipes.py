@@ -46,7 +46,7 @@ class MultiLabelRecipe(ImageRecipe):
 
 
 def tag() -> MultiLabelRecipe:
-    """dmformer train tag --data photos.csv: several labels per photo, from pretrained weights."""
+    """Your photos with several labels each, in a table or in folders, from the weights in this package."""
     return MultiLabelRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
