@@ -199,7 +199,7 @@ def test_broken_shards_are_told_and_left_out(shards, recipe, tmp_path):
     with pytest.raises(UserError, match="no shards that can be read"):
         open_splits(replace(recipe, data="wds/http://127.0.0.1:9/shards"))
     (shards / INDEX).write_bytes((shards / INDEX).read_bytes().replace(b"train-00002", b"../train-00002"))
-    with pytest.raises(UserError, match="train-00002.tar is not in this folder"):
+    with pytest.raises(UserError, match=r"train-00002\.tar is not in this folder"):
         open_splits(recipe)
 
 
