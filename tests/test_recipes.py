@@ -39,7 +39,7 @@ def yolo_without_yaml(root: Path) -> None:
 
 
 def coco(root: Path) -> None:
-    touch(root, "train2017/1.jpg", "annotations/instances_train2017.json")
+    touch(root, "train2017/1.jpg", "val2017/2.jpg", "annotations/instances_train2017.json")
 
 
 def coco_beside(root: Path) -> None:

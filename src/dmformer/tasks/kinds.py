@@ -62,7 +62,7 @@ def _in_folders(base: Path) -> dict[str, str]:
         if any(name.endswith(end) and name.removesuffix(end) in folders for end in BESIDE):
             seen["segmentation"] = f"masks in {path.name}/"
     classes = [path.name for name, path in folders.items() if _is_class(name) and _holds_only_photos(path)]
-    if len(classes) > 1 and "segmentation" not in seen:
+    if len(classes) > 1 and not seen:
         seen["classification"] = f"folders of classes ({', '.join(sorted(classes)[:3])})"
     return seen
 
