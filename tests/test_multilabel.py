@@ -156,7 +156,7 @@ def test_mistakes_in_the_labels_are_told(tmp_path):
     for part in (splits.train, splits.val, splits.test):  # the labels follow their photos
         for i in range(len(part)):
             number = int(part.filename(i).removesuffix(".png"))
-            names = {splits.class_names[k] for k in splits.labels[part.target(i)].nonzero()[:, 0]}
+            names = {splits.class_names[k] for k in np.flatnonzero(splits.labels[part.target(i)])}
             assert names == set(KINDS[number % 5])
 
 
@@ -227,7 +227,7 @@ def test_a_run_is_trained_scored_used_and_reported(trained, capsys, tmp_path):
     main(["predict", str(trained), f"{photos}/0.png", "--threshold", "0", "--format", "json"])
     (told,) = json.loads(capsys.readouterr().out)
     assert sorted(each["class"] for each in told["labels"]) == ["blue", "green", "red"]
-    main(["explain", str(trained), f"{photos}/0.png", "--out", str(tmp_path / "explained")])
+    main(["explain", str(trained), f"{photos}/0.png", "--out", str(tmp_path / "explained"), "--layer", "stages.2"])
     with pytest.raises(SystemExit):
         main(["eval", str(trained), "--data", photos, "--images", photos])
     assert "--images is for detectors; this is a multi-label classifier" in capsys.readouterr().err
@@ -266,6 +266,7 @@ def test_an_exported_run_finds_the_same_labels(trained, tmp_path, capsys):
     for source in (file, trained):
         main(["eval", str(source), "--data", str(open_recipe(trained)), "--json", str(tmp_path / "scores.json")])
         assert json.loads((tmp_path / "scores.json").read_text())["count"] == 20
+    capsys.readouterr()
     printed = []
     for source in (file, trained):
         main(["predict", str(source), str(open_recipe(trained).parent), "--format", "csv"])

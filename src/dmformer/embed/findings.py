@@ -85,11 +85,11 @@ def near_duplicates(cosines: Tensor, places: Tensor, least: float) -> list[Pair]
 
 
 def wrong_labels(values: Tensor, targets: Tensor, num_classes: int) -> list[Suspect]:
-    """Photos in the order in which their labels should be looked at, by confident learning (arXiv 1911.00068).
+    """Photos whose labels are likely wrong, the clearest first, by confident learning (arXiv 1911.00068).
 
-    A linear probe, fitted on other photos, gives every photo its probabilities. A label is suspect if another class has
-    at least the probability that the photos of that class have on average. The photo with the largest lead of the other
-    class comes first.
+    A linear probe, fitted on other photos, gives every photo its probabilities. A photo counts for the likeliest class
+    that has at least the probability that it has on average on its own photos; how often that is another class than the
+    label estimates the number of wrong labels. That many photos are returned, those in which another class leads most.
 
     Args:
         values: (N, D).
@@ -97,15 +97,20 @@ def wrong_labels(values: Tensor, targets: Tensor, num_classes: int) -> list[Susp
     """
     probabilities = out_of_fold(values, targets, num_classes)
     usual = torch.stack([probabilities[targets == k, k].mean() for k in range(num_classes)])
-    confident = torch.where(probabilities >= usual, probabilities, -1.0)
-    confident.scatter_(1, targets[:, None], -1.0)
-    high, other = confident.max(1)
+    confident, chosen = torch.where(probabilities >= usual, probabilities, -1.0).max(1)
+    counts = torch.zeros(num_classes, num_classes)
+    counts.index_put_((targets[confident >= 0], chosen[confident >= 0]), torch.tensor(1.0), accumulate=True)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    wrong = float(((1 - shares.diagonal()) * (counts.sum(1) > 0) * targets.bincount(minlength=num_classes)).sum())
+
     given = probabilities.gather(1, targets[:, None])[:, 0]
-    suspects = [
-        Suspect(i, int(targets[i]), int(other[i]), float(given[i]), float(high[i]))
-        for i in (high > given).nonzero()[:, 0].tolist()
+    likelier, other = probabilities.scatter(1, targets[:, None], -1.0).max(1)
+    order = (given - likelier).argsort(stable=True)[: round(wrong)].tolist()
+    return [
+        Suspect(i, int(targets[i]), int(other[i]), float(given[i]), float(likelier[i]))
+        for i in order
+        if likelier[i] > given[i]
     ]
-    return sorted(suspects, key=lambda s: s.of_given - s.of_likely)
 
 
 def near(query: np.ndarray, values: np.ndarray, count: int) -> tuple[list[float], list[int]]:
