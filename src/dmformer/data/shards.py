@@ -16,8 +16,9 @@ import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,8 +94,8 @@ def holds_shards(place: str) -> bool:
 class Source:
     """Photos of a split to put into shards: their names, classes as numbers, and what opens one by its position."""
 
-    names: Sequence[str]
-    targets: Sequence[int]
+    names: list[str]
+    targets: list[int]
     open: Any
 
 
@@ -252,8 +253,12 @@ def without_broken(place: str, name: str, split: ShardSplit, max_broken: float) 
     """A split without the photos of shards that are missing or too short, and remarks on these shards.
 
     Raises:
-        UserError: They hold more than a fraction of the photos.
+        UserError: They hold more than a fraction of the photos, or a server cannot send single photos.
     """
+    if _is_url(place) and split.places:
+        with suppress(OSError):  # a broken shard, which is found below
+            shard, offset, _ = split.places[0]
+            _read(_join(place, shard), offset, 1)
     needed: dict[str, int] = {}
     for shard, offset, size in split.places:
         needed[shard] = max(needed.get(shard, 0), offset + size)
@@ -308,11 +313,14 @@ def _read(place: str, offset: int = 0, size: int | None = None) -> bytes:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 if wanted and answer.status != 206:
-                    raise OSError(f"the server of {place} does not answer requests for a range of bytes")
+                    raise UserError(
+                        f"the server of {place} sends whole files when a range of bytes is asked for: use another "
+                        "server, such as nginx, or copy the shards to a disk."
+                    )
                 return answer.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if tries == TRIES or getattr(error, "code", 500) < 500:
-                raise
+                raise OSError(f"{place}: {first_line(error)}") from error
     raise AssertionError
 
 

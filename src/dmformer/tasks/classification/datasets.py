@@ -44,6 +44,11 @@ class Split:
     def is_stream(self) -> bool:
         return self.indices is None
 
+    @property
+    def has_names(self) -> bool:
+        """Whether its images have file names, which named data sets do not have, or only within the images."""
+        return isinstance(self.reader, _Photos)
+
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)
 

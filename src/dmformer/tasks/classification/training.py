@@ -15,7 +15,7 @@ from ...utils.errors import UserError
 from ..progress import Progress
 from ..results import reported_split, write_scores
 from .classifier import open_classifier, save_classifier
-from .datasets import Splits, is_named_set, open_splits
+from .datasets import Splits, open_splits
 from .distillation.distillation import Distillation
 from .distillation.loaders import ViewSet
 from .distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
@@ -138,10 +138,10 @@ class ClassificationJob:
         save_classifier(folder, model, state, self.class_names, config, self.splits.train.reading.values)
 
     def contents(self) -> Iterator[str]:
-        named = is_named_set(self.recipe.data)  # such sets have no file names, or only within the images
         for split in (self.splits.train, self.splits.val, self.splits.test):
             if split is not None and split.targets is not None:
-                yield from (f"{'' if named else split.filename(i)} {k}" for i, k in enumerate(split.targets.tolist()))
+                names = split.filename if split.has_names else lambda i: ""
+                yield from (f"{names(i)} {k}" for i, k in enumerate(split.targets.tolist()))
 
     def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[Scores, str]:
         recipe, splits = self.recipe, self.splits
