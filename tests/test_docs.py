@@ -67,8 +67,8 @@ def test_every_command_that_is_shown_is_one(monkeypatch, capsys):
             main(arguments)
         except Parsed:
             continue
-        except SystemExit as ended:
-            if not ended.code or "--resume" in arguments:  # a run to resume is looked for before the rest is parsed
+        except SystemExit as end:
+            if not end.code or "--resume" in arguments:  # a run to resume is looked for before the rest is parsed
                 continue
         wrong.append(f"{where}: {line}: {capsys.readouterr().err}")
     assert wrong == []

@@ -14,6 +14,7 @@ from dmformer.train.loop import Trainer, train
 from dmformer.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_run_fitted_to_minutes_equals_one_with_its_epochs(recipe, monkeypatch, capfd):
     """The steps that are measured leave no trace; a real measurement first, then one of 2,500 s an epoch."""
     plain = train(replace(recipe, name="plain"))
@@ -65,6 +66,7 @@ def test_patience_counts_validations_since_the_best_one():
     assert since(0.3, 0.1, 0.4) == 0
 
 
+@pytest.mark.slow
 def test_a_run_stops_early_and_says_so(recipe, monkeypatch, capfd):
     scores = iter([0.5, 0.6, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6])
     validate = "dmformer.tasks.classification.training.ClassificationJob.validate"
