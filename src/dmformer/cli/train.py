@@ -1,17 +1,19 @@
 """dmformer train: parse a recipe with its overrides, check it, run it."""
 
 import json
+import os
 import shlex
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 from ..tasks.config import find_config, read_folder
 from ..tasks.kinds import RECIPES as OWN_RECIPES
 from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
-from ..train.run_folder import check_folder, find_run
+from ..train.run_folder import check_folder, find_run, has_state
 from ..utils.display import track
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
@@ -87,6 +89,14 @@ def own_recipe(name: str, data: str | None) -> str:
     return name if name not in demos or data is None or demos[name].is_its(data) else demos[name].own
 
 
+def _started_again(recipe: Recipe, options: list[str]) -> bool:
+    """Whether torchrun starts a run again after a failure (`--max-restarts`), and its state was saved."""
+    named = value_of("--name", options)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or named is None or "--resume" in options:
+        return False
+    return has_state(Path(value_of("--out", options) or recipe.out, named))
+
+
 def train(arguments: list[str]) -> None:
     asked, options = DEFAULT_RECIPE, arguments
     if arguments and not arguments[0].startswith("-"):
@@ -95,6 +105,8 @@ def train(arguments: list[str]) -> None:
         raise unknown("recipe", asked, RECIPES)
     name = asked if "--resume" in options else own_recipe(asked, value_of("--data", options))
     start = RECIPES[name]()
+    if _started_again(start, options):
+        options = [*options, "--resume"]
     if "--resume" in options:  # the run's own recipe, with the options given now on top
         place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
         folder = find_run(place)

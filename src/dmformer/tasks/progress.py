@@ -34,6 +34,8 @@ class Progress:
     """Weight updates per epoch."""
     steps: int = 0
     """Batches per epoch."""
+    images: int = 0
+    """Images per step, over all processes; 0 in a state of an earlier version."""
     data: dict[str, Any] = field(default_factory=dict)
     """What a resumed run must find again: the classes, the numbers of images, and a digest of their names."""
 

@@ -4,6 +4,8 @@ recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs o
 report.html
 """
 
+import os
+import re
 import shlex
 import shutil
 import signal
@@ -33,6 +35,7 @@ from ..tasks.build import no_pretrained_note, with_normalisation, with_pretraine
 from ..tasks.opening import open_job
 from ..tasks.progress import Progress, run_facts
 from ..tasks.recipe import PER_EPOCH, Recipe
+from ..tasks.recipes import read_recipe
 from ..tasks.sampling import StepSampler
 from ..utils.device import find_device
 from ..utils.display import Display
@@ -42,8 +45,14 @@ from ..utils.memory import memory_of_processes, return_freed_memory
 from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
 from .same_data import check_same_data, data_of
 
-PATIENCE = timedelta(hours=3)
-"""How long processes wait for each other: the first alone scores the test images and writes the report."""
+PATIENCE = timedelta(seconds=float(os.environ.get("DMFORMER_PATIENCE", 1800)))
+"""How long a process waits for the others before it takes them for lost."""
+PATIENCE_AT_END = timedelta(hours=3)
+"""How long the others wait while the first alone scores the test images and writes the report."""
+LOST = "another process of this run has ended, or its host cannot be reached"
+"""How the message of `LostError` begins."""
+SIGNS_OF_LOSS = ("gloo", "Connection", "Socket", "Timed out", "NCCL")
+"""Words in the messages of PyTorch's backends, which raise plain errors, if another process does not answer."""
 
 
 WARM_UP, MEASURED = 2, 8
@@ -56,6 +65,10 @@ class Stopped(Exception):  # noqa: N818 (it is not an error)
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+class LostError(UserError, RuntimeError):
+    """Another process of the run does not answer any more."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +107,17 @@ def train(recipe: Recipe, command: str = "", report_threads: int | None = None, 
         folder = trainer.folder
         if first:
             trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
-        with _signals() as trainer.stop, Display(first) as display:
+        with _signals() as trainer.stop, Display(first) as display, trainer.others_told():
             trainer.fit(display)
+        end: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE_AT_END) if trainer.world > 1 else None
         scores, split = None, ""
         if first:
             if report_threads is not None:
                 torch.set_num_threads(report_threads)
             scores, split = trainer.conclude()
             trainer.record("finished")
-        trainer.accelerator.wait_for_everyone()
+        if end is not None:
+            torch.distributed.barrier(end)
         trainer.accelerator.end_training()
     return Run(folder, scores, split, folder / "report.html")
 
@@ -304,6 +319,7 @@ class Trainer:
         elif accelerator.is_main_process:
             clear(self.folder)
         self.progress.updates, self.progress.steps, self.progress.data = self.updates, self.steps, self.data
+        self.progress.images = self.recipe.batch_size * self.world
         with self._writing():
             if accelerator.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -317,7 +333,16 @@ class Trainer:
         """Raise UserError if the rest of an epoch would have other batches than its beginning."""
         if self.progress.step == 0:
             return
+        before, images = self.progress.images, self.recipe.batch_size * self.world
+        if before == images:  # divided among another number of processes, perhaps
+            whole = replace(whole, batch_size=read_recipe(self.folder / "recipe.yaml").batch_size)
         check_unchanged(self.folder, whole, PER_EPOCH, " within an epoch")
+        if before not in (0, images):
+            fitting = before // (1 if self.recipe.processes else self.world)
+            raise UserError(
+                f"{self.folder} stopped within an epoch of {before} images a step, which are {images} now: give "
+                f"--batch-size {fitting}."
+            )
         if self.progress.steps not in (0, self.steps):
             raise UserError(
                 f"{self.folder} stopped within an epoch of {self.progress.steps} iterations, which are {self.steps} "
@@ -328,6 +353,21 @@ class Trainer:
         """Report a failure to write to the run's folder in one line."""
         saved = (self.folder / "last").exists()
         return writing_to(self.folder, f"free some space and {'continue with --resume' if saved else 'start again'}")
+
+    @contextmanager
+    def others_told(self) -> Iterator[None]:
+        """Report in one line that another process does not answer any more."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+                raise
+            reason = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).partition(". ")[0]
+            saved = (self.folder / "last").exists()
+            raise LostError(
+                f"{LOST} ({reason}). {'Continue with' if saved else 'Nothing was saved yet: start'} the same command"
+                f"{f' and --resume --out {self.recipe.out} --name {self.folder.name}' if saved else ' again'}."
+            ) from error
 
     def record(self, event: str, command: str = "") -> None:
         """Add a line to the run's history."""

@@ -21,6 +21,7 @@ import torch
 from ..tasks.recipe import Recipe
 from ..utils.device import find_device
 from ..utils.errors import UserError
+from .loop import LOST
 
 IMAGES_PER_PROCESS = 16
 """By default, minimum images of a step per process: BatchNorm's statistics are taken over them."""
@@ -113,10 +114,11 @@ def _end(others: Sequence[tuple[subprocess.Popen, IO[bytes]]], patience: int) ->
 
 
 def _reason(others: Sequence[tuple[subprocess.Popen, IO[bytes]]]) -> str:
-    """The last message of a process that failed."""
+    """The last message of a process that failed by itself, not because another one did."""
     for process, said in others:
         if process.returncode > 0:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
-            return lines[-1].removeprefix("dmformer: ") if lines else ""
+            if lines and LOST not in lines[-1]:
+                return lines[-1].removeprefix("dmformer: ")
     return ""
