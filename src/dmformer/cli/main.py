@@ -1,5 +1,8 @@
 """Choose the command to run, and end the process properly."""
 
+import os
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -95,11 +98,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             COMMANDS[arguments[0]](arguments[1:])
     except UserError as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if not (told := _reader_ended(str(error))):
+            raise
+        _fail(told)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of a pipe has exited, as `| head` does
         sys.stderr.close()
         raise SystemExit(141) from None
+
+
+def _reader_ended(error: str) -> str | None:
+    """What to do if the error says that a process that reads images had too little memory; None for other errors."""
+    reason = error.strip().splitlines()[-1].removeprefix("RuntimeError: ") if error else ""
+    if "Bus error" in error or "shared memory" in error or "torch_" in reason:
+        size = shutil.disk_usage("/dev/shm").total / 2**20 if os.path.isdir("/dev/shm") else 0
+        remedy = f"/dev/shm, through which readers hand over images, holds {size:.3g} MB"
+        return f"{reason} {remedy}: give a container --shm-size 8g or --ipc host, or read with --workers 0."
+    if re.match(r"DataLoader worker \(pid.* is killed by signal", error):
+        return f"{reason} If memory is short, give fewer --workers, or a smaller --batch-size."
+    return None
 
 
 def _fail(message: str) -> NoReturn:
