@@ -1,0 +1,192 @@
+"""Several machines, kills at random moments, containers, and the page on them."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dmformer.cli import main
+from dmformer.cli.main import COMMANDS
+from dmformer.cli.parsing import parse
+from dmformer.cli.shards import ShardsOptions
+from dmformer.cli.train import _started_again
+from dmformer.tasks.progress import Progress
+from dmformer.tasks.recipes import RECIPES
+from dmformer.train.loop import LostError, Stopped, Trainer, train
+from dmformer.utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "scale.md").read_text("utf-8")
+
+
+def script(name: str, *arguments: str) -> str:
+    """What a script in benchmarks/ prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
+    return done.stdout
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """The module benchmarks/data_parallel.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import data_parallel
+
+    return data_parallel
+
+
+def may_make_namespaces() -> bool:
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "dmformer-test"], capture_output=True).returncode == 0
+    subprocess.run(["ip", "netns", "delete", "dmformer-test"], capture_output=True)
+    return made
+
+
+@pytest.mark.slow
+def test_a_lost_host_ends_the_other_and_the_run_resumes_with_one_process():
+    """On two network namespaces; where they are not allowed, with two torchrun agents on one address."""
+    place = [] if may_make_namespaces() else ["--loopback"]
+    told = script("two_hosts", "--tasks", "classification", "--lose", "host", "--no-record", *place)
+    found = re.search(r"'seconds': '([\d.]+)', 'difference': '([\d.e+-]+)', 'line': (.*)}", told)
+    assert found, told
+    assert float(found[1]) < 60
+    assert float(found[2]) < 1e-5
+    assert "another process of this run has ended, or its host cannot be reached" in found[3]
+    assert "--resume --out runs --name classification-host" in found[3]
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_with_the_same_weights():
+    assert "3 kills, 0 in runs whose final weights differ" in script("kills", "--kills", "3", "--no-record")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_within_an_epoch_in_another_number_of_processes(recipe, two_processes, monkeypatch):
+    step = Trainer._step
+
+    def stopping(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    recipe = replace(recipe, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopping)
+        with pytest.raises(Stopped):
+            train(recipe)
+    last = Path(recipe.out) / "run" / "last"
+    assert (Progress.read(last).step, Progress.read(last).images) == (1, 8)
+    with pytest.raises(UserError, match="within an epoch of 8 images a step, which are 16 now: give --batch-size 4"):
+        two_processes(train, replace(recipe, resume=True))
+    two_processes(train, replace(recipe, resume=True, batch_size=4))
+    done = Progress.read(last)
+    assert (done.epoch, done.steps, done.images) == (1, 3, 8)
+
+
+def test_an_error_of_the_connection_is_told_in_a_line(tmp_path):
+    trainer = SimpleNamespace(world=2, folder=tmp_path / "run", recipe=SimpleNamespace(out=str(tmp_path)))
+
+    def fail(message: str) -> None:
+        with Trainer.others_told(trainer):  # type: ignore[arg-type]
+            raise RuntimeError(message)
+
+    gloo = "[/src/gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:1: Connection reset by peer. This is\ntypical."
+    with pytest.raises(
+        LostError, match=r"reached \(Read error \[10.0.0.2\]:1: Connection reset by peer\)\. Nothing was"
+    ):
+        fail(gloo)
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    with pytest.raises(LostError, match=f"and --resume --out {tmp_path} --name run"):
+        fail("Timed out waiting 20000ms for recv operation to complete")
+    with pytest.raises(RuntimeError, match="shape"):
+        fail("shape mismatch")
+    trainer.world = 1
+    with pytest.raises(RuntimeError) as error:
+        fail(gloo)
+    assert not isinstance(error.value, UserError)
+
+
+def test_a_run_that_torchrun_starts_again_resumes(tmp_path, monkeypatch):
+    options = ["--out", str(tmp_path), "--name", "run"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not _started_again(RECIPES["scratch"](), options)  # nothing was saved: from the beginning
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    assert _started_again(RECIPES["scratch"](), options)
+    assert not _started_again(RECIPES["scratch"](), options[:2])
+    assert not _started_again(RECIPES["scratch"](), [*options, "--resume"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not _started_again(RECIPES["scratch"](), options)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("DataLoader worker (pid 5) is killed by signal: Bus error. It is possible", "--shm-size 8g or --ipc host"),
+        (
+            "Caught RuntimeError in DataLoader worker process 0.\nTraceback:\nRuntimeError: unable to write to "
+            "file </torch_1>: No space left on device (28)",
+            "dmformer: unable to write to file </torch_1>: No space left on device (28) /dev/shm, through which",
+        ),
+        ("DataLoader worker (pid 5) is killed by signal: Killed. ", "fewer --workers"),
+    ],
+)
+def test_a_reader_without_memory_is_told_with_the_remedy(error, told, monkeypatch, capsys):
+    def fail(_: list[str]) -> None:
+        raise RuntimeError(error)
+
+    monkeypatch.setitem(COMMANDS, "models", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["models"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert told in said
+    assert said.count("\n") == 1
+    error = "Caught ValueError in DataLoader worker process 0.\nValueError: a mistake of ours"
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["models"])
+
+
+def test_the_tables_of_costs_are_those_of_the_script(costs):
+    assert costs.costs() in PAGE
+    assert costs.fixed_batch() in PAGE
+    models = (ROOT / "docs" / "models.md").read_text("utf-8")
+    for name, (parameters, gmacs) in costs.MODELS.items():
+        assert f"| `{name}` | {parameters:,} | {gmacs:.3f} |" in models
+
+
+def test_the_costs_of_a_step_by_hand(costs):
+    """64 GPUs in 8 nodes at 100 Gbit/s, 80 % of it usable: 10 GB/s."""
+    seconds, sent = costs.all_reduce(1e9, 64, 10e9)
+    assert sent == pytest.approx(2 * 7 / 8 * 1e9)
+    assert seconds == pytest.approx(2 * 7 / 8 * 1e9 * (1 / 200e9 + 1 / 10e9) + 14 * 5e-6 + 14 * 20e-6)
+    assert costs.all_reduce(1e9, 8, 10e9)[1] == 0
+    one = costs.step("dmformer_s", 1, 128, 100, images_per_second=1000)
+    assert (one.seconds, one.sent, one.efficiency) == (0.128, 0, 1)
+    assert costs.step("dmformer_s", 1, 2, 100).seconds == costs.SHORTEST
+    hidden = costs.step("dmformer_s", 64, 128, 100, images_per_second=1000)
+    last = costs.all_reduce(costs.BUCKET, 64, 10e9)[0] + costs.all_reduce(8, 64, 10e9)[0]
+    assert hidden.seconds == pytest.approx(0.128 + last)  # the other buckets are sent during the backward pass
+
+
+def test_the_commands_of_the_page_can_be_parsed():
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+    commands = [line.partition("dmformer train ")[2] for line in blocks.splitlines() if "dmformer train " in line]
+    assert len(commands) == 3
+    for command in commands:
+        name, *options = shlex.split(command, comments=True)
+        parse(type(RECIPES[name]()), options, "train", "", RECIPES[name]())
+    for command in re.findall(r"```bash\ndmformer shards (.*)", (ROOT / "docs" / "data.md").read_text("utf-8")):
+        assert parse(ShardsOptions, shlex.split(command), "shards").out == "shards/"
+
+
+def test_the_batch_script_is_correct_bash():
+    subprocess.run(["bash", "-n", str(ROOT / "examples" / "train.sbatch")], check=True)
