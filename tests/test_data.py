@@ -98,6 +98,9 @@ def test_folder_is_split_by_seed_and_stratified(recipe):
     other = open_splits(replace(recipe, seed=1))
     assert np.array_equal(again.test.indices, splits.test.indices)
     assert not np.array_equal(other.test.indices, splits.test.indices)
+    kept = open_splits(replace(recipe, seed=1, split_seed=recipe.seed))
+    assert np.array_equal(kept.test.indices, splits.test.indices)
+    assert np.array_equal(kept.val.indices, splits.val.indices)
     for part in parts:
         for i in range(len(part)):
             assert splits.class_names[part.targets[i]] in part.reader.filename(int(part.indices[i]), absolute=True)

@@ -122,6 +122,8 @@ class Recipe:
     By default one for every 16 images of a step, up to the number of threads; a resumed run keeps its number."""
     seed: int = field(default=0, metadata=FIXED)
     """Seed for the split, the weights, the order and the augmentation."""
+    split_seed: int | None = field(default=None, metadata=FIXED)
+    """Seed for the split alone, so that runs with other seeds keep it; by default that of the run."""
 
     minutes: float | None = field(default=None, metadata=FREE)
     """Minutes that the run may take: the speed of the first steps sets the number of epochs (of iterations for a
@@ -209,6 +211,11 @@ class Recipe:
         threads = None if self.threads is None else max(1, self.threads // n)
         workers = max(1, min(available_cores(), 8) // n) if self.workers is None else -(-self.workers // n)
         return replace(self, batch_size=self.batch_size // n, threads=threads, workers=workers)
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed by which data without splits is split."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def starting_weights(self) -> str | None:

@@ -47,7 +47,7 @@ class Split:
     @property
     def has_names(self) -> bool:
         """Whether its images have file names, which named data sets do not have, or only within the images."""
-        return isinstance(self.reader, _Photos)
+        return isinstance(self.reader, PhotoReader)
 
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)
@@ -79,7 +79,7 @@ class Splits:
 
 
 def open_splits(recipe: ClassificationRecipe) -> Splits:
-    """Open what `recipe.data` names; data without splits is split by `recipe.seed`.
+    """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
 
     Raises:
         UserError: Nothing there, no images, fewer than two classes, or a missing package.
@@ -136,6 +136,14 @@ def open_own_test(recipe: ClassificationRecipe, class_names: list[str]) -> tuple
         told = first_few(splits.class_names, 8)
         raise UserError(f"{recipe.data} has changed since the run: it has the classes {told}.")
     return (splits.test, "test") if splits.test else (splits.val, "validation")
+
+
+def files_of(split: Split) -> list[Path] | None:
+    """The files of a split's photos; None if the photos are in an archive or a named data set."""
+    reader = split.reader
+    if split.indices is None or not isinstance(reader, PhotoReader) or not isinstance(reader.files, FolderFiles):
+        return None
+    return [reader.files.path / reader.names[i] for i in split.indices]
 
 
 def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
@@ -356,10 +364,10 @@ def split_off(
     """
     assert split.indices is not None
     assert split.targets is not None
-    rest, test = split.indices, None
+    rest, test, seed = split.indices, None, recipe.seed_of_split
     if with_test and recipe.test_share:
-        rest, test = _divide(split.targets, rest, recipe.test_share, recipe.seed)
-    train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), recipe.seed)
+        rest, test = _divide(split.targets, rest, recipe.test_share, seed)
+    train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), seed)
     train, val, test = _kept_together([train, val, test], together)
     if val is None or not len(val):
         told = f"{recipe.data}: {len(split)} images, of which copies stay together, are too few"

@@ -283,7 +283,7 @@ def open_run(recipe: DetectionRecipe, any_leaks: bool = False) -> BoxSplits:
         recipe.classes,
         recipe.val_share,
         recipe.test_share,
-        recipe.seed,
+        recipe.seed_of_split,
         recipe.max_broken if recipe.learns_masks else 0.0,
         recipe.allow_leaks or any_leaks,
         recipe.near_duplicates,

@@ -25,7 +25,7 @@ class LabelSplits(Splits):
 
 
 def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
-    """Open what `recipe.data` names; data without splits is split by `recipe.seed`.
+    """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
 
     Raises:
         UserError: Nothing there, no photos, no labels, or labels that the training photos do not have.

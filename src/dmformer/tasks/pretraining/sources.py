@@ -39,7 +39,8 @@ def open_sources(recipe: PretrainingRecipe) -> Sources:
             sources.append(Source(name, splits.class_names, splits.train, splits.val))
             remarks = splits.notes
         else:
-            train, val = open_unlabelled(place, recipe.val_share, recipe.seed, recipe.max_pixels, remarks.append)
+            seed = recipe.seed_of_split
+            train, val = open_unlabelled(place, recipe.val_share, seed, recipe.max_pixels, remarks.append)
             sources.append(Source(name, [], train, val))
         notes += [f"{name}: {remark}" for remark in remarks]
     return sources, notes
@@ -53,7 +54,7 @@ def opened(place: str, recipe: PretrainingRecipe, test_share: float) -> Splits:
             data=place,
             val_share=val_share,
             test_share=test_share,
-            seed=recipe.seed,
+            seed=recipe.seed_of_split,
             max_pixels=recipe.max_pixels,
             allow_leaks=recipe.allow_leaks,
             near_duplicates=recipe.near_duplicates,

@@ -200,7 +200,7 @@ def open_run(recipe: SegmentationRecipe, any_leaks: bool = False) -> PairSplits:
         recipe.colours,
         recipe.val_share,
         recipe.test_share,
-        recipe.seed,
+        recipe.seed_of_split,
         recipe.allow_leaks or any_leaks,
         recipe.near_duplicates,
         recipe.max_pixels,
