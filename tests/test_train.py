@@ -88,6 +88,20 @@ def test_run_folder(trained_classifier, recipe, photos):
     assert all(p.classes[0][1] >= p.classes[1][1] for p in found)
 
 
+@pytest.mark.slow
+def test_a_run_can_be_scored_later(recipe):
+    run = train(replace(recipe, epochs=1), score=False)
+    assert (run.scores, run.split) == (None, "")
+    assert not run.report.exists()
+    assert not (run.folder / "scores.json").exists()
+    weights = final_weights(run.folder)
+    scored = train(replace(recipe, epochs=1, resume=True))
+    assert scored.scores.count == 5
+    assert scored.report.is_file()
+    assert len(rows_of(scored)) == 1
+    assert_same(final_weights(scored.folder), weights)
+
+
 @pytest.mark.parametrize("stop_at", [1, 4])  # in the middle of the first epoch, and of the second
 @pytest.mark.slow
 def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):

@@ -75,7 +75,8 @@ class LostError(UserError, RuntimeError):
 class Run:
     """A finished run: its folder, its scores on a split (test if there is one, else validation), its report.
 
-    With several processes, only the first has the scores; the others have None.
+    With several processes, only the first has the scores; the others have None. A run that was not scored has none,
+    and no report.
     """
 
     folder: Path
@@ -84,7 +85,9 @@ class Run:
     report: Path
 
 
-def train(recipe: Recipe, command: str = "", report_threads: int | None = None, data: Any = None) -> Run:
+def train(
+    recipe: Recipe, command: str = "", report_threads: int | None = None, data: Any = None, score: bool = True
+) -> Run:
     """Train a recipe.
 
     Args:
@@ -93,6 +96,8 @@ def train(recipe: Recipe, command: str = "", report_threads: int | None = None, 
         report_threads: Threads with which the first process scores the model and writes the report, while the others
             wait for it; by default those it trains with.
         data: The recipe's data, if the task's `open_data` has opened it already.
+        score: Score the best weights at the end and write the report. Without, the test images stay unseen; resuming
+            the run does it later.
 
     Raises:
         UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
@@ -114,7 +119,8 @@ def train(recipe: Recipe, command: str = "", report_threads: int | None = None, 
         if first:
             if report_threads is not None:
                 torch.set_num_threads(report_threads)
-            scores, split = trainer.conclude()
+            if score:
+                scores, split = trainer.conclude()
             trainer.record("finished")
         if end is not None:
             torch.distributed.barrier(end)
