@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..export.formats import export_onnx
+from ..export.quantise import quantise
 from ..models.catalogue import count_gmacs
 from ..models.create import SEED, random_model, settled_on_noise, size_argument
 from ..nn.fuse import fuse
@@ -25,6 +26,7 @@ from ..tasks.opening import open_trained
 from ..tasks.segmentation.model import HEADS, segmentation_loss, segmentation_model
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
+from ..utils.machine import resident_mb
 
 ADE20K_CLASSES = 150
 
@@ -58,6 +60,7 @@ class Forms:
 
     Args:
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
+        classes: Number of classes of a model given by name; by default its own.
 
     Attributes:
         parameters: Millions.
@@ -73,8 +76,9 @@ class Forms:
         threads: int,
         folder: Path,
         training: bool = False,
+        classes: int | None = None,
     ) -> None:
-        self.model, answer = open_model(source, images.shape[-1])
+        self.model, answer = open_model(source, images.shape[-1], classes)
         self.loss = LOSSES[answer]
         self.images, self.device, self.threads, self.training = images, device, threads, training
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -85,7 +89,10 @@ class Forms:
         self.reference = None if training else self._infer("plain", "float32", len(images)).run().float().cpu()
 
     def bind(self, form: str, dtype: str, batch_size: int) -> Call:
-        """The model in a form and dtype, bound to the first `batch_size` images and run once."""
+        """The model in a form and dtype, bound to the first `batch_size` images and run once.
+
+        The runtimes also have the dtype "int8": the graph quantised on the images.
+        """
         if self.training:
             call = self._train(form, dtype, batch_size)
         elif form in ("onnxruntime", "openvino"):
@@ -114,14 +121,22 @@ class Forms:
 
         return Call(run, self._release)
 
-    def _infer_in_runtime(self, form: str, dtype: str, batch_size: int) -> Call:
+    def graph(self, dtype: str) -> Path:
+        """The ONNX file that the runtimes run: in "int8", or in float32 for every other dtype."""
         if not self.onnx.exists():
             export_onnx(fuse(self.model), self.onnx, self.images.shape[-1], dynamic_size=False)
+        if dtype != "int8":
+            return self.onnx
+        small = self.onnx.with_suffix(".int8.onnx")
+        return small if small.exists() else quantise(self.onnx, small, [self.images.numpy()], {})
+
+    def _infer_in_runtime(self, form: str, dtype: str, batch_size: int) -> Call:
+        graph = self.graph(dtype)
         images = np.ascontiguousarray(self.images[:batch_size].numpy())
         if form == "openvino":
-            session = to_openvino(self.onnx, self.threads, dtype, images.shape)
+            session = to_openvino(graph, self.threads, "float32" if dtype == "int8" else dtype, images.shape)
         else:
-            session = self.made.get((form, dtype)) or to_onnxruntime(self.onnx, self.threads)
+            session = self.made.get((form, dtype)) or to_onnxruntime(graph, self.threads)
             self.made[form, dtype] = session
         return Call(lambda: session.run(images), session.release)
 
@@ -166,13 +181,14 @@ def _kernels(form: str) -> Any:
     return plain_kernels() if form == "plain" else contextlib.nullcontext()
 
 
-def open_model(source: str, image_size: int) -> tuple[nn.Module, str]:
+def open_model(source: str, image_size: int, classes: int | None = None) -> tuple[nn.Module, str]:
     """A model in evaluation mode on the CPU, and the `answer` of its task, a key of `LOSSES`.
 
     Args:
         source: A model name, for reproducible random weights; NAME+fpn or NAME+upernet for a segmenter with 150 classes
             on that backbone; a run's best/ folder; or hf-hub:owner/name.
         image_size: Image size of models built for a fixed size.
+        classes: Number of classes of a classifier given by name; by default its own.
 
     With random weights, BatchNorm statistics are computed from noise, so that folding them is not trivial.
     """
@@ -184,7 +200,7 @@ def open_model(source: str, image_size: int) -> tuple[nn.Module, str]:
         return trained.model, task.answer
     name, plus, head = source.partition("+")
     if not plus:
-        return random_model(name, image_size), "labels"
+        return random_model(name, image_size, classes), "labels"
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     if head not in HEADS:
@@ -224,15 +240,9 @@ def memory_over_rest(call: Call, device: torch.device) -> float | None:
     with contextlib.suppress(OSError, AttributeError):  # not Linux, not glibc
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        rest = _resident("VmRSS")
+        rest = resident_mb("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         call.run()
-        return (_resident("VmHWM") - rest) / 2**10
+        return resident_mb("VmHWM") - rest
     except OSError:
         return None
-
-
-def _resident(key: str) -> int:
-    """Memory of this process in kilobytes, from the kernel."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))

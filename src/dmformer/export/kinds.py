@@ -47,7 +47,7 @@ class Kind:
     timed_batches: Sequence[int] = (1, 8)
     scored: Callable[[Any], Any]
 
-    def check(self, model: Any, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+    def check(self, model: Any, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
         """Raise UserError for options that cannot be exported."""
 
     def card(self, model: Any, name: str, preprocessing: bool) -> Card:
@@ -96,7 +96,7 @@ class Labels(Kind):
 
     scored = staticmethod(scored_classifier)
 
-    def check(self, model: Classifier, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+    def check(self, model: Classifier, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
         if preprocessing and not dynamic_size:
             raise UserError("--preprocessing accepts photos of any size: omit --no-dynamic-size.")
 
@@ -195,7 +195,7 @@ class Objects(Kind):
     timed_batches = (1,)  # larger batches need too much memory
     scored = staticmethod(scored_detector)
 
-    def check(self, model: Detector, preprocessing: bool, dynamic_size: bool, int8: str | None) -> None:
+    def check(self, model: Detector, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
         """Raise UserError for detectors and options that cannot be exported."""
         if not isinstance(model.model, DenseDetector):
             raise UserError(
@@ -204,7 +204,7 @@ class Objects(Kind):
             )
         if preprocessing:
             raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
-        if int8 is not None:
+        if int8:
             raise UserError("--int8 is for classifiers and segmenters; this is a detector.")
         if not dynamic_size:
             raise UserError("a detector's images vary in size: omit --no-dynamic-size.")

@@ -92,7 +92,7 @@ def export(
     fused: bool = True,
     dynamic_size: bool = True,
     photos: Sequence[str] = (),
-    int8: str | None = None,
+    int8: str | Sequence[str] | None = None,
     data: str | None = None,
     max_loss: float = 0.01,
     speed: bool = True,
@@ -108,7 +108,8 @@ def export(
         preprocessing: Put resizing, cropping and normalisation into the graph, whose input is then 8-bit images.
         dynamic_size: Leave height and width free as well as the batch, if the model allows it.
         photos: Files and folders of images for the comparison; by default from the run's own data, or noise.
-        int8: Folder of images for the calibration of 8-bit weights and activations; for "onnx" and "openvino".
+        int8: Folder or files of images for the calibration of 8-bit weights and activations; for "onnx" and
+            "openvino".
         data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts.
         max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
 
@@ -118,7 +119,7 @@ def export(
     """
     model = _open(source)
     kind = kind_of(model.task)
-    kind.check(model, preprocessing, dynamic_size, int8)
+    kind.check(model, preprocessing, dynamic_size, int8 is not None)
     card = kind.card(model, model.name.replace("/", "_").removeprefix("hf-hub:"), preprocessing)
     try:
         Card.from_metadata(card.to_metadata(), card.name)
@@ -317,15 +318,16 @@ def _quantise(
     place: Path,
     to: Format,
     card: Card,
-    photos: str,
+    photos: str | Sequence[str],
     data: str,
     threads: int,
     say: Callable[[str], None],
 ) -> tuple[float, float]:
     """Replace the float file by an int8 one; return the scores of both."""
     before: Any = open_exported(str(workshop / GRAPH), threads)
-    say(f"calibrating int8 on photos of {photos}")
-    files = spread(list_photos([photos], say), CALIBRATED_PHOTOS)
+    places = [photos] if isinstance(photos, str) else photos
+    say(f"calibrating int8 on photos of {places[0]}{' and others' if len(places) > 1 else ''}")
+    files = spread(list_photos(places, say), CALIBRATED_PHOTOS)
     metadata = card.to_metadata()
     batches = (before.calibration(picture) for picture in _read(files, card.values))
     small = quantise(workshop / GRAPH, workshop / "int8.onnx", batches, metadata)
