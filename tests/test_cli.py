@@ -38,7 +38,8 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["analyse"], ["export"], ["serve"], ["models"]]
+    "command",
+    [[], ["train"], ["eval"], ["predict"], ["explain"], ["analyse"], ["export"], ["serve"], ["choose"], ["models"]],
 )
 def test_help_teaches_by_example(capsys, command):
     code, out, _ = run(capsys, *command, "--help")

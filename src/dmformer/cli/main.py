@@ -12,6 +12,7 @@ from ..utils.errors import UserError, unknown
 from .analyse import analyse
 from .bench import bench
 from .checks import check_environment
+from .choose import choose
 from .convert import convert
 from .embed import embed
 from .evaluate import evaluate
@@ -39,6 +40,7 @@ commands:
   shards    put labelled photos into tars, for training over a network
   convert   convert a published weights file of VAN, SMT, ViTAE or ViTAEv2 for dmformer and timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
+  choose    find the best backbone for your photos on this machine, within limits, by measuring and training
   models    list the models
 
 examples:
@@ -57,6 +59,7 @@ examples:
   dmformer shards photos/ shards/
   dmformer convert van_b0.pth van_b0/
   dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
+  dmformer choose --data photos/ --latency 20ms --disk 20MB
   dmformer models 'van_*'
 
 `dmformer COMMAND --help` shows the options of a command.
@@ -74,6 +77,7 @@ COMMANDS = {
     "shards": shards,
     "convert": convert,
     "bench": bench,
+    "choose": choose,
     "models": models,
 }
 

@@ -1,0 +1,137 @@
+"""The race: who goes on, how many epochs fit into the time, and which models are level. Pure functions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ..utils.intervals import wilson
+
+FINALISTS = 3
+"""Number of models that are trained with several seeds."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: who runs, each for how many epochs, with which number of seeds; and who is left out for time."""
+
+    names: list[str]
+    epochs: int
+    seeds: int
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An accuracy from 0 to 1, the mean over the seeds, with its interval."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+
+def sizes_of_rounds(entrants: int) -> list[int]:
+    """How many models run in each round, the final included: half of them, rounded up, go on."""
+    sizes = [entrants]
+    while sizes[-1] > FINALISTS:
+        sizes.append(max(-(-sizes[-1] // 2), FINALISTS))
+    return sizes
+
+
+def part_of_time(rounds_left: int, seeds: int) -> float:
+    """The fraction of the time left that the next round gets: equal parts, but one for each seed in the final."""
+    return 1.0 if rounds_left == 1 else 1 / (rounds_left - 1 + seeds)
+
+
+def plan_round(
+    seconds: Mapping[str, float], budget: float, most_epochs: int, least_epochs: int = 1, seeds: int = 1
+) -> Round:
+    """The longest round that fits into the budget.
+
+    If even one epoch of all is too much, the costliest are left out; at least one model stays. A final in which the
+    seeds leave fewer than `least_epochs`, the epochs of the round before, has fewer seeds.
+
+    Args:
+        seconds: Of one epoch, by name.
+        budget: Seconds.
+    """
+    kept = sorted(seconds, key=lambda name: seconds[name])
+    while len(kept) > 1 and sum(seconds[name] for name in kept) > budget:
+        kept.pop()
+    one_epoch = sum(seconds[name] for name in kept)
+    while seeds > 1 and budget / (seeds * one_epoch) < least_epochs:
+        seeds -= 1
+    epochs = min(max(int(budget / (seeds * one_epoch)), 1), most_epochs)
+    names = [name for name in seconds if name in kept]
+    return Round(names, epochs, seeds, [name for name in seconds if name not in kept])
+
+
+def forecast(seconds: Mapping[str, float], budget: float, most_epochs: int, seeds: int) -> list[tuple[Round, float]]:
+    """The rounds to expect and the seconds of each, if every time the costlier half goes on.
+
+    Args:
+        seconds: Of one epoch, by name.
+        budget: Seconds.
+    """
+    found, standing, epochs = [], dict(seconds), 1
+    sizes = sizes_of_rounds(len(standing))
+    for i, size in enumerate(sizes):
+        costliest = sorted(standing, key=lambda name: -standing[name])[:size]
+        standing = {name: standing[name] for name in costliest}
+        last = i + 1 == len(sizes)
+        part = part_of_time(len(sizes) - i, seeds)
+        plan = plan_round(standing, budget * part, most_epochs, epochs, seeds if last else 1)
+        length = plan.epochs * plan.seeds * sum(standing[name] for name in plan.names)
+        found.append((plan, length))
+        standing = {name: standing[name] for name in plan.names}
+        budget, epochs = max(budget - length, 0.0), plan.epochs
+    return found
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names that nothing beats in both accuracy and latency, from the fastest to the most accurate.
+
+    Args:
+        points: (accuracy, latency) by name.
+    """
+
+    def beaten(name: str) -> bool:
+        accuracy, latency = points[name]
+        return any(
+            a >= accuracy and t <= latency and (a, t) != (accuracy, latency)
+            for other, (a, t) in points.items()
+            if other != name
+        )
+
+    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name][1])
+
+
+def going_on(points: Mapping[str, tuple[float, float]], number: int, by_front: bool) -> list[str]:
+    """The models that go on: the most accurate, or `by_front` the first fronts, the most accurate of the last one."""
+    if not by_front:
+        return sorted(points, key=lambda name: (-points[name][0], points[name][1]))[:number]
+    rest, kept = dict(points), []
+    while rest and len(kept) < number:
+        best = sorted(front(rest), key=lambda name: -rest[name][0])
+        kept += best[: number - len(kept)]
+        rest = {name: point for name, point in rest.items() if name not in best}
+    return kept
+
+
+def standing(name: str, accuracies: Sequence[float], images: int) -> Standing:
+    """The mean accuracy, with Wilson's 95 % interval for this number of validation images, widened to the range of the
+    seeds."""
+    mean = fmean(accuracies)
+    score = wilson(round(mean * images), images)
+    return Standing(name, mean, min(score.low, *accuracies), max(score.high, *accuracies), tuple(accuracies))
+
+
+def ranking(standings: Sequence[Standing], latency: Mapping[str, float]) -> list[Standing]:
+    """The most accurate first; of equal ones the fastest."""
+    return sorted(standings, key=lambda each: (-each.accuracy, latency[each.name]))
+
+
+def level_with(first: Standing, others: Sequence[Standing]) -> list[Standing]:
+    """Those whose interval overlaps the first's."""
+    return [each for each in others if each.name != first.name and each.high >= first.low and each.low <= first.high]

@@ -1,0 +1,211 @@
+"""The page of `dmformer choose`: who won, how sure that is, the front, and who fell out where and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
+
+from ..report.page import Plot, Theme, number, plot, write_page
+from ..utils.display import duration
+from . import race
+from .candidates import Candidate
+from .limits import NAMES, Limits
+from .run import Choice, Fallen
+
+PAGE = "choice.html"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finalist in the table."""
+
+    name: str
+    form: str
+    accuracy: float
+    interval: tuple[float, float]
+    seeds: str
+    latency: str
+    memory: str
+    disk: str
+    level: bool
+    in_front: bool
+
+
+def write_choice(path: Path, choice: Choice, command: str) -> None:
+    """Write the page to `path` atomically."""
+    measured = [(name, figures) for name, figures in choice.state.measured.items() if "failed" not in figures]
+    values = {
+        "title": f"A backbone for {Path(choice.question.data).name}",
+        "choice": choice,
+        "winner": choice.winner,
+        "verdict": verdict(choice),
+        "certainty": certainty(choice),
+        "rows": finalists(choice),
+        "plots": [_front_plot(choice)],
+        "limits": limits_in_words(choice.question.limits),
+        "fallen": _in_words(choice.fallen),
+        "measured": sorted(measured, key=lambda each: each[1]["latency_ms"]),
+        "energy": any(figures["energy_j"] is not None for _, figures in measured),
+        "costs": choice.state.costs,
+        "facts": facts(choice, command),
+    }
+    write_page(path, "choose/report.html", values)
+
+
+def limits_in_words(limits: Limits) -> str:
+    """The limits: "latency 20 ms, disk 20 MB"; "none" without any."""
+    told = [
+        f"{option} {getattr(limits, name):g} {unit}"
+        for option, (name, unit) in NAMES.items()
+        if getattr(limits, name) is not None
+    ]
+    return ", ".join(told) or "none"
+
+
+def verdict(choice: Choice) -> str:
+    """The winner and its figures in a sentence or two."""
+    winner = choice.winner
+    candidate = next(c for c in choice.forms[winner["entrant"]] if c.name == winner["candidate"])
+    figures = choice.figures(candidate)
+    test = winner["test"]
+    return (
+        f"{candidate.entrant.model} at {candidate.entrant.image_size} px in {in_words(candidate)}: "
+        f"{test['value']:.1%} of {winner['count']} {winner['split']} photos right (95 % interval {test['low']:.1%} to "
+        f"{test['high']:.1%}), {figures['latency_ms']:.1f} ms a call."
+    )
+
+
+def in_words(candidate: Candidate) -> str:
+    """A form and its threads: "openvino int8, 2 threads"."""
+    threads = number(candidate.threads, "thread")
+    form = "PyTorch, fused" if candidate.form == "fused" else candidate.form.replace("-", " ")
+    return f"{form}, {threads}"
+
+
+def certainty(choice: Choice) -> list[str]:
+    """How sure the ranking is, in sentences."""
+    first, *others = choice.finalists
+    images = choice.images[1]
+    told = [
+        f"{first.name} leads on {images:,} validation photos with {first.accuracy:.1%}; its interval, of chance in the "
+        f"choice of these photos and of the seeds, goes from {first.low:.1%} to {first.high:.1%}."
+    ]
+    if len(first.seeds) > 1:
+        told.append(
+            f"Its {len(first.seeds)} trainings with different seeds reached {min(first.seeds):.1%} to "
+            f"{max(first.seeds):.1%}."
+        )
+    else:
+        told.append("There was time for one training of each finalist only, so the spread of the seeds is unknown.")
+    level = race.level_with(first, others)
+    for other in level:
+        ratio = choice.latency(other.name) / choice.latency(first.name)
+        speed = f"takes {ratio:.2g} times as long" if ratio >= 1 else f"is {1 / ratio:.2g} times as fast"
+        told.append(f"{other.name} is level with it: {other.accuracy:.1%}, and the intervals overlap. It {speed}.")
+    if others and not level:
+        told.append("No other finalist is level with it: their intervals do not overlap with its own.")
+    early = sum("level:" in fallen.reason for fallen in choice.fallen)
+    if early:
+        told.append(f"{number(early, 'model')} fell out in an earlier round although level with the last that went on.")
+    if choice.winner["entrant"] != first.name:
+        told.append(f"{first.name} could not be exported in a form that meets the limits.")
+    if choice.winner["split"] == "test":
+        told.append("The test photos took no part in the choice: they were scored once, by the winner.")
+    else:
+        told.append("There are no test photos: the winner was chosen on the photos of its score, so that is too high.")
+    return told
+
+
+def finalists(choice: Choice) -> list[Row]:
+    """The finalists for the table, the most accurate first."""
+    first = choice.finalists[0]
+    level = {each.name for each in race.level_with(first, choice.finalists)}
+    on_front = race.front({each.name: (each.accuracy, choice.latency(each.name)) for each in choice.finalists})
+    rows = []
+    for each in choice.finalists:
+        candidate = choice.forms[each.name][0]
+        figures = choice.figures(candidate)
+        rows.append(
+            Row(
+                each.name,
+                in_words(candidate),
+                each.accuracy,
+                (each.low, each.high),
+                ", ".join(f"{100 * seed:.1f}" for seed in each.seeds),
+                f"{figures['latency_ms']:.1f} ({figures['latency_low']:.1f} to {figures['latency_high']:.1f})",
+                "–" if figures["memory_mb"] is None else f"{figures['memory_mb']:.0f}",
+                f"{figures['disk_mb']:.1f}",
+                each.name in level,
+                each.name in on_front,
+            )
+        )
+    return rows
+
+
+def facts(choice: Choice, command: str) -> dict[str, str]:
+    """How the choice was made."""
+    question, images = choice.question, choice.images
+    test = f", {images[2]} test" if images[2] else ""
+    return {
+        "command": command,
+        "photos": f"{images[0]} training, {images[1]} validation{test}",
+        "limits": limits_in_words(question.limits),
+        "photos per call": str(question.batch_size),
+        "machine": choice.state.machine,
+        "time": f"{duration(choice.state.seconds)} of {duration(3600 * question.hours)}",
+        "recipe of the trials": question.recipe,
+        "rounds": "; ".join(
+            f"{number(len(each['names']), 'model')}, {number(each['epochs'], 'epoch')}, {number(each['seeds'], 'seed')}"
+            for each in choice.state.rounds
+        ),
+    }
+
+
+def _in_words(fallen: list[Fallen]) -> list[Fallen]:
+    words = {
+        "bounds": "before it was built",
+        "limits": "when it was measured",
+        "measuring": "it could not be measured",
+        "final": "in the final",
+    }
+    return [Fallen(each.name, words.get(each.stage, f"in {each.stage}"), each.reason) for each in fallen]
+
+
+def _front_plot(choice: Choice) -> Plot:
+    """Validation accuracy against latency: the finalists with their intervals, and those that fell out in the race."""
+    final = {each.name: each for each in choice.finalists}
+    points = {name: (accuracy, choice.latency(name)) for name, accuracy in choice.accuracy.items()}
+    on_front = race.front({name: points[name] for name in final})
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        out = [point for name, point in points.items() if name not in final]
+        axes.plot([t for _, t in out], [a for a, _ in out], "o", color=theme.line, label="fell out, fewer epochs")
+        for each in final.values():
+            low, high = each.accuracy - each.low, each.high - each.accuracy
+            axes.errorbar(
+                points[each.name][1],
+                each.accuracy,
+                [[low], [high]],
+                fmt="o",
+                color=theme.second if each.name == choice.winner["entrant"] else theme.first,
+                capsize=3,
+            )
+        line = [points[name] for name in on_front]
+        axes.plot([t for _, t in line], [a for a, _ in line], color=theme.first, linewidth=1, zorder=0)
+        for name, (accuracy, latency) in points.items():
+            size = "small" if name in final else "x-small"
+            axes.annotate(name, (latency, accuracy), (6, 4), textcoords="offset points", fontsize=size)
+        if choice.question.limits.latency_ms is not None:
+            axes.axvline(choice.question.limits.latency_ms, color=theme.second, linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(ScalarFormatter())
+        axes.tick_params(axis="x", which="minor", labelsize="x-small")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+        axes.set_xlabel(f"ms a call, {choice.question.batch_size} photos")
+        axes.set_title("Validation accuracy", fontsize=11)
+
+    told = "; ".join(f"{name} {accuracy:.1%} in {latency:.1f} ms" for name, (accuracy, latency) in points.items())
+    return plot(draw, f"Validation accuracy against latency: {told}.", (8.0, 4.6))

@@ -1,0 +1,456 @@
+"""The whole choice: limits first, then a race on the photos, then the winner exported and scored.
+
+question -> bounds -> measurements -> rounds of training -> finalists with several seeds -> export, test score, page
+"""
+
+import csv
+import io
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..bench.variants import set_threads
+from ..export.write import Written, export
+from ..report.page import number as counted
+from ..tasks.classification.datasets import Split, files_of
+from ..tasks.classification.recipes import ClassificationRecipe
+from ..tasks.classification.training import ClassificationJob
+from ..tasks.recipes import read_recipe
+from ..train.loop import Run, Stopped, train
+from ..utils.display import Display, duration
+from ..utils.errors import UserError
+from ..utils.files import write_whole
+from . import race
+from .candidates import FORMS, Candidate, Entrant, Question, candidates, entrants
+from .limits import lower_bounds, none_meets
+from .measure import cost, gmacs_per_second, image_seconds, measure
+from .race import Standing
+from .state import State, save_state
+
+FOR_THE_END = 0.05
+"""Fraction of the time that is kept for the export and the test score."""
+VALIDATION_COST = 1 / 3
+"""Time of an image in validation, relative to training: the forward pass alone (a reconstruction)."""
+CALIBRATED, MAX_LOSS = 64, 0.01
+"""Photos that calibrate an int8 file, and the maximum loss of validation accuracy by int8."""
+
+
+@dataclass(frozen=True)
+class Fallen:
+    """An entrant that fell out: at which stage, and why."""
+
+    name: str
+    stage: str
+    reason: str
+
+
+@dataclass
+class Choice:
+    """The answer.
+
+    Attributes:
+        forms: The candidates of each entrant that meet the limits, the fastest first.
+        accuracy: Validation accuracy of each entrant in its last round.
+        finalists: The most accurate first.
+        winner: As in `State.winner`.
+    """
+
+    question: Question
+    state: State
+    images: tuple[int, int, int]
+    notes: list[str]
+    forms: dict[str, list[Candidate]] = field(default_factory=dict)
+    fallen: list[Fallen] = field(default_factory=list)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    finalists: list[Standing] = field(default_factory=list)
+
+    @property
+    def winner(self) -> dict[str, Any]:
+        return self.state.winner
+
+    def figures(self, candidate: Candidate) -> dict[str, Any]:
+        return self.state.measured[candidate.name]
+
+    def latency(self, name: str) -> float:
+        """Milliseconds of an entrant's fastest form that meets the limits."""
+        return self.figures(self.forms[name][0])["latency_ms"]
+
+
+def choose(question: Question, recipe: ClassificationRecipe, out: Path, state: State, command: str) -> Choice:
+    """Answer a question, going on from what the state holds already.
+
+    Args:
+        recipe: Of the trials; its data, model, size, epochs, seed and place are replaced.
+        out: Folder for the state, the runs and the exported file.
+        command: The command line, for the reports of the runs.
+
+    Raises:
+        UserError: A mistake in the data, no candidate within the limits, or no model that could be trained.
+        Stopped: After SIGTERM or Ctrl-C during a training, with everything saved.
+    """
+    return _Choosing(question, recipe, out, state, command).answer()
+
+
+class _Choosing:
+    def __init__(self, question: Question, recipe: ClassificationRecipe, out: Path, state: State, command: str) -> None:
+        self.question, self.out, self.state, self.command = question, out, state, command
+        recipe = replace(recipe, data=question.data, split_seed=question.seed, out=str(out / "trials"), tracker="none")
+        self.job = ClassificationJob(recipe)
+        self.classes = len(self.job.class_names)
+        self.recipe = replace(recipe, batch_size=min(recipe.batch_size, self.job.images[0] // 2 * 2 or 1))
+        self.most_epochs = question.epochs or recipe.epochs
+        self.entrants = {entrant.name: entrant for entrant in entrants(question)}
+        self.choice = Choice(question, state, self.job.images, list(self.job.notes))
+        self.clock = time.monotonic()
+
+    def answer(self) -> Choice:
+        with Display() as self.display:  # training shows its own
+            for note in self.job.notes:
+                self.display.say(f"note: {note}")
+            self._measure(self._possible())
+            self._time_training()
+        self._race()
+        if not self.state.winner:
+            self._conclude()
+        return self.choice
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.clock
+        self.clock = now
+        save_state(self.state, self.out)
+
+    # ---- limits
+
+    def _possible(self) -> dict[str, list[Candidate]]:
+        """The candidates of each entrant whose lower bounds meet the limits."""
+        question, state = self.question, self.state
+        for threads in question.threads:
+            if str(threads) not in state.gmacs_per_second:
+                state.gmacs_per_second[str(threads)] = gmacs_per_second(threads)
+        possible: dict[str, list[Candidate]] = {}
+        bounds: list[tuple[str, dict[str, float | None]]] = []
+        int8 = self._int8_photos() is not None
+        if not int8 and any(FORMS[form][1] == "int8" for form in question.forms):
+            told = "int8 needs photos in folders, on which it is calibrated and checked"
+            if all(FORMS[form][1] == "int8" for form in question.forms):
+                raise UserError(f"{told}: give --forms with another form, or the photos in a folder.")
+            self.display.say(f"note: {told}: it is left out")
+        for i, (name, entrant) in enumerate(self.entrants.items()):
+            self.display.step("sizes of the models", i, len(self.entrants), "")
+            if name not in state.costs:
+                state.costs[name] = cost(entrant, self.classes)
+            own = []
+            for candidate in candidates(entrant, question):
+                if candidate.int8 and not int8:
+                    continue
+                rate = state.gmacs_per_second[str(candidate.threads)]
+                least = lower_bounds(
+                    **state.costs[name], int8=candidate.int8, batch_size=question.batch_size, gmacs_per_second=rate
+                )
+                bounds.append((candidate.name, least))
+                if not question.limits.exceeded(least):
+                    own.append(candidate)
+            if own:
+                possible[name] = own
+            else:
+                self._fall(name, "bounds", f"needs at least: {question.limits.exceeded(bounds[-1][1])}")
+        self._save()
+        if not possible:
+            raise none_meets(question.limits, bounds)
+        return possible
+
+    def _measure(self, possible: Mapping[str, list[Candidate]]) -> None:
+        """Measure what is possible, and keep what meets the limits."""
+        question, measured = self.question, self.state.measured
+        total = sum(map(len, possible.values()))
+        self.display.say(
+            f"{counted(total, 'candidate')} to measure at batch {question.batch_size}: models and sizes "
+            f"{len(possible)}, forms {len(question.forms)}, numbers of threads {len(question.threads)}"
+        )
+        for i, (name, own) in enumerate(possible.items()):
+            self.display.step(f"measuring {name}", i, len(possible), "")
+            if new := [candidate for candidate in own if candidate.name not in measured]:
+                with tempfile.TemporaryDirectory(dir=self.out, prefix=".measuring.") as folder:
+                    measured |= measure(
+                        self.entrants[name],
+                        new,
+                        self.classes,
+                        question.batch_size,
+                        question.limits,
+                        Path(folder),
+                        self.display.say,
+                    )
+                self._save()
+            self._judge(name, own)
+        if not self.choice.forms:
+            found = [(c.name, measured[c.name]) for own in possible.values() for c in own]
+            if there := [(name, figures) for name, figures in found if "failed" not in figures]:
+                raise none_meets(question.limits, there)
+            raise UserError(f"no candidate could be measured; {found[0][0]}: {found[0][1]['failed']}.")
+
+    def _judge(self, name: str, own: list[Candidate]) -> None:
+        """Keep the forms of an entrant that meet the limits, the fastest first."""
+        measured, limits = self.state.measured, self.question.limits
+        there = [candidate for candidate in own if "failed" not in measured[candidate.name]]
+        within = [candidate for candidate in there if not limits.exceeded(measured[candidate.name])]
+        if within:
+            self.choice.forms[name] = sorted(within, key=lambda c: measured[c.name]["latency_ms"])
+        elif there:
+            closest = min(there, key=lambda c: max(limits.ratios(measured[c.name]).values()))
+            told = f"{closest.form}, {closest.threads} threads: {limits.exceeded(measured[closest.name])}"
+            self._fall(name, "limits", told)
+        else:
+            self._fall(name, "measuring", str(measured[own[0].name]["failed"]))
+
+    # ---- race
+
+    def _time_training(self) -> None:
+        """Measure a training step of every entrant that is still in."""
+        for i, name in enumerate(list(self.choice.forms)):
+            self.display.step(f"timing the training of {name}", i, len(self.choice.forms), "")
+            if name in self.state.image_seconds:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                seconds = image_seconds(self.entrants[name], self.classes, self.recipe.batch_size, Path(folder))
+            self.state.image_seconds[name] = seconds
+            self._save()
+
+    def _epoch_seconds(self, name: str) -> float:
+        """Expected seconds of one epoch: as in its last trial, else from its training step, corrected by how the trials
+        of others compare with theirs."""
+        train_images, val_images, _ = self.job.images
+        images = train_images + VALIDATION_COST * val_images
+        done = [t for t in self.state.trials.values() if "failed" not in t]
+        if own := [t["seconds"] / t["epochs"] for t in done if t["entrant"] == name]:
+            return own[-1]
+        ratios = [
+            t["seconds"] / t["epochs"] / (self.state.image_seconds[t["entrant"]] * images)
+            for t in done
+            if t["entrant"] in self.state.image_seconds
+        ]
+        return self.state.image_seconds[name] * images * (statistics.median(ratios) if ratios else 1.0)
+
+    def _seconds_left(self) -> float:
+        return self.question.hours * 3600 * (1 - FOR_THE_END) - self.state.seconds
+
+    def _race(self) -> None:
+        """Halve the field until the finalists are left, and train those with several seeds."""
+        standing, number, epochs = list(self.choice.forms), 0, 1
+        if not self.state.rounds:
+            self._tell_plan(standing)
+        while True:
+            rounds_left = len(race.sizes_of_rounds(len(standing)))
+            plan = self._round(number, standing, rounds_left, epochs)
+            stage = "final" if rounds_left == 1 else f"round {number + 1}"
+            for name in plan.left_out:
+                self._fall(name, stage, "no time: one epoch of all models does not fit into --hours")
+            scores = self._trials(plan, stage)
+            self.choice.accuracy |= {name: sum(found) / len(found) for name, found in scores.items()}
+            standings = [race.standing(name, found, self.job.images[1]) for name, found in scores.items()]
+            ranked = race.ranking(standings, {name: self.choice.latency(name) for name in scores})
+            if rounds_left == 1:
+                self.choice.finalists = ranked
+                return
+            standing = self._halved(ranked, plan, stage)
+            number, epochs = number + 1, plan.epochs
+
+    def _tell_plan(self, standing: list[str]) -> None:
+        """Print what the race will take, before it starts."""
+        seconds = {name: self._epoch_seconds(name) for name in standing}
+        told = race.forecast(seconds, max(self._seconds_left(), 0.0), self.most_epochs, self.question.seeds)
+        for i, (plan, length) in enumerate(told):
+            name = "final" if i + 1 == len(told) else f"round {i + 1}"
+            seeds = f", {plan.seeds} seeds" if plan.seeds > 1 else ""
+            self.display.say(
+                f"{name}: {counted(len(plan.names), 'model')}, {counted(plan.epochs, 'epoch')}{seeds}, about "
+                f"{duration(length)}"
+            )
+        whole = self.state.seconds + sum(length for _, length in told)
+        hours = duration(self.question.hours * 3600)
+        self.display.say(f"about {duration(whole)} of {hours} in all, measurements included")
+
+    def _round(self, number: int, standing: list[str], rounds_left: int, least_epochs: int) -> race.Round:
+        """A round that has begun already, or a new one that fits into its part of the time left."""
+        begun = self.state.rounds
+        if number < len(begun):
+            return race.Round(**begun[number])
+        seconds = {name: self._epoch_seconds(name) for name in standing}
+        budget = max(self._seconds_left(), 0.0) * race.part_of_time(rounds_left, self.question.seeds)
+        seeds = self.question.seeds if rounds_left == 1 else 1
+        plan = race.plan_round(seconds, budget, self.most_epochs, least_epochs, seeds)
+        begun.append({"names": plan.names, "epochs": plan.epochs, "seeds": plan.seeds, "left_out": plan.left_out})
+        self._save()
+        return plan
+
+    def _trials(self, plan: race.Round, stage: str) -> dict[str, list[float]]:
+        """Validation accuracies of a round by name, one for each seed; models that cannot be trained fall out."""
+        scores: dict[str, list[float]] = {}
+        for seed in range(self.question.seed, self.question.seed + plan.seeds):
+            for name in plan.names:
+                trial = self._trial(name, plan.epochs, seed)
+                if "failed" not in trial:
+                    scores.setdefault(name, []).append(trial["accuracy"])
+                elif name not in {each.name for each in self.choice.fallen}:
+                    self._fall(name, stage, trial["failed"])
+        scores = {name: found for name, found in scores.items() if len(found) == plan.seeds}
+        if not scores:
+            last = self.choice.fallen[-1]
+            raise UserError(f"no model could be trained; {last.name}: {last.reason}")
+        return scores
+
+    def _trial(self, name: str, epochs: int, seed: int) -> dict[str, Any]:
+        """Train an entrant, or read the trial if it is done."""
+        key = f"{name}-{epochs}-epochs-seed-{seed}"
+        if key not in self.state.trials:
+            started = time.monotonic()
+            trial: dict[str, Any] = {"entrant": name, "epochs": epochs, "seed": seed}
+            try:
+                run = self._train(self._recipe(self.entrants[name], epochs, seed, key), score=False)
+                rows = list(csv.DictReader((run.folder / "metrics.csv").read_text("utf-8").splitlines()))
+                accuracy = max(float(row[self.job.headline]) for row in rows)
+                seconds = max(time.monotonic() - started, float(rows[-1]["seconds"]))
+                trial |= {"run": run.folder.name, "accuracy": accuracy, "seconds": seconds}
+            except Stopped:
+                self._save()
+                raise
+            except UserError as error:  # of this model: the data was opened before
+                trial["failed"] = str(error)
+            self.state.trials[key] = trial
+            self._save()
+        return self.state.trials[key]
+
+    def _recipe(self, entrant: Entrant, epochs: int, seed: int, name: str) -> ClassificationRecipe:
+        """The recipe of a trial; the arguments of the recipe's own model are for its family only."""
+        own = entrant.model.partition("_")[0] == self.recipe.model.partition("_")[0]
+        return replace(
+            self.recipe,
+            model=entrant.model,
+            model_args=self.recipe.model_args if own else (),
+            image_size=entrant.image_size,
+            epochs=epochs,
+            seed=seed,
+            name=name,
+        )
+
+    def _train(self, recipe: ClassificationRecipe, score: bool) -> Run:
+        """Train a recipe, or go on with its run."""
+        folder = Path(recipe.out) / str(recipe.name)
+        if (folder / "last").exists():
+            saved = read_recipe(folder / "recipe.yaml")
+            assert isinstance(saved, ClassificationRecipe)
+            recipe = replace(saved, data=recipe.data, out=recipe.out, name=recipe.name, resume=True, overwrite=False)
+        else:
+            recipe = replace(recipe, overwrite=True)
+        return train(recipe, self.command, score=score)
+
+    def _halved(self, ranked: list[Standing], plan: race.Round, stage: str) -> list[str]:
+        """The names that go on after a round; the others fall out."""
+        by_front = not self.question.limits
+        points = {each.name: (each.accuracy, self.choice.latency(each.name)) for each in ranked}
+        sizes = race.sizes_of_rounds(len(ranked))
+        kept = race.going_on(points, sizes[1] if len(sizes) > 1 else sizes[0], by_front)
+        last = next(each for each in reversed(ranked) if each.name in kept)
+        for each in ranked:
+            if each.name in kept:
+                continue
+            epochs = counted(plan.epochs, "epoch")
+            reason = f"{each.accuracy:.1%} after {epochs}; the last that went on: {last.name}, {last.accuracy:.1%}"
+            if race.level_with(last, [each]):
+                reason += " (level: the intervals overlap)"
+            self._fall(each.name, stage, reason)
+        return [name for name in points if name in kept]
+
+    def _fall(self, name: str, stage: str, reason: str) -> None:
+        self.choice.fallen.append(Fallen(name, stage, reason))
+
+    # ---- winner
+
+    def _conclude(self) -> None:
+        """Export the best finalist that can be exported in a form that meets the limits, and score it on the test
+        photos."""
+        for each in self.choice.finalists:
+            trial = max((t for t in self.state.trials.values() if self._is_final(t, each)), key=lambda t: t["accuracy"])
+            for candidate in self.choice.forms[each.name]:
+                try:
+                    written = self._export(candidate, trial)
+                except UserError as error:
+                    told = f"{candidate.name} cannot be exported: {error}"
+                    self.display.say(told)
+                    self.choice.notes.append(told)
+                    continue
+                self._score(candidate, trial, written)
+                return
+        raise UserError("no finalist could be exported in a form that meets the limits: see the remarks above.")
+
+    def _is_final(self, trial: Mapping[str, Any], each: Standing) -> bool:
+        final = self.state.rounds[-1]
+        return "failed" not in trial and trial["entrant"] == each.name and trial["epochs"] == final["epochs"]
+
+    def _export(self, candidate: Candidate, trial: Mapping[str, Any]) -> Written | None:
+        """Export a trial's weights in a candidate's form; None for PyTorch, which runs the folder itself."""
+        _, dtype, format = FORMS[candidate.form]
+        if format is None:
+            return None
+        options: dict[str, Any] = {}
+        if dtype == "int8":
+            calibration = self._int8_photos()
+            assert calibration is not None
+            options = {"int8": calibration, "data": self._validation_table(), "max_loss": MAX_LOSS}
+        with set_threads(candidate.threads):
+            return export(
+                str(self.out / "trials" / trial["run"] / "best"),
+                "openvino" if format == "openvino" else "onnx",
+                str(self.out / f"{candidate.entrant.name}.{'xml' if format == 'openvino' else 'onnx'}"),
+                dynamic_size=False,  # as it was measured
+                overwrite=True,
+                say=lambda line: self.display.step(line, 0, 1, ""),
+                **options,
+            )
+
+    def _score(self, candidate: Candidate, trial: Mapping[str, Any], written: Written | None) -> None:
+        """Score the winner's run on the test photos, for the first and only time, and save everything."""
+        recipe = self._recipe(candidate.entrant, trial["epochs"], trial["seed"], trial["run"])
+        run = self._train(recipe, score=True)
+        assert run.scores is not None
+        score = run.scores.top1
+        best = run.folder / "best"
+        self.state.winner = {
+            "entrant": candidate.entrant.name,
+            "candidate": candidate.name,
+            "run": str(run.folder),
+            "file": str(written.path) if written else str(best),
+            "megabytes": written.megabytes if written else self.choice.figures(candidate)["disk_mb"],
+            "images_per_second": written.speeds[0].exported if written else None,
+            "int8": list(written.scores) if written and written.scores else None,
+            "test": {"value": score.value, "low": score.low, "high": score.high},
+            "split": run.split,
+            "count": run.scores.count,
+            "use": shlex.join(["dmformer", "predict", str(written.path if written else best), "photo.jpg"]),
+        }
+        self._save()
+
+    def _int8_photos(self) -> list[str] | None:
+        """Training photos that calibrate an int8 file, evenly spread; None if they are not files."""
+        files = files_of(self.job.splits.train)
+        if files is None or files_of(self.job.splits.val) is None:
+            return None
+        return [str(files[i * len(files) // CALIBRATED]) for i in range(min(CALIBRATED, len(files)))]
+
+    def _validation_table(self) -> str:
+        """A table of the validation photos, so that no test photo decides whether an int8 file is kept."""
+        split: Split = self.job.splits.val
+        folder = self.out / "validation"
+        folder.mkdir(exist_ok=True)
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["path", "label"])
+        for i, file in enumerate(files_of(split) or ()):
+            table.writerow([file.resolve(), self.job.class_names[split.target(i)]])
+        write_whole(folder / "validation.csv", text.getvalue())
+        return str(folder / "validation.csv")

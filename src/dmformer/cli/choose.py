@@ -1,0 +1,231 @@
+"""dmformer choose: the best backbone for these photos on this machine."""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..choose.candidates import IMAGE_SIZES, MODELS, Question, available_forms, missing_package
+from ..choose.limits import Limits, parse_limits
+from ..choose.state import STATE, State, question_of, read_state
+from ..tasks.recipe import Recipe
+from ..tasks.recipes import RECIPES
+from ..tasks.table import TASKS
+from ..utils.errors import UserError, unknown
+from ..utils.lock import LOCK, locked
+from ..utils.machine import available_cores
+from .checks import check_model
+from .parsing import parse
+from .printing import print_rows
+
+LIMITS = {"--latency", "--memory", "--disk"}
+
+
+@dataclass(frozen=True)
+class ChooseOptions:
+    """Choose the best backbone for your photos on this machine: dmformer choose --data photos/ [LIMITS] [OPTIONS]
+
+    Every candidate is a model at an image size, in a form, on a number of threads. First the limits: what cannot meet
+    them by its size or its operations is never built; the rest is measured here, on the CPU, with random weights:
+    latency of a call, peak memory of a process that only runs the model, size of the file. Then a race on your photos:
+    all models that are left are trained for a few epochs, the more accurate half goes on with more, and the last three
+    are trained with several seeds. Only validation photos decide; the winner alone is scored on the test photos, once.
+    The winner is exported in its fastest form within the limits, and the file is checked.
+
+    Without limits, the models that go on are those that no other beats in both accuracy and latency.
+
+    Everything is in the folder --out: choice.html says who won, how sure that is, and who fell out where and why;
+    trials/ has the training runs; choose.json has every measurement, from which --resume goes on.
+
+    examples:
+      dmformer choose --data photos/                                   accuracy against latency, within an hour
+      dmformer choose --data photos/ --latency 20ms --disk 20MB        the most accurate within limits
+      dmformer choose --data photos/ --memory 300MB --batch 8          memory and latency with 8 photos per call
+      dmformer choose --data photos/ --models dmformer_n resnet18 --image-sizes 96 160 --hours 0.2
+      dmformer choose --data elpv --recipe elpv --hours 0.5 --out cells
+      dmformer choose --resume --out choice                            go on where it stopped
+    """
+
+    data: str = ""
+    """Labelled photos, as for `dmformer train classify`: a folder of class folders, an archive, a table, elpv."""
+    latency: str | None = None
+    """Maximum time of a call, e.g. 20ms or 0.5s."""
+    memory: str | None = None
+    """Maximum peak memory of a process that runs the model, e.g. 300MB (MB are 2^20 bytes)."""
+    disk: str | None = None
+    """Maximum size of the model's file, e.g. 20MB."""
+    batch: int = 1
+    """Photos per call."""
+    hours: float = 1.0
+    """Time for measuring and training together, e.g. 0.5."""
+    models: tuple[str, ...] = MODELS
+    """Names from dmformer or timm. Weights in this package are the start where a model has them; other models start
+    from random weights."""
+    image_sizes: tuple[int, ...] = IMAGE_SIZES
+    """Heights and widths in pixels."""
+    forms: tuple[Literal["fused", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8"], ...] = ()
+    """fused: PyTorch, by dmformer.fuse; onnxruntime, openvino: exported files; int8: with 8-bit weights and
+    activations, kept if they lose at most 1 point of validation accuracy. Default: all whose packages are installed."""
+    threads: tuple[int, ...] = ()
+    """Numbers of CPU threads to try; by default one per core."""
+    recipe: str = "classify"
+    """Recipe of the training runs, one of those of `dmformer train` for classifiers."""
+    epochs: int | None = None
+    """Maximum number of epochs of a training run; by default the recipe's."""
+    seeds: int = 3
+    """Training runs of each finalist, with different seeds; fewer if the time is short."""
+    seed: int = 0
+    """First seed, and seed of the split of photos without splits."""
+    out: str = "choice"
+    """Folder to write."""
+    resume: bool = False
+    """Go on with the choice in --out; --hours may change, and limits as long as no training has begun."""
+    overwrite: bool = False
+    """Start again, and delete what an earlier choice wrote to --out."""
+    format: Literal["table", "json"] = "table"
+    """How to print the result."""
+
+
+def choose(arguments: list[str]) -> None:
+    options = parse(ChooseOptions, arguments, "choose")
+    out = Path(options.out)
+    if options.resume:
+        state = read_state(out)
+        question = _resumed(options, arguments, state)
+    else:
+        question = _question(options)
+        _prepare(out, options.overwrite)
+        state = State(question.to_dict())
+    recipe = _recipe(question.recipe)
+
+    from ..choose.report import PAGE, finalists, write_choice
+    from ..choose.run import choose
+    from ..train.loop import Stopped
+
+    command = shlex.join(["dmformer", "choose", *arguments])
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out):
+            choice = choose(question, recipe, out, state, command)
+            write_choice(out / PAGE, choice, command)
+    except Stopped as stopped:
+        again = shlex.join(["dmformer", "choose", "--resume", "--out", options.out])
+        print(f"dmformer: stopped, everything is saved; go on with: {again}", file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
+    if options.format == "json":
+        print(json.dumps({**choice.winner, "finalists": [asdict(each) for each in choice.finalists]}, indent=2))
+        return
+    rows = [
+        [r.name, r.form, r.accuracy, f"{100 * r.interval[0]:.1f} to {100 * r.interval[1]:.1f}", r.latency, r.disk]
+        for r in finalists(choice)
+    ]
+    print_rows(["model and size", "form", "validation", "95 %", "ms a call", "MB"], rows, "table", whole=True)
+    _print_winner(choice, out / PAGE)
+
+
+def _print_winner(choice: Any, page: Path) -> None:
+    from ..choose.report import certainty, verdict
+
+    print(f"\n{verdict(choice)}")
+    print("\n".join(certainty(choice)))
+    print(f"\nuse it: {choice.winner['use']}\nreport: {page}")
+
+
+def _question(options: ChooseOptions) -> Question:
+    """The question that the options ask, checked."""
+    if not options.data:
+        raise UserError("name the photos: dmformer choose --data photos/. See dmformer choose --help.")
+    _check_numbers(options)
+    for model in options.models:
+        if model.startswith(("hf-hub:", "local-dir:")):
+            raise UserError(f"--models {model}: give names of models from dmformer or timm.")
+        check_model(model)
+    for form in options.forms:
+        if package := missing_package(form):
+            raise UserError(f"the form {form} needs the package {package}: pip install 'dmformer[export]'.")
+    recipe = _recipe(options.recipe)
+    TASKS[recipe.task].check_data(options.data)
+    return Question(
+        data=options.data,
+        recipe=options.recipe,
+        limits=parse_limits(options.latency, options.memory, options.disk),
+        batch_size=options.batch,
+        hours=options.hours,
+        models=_once(options.models),
+        image_sizes=_once(options.image_sizes),
+        forms=_once(options.forms or available_forms()),
+        threads=_once(options.threads or (available_cores(),)),
+        epochs=options.epochs,
+        seeds=options.seeds,
+        seed=options.seed,
+    )
+
+
+def _once(values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _check_numbers(options: ChooseOptions) -> None:
+    for name, values in (
+        ("batch", [options.batch]),
+        ("threads", options.threads),
+        ("seeds", [options.seeds]),
+        ("epochs", [1 if options.epochs is None else options.epochs]),
+    ):
+        if any(value < 1 for value in values):
+            raise UserError(f"--{name} must be 1 or more.")
+    if not options.hours > 0:
+        raise UserError(f"--hours is {options.hours:g}: it must be more than 0.")
+    if not options.models or not options.image_sizes:
+        raise UserError("at least one model and one image size are needed.")
+    if small := [size for size in options.image_sizes if size < 32]:
+        raise UserError(f"--image-sizes {small[0]}: the models need 32 pixels or more.")
+
+
+def _recipe(name: str) -> Any:
+    """A recipe for classifiers."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    recipe: Recipe = RECIPES[name]()
+    if recipe.task != "classification":
+        raise UserError(f"--recipe {name} is for {recipe.task}: `dmformer choose` compares classifiers only.")
+    return recipe
+
+
+def _prepare(out: Path, overwrite: bool) -> None:
+    """Raise UserError if something is in the way; delete an earlier choice with `overwrite`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder.")
+    if not out.is_dir() or all(path.name == LOCK for path in out.iterdir()):
+        return
+    if not (out / STATE).is_file():
+        raise UserError(f"--out {out} holds other files: give a new folder.")
+    if not overwrite:
+        raise UserError(f"{out} holds a choice already: go on with --resume, give another --out, or --overwrite.")
+    shutil.rmtree(out / "trials", ignore_errors=True)
+    (out / STATE).unlink()
+
+
+def _resumed(options: ChooseOptions, arguments: Sequence[str], state: State) -> Question:
+    """The saved question, with the new time and limits if there are any."""
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    if extra := sorted(given - {"--resume", "--out", "--hours", "--format", *LIMITS}):
+        raise UserError(f"--resume goes on with the saved question, to which {extra[0]} belongs: leave it out.")
+    question = question_of(state)
+    if "--hours" in given:
+        _check_numbers(options)
+        question = replace(question, hours=options.hours)
+    if given & LIMITS:
+        if state.rounds:
+            raise UserError("the training has begun, with the limits as they were: start again with another --out.")
+        new = parse_limits(options.latency, options.memory, options.disk)
+        kept = {f.name: getattr(new, f.name) or getattr(question.limits, f.name) for f in fields(new)}
+        question = replace(question, limits=Limits(**kept))
+        if question.limits.memory_mb is not None:  # else only the fastest form's memory is measured
+            state.measured = {k: v for k, v in state.measured.items() if v.get("memory_mb") is not None}
+    state.question = question.to_dict()
+    return question

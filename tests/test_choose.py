@@ -1,0 +1,247 @@
+"""Choosing a backbone: limits, bounds, race and ranking by hand; the command from photos to an exported file."""
+
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import run
+
+from dmformer.choose import process, race
+from dmformer.choose.candidates import IMAGE_SIZES, MODELS, Entrant, Question, entrants
+from dmformer.choose.limits import Limits, lower_bounds, none_meets, parse_limits
+from dmformer.choose.state import read_state
+from dmformer.cli.choose import ChooseOptions
+from dmformer.cli.parsing import parse
+from dmformer.utils.errors import UserError
+from dmformer.utils.machine import energy_joules
+from dmformer.utils.model_names import model_names
+
+DOCS = Path(__file__).parents[1] / "docs" / "choose.md"
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ((None, None, None), Limits()),
+        (("20ms", "300MB", "20mb"), Limits(20, 300, 20)),
+        (("0.5 s", "1.5GiB", "512 KB"), Limits(500, 1536, 0.5)),
+        (("250us", None, ".5MB"), Limits(0.25, None, 0.5)),
+    ],
+)
+def test_limits_are_read_with_their_units(given, limits):
+    assert parse_limits(*given) == limits
+    assert bool(limits) == (given != (None, None, None))
+
+
+def test_lower_bounds_by_hand():
+    # 2 images of 0.5 GMACs at 2 x 50 GMACs/s are 10 ms; 10 M weights of 4 bytes are 38.1 MB of 2^20 bytes
+    whole = lower_bounds(10, 0.5, int8=False, batch_size=2, gmacs_per_second=50)
+    assert whole == pytest.approx({"latency_ms": 10, "memory_mb": 38.1470, "disk_mb": 38.1470})
+    small = lower_bounds(10, 0.5, int8=True, batch_size=2, gmacs_per_second=50)
+    assert small == pytest.approx({"latency_ms": 1.25, "memory_mb": 9.53674, "disk_mb": 9.53674})
+
+
+def test_limits_say_what_exceeds_them_and_what_is_closest():
+    limits = Limits(latency_ms=20, disk_mb=10)
+    assert limits.exceeded({"latency_ms": 20, "memory_mb": 1e6, "disk_mb": None}) == ""
+    told = limits.exceeded({"latency_ms": 25.13, "disk_mb": 40})
+    assert told == "latency 25.1 ms above 20 ms, disk 40 MB above 10 MB"
+    error = none_meets(limits, [("a", {"latency_ms": 15, "disk_mb": 40}), ("b", {"latency_ms": 25, "disk_mb": 9})])
+    assert "none of the 2 candidates meets the limits. The closest is b: latency 25 ms above 20 ms." in str(error)
+
+
+@pytest.mark.parametrize(
+    ("entrants", "sizes"), [(1, [1]), (3, [3]), (4, [4, 3]), (5, [5, 3]), (16, [16, 8, 4, 3]), (24, [24, 12, 6, 3])]
+)
+def test_half_of_the_models_go_on(entrants, sizes):
+    assert race.sizes_of_rounds(entrants) == sizes
+
+
+def test_rounds_fit_into_their_time():
+    seconds = {"a": 10.0, "c": 30.0, "b": 20.0}
+    assert race.plan_round(seconds, 130, 20) == race.Round(["a", "c", "b"], 2, 1, [])
+    assert race.plan_round(seconds, 1e6, 20).epochs == 20
+    assert race.plan_round(seconds, 35, 20) == race.Round(["a", "b"], 1, 1, ["c"])
+    assert race.plan_round(seconds, 0, 20) == race.Round(["a"], 1, 1, ["c", "b"])
+    # a final: 60 seconds an epoch; after rounds of 2 epochs, three seeds need 360 seconds and two 240
+    assert race.plan_round(seconds, 370, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 3, [])
+    assert race.plan_round(seconds, 350, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 2, [])
+    assert race.plan_round(seconds, 100, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 1, 1, [])
+
+
+def test_the_forecast_gives_every_round_a_part_of_the_time():
+    told = race.forecast(dict.fromkeys("abcdefgh", 1.0), 96, 50, seeds=2)
+    # rounds of 8 and 4 models in 24 seconds each, and a final of 3 in twice as many
+    assert [(len(plan.names), plan.epochs, plan.seeds, length) for plan, length in told] == [
+        (8, 3, 1, 24),
+        (4, 6, 1, 24),
+        (3, 8, 2, 48),
+    ]
+
+
+POINTS = {"slow": (0.90, 50.0), "middle": (0.85, 20.0), "beaten": (0.84, 30.0), "fast": (0.60, 5.0), "bad": (0.5, 60.0)}
+
+
+def test_front_and_who_goes_on():
+    assert race.front(POINTS) == ["fast", "middle", "slow"]
+    assert race.front({"a": (0.5, 1.0), "b": (0.5, 1.0)}) == ["a", "b"]
+    assert race.going_on(POINTS, 3, by_front=False) == ["slow", "middle", "beaten"]
+    assert race.going_on(POINTS, 3, by_front=True) == ["slow", "middle", "fast"]
+    assert race.going_on(POINTS, 4, by_front=True) == ["slow", "middle", "fast", "beaten"]
+    assert race.going_on(POINTS, 2, by_front=True) == ["slow", "middle"]
+
+
+def test_ranking_and_what_is_level():
+    first = race.standing("a", [0.75, 0.85], 100)
+    assert (first.accuracy, first.low, first.high) == pytest.approx((0.80, 0.71117, 0.86663), abs=1e-4)
+    spread = race.standing("b", [0.50, 0.90], 100)
+    assert (spread.low, spread.high) == (0.50, 0.90)
+    worse, close = race.standing("c", [0.55], 100), race.standing("d", [0.80], 100)
+    assert race.level_with(first, [first, spread, worse, close]) == [spread, close]
+    assert [s.name for s in race.ranking([worse, first, close], {"a": 9, "c": 1, "d": 8})] == ["d", "a", "c"]
+
+
+def test_default_models_are_known():
+    assert set(MODELS) <= {*model_names(), *model_names("timm")}
+
+
+def test_a_question_survives_json():
+    question = Question("d", "classify", Limits(20), 1, 1.0, ("a", "b"), (32, 64), ("fused",), (1,), None, 3, 0)
+    assert Question.of_values(json.loads(json.dumps(question.to_dict()))) == question
+    assert entrants(question) == [Entrant("a", 32), Entrant("a", 64), Entrant("b", 32), Entrant("b", 64)]
+
+
+def test_energy_is_the_sum_of_the_packages(tmp_path):
+    assert energy_joules(tmp_path) is None
+    for name, value in (("intel-rapl:0", 2_000_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 9_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+    assert energy_joules(tmp_path) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name the photos: dmformer choose --data photos/"),
+        (["--data", "nowhere"], "unknown data 'nowhere'"),
+        (["--data", "elpv", "--latency", "20"], "--latency 20: give a number and a unit, e.g. 20ms or 0.5s"),
+        (["--data", "elpv", "--memory", "300ms"], "--memory 300ms: give a number and a unit, e.g. 300MB"),
+        (["--data", "elpv", "--disk", "0MB"], "--disk 0MB: it must be more than 0"),
+        (["--data", "elpv", "--models", "dmformer_z"], "unknown model 'dmformer_z': did you mean dmformer_"),
+        (["--data", "elpv", "--image-sizes", "16"], "--image-sizes 16: the models need 32 pixels or more"),
+        (["--data", "elpv", "--batch", "0"], "--batch must be 1 or more"),
+        (["--data", "elpv", "--hours", "0"], "--hours is 0: it must be more than 0"),
+        (["--data", "elpv", "--forms", "fast"], "invalid choice 'fast'"),
+        (["--data", "elpv", "--recipe", "bccd"], "--recipe bccd is for detection: `dmformer choose` compares class"),
+        (["--resume"], "choice holds no choose.json to go on from"),
+        (["--latncy", "1ms"], "unknown option '--latncy': did you mean --latency"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "choose", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_page_are_valid():
+    lines = re.findall(r"^dmformer choose(.*)$", DOCS.read_text("utf-8"), re.M)
+    assert len(lines) > 4
+    for line in lines:
+        options = parse(ChooseOptions, shlex.split(line, comments=True), "choose")
+        parse_limits(options.latency, options.memory, options.disk)
+    assert all(f"`{name}`" in DOCS.read_text("utf-8") for name in MODELS)
+    assert all(f"{size} px" in DOCS.read_text("utf-8") for size in IMAGE_SIZES)
+
+
+def test_the_pytorch_form_runs_in_a_process_of_its_own(capsys, monkeypatch):
+    task = {
+        "form": "fused",
+        "file": "None",
+        "model": "test_resnet",
+        "classes": 3,
+        "shape": (1, 3, 32, 32),
+        "threads": torch.get_num_threads(),
+    }
+    monkeypatch.setattr("sys.argv", ["", json.dumps(task)])
+    process.main()
+    assert json.loads(capsys.readouterr().out) > 10
+
+
+@pytest.mark.export
+@pytest.mark.slow
+def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
+    import dmformer.choose.run as whole
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmformer.choose.measure.SECONDS", 0.01)
+    monkeypatch.setattr(race, "FINALISTS", 1)
+    forms = ["--forms", "onnxruntime", "onnxruntime-int8", "--threads", 1]
+    models = ["--models", "test_resnet", "test_efficientnet", "--image-sizes", 32]
+    question = ["--data", photos, *models, *forms, "--epochs", 2, "--seeds", 2, "--hours", 5]
+
+    code, _, err = run(capsys, "choose", *question, "--disk", "1KB")
+    assert code == 2
+    assert "none of the 4 candidates meets the limits. The closest is test_efficientnet-32/onnxruntime-int8/1" in err
+    assert read_state(tmp_path / "choice").measured == {}  # nothing was built
+
+    measured, really = [], whole.measure
+
+    def stopping(entrant, *arguments):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(entrant.name)
+        return really(entrant, *arguments)
+
+    monkeypatch.setattr(whole, "measure", stopping)
+    code, _, _ = run(capsys, "choose", "--resume", "--disk", "20MB")
+    assert code == 130
+    state = read_state(tmp_path / "choice")
+    assert sorted(state.measured) == ["test_resnet-32/onnxruntime-int8/1", "test_resnet-32/onnxruntime/1"]
+    figures = state.measured["test_resnet-32/onnxruntime/1"]
+    assert figures["latency_low"] <= figures["latency_ms"] <= figures["latency_high"]
+    assert 1.2 < figures["disk_mb"] < 2
+    assert state.measured["test_resnet-32/onnxruntime-int8/1"]["disk_mb"] < figures["disk_mb"]
+
+    def counting(entrant, *arguments):
+        measured.append(entrant.name)
+        return really(entrant, *arguments)
+
+    monkeypatch.setattr(whole, "measure", counting)
+    code, out, err = run(capsys, "choose", "--resume", "--format", "json")
+    assert code == 0, err
+    assert measured == ["test_resnet-32", "test_efficientnet-32"]
+    assert "round 1: 2 models, 2 epochs" in err
+    assert "final: 1 model, 2 epochs, 2 seeds" in err
+    state, answer = read_state(tmp_path / "choice"), json.loads(out)
+    assert answer["file"].endswith(".onnx")
+    assert Path(answer["file"]).is_file()
+    assert answer["split"] == "test"
+    assert [(len(r["names"]), r["epochs"], r["seeds"]) for r in state.rounds] == [(2, 2, 1), (1, 2, 2)]
+    assert sorted(t["seed"] for t in state.trials.values()) == [0, 0, 1]  # the final goes on from the first seed's run
+    scored = [path.parent.name for path in (tmp_path / "choice" / "trials").glob("*/scores.json")]
+    assert scored == [Path(answer["run"]).name]  # test photos are for the winner only
+    memory = [figures["memory_mb"] for figures in state.measured.values()]
+    assert sum(m is not None for m in memory) == 2  # the fastest form of each
+    assert all(20 < m < 400 for m in memory if m is not None)
+    page = (tmp_path / "choice" / "choice.html").read_text("utf-8")
+    loser = ({"test_resnet-32", "test_efficientnet-32"} - {answer["entrant"]}).pop()
+    assert re.search(rf"<bdi>{loser}</bdi></td><td>in round 1</td><td>[\d.]+%", page)
+    assert "The test photos took no part in the choice" in page
+    assert math.isclose(answer["finalists"][0]["accuracy"], sum(answer["finalists"][0]["seeds"]) / 2)
+
+    code, again, _ = run(capsys, "choose", "--resume", "--format", "json")
+    assert (code, again) == (0, out)
+    assert len(measured) == 2
+    assert "the training has begun" in run(capsys, "choose", "--resume", "--latency", "1s")[2]
+    assert "choice holds a choice already" in run(capsys, "choose", *question)[2]
+
+
+def test_a_limit_without_a_number_names_the_option():
+    with pytest.raises(UserError, match="--disk small"):
+        parse_limits(None, None, "small")
