@@ -19,8 +19,9 @@ from .process import memory_of_process
 
 ROUNDS, SECONDS = 5, 0.3
 """Turns of each form after the first, and the minimum length of a turn, as in an export's measurement of speed."""
-PRODUCT = 1024
-"""Side of the square matrices whose product shows how fast the machine computes."""
+PRODUCT, PRODUCTS = 512, 60
+"""Side of the square matrices whose product shows how fast the machine computes, and the number of products. Each takes
+a few milliseconds, so that some of them are undisturbed by other work on the machine."""
 CPU = torch.device("cpu")
 
 Figures = dict[str, Any]
@@ -41,7 +42,7 @@ def gmacs_per_second(threads: int) -> float:
     """10^9 multiply-adds per second of a large product of float32 matrices, the fastest of several."""
     left = torch.randn(PRODUCT, PRODUCT)
     with set_threads(threads):
-        return PRODUCT**3 / 1e9 / min(turn(lambda: left @ left, 0.05) for _ in range(6))
+        return PRODUCT**3 / 1e9 / min(turn(lambda: left @ left, 0.0) for _ in range(PRODUCTS))
 
 
 def measure(
@@ -99,11 +100,11 @@ def measure(
     return found
 
 
-def image_seconds(entrant: Entrant, classes: int, batch_size: int, folder: Path) -> float:
+def image_seconds(entrant: Entrant, classes: int, batch_size: int) -> float:
     """Seconds per image of a training step: forward, backward and update; the second of two steps."""
     images = torch.randn(batch_size, 3, entrant.image_size, entrant.image_size)
     threads = torch.get_num_threads()
-    ready = Forms(entrant.model, images, CPU, True, threads, folder, training=True, classes=classes)
+    ready = Forms(entrant.model, images, CPU, True, threads, Path(), training=True, classes=classes)
     return turn(ready.bind("eager", "float32", batch_size).run, 0.0) / batch_size
 
 

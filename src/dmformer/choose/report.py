@@ -124,7 +124,8 @@ def finalists(choice: Choice) -> list[Row]:
     on_front = race.front({each.name: (each.accuracy, choice.latency(each.name)) for each in choice.finalists})
     rows = []
     for each in choice.finalists:
-        candidate = choice.forms[each.name][0]
+        chosen = [c for c in choice.forms[each.name] if c.name == choice.winner["candidate"]]
+        candidate = (chosen or choice.forms[each.name])[0]
         figures = choice.figures(candidate)
         rows.append(
             Row(
@@ -167,6 +168,7 @@ def _in_words(fallen: list[Fallen]) -> list[Fallen]:
         "bounds": "before it was built",
         "limits": "when it was measured",
         "measuring": "it could not be measured",
+        "training": "it could not be trained",
         "final": "in the final",
     }
     return [Fallen(each.name, words.get(each.stage, f"in {each.stage}"), each.reason) for each in fallen]

@@ -23,7 +23,7 @@ from ..tasks.classification.training import ClassificationJob
 from ..tasks.recipes import read_recipe
 from ..train.loop import Run, Stopped, train
 from ..utils.display import Display, duration
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import write_whole
 from . import race
 from .candidates import FORMS, Candidate, Entrant, Question, candidates, entrants
@@ -143,27 +143,34 @@ class _Choosing:
             self.display.say(f"note: {told}: it is left out")
         for i, (name, entrant) in enumerate(self.entrants.items()):
             self.display.step("sizes of the models", i, len(self.entrants), "")
-            if name not in state.costs:
-                state.costs[name] = cost(entrant, self.classes)
-            own = []
-            for candidate in candidates(entrant, question):
-                if candidate.int8 and not int8:
-                    continue
-                rate = state.gmacs_per_second[str(candidate.threads)]
-                least = lower_bounds(
-                    **state.costs[name], int8=candidate.int8, batch_size=question.batch_size, gmacs_per_second=rate
-                )
-                bounds.append((candidate.name, least))
-                if not question.limits.exceeded(least):
-                    own.append(candidate)
-            if own:
-                possible[name] = own
+            try:
+                state.costs[name] = state.costs.get(name) or cost(entrant, self.classes)
+            except Exception as error:  # timm's models raise their own errors, e.g. for an image size
+                self._fall(name, "measuring", first_line(error))
+                continue
+            own = [c for c in candidates(entrant, question) if int8 or not c.int8]
+            least = {c: self._least(c) for c in own}
+            bounds += [(c.name, figures) for c, figures in least.items()]
+            if within := [c for c in own if not question.limits.exceeded(least[c])]:
+                possible[name] = within
             else:
-                self._fall(name, "bounds", f"needs at least: {question.limits.exceeded(bounds[-1][1])}")
+                closest = min(own, key=lambda c: max(question.limits.ratios(least[c]).values()))
+                self._fall(name, "bounds", f"at least {question.limits.exceeded(least[closest])}")
         self._save()
+        if not bounds:
+            raise UserError(f"no model can be built; {self.choice.fallen[0].name}: {self.choice.fallen[0].reason}.")
         if not possible:
             raise none_meets(question.limits, bounds)
         return possible
+
+    def _least(self, candidate: Candidate) -> dict[str, float | None]:
+        """Lower bounds of a candidate's figures."""
+        return lower_bounds(
+            **self.state.costs[candidate.entrant.name],
+            int8=candidate.int8,
+            batch_size=self.question.batch_size,
+            gmacs_per_second=self.state.gmacs_per_second[str(candidate.threads)],
+        )
 
     def _measure(self, possible: Mapping[str, list[Candidate]]) -> None:
         """Measure what is possible, and keep what meets the limits."""
@@ -216,10 +223,16 @@ class _Choosing:
             self.display.step(f"timing the training of {name}", i, len(self.choice.forms), "")
             if name in self.state.image_seconds:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                seconds = image_seconds(self.entrants[name], self.classes, self.recipe.batch_size, Path(folder))
+            try:
+                seconds = image_seconds(self.entrants[name], self.classes, self.recipe.batch_size)
+            except Exception as error:  # timm's models raise their own errors
+                self._fall(name, "training", first_line(error))
+                del self.choice.forms[name]
+                continue
             self.state.image_seconds[name] = seconds
             self._save()
+        if not self.choice.forms:
+            raise UserError(f"no model can be trained; {self.choice.fallen[-1].name}: {self.choice.fallen[-1].reason}.")
 
     def _epoch_seconds(self, name: str) -> float:
         """Expected seconds of one epoch: as in its last trial, else from its training step, corrected by how the trials

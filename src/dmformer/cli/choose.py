@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -112,10 +113,10 @@ def choose(arguments: list[str]) -> None:
         with locked(out):
             choice = choose(question, recipe, out, state, command)
             write_choice(out / PAGE, choice, command)
-    except Stopped as stopped:
+    except (Stopped, KeyboardInterrupt) as stopped:
         again = shlex.join(["dmformer", "choose", "--resume", "--out", options.out])
         print(f"dmformer: stopped, everything is saved; go on with: {again}", file=sys.stderr)
-        raise SystemExit(128 + stopped.number) from None
+        raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
     if options.format == "json":
         print(json.dumps({**choice.winner, "finalists": [asdict(each) for each in choice.finalists]}, indent=2))
         return
