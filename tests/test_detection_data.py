@@ -725,6 +725,22 @@ def test_voc_is_read(voc: Path) -> None:
     assert (len(second), first.outlines) == (0, None)
 
 
+def test_voc_files_under_other_names_than_their_photos(voc: Path) -> None:
+    """A file that no photo is called like belongs to the photo that it names; a stale name changes nothing."""
+    annotations = voc / "VOCdevkit" / "VOC2012" / "Annotations"
+    for name, stated in (("a", r"C:\\photos\\a.JPG"), ("c", "c.png")):
+        text = (annotations / f"{name}.xml").read_text().replace("any.jpg", stated)
+        (annotations / f"{name}.xml").unlink()
+        (annotations / f"export-{name}.xml").write_text(text.replace("dog", f"dog {name}"))
+    (annotations / "b.xml").write_text((annotations / "b.xml").read_text().replace("any.jpg", "e.jpg"))
+    splits = check_boxes(open_boxes(str(voc)), 0.0)
+    assert splits.class_names == ("dog", "dog a", "dog c")
+    assert [each.labels.tolist() for each in splits.train.annotations] == [[1], [0]]
+    assert splits.val.annotations[0].labels.tolist() == [2]
+    assert splits.faults == []
+    assert sum("found under another name: 1, such as" in note for note in splits.notes) == 2
+
+
 def test_voc_with_names_of_its_own(voc: Path) -> None:
     annotations = voc / "VOCdevkit" / "VOC2012" / "Annotations"
     (annotations / "c.xml").write_text(voc_xml(voc_object("zebra", (9, 7, 28, 16))))

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,7 @@ from ...naming import match_names, renaming_note, split_of
 from .coco import read_coco
 from .labelme import read_labelme_boxes
 from .parts import LARGEST_TEXT, Part
-from .voc import read_voc
+from .voc import read_voc, stated_photo
 from .yolo import read_yolo
 
 COCO_WHOLE = ("instances_default", "annotations", "_annotations.coco")
@@ -176,9 +177,18 @@ def _xml_files(folder: Path) -> dict[str, Path]:
 def _with_xml(
     root: Path, photos: dict[str, Path], xmls: dict[str, Path], folder: Path
 ) -> tuple[list[tuple[Path, Path]], list[Fault], list[str]]:
-    """The images that have an .xml file, with it; the others as faults; notes."""
+    """The images that have an .xml file, with it; the others as faults; notes.
+
+    A file belongs to the image of its own name; if there is none, to the image that it names.
+    """
     names = list(photos)
     found = match_names(names, xmls)
+    bare = [name for name, key in zip(names, found, strict=True) if not key]
+    free = {key: stated_photo(path) for key, path in xmls.items() if key not in found} if bare else {}
+    counts = Counter(free.values())
+    stated = {photo: key for key, photo in free.items() if photo and counts[photo] == 1}
+    named = dict(zip(bare, match_names(bare, stated), strict=True))
+    found = [key or stated.get(named[name] or "") for name, key in zip(names, found, strict=True)]
     pairs = [(photos[name], xmls[key]) for name, key in zip(names, found, strict=True) if key]
     lacking = [name for name, key in zip(names, found, strict=True) if not key]
     faults = [(relative_name(photos[name], root), f"has no {Path(name).name}.xml") for name in lacking]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from ....data.orientation import SIDEWAYS, orientation
@@ -44,6 +44,15 @@ class _PlainTree(ElementTree.TreeBuilder):
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise FaultyError("has an .xml with a DOCTYPE, which annotations do not need: left unread for safety")
+
+
+def stated_photo(path: Path) -> str:
+    """The name of the photo that a file says it is of, without its suffix; empty if it says nothing."""
+    try:
+        name = (_voc_tree(path).findtext("filename") or "").strip().replace("\\", "/")
+    except FaultyError:
+        return ""
+    return PurePosixPath(name).with_suffix("").as_posix() if PurePosixPath(name).name else ""
 
 
 def _voc_tree(path: Path) -> ElementTree.Element:
