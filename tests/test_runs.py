@@ -205,12 +205,21 @@ def test_a_run_that_fails_before_it_saved_anything_leaves_nothing_in_the_way(rec
         disk.setattr("pathlib.Path.mkdir", full)
         with pytest.raises(UserError, match="No space left on device"):
             train(recipe)
+    with monkeypatch.context() as disk:
+        disk.setattr("dmformer.train.loop.write_check", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            train(recipe)
     with pytest.raises(UserError, match=r"--batch-size 1 and images of 32 px leave BatchNorm a single value"):
         train(replace(recipe, batch_size=1, mixup=0.0))
     assert list(Path(recipe.out).iterdir()) == []
     (Path(recipe.out) / "run").mkdir()  # as a command that is killed at its start leaves it
     (Path(recipe.out) / "run" / "run.lock").touch()
-    assert train(replace(recipe, epochs=1)).folder.name == "run"
+    with monkeypatch.context() as disk:
+        disk.setattr("dmformer.tasks.classification.training.write_report", full)
+        with pytest.raises(UserError, match=r"the report cannot be written to .* best/ and last/ are whole"):
+            train(replace(recipe, epochs=1))
+    resumed = train(replace(recipe, epochs=1, name="run", resume=True))
+    assert (resumed.folder.name, resumed.report.is_file()) == ("run", True)
 
 
 def test_prefixes_of_compiled_and_wrapped_models_are_taken_off():

@@ -23,6 +23,7 @@ from dmformer.serve.limits import Limits
 from dmformer.serve.metrics import Metrics
 from dmformer.serve.opening import open_service
 from dmformer.tasks.build import load_model, save_model
+from dmformer.tasks.check import View
 from dmformer.tasks.config import TrainedFolder, folder_for, read_as
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipe import FREE, Recipe
@@ -135,7 +136,7 @@ class ColourJob:
     class_names: ClassVar[list[str]] = ["red", "green", "blue"]
 
     def __init__(self, recipe: ColourRecipe, files: list[str]) -> None:
-        self.recipe, self.train, self.val = recipe, files[::2], files[1::2]
+        self.recipe, self.data, self.train, self.val = recipe, files, files[::2], files[1::2]
         self.images, self.size, self.epochs = (len(self.train), len(self.val), 0), f"{SIDE} px", recipe.epochs
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
@@ -202,6 +203,7 @@ COLOUR = Task(
     recipe=ColourRecipe,
     recipes={"colours": colours},
     open_data=lambda recipe, track: list_photos([recipe.data]),
+    view=lambda recipe, files: View("a folder of photos", {}, (), "photos", {}, notes=[f"{len(files)} photos"]),
     job=ColourJob,
     open=open_regressor,
     evaluate=evaluate,
@@ -242,6 +244,7 @@ def best(fourth, photos, tmp_path, capsys):
 def test_a_new_task_is_trained_scored_used_and_reported(best, photos, capsys):
     run = best.parent
     assert "are close" in (run / "report.html").read_text()
+    assert "<li>36 photos</li>" in (run / "check.html").read_text()
     assert json.loads((run / "scores.json").read_text())["close"]["value"] > 0.8
     assert (run / "recipe.yaml").read_text().startswith("task: colour\n")
     assert json.loads((best / "config.json").read_text()) == {

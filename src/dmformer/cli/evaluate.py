@@ -47,6 +47,8 @@ class EvalOptions:
     """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     max_broken: float = 0.05
     """Maximum fraction of unreadable images; above it, no scores are reported."""
+    max_pixels: int | None = None
+    """Maximum number of pixels of a photo; larger ones count as unreadable. By default as in training."""
     masks: str | None = None
     """Segmenters: folder of the id masks, if --data is a folder of images."""
     reduce_zero_label: bool | None = None
@@ -71,6 +73,8 @@ class EvalOptions:
 
 def evaluate(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
+    if options.max_pixels is not None and options.max_pixels < 1:
+        raise UserError(f"--max-pixels is {options.max_pixels}: it must be 1 or more.")
     check_source(options.source, exported=True)
     if options.json not in (None, "-"):
         check_writable("--json", Path(options.json), overwrite=True)
@@ -93,6 +97,7 @@ def evaluate(arguments: list[str]) -> None:
         data,
         workers=options.workers,
         max_broken=options.max_broken,
+        max_pixels=options.max_pixels,
         progress=track,
         say=lambda line: print(line, file=sys.stderr),
         device="cpu" if is_exported(options.source) else options.device,

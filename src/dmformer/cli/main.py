@@ -11,6 +11,7 @@ from typing import NoReturn
 from ..utils.errors import UserError, unknown
 from .analyse import analyse
 from .bench import bench
+from .check import check
 from .checks import check_environment
 from .choose import choose
 from .convert import convert
@@ -30,6 +31,7 @@ Train, evaluate and use vision backbones with convolutional attention.
 
 commands:
   train     train a classifier, a segmenter or a detector on photos; writes a run folder with a report
+  check     look at data as training would, and write a page on it
   eval      score a trained model on a set of photos
   predict   classify photos, segment them, or find objects in them
   explain   show where a model finds its classes on photos
@@ -49,6 +51,7 @@ examples:
   dmformer train tag --data photos.csv               several labels per photo
   dmformer train segment --data images/ --masks masks/ --classes names.txt      your images with masks
   dmformer train detect --data photos/               your photos with boxes: YOLO, COCO, Pascal VOC, LabelMe
+  dmformer check --data photos/                      before you train: classes, sizes, copies, suspicious labels
   dmformer eval runs/elpv-dmformer_n-1/best --data elpv
   dmformer predict runs/elpv-dmformer_n-1/best photo.jpg folder/ --top 3
   dmformer explain runs/elpv-dmformer_n-1/best photo.jpg
@@ -67,6 +70,7 @@ examples:
 
 COMMANDS = {
     "train": train,
+    "check": check,
     "eval": evaluate,
     "predict": predict,
     "explain": explain,

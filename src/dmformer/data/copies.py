@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, NamedTuple
 
@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 
 from ..utils.machine import available_cores
 from .decode import BrokenImageError, decode, open_image
+from .values import is_deep
+
+Progress = Callable[[Iterable], Iterable]
 
 Opened = Callable[[int], IO[bytes]]
 """Opens the file of a photo by its number."""
@@ -33,7 +36,39 @@ FLAT = 24
 """Photos whose grey values differ less than this are all alike to a perceptual hash."""
 
 
-def same_photos(count: int, opened: Opened) -> list[list[int]]:
+class Look(NamedTuple):
+    """What a photo's file tells without decoding it: width and height in pixels, as stored; its format and mode in
+    Pillow's words, and whether it has more than 8 bits; the length of the file in bytes and a hash of its end."""
+
+    width: int
+    height: int
+    format: str | None
+    mode: str
+    deep: bool
+    length: int
+    end: bytes
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The shorter side and the longer one."""
+        return min(self.width, self.height), max(self.width, self.height)
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def look_at(count: int, opened: Opened, progress: Progress = iter) -> list[Look | None]:
+    """A look at each of the photos that `opened` opens by their number; None for those that cannot be read.
+
+    `progress` wraps a sequence of as many items, to show how far it has got.
+    """
+    return [_look(i, opened) for i in progress(range(count))]
+
+
+def same_photos(
+    count: int, opened: Opened, looked: Sequence[Look | None] | None = None, wanted: Container[int] | None = None
+) -> list[list[int]]:
     """Groups of photos with the same pixels, each group and all groups in order of their numbers.
 
     Only photos of the same size in pixels are compared. Equal files are found by a hash of their bytes. Others are
@@ -44,11 +79,15 @@ def same_photos(count: int, opened: Opened) -> list[list[int]]:
     Args:
         count: Number of photos.
         opened: Opens the file of a photo by its number. Files that cannot be read are ignored.
+        looked: What `look_at` has found, if it was called before.
+        wanted: Numbers of photos, if only their copies are looked for.
     """
-    looks = {i: look for i in range(count) if (look := _look(i, opened)) is not None}
+    looks = {i: look for i, look in enumerate(looked or look_at(count, opened)) if look is not None}
     groups = _Groups()
     firsts: list[list[int]] = []  # photos of the same size whose files differ
-    for alike in _by_key(list(looks), lambda i: looks[i].size):
+    for alike in _by_key(list(looks), lambda i: looks[i].sides):
+        if wanted is not None and not any(i in wanted for i in alike):
+            continue
         files = _by_key(alike, lambda i: (looks[i].length, looks[i].end), lambda i: _bytes_hash(i, opened))
         groups.join(files)
         if len(files) > 1:
@@ -74,14 +113,15 @@ def _hashed(numbers: Sequence[int], hashed: Callable[[int], bytes | None]) -> di
         return dict(zip(numbers, pool.map(hashed, numbers), strict=True))
 
 
-def near_photos(count: int, opened: Opened) -> list[list[int]]:
+def near_photos(count: int, opened: Opened, progress: Progress = iter) -> list[list[int]]:
     """Groups of photos that look alike: resized, compressed again, or a frame later.
 
     Compared at 17 x 16 pixels in grey: whether each pixel is brighter than its left neighbour (a difference hash of 256
     bits, of which `NEAR_BITS` may differ), and the grey values themselves. Every photo is decoded.
     """
     with ThreadPoolExecutor(available_cores()) as pool:
-        found = list(pool.map(lambda i: _small_grey(i, opened), range(count)))
+        futures = [pool.submit(_small_grey, i, opened) for i in range(count)]
+        found = [future.result() for future in progress(futures)]
     numbers = np.array([i for i, each in enumerate(found) if each is not None])
     groups = _Groups()
     if len(numbers):
@@ -132,29 +172,14 @@ def _by_key(numbers: Sequence[int], *keys: Callable[[int], Hashable]) -> list[li
     return [part for group in groups.values() for part in (_by_key(group, *keys[1:]) if len(group) > 1 else [group])]
 
 
-class _Look(NamedTuple):
-    """What a photo's file tells without decoding it: its sides in pixels, the smaller first; its format; the length of
-    the file and a hash of its end."""
-
-    size: tuple[int, int]
-    format: str | None
-    length: int
-    end: bytes
-
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
-
-
-def _look(i: int, opened: Opened) -> _Look | None:
-    """A look at a photo's file; None if it is damaged."""
+def _look(i: int, opened: Opened) -> Look | None:
     try:
         with opened(i) as file:
             image = open_image(file)
-            low, high = sorted(image.size)
+            deep = is_deep(image)
             length = file.seek(0, 2)
             file.seek(max(length - END, 0))
-            return _Look((low, high), image.format, length, _hash(file.read()))
+            return Look(*image.size, image.format, image.mode, deep, length, _hash(file.read()))
     except Exception:  # it is told when it is read
         return None
 

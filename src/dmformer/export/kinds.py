@@ -180,6 +180,7 @@ class Masks(Kind):
             ignore_index=list(config.ignore_index),
             preprocessing=preprocessing,
             version=__version__,
+            values=config.value_range,
         )
 
     def fixed(self, card: Card, size: tuple[int, int]) -> Card:
@@ -233,6 +234,7 @@ class Objects(Kind):
             palette=list(model.palette),
             version=__version__,
             boxes=boxes,
+            values=config.value_range,
         )
 
     def network(self, network: Any) -> nn.Module:

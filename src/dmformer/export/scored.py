@@ -128,6 +128,7 @@ def scored_segmenter(exported: ExportedSegmenter) -> Segmenter:
         window=card.window,
         reduce_zero_label=card.reduce_zero_label,
         ignore_index=tuple(card.ignore_index or ()),
+        value_range=card.values,
     )
     network: Any = SessionSegmenter(exported)
     return Segmenter(network, config, card.name, exported.form)
@@ -152,6 +153,7 @@ def scored_detector(exported: ExportedDetector) -> FileDetector:
         std=_three(card.std),
         image_size=boxes.side,
         max_side=boxes.max_side,
+        value_range=card.values,
     )
     network: Any = SessionDetector(exported)
     return FileDetector(network, config, card.name, exported.form)

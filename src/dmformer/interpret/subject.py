@@ -126,6 +126,7 @@ def _of_segmenter(name: str, trained: Segmenter) -> Subject:
         prepare,
         padded=model.padded,
         of_pixels=True,
+        values=trained.values,
     )
 
 

@@ -66,7 +66,7 @@ def predict_boxes(
     try:
         for name in progress(list(places)):
             try:
-                image = read(content_of(name), reading=Reading(max_pixels=max_pixels))
+                image = read(content_of(name), reading=Reading(detector.values, max_pixels))
             except BrokenImageError as error:
                 yield BoxPrediction(name, error=str(error))
                 continue

@@ -71,7 +71,7 @@ def predict_masks(
         save_png(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
-                image = read(content_of(name), reading=Reading(max_pixels=max_pixels))
+                image = read(content_of(name), reading=Reading(segmenter.values, max_pixels))
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue

@@ -25,6 +25,7 @@ class Predictor(Protocol):
         task: "classification", "multilabel", "segmentation" or "detection".
         name: Name of the run or the file.
         form: Name of the runtime, for users.
+        values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     @property
@@ -35,6 +36,8 @@ class Predictor(Protocol):
     def form(self) -> str: ...
     @property
     def class_names(self) -> Sequence[str]: ...
+    @property
+    def values(self) -> Range | None: ...
 
 
 class ClassPredictor(Predictor, Protocol):
@@ -42,13 +45,10 @@ class ClassPredictor(Predictor, Protocol):
 
     Attributes:
         at_least: Minimum shorter side of an image in pixels, for `decode`.
-        values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     @property
     def at_least(self) -> int: ...
-    @property
-    def values(self) -> Range | None: ...
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image of any size -> an item of a batch."""

@@ -28,6 +28,9 @@ VEIL = 0.45
 
 LINE, LEAST_LINE = 250, 2
 
+CONTEXT, AT_LEAST = 2.5, 0.3
+"""A crop around a box is so many times as large as the box, and at least this fraction of the photo's longer side."""
+
 LETTERS, LEAST_LETTERS = 45, 11
 """A photo's side (the root of its number of pixels) divided by the line width and by the letter height; minimum of
 each."""
@@ -125,6 +128,23 @@ def draw_frames(image: Image.Image, boxes: np.ndarray) -> Image.Image:
         draw.rectangle((left - line, upper - line, right + line, lower + line), outline="black", width=3 * line)
         draw.rectangle((left, upper, right, lower), outline="white", width=line)
     return photo
+
+
+def cropped(photo: Image.Image, box: np.ndarray, side: int) -> tuple[Image.Image, tuple[int, int], float]:
+    """A box with what is around it, resized to `side` pixels; the upper left corner of that in the photo; its scale."""
+    left, upper, right, lower = box.tolist()
+    wanted = max(CONTEXT * max(right - left, lower - upper), AT_LEAST * max(photo.size))
+    width, height = (max(min(math.ceil(wanted), whole), 1) for whole in photo.size)
+    x = round(min(max((left + right - width) / 2, 0), photo.width - width))
+    y = round(min(max((upper + lower - height) / 2, 0), photo.height - height))
+    scale = side / max(width, height)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return photo.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height)), (x, y), scale
+
+
+def moved(boxes: np.ndarray, window: tuple[int, int], scale: float) -> np.ndarray:
+    """Boxes (n, 4) of a photo in pixels of a crop of it; see `cropped`."""
+    return (boxes - np.tile(np.array(window, np.float32), 2)) * scale
 
 
 def heat(photo: Image.Image, values: np.ndarray, outline: np.ndarray | None = None) -> Image.Image:

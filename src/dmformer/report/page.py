@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..utils.files import write_whole
 from ..utils.intervals import Score
+from . import CHECK
 
 MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
 """Maximum number of classes for a confusion matrix as a table, and for figures written in it."""
@@ -86,7 +87,9 @@ def write_run_page(
     row of its history is)."""
     facts = report.facts | _throughput(report.history, rows_are)
     model = report.title.split(" on ")[0] if " on " in report.title else "the model"
-    write_page(path, template, {"title": report.title, "report": report, "model": model, "facts": facts} | values)
+    checked = path.with_name(CHECK).is_file()
+    known = {"title": report.title, "report": report, "model": model, "facts": facts, "check": CHECK if checked else ""}
+    write_page(path, template, known | values)
 
 
 @cache

@@ -183,7 +183,7 @@ class Service(ABC):
     def _open(self, upload: Upload, times: Times) -> tuple[Image.Image, tuple[int, int]]:
         """The image, reduced for a segmenter or a detector, and its original size (width, height)."""
         with times.spent_on("prepare"):
-            image = open_image(upload, self.limits)
+            image = open_image(upload, self.limits, values=self.predictor.values)
             return reduced(image, self.limits.work_pixels), image.size
 
     async def _in_pool(self, work: Callable[..., T], *arguments: Any) -> T:

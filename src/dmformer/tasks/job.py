@@ -18,6 +18,7 @@ class Job(Protocol):
 
     Attributes:
         recipe: The run's recipe. The loop replaces it, and `epochs`, when it has measured how many fit into --minutes.
+        data: The opened data, as the task's `open_data` returns it.
         class_names: Classes of the data.
         notes: What the user should know about the data before training.
         size: Size of the images, in words.
@@ -28,6 +29,7 @@ class Job(Protocol):
     """
 
     recipe: Any
+    data: Any
     class_names: list[str]
     notes: list[str]
     images: tuple[int, int, int]

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from ..data.copies import MANY, near_photos, same_photos
+from ..data.copies import MANY, Look, look_at, near_photos, same_photos
+from ..utils.display import Track, untracked
 from ..utils.errors import UserError
 from .folders import first_few
 
@@ -28,11 +29,28 @@ class Photos(Protocol):
 
 @dataclass(frozen=True)
 class Copies:
-    """Groups of photos with equal pixels, and groups that look alike; remarks on them for the user."""
+    """Photos that occur twice.
 
+    Attributes:
+        splits: The compared photos by the name of their split, to which the groups refer.
+        looks: A look at each of them, by split; empty if they are too many to be compared.
+        same: Groups with equal pixels.
+        mixed: Those of them with several classes.
+        near: Groups that look alike.
+        notes: Remarks on them for the user.
+    """
+
+    splits: Mapping[str, Photos] = field(default_factory=dict)
+    looks: Mapping[str, list[Look | None]] = field(default_factory=dict)
     same: list[Group] = field(default_factory=list)
+    mixed: list[Group] = field(default_factory=list)
     near: list[Group] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def leaks(self) -> list[Group]:
+        """The equal photos that are in two splits."""
+        return [group for group in self.same if len(dict(group)) > 1]
 
     def together(self, split: str) -> list[list[int]]:
         """Positions in a split of photos that belong together."""
@@ -41,7 +59,11 @@ class Copies:
 
 
 def find_copies(
-    splits: Mapping[str, Photos], near: bool = False, target: Callable[[str, int], int] | None = None
+    splits: Mapping[str, Photos],
+    near: bool = False,
+    target: Callable[[str, int], int] | None = None,
+    of: str | None = None,
+    track: Track = untracked,
 ) -> Copies:
     """Photos that occur twice in splits, given by name.
 
@@ -49,21 +71,39 @@ def find_copies(
         splits: Photos by the name of their split.
         near: Also find photos that look alike.
         target: The class of a photo, given by the name of its split and its number, if it has one.
+        of: The split whose copies are looked for, in it and in the others; by default those of all.
+        track: Shows how far it has got.
     """
     places = [(name, i) for name, split in splits.items() for i in range(len(split))]
     if len(places) > MANY:
-        return Copies(notes=[f"more than {MANY:,} photos: no copies among them were looked for"])
+        return Copies(splits, notes=[f"more than {MANY:,} photos: no copies among them were looked for"])
 
     def opened(i: int) -> IO[bytes]:
         name, position = places[i]
         return splits[name].open(position)
 
-    same = [[places[i] for i in group] for group in same_photos(len(places), opened)]
-    notes = _notes(splits, same, target)
-    alike = [[places[i] for i in group] for group in near_photos(len(places), opened)] if near else []
+    wanted = None if of is None else {k for k, (name, _) in enumerate(places) if name == of}
+    looked = look_at(len(places), opened, lambda items: track(items, "comparing the photos"))
+    looks = {name: [look for (own, _), look in zip(places, looked, strict=True) if own == name] for name in splits}
+    same = [[places[i] for i in group] for group in same_photos(len(places), opened, looked, wanted)]
+    mixed = [group for group in same if target is not None and len({target(name, i) for name, i in group}) > 1]
+    notes = _notes(splits, same, mixed)
+    alike = find_near(splits, track) if near else []
     if near:
         notes.append(f"{_more(alike):,} photos look like another one{_shown(splits, alike)}")
-    return Copies(same, alike, notes)
+    return Copies(splits, looks, same, mixed, alike, notes)
+
+
+def find_near(splits: Mapping[str, Photos], track: Track = untracked) -> list[Group]:
+    """Groups of photos that look alike. Every photo is decoded."""
+    places = [(name, i) for name, split in splits.items() for i in range(len(split))]
+
+    def opened(i: int) -> IO[bytes]:
+        name, position = places[i]
+        return splits[name].open(position)
+
+    found = near_photos(len(places), opened, lambda items: track(items, "looking for photos that look alike"))
+    return [[places[i] for i in group] for group in found]
 
 
 def refuse_leaks(splits: Mapping[str, Photos], copies: Copies, allowed: bool) -> list[str]:
@@ -72,7 +112,7 @@ def refuse_leaks(splits: Mapping[str, Photos], copies: Copies, allowed: bool) ->
     Raises:
         UserError: There are some, and they are not allowed.
     """
-    leaks = [group for group in copies.same if len({name for name, _ in group}) > 1]
+    leaks = copies.leaks
     if not leaks:
         return []
     between = sorted({" and ".join(dict.fromkeys(name for name, _ in group)) for group in leaks})
@@ -90,8 +130,8 @@ def _across(group: Group) -> Group:
 
 def seen_in_training(scored: Photos, train: Photos) -> int:
     """How many of the scored photos are also training photos, by their content."""
-    both = [group for group in find_copies({"scored": scored, "train": train}).same if len(dict(group)) > 1]
-    return sum(name == "scored" for group in both for name, _ in group)
+    leaks = find_copies({"scored": scored, "train": train}, of="scored").leaks
+    return sum(name == "scored" for group in leaks for name, _ in group)
 
 
 def seen_note(seen: int, scored: int) -> list[str]:
@@ -101,12 +141,11 @@ def seen_note(seen: int, scored: int) -> list[str]:
     return [f"the run was trained on {seen:,} of these {scored:,} photos: scores on them prove nothing"]
 
 
-def _notes(splits: Mapping[str, Photos], same: list[Group], target: Callable[[str, int], int] | None) -> list[str]:
+def _notes(splits: Mapping[str, Photos], same: list[Group], mixed: list[Group]) -> list[str]:
     if not same:
         return []
     count = _more(same)
     notes = [f"{count:,} photo{' is a copy' if count == 1 else 's are copies'} of another one{_shown(splits, same)}"]
-    mixed = [group for group in same if target is not None and len({target(name, i) for name, i in group}) > 1]
     if mixed:
         notes.append(
             f"{len(mixed):,} photo{' is' if len(mixed) == 1 else 's are'} in two classes{_shown(splits, mixed)}"

@@ -5,6 +5,7 @@ Only the task that is opened is imported.
 
 from typing import TYPE_CHECKING, Any
 
+from .check import View
 from .config import TrainedFolder, read_folder
 from .recipe import Recipe
 from .table import TASKS, task_for
@@ -32,3 +33,8 @@ def open_job(recipe: Recipe, data: Any = None) -> "Job":
         UserError: A mistake in the data.
     """
     return TASKS[recipe.task].job(recipe, data)
+
+
+def view_of(recipe: Recipe, job: "Job") -> View | None:
+    """What the page on a job's data shows; None for data sets of other packages."""
+    return TASKS[recipe.task].view(recipe, job.data)

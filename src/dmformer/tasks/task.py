@@ -12,6 +12,7 @@ from ..utils.files import check_path
 from .recipe import Recipe
 
 if TYPE_CHECKING:
+    from .check import View
     from .config import TrainedFolder
     from .job import Job
 
@@ -71,10 +72,12 @@ class Task:
         papers: Its recipes from papers, by name.
         open_data: Opens the data of a recipe and checks it as training needs it: `open_data(recipe, track)`. It imports
             torch only for data sets of other packages.
+        view: Maps a recipe and its opened data to what the page on the data shows; None for other packages' data sets.
+        recognises: Whether a path, by its folders and the names in them, can be data of this task.
         job: Maps a recipe and its opened data to its job; with None, the job opens it.
         open: Opens a run's folder, or hf-hub:owner/name if the task supports it, as a trained model.
-        evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, progress=, say=,
-            device=)`, with the task's own options of `dmformer eval` that are not None.
+        evaluate: Scores a source or a trained model: `evaluate(source, data, workers=, max_broken=, max_pixels=,
+            progress=, say=, device=)`, with the task's own options of `dmformer eval` that are not None.
         summary: Maps scores and the split's name to what is printed.
         headline: Name of the figure by which models are compared.
         figure: Maps scores to that figure, from 0 to 1.
@@ -93,6 +96,7 @@ class Task:
     answer: str
     recipe: type[Recipe]
     open_data: Callable[[Any, Track], Any]
+    view: Callable[[Any, Any], "View | None"]
     job: Callable[[Any, Any], "Job"]
     open: Callable[["str | TrainedFolder"], Any]
     evaluate: Callable[..., Any]
@@ -107,6 +111,7 @@ class Task:
     photos: Callable[[Any], str] = _photos
     default_data: str | None = None
     next_step: str = "dmformer predict {best} PHOTOS"
+    recognises: Callable[[str], bool] = lambda data: False
     options: tuple[str, ...] = ()
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
     exports: Callable[[Mapping[str, Any]], bool] = lambda stated: True

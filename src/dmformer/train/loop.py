@@ -4,6 +4,7 @@ recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs o
 report.html
 """
 
+import errno
 import os
 import re
 import shlex
@@ -31,8 +32,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..report import CHECK
 from ..tasks.build import no_pretrained_note, with_normalisation, with_pretrained
-from ..tasks.opening import open_job
+from ..tasks.check import Check, write_check
+from ..tasks.opening import open_job, view_of
 from ..tasks.progress import Progress, run_facts
 from ..tasks.recipe import PER_EPOCH, Recipe
 from ..tasks.recipes import read_recipe
@@ -45,6 +48,8 @@ from ..utils.memory import memory_of_processes, return_freed_memory
 from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
 from .same_data import check_same_data, data_of
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk or a quota that is full."""
 PATIENCE = timedelta(seconds=float(os.environ.get("DMFORMER_PATIENCE", 1800)))
 """How long a process waits for the others before it takes them for lost."""
 PATIENCE_AT_END = timedelta(hours=3)
@@ -112,6 +117,7 @@ def train(
         folder = trainer.folder
         if first:
             trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
+            trainer.write_check()
         with _signals() as trainer.stop, Display(first) as display, trainer.others_told():
             trainer.fit(display)
         end: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE_AT_END) if trainer.world > 1 else None
@@ -380,12 +386,26 @@ class Trainer:
         with self._writing():
             record(self.folder, event, command)
 
+    def write_check(self) -> None:
+        """Write the page on the data."""
+        if (view := view_of(self.recipe, self.job)) is not None:
+            with self._writing():
+                write_check(self.folder / CHECK, Check(str(self.recipe.data), view), used=True)
+
     def conclude(self) -> tuple[Any, str]:
         """Score the best weights and write the report; returns the scores and the name of the split."""
         recipe, job, progress = self.recipe, self.job, self.progress
         device, told = self.accelerator.device, history(self.folder)
         facts = run_facts(recipe, job.images, progress, device, told, self._early_stop())
-        return job.conclude(self.folder, progress, facts)
+        try:
+            return job.conclude(self.folder, progress, facts)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(
+                f"the report cannot be written to {self.folder}: {error.strerror}; best/ and last/ are whole. Free "
+                "some space and continue with --resume."
+            ) from error
 
     def fit(self, display: Display) -> None:
         """Run the remaining epochs."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..report import CHECK
 from ..tasks.recipe import FIXED, Recipe
 from ..tasks.recipes import read_recipe
 from ..utils.errors import UserError
@@ -23,7 +24,7 @@ from ..utils.lock import LOCK, holder, locked
 COMMANDS = "commands.jsonl"
 """Every command of a run's life, one per line: its event, time, host and text."""
 
-BEFORE_TRAINING = {"recipe.yaml", COMMANDS, LOCK, "dmformer"}
+BEFORE_TRAINING = {"recipe.yaml", CHECK, COMMANDS, LOCK, "dmformer"}
 """What a run writes before it has a state to resume from; dmformer/ belongs to the tracker."""
 
 
@@ -133,7 +134,7 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run of this name left behind (`--overwrite`), and nothing else."""
     for name in ("best", "last", "last.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "scores.json", "report.html", "recipe.yaml", COMMANDS):
+    for name in ("metrics.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS):
         (folder / name).unlink(missing_ok=True)
 
 

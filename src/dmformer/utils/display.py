@@ -103,6 +103,11 @@ class Display:
         self.bar.update(self.task, description=description, completed=done, total=total, figures=figures)
 
 
+def untracked(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """The items, without showing anything: a `Track`."""
+    return items
+
+
 def track(items: Iterable[Any], description: str, enabled: bool = True) -> Iterator[Any]:
     """Iterate with a progress bar, or lines in a log; silent if not enabled, for a single item, and in all but the
     first of several processes."""

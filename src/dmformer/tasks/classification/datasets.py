@@ -6,7 +6,7 @@ needs. timm, and with it torch, is imported only for its named data sets.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,10 +16,11 @@ from ...data.archives import Files, FolderFiles
 from ...data.decode import PLAIN, Reading
 from ...data.finding import list_photos, require_heif
 from ...data.shards import ShardFiles, Shards, holds_shards, read_shards, without_broken
-from ...data.values import set_range, told
+from ...utils.display import Track, untracked
 from ...utils.errors import UserError
 from ..folders import first_few
-from ..leaks import Group, find_copies, refuse_leaks, seen_in_training
+from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
+from ..reading import found_reading
 from ..recipe import Recipe
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
@@ -69,17 +70,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set of images, ready to train on."""
+    """A data set of images, ready to train on; `layout` says in words how it is stored."""
 
     class_names: list[str]
     train: Split
     val: Split
     test: Split | None
     notes: list[str]
+    layout: str = ""
+    copies: Copies = field(default_factory=Copies)
 
 
-def open_splits(recipe: ClassificationRecipe) -> Splits:
+def open_splits(recipe: ClassificationRecipe, track: Track = untracked, compare: bool = True) -> Splits:
     """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
+
+    Args:
+        recipe: The recipe.
+        track: Shows how far it has got.
+        compare: Look for images that occur twice; otherwise only if a random split needs to know them.
 
     Raises:
         UserError: Nothing there, no images, fewer than two classes, or a missing package.
@@ -90,7 +98,7 @@ def open_splits(recipe: ClassificationRecipe) -> Splits:
         return _open_shards(shards, recipe)
     if is_named_set(recipe.data):
         return _open_named(recipe)
-    return _open_local(recipe)
+    return _open_local(recipe, track, compare)
 
 
 def is_named_set(data: str) -> bool:
@@ -154,7 +162,7 @@ def trained_photos(split: Split, recipe: ClassificationRecipe) -> int | None:
     if recipe.data == "elpv" or is_named_set(recipe.data) or not isinstance(split.reader, PhotoReader):
         return None
     try:
-        train = open_splits(replace(recipe, allow_leaks=True)).train
+        train = open_splits(replace(recipe, allow_leaks=True), compare=False).train
     except UserError:  # the data has been moved or changed
         return None
     return seen_in_training(split, train)
@@ -252,8 +260,8 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
 
 def given_parts(
     data: str, val_data: str | None, test_data: str | None, read: Callable[[str], Layout[Part]]
-) -> tuple[dict[str, Part], list[str]]:
-    """The photos in three places by split, and remarks on them.
+) -> Layout[Part]:
+    """The photos in three places by split; those of the first place without a split are "train".
 
     Raises:
         UserError: As `read`, or there is nothing to train on.
@@ -268,11 +276,12 @@ def given_parts(
             extra = read(place)
             parts[split] = extra.parts.get(split) or extra.parts.get("") or next(iter(extra.parts.values()))
             notes += [f"{place}: {note}" for note in extra.notes]
-    return parts, notes
+    return Layout(parts, notes, layout.kind)
 
 
-def _open_local(recipe: ClassificationRecipe) -> Splits:
-    parts, notes = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout)
+def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool) -> Splits:
+    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout)
+    parts, notes = layout.parts, layout.notes
     trained = parts.pop("train")
     class_names = trained.class_names
     if len(class_names) < 2:
@@ -285,12 +294,14 @@ def _open_local(recipe: ClassificationRecipe) -> Splits:
     train = replace(train, reading=reading)
     val, test = (_opened(parts[s], class_names, reading) if s in parts else None for s in ("val", "test"))
     given = {name: split for name, split in (("train", train), ("val", val), ("test", test)) if split is not None}
-    copies = find_copies(given, recipe.near_duplicates, lambda name, i: given[name].target(i))
+    copies = Copies()
+    if compare or val is None:
+        copies = find_copies(given, recipe.near_duplicates, lambda name, i: given[name].target(i), track=track)
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     if val is None:
         train, val, test_part = split_off(train, recipe, test is None, [*copies.same, *copies.near])
         test = test or test_part
-    return Splits(class_names, train, val, test, notes)
+    return Splits(class_names, train, val, test, notes, layout.kind, copies)
 
 
 def _one_class(data: str, trained: Labelled) -> str:
@@ -309,15 +320,6 @@ def _opened(part: Labelled, class_names: list[str], reading: Reading) -> Split:
     root = part.root if isinstance(part.files, FolderFiles) else ""
     reader = PhotoReader(part.files, part.names, targets, root)
     return Split(reader, np.arange(len(reader)), np.array(targets), reading)
-
-
-def found_reading(split: Split, max_pixels: int, say: Callable[[str], None]) -> Reading:
-    """How the images of a set are read: with one range of values for all of them."""
-    indices = range(len(split.reader)) if split.indices is None else split.indices
-    values = set_range(len(indices), lambda i: split.reader.open(int(indices[i])))
-    if values is not None:
-        say(told(values))
-    return Reading(values, max_pixels)
 
 
 def _strange(strangers: Sequence[str], known: set[str], owner: str) -> str:

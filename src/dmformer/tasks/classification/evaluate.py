@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...data.decode import Reading
 from ...data.finding import no_remark
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
@@ -42,6 +43,7 @@ def evaluate(
     recipe: ClassificationRecipe | None = None,
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
     say: Callable[[str], None] = no_remark,
+    max_pixels: int | None = None,
 ) -> Scores:
     """Score a trained classifier.
 
@@ -53,6 +55,7 @@ def evaluate(
         recipe: Only its fields data_root, val_split, download, workers, max_broken and device are used here.
         progress: Wraps the loader, to show how far it has got.
         say: Takes a remark on the data.
+        max_pixels: Images of more pixels are not read; by default as in training.
 
     Raises:
         UserError: Nothing to read, other classes, too many broken images, or no data for a source that is not a run.
@@ -60,8 +63,7 @@ def evaluate(
     classifier = open_classifier(source) if isinstance(source, str | TrainedFolder) else source
     run = _recipe_of(source)
     recipe = recipe or ClassificationRecipe()
-    if run is not None:
-        recipe = replace(recipe, max_pixels=run.max_pixels)
+    recipe = replace(recipe, max_pixels=max_pixels or (run or recipe).max_pixels)
     if data is not None:
         split = _opened(replace(recipe, data=data), classifier, run, say)
     elif run is None:
@@ -72,7 +74,7 @@ def evaluate(
         except UserError as error:
             raise UserError(f"the photos of the run cannot be opened again; name others with --data. {error}") from None
         say(f"scoring the {name} photos of the run, from {run.data}")
-    split = replace(split, reading=replace(split.reading, values=classifier.values))
+    split = replace(split, reading=Reading(classifier.values, recipe.max_pixels))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
     device = classifier.on_device(recipe.device)

@@ -50,10 +50,12 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Layout(Generic[Part]):
-    """What a place holds: by split ("train", "val", "test"), or under "" if it has none; and remarks for the user."""
+    """What a place holds: by split ("train", "val", "test"), or under "" if it has none; remarks for the user; and in
+    words how it is stored."""
 
     parts: dict[str, Part]
     notes: list[str]
+    kind: str = ""
 
 
 def read_layout(place: str) -> Layout[Labelled]:
@@ -75,6 +77,13 @@ def read_layout(place: str) -> Layout[Labelled]:
             f"of paths and labels ({', '.join(TABLES)})."
         )
     return _from_folders(path)
+
+
+def is_labelled(path: Path) -> bool:
+    """Whether a path is a table, an archive or a folder of class folders."""
+    if path.is_file():
+        return is_archive(path) or path.name.lower().endswith(TABLES)
+    return holds_class_folders(path)
 
 
 def holds_class_folders(folder: Path) -> bool:
@@ -120,7 +129,8 @@ def _from_folders(path: Path) -> Layout[Labelled]:
             _refuse_loose(Labelled(files, [], [], f"{root}{folder}/"), inner.get("", []))
             parts[split] = _labelled(files, own, f"{root}{folder}/")
     notes += _folders_without_photos(path / root / splits.get("train", ""), parts)
-    return Layout(parts, notes)
+    where = "" if isinstance(files, FolderFiles) else " in an archive"
+    return Layout(parts, notes, f"class folders{where}")
 
 
 def _tops(names: Iterable[str], root: str) -> dict[str, list[str]]:
@@ -242,7 +252,7 @@ def _from_table(path: Path) -> Layout[Labelled]:
     parts, notes = read_table(path, rows, lambda row: _label(path, row, column) or None, joined)
     files = FolderFiles(path.parent)
     labelled = {split: Labelled(files, list(part), list(part.values())) for split, part in parts.items()}
-    return Layout(labelled, notes)
+    return Layout(labelled, notes, "a table of paths and labels")
 
 
 def _label(path: Path, row: dict[str, Any], column: str) -> str:

@@ -13,6 +13,7 @@ from . import imagenet, recipes
 from .recipes import ClassificationRecipe
 
 if TYPE_CHECKING:
+    from ..check import View
     from ..config import TrainedFolder
     from .classifier import Classifier
     from .datasets import Splits
@@ -26,7 +27,19 @@ NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 def _open_data(recipe: ClassificationRecipe, track: Track) -> "Splits":
     from .datasets import open_splits
 
-    return open_splits(recipe)
+    return open_splits(recipe, track)
+
+
+def _view(recipe: ClassificationRecipe, data: "Splits") -> "View | None":
+    from .view import view
+
+    return view(data)
+
+
+def _recognises(data: str) -> bool:
+    from .layout import is_labelled
+
+    return data == "elpv" or is_labelled(Path(data))
 
 
 def _job(recipe: ClassificationRecipe, data: "Splits | None") -> "ClassificationJob":
@@ -46,6 +59,7 @@ def _evaluate(
     data: str,
     workers: int | None = None,
     max_broken: float = ClassificationRecipe.max_broken,
+    max_pixels: int | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     split: str = ClassificationRecipe.val_split,
@@ -60,7 +74,7 @@ def _evaluate(
     from .evaluate import evaluate
 
     place = None if data == OWN_TEST else data
-    return evaluate(source, place, batch_size, recipe, lambda loader: progress(loader, "scoring"), say)
+    return evaluate(source, place, batch_size, recipe, lambda loader: progress(loader, "scoring"), say, max_pixels)
 
 
 def summary(scores: "Scores", split: str) -> Summary:
@@ -98,6 +112,8 @@ CLASSIFICATION = Task(
     demos={"elpv": Demo("classify", lambda data: data == "elpv")},
     papers=recipes_in(imagenet),
     open_data=_open_data,
+    view=_view,
+    recognises=_recognises,
     job=_job,
     open=_open,
     evaluate=_evaluate,

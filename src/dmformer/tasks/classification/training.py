@@ -38,7 +38,7 @@ class ClassificationJob:
 
     def __init__(self, recipe: ClassificationRecipe, data: Splits | None = None) -> None:
         self.recipe = recipe
-        self.splits = splits = data or open_splits(recipe)
+        self.splits = self.data = splits = data or open_splits(recipe)
         self.class_names, self.notes = splits.class_names, splits.notes
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
         self.size = f"{recipe.image_size} px"

@@ -2,19 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from ...data.decode import PLAIN, Reading
 from ...data.limits import MAX_PIXELS
 from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
-from ...utils.display import Track
+from ...utils.display import Track, untracked
 from ...utils.errors import UserError
 from ...utils.extras import needs
 from ..folders import Fault, Progress, first_faults, first_few, given_names, relative_name, share_out
-from ..leaks import find_copies, refuse_leaks
+from ..leaks import Copies, find_copies, refuse_leaks
+from ..reading import found_reading
 from .formats.find import Found, find_boxes
 from .formats.parts import Outline, Part, Row, other_size, photo_sizes
 from .recipes import DetectionRecipe
@@ -124,7 +126,7 @@ class BoxSet:
             Pascal VOC, from 0 for YOLO.
         image_ids: COCO's own, else from 1.
         root: Folder at which display names start.
-        max_pixels: Images of more pixels are not read.
+        reading: How the images are read.
     """
 
     images: tuple[Path, ...]
@@ -134,7 +136,7 @@ class BoxSet:
     category_ids: tuple[int, ...]
     image_ids: tuple[int, ...]
     root: Path = Path()
-    max_pixels: int = MAX_PIXELS
+    reading: Reading = PLAIN
 
     def __len__(self) -> int:
         return len(self.images)
@@ -177,13 +179,21 @@ class BoxSet:
 
 @dataclass(frozen=True)
 class BoxSplits:
-    """A data set of images with objects, ready to train on; `faults` are objects and images that were left out."""
+    """A data set of images with objects, ready to train on.
+
+    Attributes:
+        faults: Objects and images that were left out.
+        layout: The format of the annotations.
+        copies: Images that occur twice.
+    """
 
     train: BoxSet
     val: BoxSet
     test: BoxSet | None
     notes: list[str]
     faults: list[Fault]
+    layout: str = ""
+    copies: Copies = field(default_factory=Copies)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -207,6 +217,8 @@ def open_boxes(
     allow_leaks: bool = False,
     near_duplicates: bool = False,
     max_pixels: int = MAX_PIXELS,
+    track: Track = untracked,
+    compare: bool = True,
 ) -> BoxSplits:
     """Read images and their annotated objects; the layout is recognised by the content of `data`.
 
@@ -233,6 +245,8 @@ def open_boxes(
         allow_leaks: Accept images that are in two splits.
         near_duplicates: Also find images that look alike, and keep them together in a random split.
         max_pixels: Images of more pixels are not read.
+        track: Shows how far it has got.
+        compare: Look for images that occur twice; otherwise only if a random split needs to know them.
 
     Raises:
         UserError: Nothing there, unknown layout, a file whose content does not match its name, boxes in other units,
@@ -256,13 +270,16 @@ def open_boxes(
     sets, notes, faults = {}, list(found.notes) + absent, []
     for split, part in parts.items():
         boxes, strange, seen = _box_set(part, class_names, found.kind, max_bare)
-        sets[split] = replace(boxes, max_pixels=max_pixels)
+        sets[split] = boxes
         faults += part.faults
         notes += seen
         if strange:
             others = "other classes than those named" if wanted else "other classes"
             notes.append(f"objects of {others} in {part.where}, left out: {len(strange)}")
-    copies = find_copies(sets, near_duplicates)
+    reading = found_reading(sets[whole], max_pixels, notes.append)
+    sets = {split: replace(boxes, reading=reading) for split, boxes in sets.items()}
+    needed = compare or "val" not in sets
+    copies = find_copies(sets, near_duplicates, track=track) if needed else Copies()
     notes += [*copies.notes, *refuse_leaks(sets, copies, allow_leaks)]
     train, val, test = sets[whole], sets.get("val"), sets.get("test")
     notes += _numbering(train, found.kind)
@@ -272,10 +289,20 @@ def open_boxes(
         shares = share_out(what, len(train), val_share, 0.0 if test else test_share, seed, groups)
         rest = train.subset(shares[2]) if len(shares[2]) else None
         train, val, test = train.subset(shares[0]), train.subset(shares[1]), test or rest
-    return BoxSplits(train, val, test, notes, faults)
+    return BoxSplits(train, val, test, notes, faults, found.kind, copies)
 
 
-def open_run(recipe: DetectionRecipe, any_leaks: bool = False) -> BoxSplits:
+def has_boxes(data: str) -> bool:
+    """Whether a folder or a file has a layout of images with objects; only the names of files are looked at."""
+    try:
+        return bool(find_boxes(data, None, ("any",)).readers)
+    except UserError:
+        return False
+
+
+def open_run(
+    recipe: DetectionRecipe, any_leaks: bool = False, track: Track = untracked, compare: bool = True
+) -> BoxSplits:
     """The data of a run, see `open_boxes`; `any_leaks` accepts images in two splits in any case."""
     return open_boxes(
         recipe.data,
@@ -288,12 +315,15 @@ def open_run(recipe: DetectionRecipe, any_leaks: bool = False) -> BoxSplits:
         recipe.allow_leaks or any_leaks,
         recipe.near_duplicates,
         recipe.max_pixels,
+        track,
+        compare,
     )
 
 
 def open_checked(recipe: DetectionRecipe, track: Track) -> BoxSplits:
     """Open and check the data of a recipe; see `open_boxes` and `check_boxes`."""
-    return check_boxes(open_run(recipe), recipe.max_broken, lambda items: track(items, "checking the photos"))
+    opened = open_run(recipe, track=track)
+    return check_boxes(opened, recipe.max_broken, lambda items: track(items, "checking the photos"))
 
 
 def open_evaluation_boxes(
@@ -363,7 +393,7 @@ def check_boxes(splits: BoxSplits, max_broken: float, progress: Progress = iter)
     notes += _differences(checked[0], test, "test") if test else []
     if splits.test is not None and test is None:
         notes.append("no test photo has an object: the report is about validation")
-    return BoxSplits(checked[0], checked[1], test, notes, faults)
+    return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes, faults=faults)
 
 
 def check_evaluation_boxes(
@@ -570,7 +600,7 @@ def _check(
     # A scored image that turns out broken is not replaced by another, as in training: it must be whole.
     scored = {path for part in parts if part is not training for path in part.images}
     paths = [path for part in parts for path in part.images]
-    sizes = iter(photo_sizes(paths, progress, scored, parts[0].max_pixels))
+    sizes = iter(photo_sizes(paths, progress, scored, parts[0].reading.max_pixels))
     faults, checked, notes = list(known), [], []
     for part in parts:
         part, ways = _as_shown(part, seen := [next(sizes) for _ in part.images])
@@ -624,7 +654,7 @@ def _numbering(boxes: BoxSet, kind: str) -> list[str]:
     return [f"the category ids {min(ids)} to {max(ids)} are not 1 to {len(ids)}: classes are numbered in their order"]
 
 
-def _counts(boxes: BoxSet) -> np.ndarray:
+def counts_of(boxes: BoxSet) -> np.ndarray:
     """Objects of each class without crowds, (K)."""
     labels = [each.labels[~each.crowd] for each in boxes.annotations]
     return np.bincount(np.concatenate(labels), minlength=len(boxes.class_names))
@@ -632,7 +662,7 @@ def _counts(boxes: BoxSet) -> np.ndarray:
 
 def _differences(train: BoxSet, other: BoxSet, split: str) -> list[str]:
     """Classes that only one of two splits has."""
-    each = list(zip(train.class_names, _counts(train), _counts(other), strict=True))
+    each = list(zip(train.class_names, counts_of(train), counts_of(other), strict=True))
     absent = [name for name, learnt, scored in each if learnt and not scored]
     unlearnt = [f"{name} ({scored})" for name, learnt, scored in each if scored and not learnt]
     notes = [f"no {split} photo has an object of {first_few(absent, 10)}: not scored there"] if absent else []
@@ -646,7 +676,7 @@ def _notes(boxes: BoxSet) -> list[str]:
     objects = np.concatenate([each.boxes for each in boxes.annotations])
     empty = sum(not len(each) for each in boxes.annotations)
     notes = [f"training photos without objects: {empty}"] if empty else []
-    if absent := [name for name, count in zip(boxes.class_names, _counts(boxes), strict=True) if not count]:
+    if absent := [name for name, count in zip(boxes.class_names, counts_of(boxes), strict=True) if not count]:
         notes.append(f"no training photo has an object of {first_few(absent, 10)}")
     thin = (objects[:, 2:] - objects[:, :2]).min(1) < SMALL
     if thin.any():

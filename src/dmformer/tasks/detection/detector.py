@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import models as models  # registers them with timm
 from ...data.detections import Detections
+from ...data.limits import Range
 from ...data.palette import default_palette
 from ...utils.errors import UserError
 from ..build import Trained, load_model, save_model
@@ -31,6 +32,7 @@ class DetectorConfig:
         class_names, category_ids: Names, and the ids that annotations use, in the order of the labels.
         mean, std: Of the red, green and blue values.
         image_size, max_side: Shorter side in pixels to which images are resized, and maximum of the longer side.
+        value_range: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     backbone: str
@@ -46,6 +48,7 @@ class DetectorConfig:
     std: tuple[float, float, float]
     image_size: int
     max_side: int
+    value_range: Range | None = None
 
     def build(self, weights: dict[str, Tensor] | None = None) -> DetectionModel:
         """Build the model with random weights, or its backbone with the weights of a classifier."""
@@ -81,6 +84,10 @@ class Detector(Trained):
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         return default_palette(len(self.config.class_names))
+
+    @property
+    def values(self) -> Range | None:
+        return self.config.value_range
 
     def transform(self) -> EvalTransform:
         """The transform of an image: PIL to a normalised tensor (3, H', W')."""

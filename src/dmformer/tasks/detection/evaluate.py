@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...data.decode import Reading
 from ...data.detections import Detections
+from ...data.limits import MAX_PIXELS
 from ...utils.errors import UserError
 from ..config import TrainedFolder, read_folder
 from ..folders import Fault, first_few
@@ -54,6 +56,7 @@ def evaluate_boxes(
     images: str | None = None,
     workers: int | None = None,
     max_broken: float = 0.02,
+    max_pixels: int | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     device: str = "auto",
@@ -65,6 +68,7 @@ def evaluate_boxes(
         data, images: As in training; if a folder has splits, its test split, else its validation split. By default the
             photos that the run itself held out.
         max_broken: Maximum fraction of faulty objects and images, which are left out; above it, no scores are returned.
+        max_pixels: Images of more pixels are not read; by default as in training.
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.
         device: Name of the device, see `find_device`.
@@ -80,8 +84,9 @@ def evaluate_boxes(
         boxes, faults, notes = _own_test(run, names)
     else:
         boxes, faults, notes = open_evaluation_boxes(data, names, images, max_bare)
-        boxes = replace(boxes, max_pixels=run.max_pixels) if run else boxes
         notes = [*notes, *(_seen(boxes, run) if run else ())]
+    most = max_pixels or (run.max_pixels if run else MAX_PIXELS)
+    boxes = replace(boxes, reading=Reading(detector.values, most))
     boxes, faults, more = check_evaluation_boxes(
         boxes, faults, max_broken, lambda items: progress(items, "checking the photos")
     )
@@ -108,7 +113,7 @@ def _own_test(run: DetectionRecipe | None, names: tuple[str, ...]) -> tuple[BoxS
 def _seen(boxes: BoxSet, run: DetectionRecipe) -> list[str]:
     """A note if the run was trained on some of these images."""
     try:
-        train = open_run(run, any_leaks=True).train
+        train = open_run(run, any_leaks=True, compare=False).train
     except UserError:  # the data has been moved or changed
         return []
     return seen_note(seen_in_training(boxes, train), len(boxes))

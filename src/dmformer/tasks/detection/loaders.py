@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import get_size
 
-from ...data.decode import BrokenImageError, Reading, decode, fitted_size
+from ...data.decode import BrokenImageError, decode, fitted_size
 from ..sampling import ShareSampler, StepSampler, loader_options, next_readable, seeded
 from .datasets import BoxSet
 
@@ -175,7 +175,7 @@ class BoxDataset(Dataset):
         path, name = self.boxes.images[position], self.boxes.name(position)
         try:
             with open(path, "rb") as file:
-                image = decode(file, reading=Reading(max_pixels=self.boxes.max_pixels))
+                image = decode(file, reading=self.boxes.reading)
         except (OSError, BrokenImageError) as error:
             raise BrokenImageError(f"{name}: {error}") from error
         height, width = self.boxes.sizes[position].tolist()

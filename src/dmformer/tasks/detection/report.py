@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...data.detections import Detections
 from ...data.palette import Palette
-from ...report.drawing import draw_detections, draw_frames, draw_objects
+from ...report.drawing import cropped, draw_detections, draw_frames, draw_objects, moved
 from ...report.page import (
     MATRIX_CLASSES,
     ClassKey,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 CROPS, CROP = 12, 256
 """Wrong detections and missed objects that are shown, and the longer side of their pictures."""
-CONTEXT, AT_LEAST = 2.5, 0.3
-"""Side of a crop, by the longer side of its box, and at least, by that of the photo."""
 PICTURES, WIDTH, HEIGHT = 3, 480, 560
 """Photos of the worst, of the middle and of the best, and most of a picture's size."""
 CURVES = 7
@@ -283,9 +281,9 @@ def _wrong(report: DetectionReport, i: int, d: int, reason: Mistake) -> _Wrong:
         there, overlap = _key(report, int(truth.labels[ious.argmax()])), float(ious.max())
 
     def drawn(photo: Image.Image) -> Image.Image:
-        crop, window, scale = _cropped(photo, each.boxes[d])
-        crop = draw_frames(crop, _moved(truth.boxes[~truth.crowd], window, scale))
-        one = Detections(_moved(each.boxes[d : d + 1], window, scale), each.scores[d : d + 1], each.labels[d : d + 1])
+        crop, window, scale = cropped(photo, each.boxes[d], CROP)
+        crop = draw_frames(crop, moved(truth.boxes[~truth.crowd], window, scale))
+        one = Detections(moved(each.boxes[d : d + 1], window, scale), each.scores[d : d + 1], each.labels[d : d + 1])
         return draw_detections(crop, one, report.class_names, report.palette)
 
     file = report.image_names[i]
@@ -310,8 +308,8 @@ def _missed(report: DetectionReport, i: int, k: int) -> _Missed:
     width, height = (truth.boxes[k, 2:] - truth.boxes[k, :2]).tolist()
 
     def drawn(photo: Image.Image) -> Image.Image:
-        crop, window, scale = _cropped(photo, truth.boxes[k])
-        box = _moved(truth.boxes[k : k + 1], window, scale)
+        crop, window, scale = cropped(photo, truth.boxes[k], CROP)
+        box = moved(truth.boxes[k : k + 1], window, scale)
         return draw_objects(crop, box, truth.labels[k : k + 1], report.class_names, report.palette)
 
     file = report.image_names[i]
@@ -325,23 +323,6 @@ def _key(report: DetectionReport, label: int) -> ClassKey:
 
 def _picture(report: DetectionReport, i: int, drawn: Callable[[Image.Image], Image.Image], alt: str) -> Picture:
     return safe_jpeg(lambda: drawn(report.load(i).convert("RGB")), alt)
-
-
-def _cropped(photo: Image.Image, box: np.ndarray) -> tuple[Image.Image, tuple[int, int], float]:
-    """A box with what is round it, the left upper corner of that in the photo, and its scale."""
-    left, upper, right, lower = box.tolist()
-    side = max(CONTEXT * max(right - left, lower - upper), AT_LEAST * max(photo.size))
-    width, height = (max(min(math.ceil(side), whole), 1) for whole in photo.size)
-    x = round(min(max((left + right - width) / 2, 0), photo.width - width))
-    y = round(min(max((upper + lower - height) / 2, 0), photo.height - height))
-    scale = CROP / max(width, height)
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return photo.resize(size, Image.Resampling.BICUBIC, box=(x, y, x + width, y + height)), (x, y), scale
-
-
-def _moved(boxes: np.ndarray, window: tuple[int, int], scale: float) -> np.ndarray:
-    """Boxes (n, 4) in pixels of a crop."""
-    return (boxes - np.tile(np.array(window, np.float32), 2)) * scale
 
 
 def _f1(report: DetectionReport, judged: _Judged) -> list[float]:

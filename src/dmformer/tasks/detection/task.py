@@ -12,6 +12,7 @@ from . import coco_recipes, recipes
 from .recipes import EXPORTED, WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
+    from ..check import View
     from ..config import TrainedFolder
     from .datasets import BoxSplits
     from .detector import Detector
@@ -23,6 +24,18 @@ def _open_data(recipe: DetectionRecipe, track: Track) -> "BoxSplits":
     from .datasets import open_checked
 
     return open_checked(recipe, track)
+
+
+def _view(recipe: DetectionRecipe, data: "BoxSplits") -> "View | None":
+    from .view import view
+
+    return view(data)
+
+
+def _recognises(data: str) -> bool:
+    from .datasets import has_boxes
+
+    return has_boxes(data)
 
 
 def _job(recipe: DetectionRecipe, data: "BoxSplits | None") -> "DetectionJob":
@@ -87,6 +100,8 @@ DETECTION = Task(
     demos={"bccd": Demo("detect", holds_files("BloodImage_"))},
     papers=recipes_in(coco_recipes),
     open_data=_open_data,
+    view=_view,
+    recognises=_recognises,
     job=_job,
     open=_open,
     evaluate=_evaluate,

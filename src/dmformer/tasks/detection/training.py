@@ -55,7 +55,7 @@ class DetectionJob:
                 import_module("transformers")
                 import_module("scipy")
         self.recipe = recipe
-        self.splits = splits = data or open_checked(recipe, track)
+        self.splits = self.data = splits = data or open_checked(recipe, track)
         self.notes = list(splits.notes)
         self.class_names = list(splits.train.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
@@ -93,6 +93,7 @@ class DetectionJob:
             std=recipe.std,
             image_size=recipe.image_size,
             max_side=recipe.max_side,
+            value_range=train.reading.values,
         )
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:

@@ -1,15 +1,17 @@
 """Open photos with several labels: which are for training, for validation and for testing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...data.decode import Reading
+from ...utils.display import Track, untracked
 from ...utils.errors import UserError
-from ..classification.datasets import PhotoReader, Split, Splits, check_classes, found_reading, given_parts, split_off
+from ..classification.datasets import PhotoReader, Split, Splits, check_classes, given_parts, split_off
 from ..classification.layout import Layout
-from ..leaks import find_copies, refuse_leaks, seen_in_training
+from ..leaks import Copies, find_copies, refuse_leaks, seen_in_training
+from ..reading import found_reading
 from .labels import LabelledPhotos, read_labels
 from .recipes import MultiLabelRecipe
 
@@ -21,16 +23,22 @@ class LabelSplits(Splits):
     The target of a photo is its row in `labels` (N, K), which holds 1 for each of its classes.
     """
 
-    labels: np.ndarray
+    labels: np.ndarray = field(kw_only=True)
 
 
-def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
+def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compare: bool = True) -> LabelSplits:
     """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
+
+    Args:
+        recipe: The recipe.
+        track: Shows how far it has got.
+        compare: Look for photos that occur twice; otherwise only if a random split needs to know them.
 
     Raises:
         UserError: Nothing there, no photos, no labels, or labels that the training photos do not have.
     """
-    parts, notes = given_parts(recipe.data, recipe.val_data, recipe.test_data, lambda place: _read(recipe, place))
+    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, lambda place: _read(recipe, place))
+    parts, notes = layout.parts, layout.notes
     trained = parts.pop("train")
     class_names = trained.class_names
     if not class_names:
@@ -45,7 +53,8 @@ def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
         opened.append(_split(part, sum(map(len, opened)), reading))
     given = dict(zip(("train", *parts), opened, strict=True))
     labels = np.concatenate(rows)
-    copies = find_copies(given, recipe.near_duplicates)
+    needed = compare or "val" not in given
+    copies = find_copies(given, recipe.near_duplicates, track=track) if needed else Copies()
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     train, val, test = given["train"], given.get("val"), given.get("test")
     if val is None:
@@ -61,7 +70,8 @@ def open_label_splits(recipe: MultiLabelRecipe) -> LabelSplits:
     unlabelled = int((~labels.any(1)).sum())
     if unlabelled:
         notes.append(f"{unlabelled:,} photos have no label: they show what belongs to no class")
-    return LabelSplits(class_names, train, val, test, notes, labels.astype(np.float32))
+    kind, rows_of = layout.kind or "photos with several labels", labels.astype(np.float32)
+    return LabelSplits(class_names, train, val, test, notes, kind, copies, labels=rows_of)
 
 
 def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Split, np.ndarray, list[str]]:
@@ -81,7 +91,7 @@ def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Spl
 def trained_photos(split: Split, recipe: MultiLabelRecipe) -> int:
     """How many images of a split a run was trained on, by their content; 0 if the run's data is not there any more."""
     try:
-        train = open_label_splits(replace(recipe, allow_leaks=True)).train
+        train = open_label_splits(replace(recipe, allow_leaks=True), compare=False).train
     except UserError:
         return 0
     return seen_in_training(split, train)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ...data.decode import Reading
 from ...data.finding import no_remark
 from ...utils.errors import UserError
 from ..classification.datasets import Split
@@ -31,6 +32,7 @@ def evaluate(
     progress: Callable[[Iterable], Iterable] = iter,
     say: Callable[[str], None] = no_remark,
     device: str = "auto",
+    max_pixels: int | None = None,
 ) -> MultiLabelScores:
     """Score a trained multi-label classifier at its own thresholds.
 
@@ -41,6 +43,7 @@ def evaluate(
         progress: Wraps the loader, to show how far it has got.
         say: Takes a remark on the data.
         device: Where to compute, see `find_device`.
+        max_pixels: Images of more pixels are not read; by default as in training.
 
     Raises:
         UserError: Nothing to read, other classes, no labels, too many broken images, or no data for a source that is
@@ -55,7 +58,7 @@ def evaluate(
         raise UserError("there is no run whose test photos could be scored: name the photos with --data.")
     else:
         split, labels = _own_test(run, classifier, say)
-    split = replace(split, reading=replace(split.reading, values=classifier.values))
+    split = replace(split, reading=Reading(classifier.values, max_pixels or (run or MultiLabelRecipe()).max_pixels))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, workers)
     model, place = classifier.model, classifier.on_device(device)

@@ -10,6 +10,7 @@ from . import recipes
 from .recipes import MultiLabelRecipe
 
 if TYPE_CHECKING:
+    from ..check import View
     from ..config import TrainedFolder
     from .classifier import MultiLabelClassifier
     from .datasets import LabelSplits
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 def _open_data(recipe: MultiLabelRecipe, track: Track) -> "LabelSplits":
     from .datasets import open_label_splits
 
-    return open_label_splits(recipe)
+    return open_label_splits(recipe, track)
+
+
+def _view(recipe: MultiLabelRecipe, data: "LabelSplits") -> "View":
+    from .view import view
+
+    return view(data)
 
 
 def _job(recipe: MultiLabelRecipe, data: "LabelSplits | None") -> "MultiLabelJob":
@@ -40,6 +47,7 @@ def _evaluate(
     data: str,
     workers: int | None = None,
     max_broken: float = MultiLabelRecipe.max_broken,
+    max_pixels: int | None = None,
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     batch_size: int = 64,
@@ -52,7 +60,7 @@ def _evaluate(
     def scoring(loader: Iterable) -> Iterable:
         return progress(loader, "scoring")
 
-    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device)
+    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels)
 
 
 def _summary(scores: "MultiLabelScores", split: str) -> Summary:
@@ -89,6 +97,7 @@ MULTILABEL = Task(
     recipe=MultiLabelRecipe,
     recipes=recipes_in(recipes),
     open_data=_open_data,
+    view=_view,
     job=_job,
     open=_open,
     evaluate=_evaluate,

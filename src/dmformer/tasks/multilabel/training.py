@@ -33,7 +33,7 @@ class MultiLabelJob:
 
     def __init__(self, recipe: MultiLabelRecipe, data: LabelSplits | None = None) -> None:
         self.recipe = recipe
-        self.splits = splits = data or open_label_splits(recipe)
+        self.splits = self.data = splits = data or open_label_splits(recipe)
         self.class_names, self.labels = splits.class_names, torch.from_numpy(splits.labels)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
         self.size = f"{recipe.image_size} px"

@@ -10,6 +10,7 @@ from . import recipes
 from .recipes import PretrainingRecipe
 
 if TYPE_CHECKING:
+    from ..check import View
     from .metrics import PretrainingScores
     from .sources import Sources
     from .training import PretrainingJob
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 def _open_data(recipe: PretrainingRecipe, track: Track) -> "Sources":
     from .sources import open_sources
 
-    return open_sources(recipe)
+    return open_sources(recipe, track)
+
+
+def _view(recipe: PretrainingRecipe, data: "Sources") -> "View | None":
+    from .sources import view
+
+    return view(data)
 
 
 def _job(recipe: PretrainingRecipe, data: "Sources | None") -> "PretrainingJob":
@@ -60,6 +67,8 @@ PRETRAINING = replace(
     demos={},
     next_step="dmformer train classify --data PHOTOS --weights {best}",
     papers={},
+    view=_view,
+    recognises=lambda data: False,
     job=_job,
     summary=_summary,
     check_places=_check_places,

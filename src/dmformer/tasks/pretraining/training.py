@@ -44,7 +44,7 @@ class PretrainingJob:
 
     def __init__(self, recipe: PretrainingRecipe, data: Sources | None = None) -> None:
         self.recipe = recipe
-        self.sources, notes = data or open_sources(recipe)
+        self.data = self.sources, notes = data or open_sources(recipe)
         self.labelled = [i for i, source in enumerate(self.sources) if source.class_names]
         if recipe.teacher is None and not self.labelled:
             raise UserError("no source has labels and there is no teacher: give --teacher, or class folders.")

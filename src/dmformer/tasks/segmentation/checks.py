@@ -1,6 +1,7 @@
 """Check images and masks before training: report all problems at once, with possible fixes."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...data.decode import BrokenImageError, Reading, decode
+from ...data.decode import BrokenImageError, decode
 from ...data.orientation import as_shown
 from ...utils.display import Track
 from ...utils.errors import UserError
@@ -21,7 +22,7 @@ from .recipes import SegmentationRecipe
 
 def open_checked(recipe: SegmentationRecipe, track: Track) -> tuple[PairSplits, list[Fault]]:
     """Open and check the data of a recipe; see `open_pairs` and `check_pairs`."""
-    opened = open_run(recipe)
+    opened = open_run(recipe, track=track)
     return check_pairs(opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks"))
 
 
@@ -63,7 +64,11 @@ def check_pairs(
     if test is not None and not _labelled(test, looks[2]):
         test = None
         notes.append("no test mask has a labelled pixel: the report is about validation")
-    return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes), faults
+    pixels = {
+        name: [_class_pixels(part, look) for look in seen if not look.reason]
+        for name, part, seen in zip(("train", "val", "test"), parts, looks, strict=False)
+    }
+    return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes, pixels=pixels), faults
 
 
 def check_evaluation_pairs(
@@ -86,12 +91,13 @@ def check_evaluation_pairs(
 
 
 class _Look(NamedTuple):
-    """Result of checking one pair: why it cannot be used, its width and height, the ids that its mask stores and those
-    of them that are no classes; colours without a class; colours of palette indices; whether the mask was turned."""
+    """Result of checking one pair: why it cannot be used, its width and height, the number of pixels of each id that
+    its mask stores, and those ids that are no classes; colours without a class; colours of palette indices; whether the
+    mask was turned."""
 
     reason: str | None
     size: tuple[int, int] = (0, 0)
-    stored: tuple[int, ...] = ()
+    stored: dict[int, int] = {}  # noqa: RUF012 (never changed)
     strange: tuple[int, ...] = ()
     colours: tuple[str, ...] | None = None
     palette: dict[int, str] | None = None
@@ -157,7 +163,7 @@ def _look_at_all(parts: Sequence[Pairs], progress: Progress) -> list[list[_Look]
 def _look(pairs: Pairs, i: int) -> _Look:
     try:
         with open(pairs.images[i], "rb") as file:
-            size = decode(file, reading=Reading(max_pixels=pairs.max_pixels)).size
+            size = decode(file, reading=pairs.reading).size
     except Exception as error:  # decoders raise anything on damaged input
         return _Look(f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}")
     palette: dict[int, str] = {}
@@ -170,12 +176,32 @@ def _look(pairs: Pairs, i: int) -> _Look:
     ids = as_shown(as_stored, pairs.images[i], size)
     if ids.shape != size[::-1]:
         return _Look(f"is {size[0]}x{size[1]} and its mask {ids.shape[1]}x{ids.shape[0]}", size)
-    stored = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)) if ids.dtype == np.uint8 else np.unique(ids)
+    found, counts = _counted(ids)
+    stored = dict(zip(found.tolist(), counts.tolist(), strict=True))
     try:
-        pairs.labels(stored)
+        pairs.labels(found)
     except StrangeLabelError as error:
-        return _Look(f"its mask {pairs.masks[i].name} {error}", size, tuple(stored.tolist()), error.ids)
-    return _Look(None, size, tuple(stored.tolist()), palette=palette, turned=ids is not as_stored)
+        return _Look(f"its mask {pairs.masks[i].name} {error}", size, stored, error.ids)
+    return _Look(None, size, stored, palette=palette, turned=ids is not as_stored)
+
+
+def _counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ids of a mask, and the number of pixels of each."""
+    if ids.dtype != np.uint8:
+        return np.unique(ids, return_counts=True)
+    counts = np.bincount(ids.ravel(), minlength=256)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+
+
+def _class_pixels(pairs: Pairs, look: _Look) -> dict[int, int]:
+    """The number of pixels of each training id in a usable mask."""
+    pixels: Counter[int] = Counter()
+    for label, count in zip(
+        pairs.labels(np.array(list(look.stored), np.int64)).tolist(), look.stored.values(), strict=True
+    ):
+        pixels[label] += count
+    return dict(pixels)
 
 
 def _predicate(error: BrokenImageError) -> str:
@@ -236,7 +262,7 @@ def _check_palettes(parts: Sequence[Pairs], looks: Sequence[Sequence[_Look]]) ->
 
 def _masks_with(pairs: Pairs, looks: Sequence[_Look]) -> dict[str, int]:
     """The number of usable masks that hold each class."""
-    held = [set(pairs.labels(np.array(look.stored, np.int64)).tolist()) for look in looks if not look.reason]
+    held = [_class_pixels(pairs, look).keys() for look in looks if not look.reason]
     return {name: sum(i in classes for classes in held) for i, name in enumerate(pairs.labels.class_names)}
 
 

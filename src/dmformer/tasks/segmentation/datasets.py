@@ -11,8 +11,10 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from ...data.decode import PLAIN, Reading
 from ...data.limits import MAX_PIXELS
 from ...data.palette import default_palette
+from ...utils.display import Track, untracked
 from ...utils.errors import UserError
 from ..folders import (
     NAMES_FILE,
@@ -32,8 +34,9 @@ from ..folders import (
     walk,
 )
 from ..labelme import read_labelme
-from ..leaks import find_copies, refuse_leaks
+from ..leaks import Copies, find_copies, refuse_leaks
 from ..naming import match_names, renaming_note
+from ..reading import found_reading
 from .colour_maps import ColourMap, find_colour_map, parse_colours, read_colour_map
 from .label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, LabelSet
 from .masks import IGNORE, NO_CLASSES, Colours, draw_mask, map_labels, read_mask
@@ -85,7 +88,7 @@ class Pairs:
     """Images and their masks; display names start at the folder `root`.
 
     `unpaired` lists images that should be here but lack a mask, or the other way round. `notes` say what else users
-    should know. Images of more than `max_pixels` are not read.
+    should know; `reading` says how the images are read.
     """
 
     images: tuple[Path, ...]
@@ -94,7 +97,7 @@ class Pairs:
     root: Path = Path()
     unpaired: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
+    reading: Reading = PLAIN
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,13 +123,22 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairSplits:
-    """A data set of images with masks, ready to train on."""
+    """A data set of images with masks, ready to train on.
+
+    Attributes:
+        layout: How it is stored, in words.
+        copies: Images that occur twice.
+        pixels: Number of pixels of each class in each mask, by split, with those of `IGNORE`; from `check_pairs`.
+    """
 
     labels: Labels
     train: Pairs
     val: Pairs
     test: Pairs | None
     notes: list[str]
+    layout: str = ""
+    copies: Copies = field(default_factory=Copies)
+    pixels: dict[str, list[dict[int, int]]] = field(default_factory=dict)
 
 
 def open_pairs(
@@ -142,6 +154,8 @@ def open_pairs(
     allow_leaks: bool = False,
     near_duplicates: bool = False,
     max_pixels: int = MAX_PIXELS,
+    track: Track = untracked,
+    compare: bool = True,
 ) -> PairSplits:
     """Find images and their masks; the layout is recognised by the folders in `data`.
 
@@ -168,6 +182,8 @@ def open_pairs(
         allow_leaks: Accept images that are in two splits.
         near_duplicates: Also find images that look alike, and keep them together in a random split.
         max_pixels: Images of more pixels are not read.
+        track: Shows how far it has got.
+        compare: Look for images that occur twice; otherwise only if a random split needs to know them.
 
     Raises:
         UserError: Nothing there, unknown layout, no masks, no names, the same image in two splits, or too few images to
@@ -175,21 +191,35 @@ def open_pairs(
     """
     found = _find(data, masks)
     labels = _labels(found, data, classes, reduce_zero_label, ignore_index, colours)
-    parts = {split: replace(_as_pairs(found, split, labels), max_pixels=max_pixels) for split in found.parts}
+    parts = {split: _as_pairs(found, split, labels) for split in found.parts}
     whole = parts.get("train") or parts.get("")
     if whole is None:
         raise UserError(f"{data} has {' and '.join(parts)} but no train: put the training images there.")
-    copies = find_copies(parts, near_duplicates)
+    reading = found_reading(whole, max_pixels, found.notes.append)
+    parts = {split: replace(pairs, reading=reading) for split, pairs in parts.items()}
+    whole = replace(whole, reading=reading)
+    needed = compare or "val" not in parts
+    copies = find_copies(parts, near_duplicates, track=track) if needed else Copies()
     found.notes += [*copies.notes, *refuse_leaks(parts, copies, allow_leaks)]
     train, val, test = whole, parts.get("val"), parts.get("test")
     if val is None:
         groups = copies.together("train" if "train" in parts else "")
         train, val, rest = _split_off(whole, data, val_share, 0.0 if test else test_share, seed, groups)
         test = test or rest
-    return PairSplits(labels, train, val, test, found.notes)
+    return PairSplits(labels, train, val, test, found.notes, _layout(found), copies)
 
 
-def open_run(recipe: SegmentationRecipe, any_leaks: bool = False) -> PairSplits:
+def has_masks(data: str) -> bool:
+    """Whether a folder has a layout of images with masks."""
+    try:
+        return bool(_find(data, None).parts)
+    except UserError:
+        return False
+
+
+def open_run(
+    recipe: SegmentationRecipe, any_leaks: bool = False, track: Track = untracked, compare: bool = True
+) -> PairSplits:
     """The data of a run, see `open_pairs`; `any_leaks` accepts images in two splits in any case."""
     return open_pairs(
         recipe.data,
@@ -204,6 +234,8 @@ def open_run(recipe: SegmentationRecipe, any_leaks: bool = False) -> PairSplits:
         recipe.allow_leaks or any_leaks,
         recipe.near_duplicates,
         recipe.max_pixels,
+        track,
+        compare,
     )
 
 
@@ -295,6 +327,13 @@ def _find(data: str, masks: str | None) -> _Found:
             where = f"{root} has no {split or 'image'}{' image' if split else ''} with a mask"
             raise UserError(f"{where}: {first_faults(part.unpaired, 3) or 'there are no images.'}")
     return found
+
+
+def _layout(found: _Found) -> str:
+    """How the images and masks are stored, in words."""
+    if found.kind != "folders":
+        return found.kind
+    return "LabelMe's outlines beside the images" if found.outlined else "folders of images and masks"
 
 
 def _open_folders(root: Path, images: Path, masks: Path) -> _Found:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from ...data.decode import Reading
+from ...data.limits import MAX_PIXELS
 from ...utils.errors import UserError
 from ..config import TrainedFolder, read_folder
 from ..folders import first_few
@@ -83,6 +85,7 @@ def evaluate_masks(
     colours: Sequence[str] | None = None,
     workers: int | None = None,
     max_broken: float = 0.0,
+    max_pixels: int | None = None,
     window: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -98,6 +101,7 @@ def evaluate_masks(
             images that the run itself held out.
         reduce_zero_label, ignore_index, colours: How its masks store ids; by default as the training masks.
         max_broken: Maximum fraction of faulty pairs, which are left out; above it, no scores are returned.
+        max_pixels: Images of more pixels are not read; by default as in training.
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: For multi-scale testing; see `predict_probabilities`.
         progress: Wraps an iterable, to show how far it has got.
@@ -117,7 +121,9 @@ def evaluate_masks(
         opened = _own_test(run, config.class_names)
     else:
         opened = open_evaluation_pairs(data, masks, names, reduced, ignored, colours or (), config.colours)
-        opened = replace(opened, max_pixels=run.max_pixels, notes=_seen(opened, run)) if run else opened
+        opened = replace(opened, notes=_seen(opened, run)) if run else opened
+    most = max_pixels or (run.max_pixels if run else MAX_PIXELS)
+    opened = replace(opened, reading=Reading(segmenter.values, most))
     pairs, faults, hints = check_evaluation_pairs(opened, max_broken, lambda all_: progress(all_, "checking the masks"))
     for line in (*(f"left out: {name} {reason}" for name, reason in faults), *hints):
         say(line)
@@ -145,7 +151,7 @@ def _own_test(run: SegmentationRecipe | None, names: tuple[str, ...]) -> Pairs:
 def _seen(pairs: Pairs, run: SegmentationRecipe) -> tuple[str, ...]:
     """The notes of the pairs, and another one if the run was trained on some of them."""
     try:
-        train = open_run(run, any_leaks=True).train
+        train = open_run(run, any_leaks=True, compare=False).train
     except UserError:  # the data has been moved or changed
         return pairs.notes
     return (*pairs.notes, *seen_note(seen_in_training(pairs, train), len(pairs)))

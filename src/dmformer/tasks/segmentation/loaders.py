@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ...data.decode import BrokenImageError, Reading, decode
+from ...data.decode import BrokenImageError, decode
 from ...data.orientation import as_shown
 from ..sampling import ShareSampler, loader_options, next_readable, seeded
 from .datasets import Pairs
@@ -157,7 +157,7 @@ class PairSet(Dataset):
         path, name = self.pairs.images[position], self.pairs.name(position)
         try:
             with open(path, "rb") as file:
-                image = decode(file, reading=Reading(max_pixels=self.pairs.max_pixels))
+                image = decode(file, reading=self.pairs.reading)
             stored = self.pairs.labels.stored(self.pairs.masks[position])
             ids = self.pairs.labels(as_shown(stored, path, image.size))
         except (OSError, BrokenImageError, StrangeLabelError) as error:

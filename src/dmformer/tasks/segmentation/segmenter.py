@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import models as models  # registers them with timm
+from ...data.limits import Range
 from ...utils.errors import UserError
 from ..build import Trained, load_model, save_model
 from ..config import TrainedFolder, folder_for, read_as
@@ -35,6 +36,7 @@ class SegmenterConfig:
         window: Side of the sliding window; None predicts whole images.
         reduce_zero_label, ignore_index: How the training masks store ids; see `map_labels`.
         colours: Colours of the training masks with the id of each, (red, green, blue, id); none if they hold ids.
+        value_range: Values shown as black and white in images of more than 8 bits; None finds them in each image.
     """
 
     backbone: str
@@ -51,6 +53,7 @@ class SegmenterConfig:
     reduce_zero_label: bool = False
     ignore_index: tuple[int, ...] = (IGNORE,)
     colours: tuple[tuple[int, int, int, int], ...] = ()
+    value_range: Range | None = None
 
     def build(self, weights: dict[str, Tensor] | None = None) -> SegmentationModel:
         """Build the model with random weights, or its backbone with the weights of a classifier."""
@@ -82,6 +85,10 @@ class Segmenter(Trained):
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         return self.config.palette
+
+    @property
+    def values(self) -> Range | None:
+        return self.config.value_range
 
     def transform(self) -> PairTransform:
         """The transform of an image, with or without its mask: PIL to a normalised tensor (3, H', W')."""

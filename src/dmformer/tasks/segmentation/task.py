@@ -12,6 +12,7 @@ from . import ade20k, recipes
 from .recipes import HEAD_NAMES, SegmentationRecipe
 
 if TYPE_CHECKING:
+    from ..check import View
     from ..config import TrainedFolder
     from ..folders import Fault
     from .datasets import PairSplits
@@ -24,6 +25,18 @@ def _open_data(recipe: SegmentationRecipe, track: Track) -> "tuple[PairSplits, l
     from .checks import open_checked
 
     return open_checked(recipe, track)
+
+
+def _view(recipe: SegmentationRecipe, data: "tuple[PairSplits, list[Fault]]") -> "View | None":
+    from .view import view
+
+    return view(*data)
+
+
+def _recognises(data: str) -> bool:
+    from .datasets import has_masks
+
+    return has_masks(data)
 
 
 def _job(recipe: SegmentationRecipe, data: "tuple[PairSplits, list[Fault]] | None") -> "SegmentationJob":
@@ -83,6 +96,8 @@ SEGMENTATION = Task(
     demos={"camvid": Demo("segment", holds_files("0001TP_", "0006R0_", "0016E5_", "Seq05VD_"))},
     papers=recipes_in(ade20k),
     open_data=_open_data,
+    view=_view,
+    recognises=_recognises,
     job=_job,
     open=_open,
     evaluate=_evaluate,

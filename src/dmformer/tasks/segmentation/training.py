@@ -47,7 +47,7 @@ class SegmentationJob:
         if recipe.head == "upernet" and recipe.batch_size == 1 and not recipe.sync_batchnorm:
             raise UserError("upernet needs --batch-size 2 or more: with 1, its norms see one value per channel.")
         self.recipe = recipe
-        splits, self.broken = data or open_checked(recipe, track)
+        self.data = splits, self.broken = data or open_checked(recipe, track)
         self.splits, self.notes = splits, splits.notes
         self.class_names = list(splits.labels.class_names)
         self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
@@ -81,6 +81,7 @@ class SegmentationJob:
             reduce_zero_label=recipe.reduce_zero_label,
             ignore_index=self.splits.labels.ignore_index,
             colours=tuple(self.splits.labels.colours),
+            value_range=self.splits.train.reading.values,
         )
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
