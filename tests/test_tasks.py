@@ -213,11 +213,13 @@ COLOUR = Task(
     check_places=lambda recipe: check_paths(recipe.data),
 )
 
+ROWS = Rows(lambda top: ["photo", "red", "green", "blue"], lambda found, top: [[found.name, *found.values]])
 VALUES = Answer(
     doing="regressing",
     predict=predict,
-    header=lambda top: ["photo", "red", "green", "blue"],
-    row=lambda found, top: [found.name, *found.values],
+    table=ROWS,
+    narrow=ROWS,
+    csv=ROWS,
     told=lambda found: {"values": found.values},
 )
 
