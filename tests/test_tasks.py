@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dmformer.cli import main
 from dmformer.data.decode import decode
 from dmformer.data.finding import list_photos
-from dmformer.predict.answers import ANSWERS, Answer
+from dmformer.predict.answers import ANSWERS, Answer, Rows
 from dmformer.predict.predictor import open_predictor, opened
 from dmformer.serve.limits import Limits
 from dmformer.serve.metrics import Metrics
