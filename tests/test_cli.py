@@ -140,7 +140,7 @@ def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     code, out, err = run(capsys, "train", "scratch", *options, "--batch-size", 8, "--workers", 0, "--tracker", "none")
     assert code == 0
     assert "runs/photos-dmformer_n-1/report.html" in out
-    assert "epoch 8: loss" in err
+    assert "epoch 8 of 8: loss" in err
     best = tmp_path / "runs" / "photos-dmformer_n-1" / "best"
 
     code, out, err = run(capsys, "eval", best, "--data", photos, "--workers", 0, "--json", "scores.json")

@@ -237,7 +237,7 @@ def test_a_run_is_trained_scored_used_and_reported(trained, capsys, tmp_path):
 def test_a_stopped_run_is_resumed(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     main(["train", "tag", "--resume", "--out", str(tmp_path), "--name", "run", "--epochs", "9"])
-    assert "epoch 9:" in capsys.readouterr().err
+    assert "epoch 9 of 9:" in capsys.readouterr().err
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 10
     balanced = replace(recipe_for(open_recipe(trained), tmp_path), class_weights="balanced", epochs=1, name="b")
     asymmetric = replace(balanced, class_weights="none", loss="asymmetric", name="a")

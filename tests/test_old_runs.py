@@ -36,7 +36,7 @@ def test_an_old_run_is_scored_and_resumed(old, photos, capsys):
     assert "36 images" in capsys.readouterr().out
     options = ["--out", str(old.parent), "--name", "old", "--data", str(photos), "--epochs", "5"]
     main(["train", "--resume", *options])
-    assert "epoch 5:" in capsys.readouterr().err
+    assert "epoch 5 of 5:" in capsys.readouterr().err
     epochs = [row.split(",")[0] for row in (old / "metrics.csv").read_text().splitlines()]
     assert epochs == ["epoch", "1", "2", "3", "4", "5"]
     assert (old / "report.html").is_file()

@@ -259,7 +259,7 @@ def test_sigterm_to_every_process_of_a_command_saves_and_ends_it(recipe, process
     with (tmp_path / "printed").open("w+") as printed:
         started = subprocess.Popen(command, stderr=printed, start_new_session=True)
         try:
-            while "epoch 1:" not in (tmp_path / "printed").read_text():
+            while "epoch 1 of" not in (tmp_path / "printed").read_text():
                 assert started.poll() is None
                 time.sleep(0.1)
             if processes == 1:

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run, has_state
-from ..utils.display import track
+from ..utils.display import duration, track
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.pretrained import folder_of
@@ -98,6 +99,7 @@ def _started_again(recipe: Recipe, options: list[str]) -> bool:
 
 
 def train(arguments: list[str]) -> None:
+    started = time.monotonic()
     asked, options = DEFAULT_RECIPE, arguments
     if arguments and not arguments[0].startswith("-"):
         asked, options = arguments[0], arguments[1:]
@@ -144,3 +146,4 @@ def train(arguments: list[str]) -> None:
         print_summary(task.summary(run.scores, run.split))
         print(f"next: {task.next_step.format(best=shlex.quote(str(run.folder / 'best')))}")
         print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")
+        print(f"it took {duration(time.monotonic() - started)}")

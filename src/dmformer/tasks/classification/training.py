@@ -120,9 +120,9 @@ class ClassificationJob:
 
     def line(self, row: dict[str, float]) -> str:
         return (
-            "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, accuracy {val_top1:.1%}, "
-            "balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
-            "{wait_share:.1%} waiting for data".format(**row)
+            "epoch {epoch:g} of {epochs}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, "
+            "accuracy {val_top1:.1%}, balanced {val_balanced_accuracy:.1%}, {images_per_second:.0f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row, epochs=self.epochs)
         )
 
     def check_broken(self, broken: list[int]) -> None:

@@ -174,7 +174,8 @@ class DetectionJob:
     def line(self, row: dict[str, float]) -> str:
         masks = ", mask AP {val_mask_ap:.1%}".format(**row) if "val_mask_ap" in row else ""
         return (
-            f"{self.unit} {{epoch:g}}: loss {{train_loss:.3f}}, AP {{val_ap:.1%}}, AP50 {{val_ap50:.1%}}{masks}, "
+            f"{self.unit} {{epoch:g}} of {self.epochs}: loss {{train_loss:.3f}}, AP {{val_ap:.1%}}, "
+            f"AP50 {{val_ap50:.1%}}{masks}, "
             "{images_per_second:.1f} images/s, {wait_share:.1%} waiting for data"
         ).format(**row)
 

@@ -87,9 +87,9 @@ class MultiLabelJob:
 
     def line(self, row: dict[str, float]) -> str:
         return (
-            "epoch {epoch:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, mAP {val_map:.1%}, "
+            "epoch {epoch:g} of {epochs}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, mAP {val_map:.1%}, "
             "macro F1 {val_macro_f1:.1%}, {images_per_second:.0f} images/s, "
-            "{wait_share:.1%} waiting for data".format(**row)
+            "{wait_share:.1%} waiting for data".format(**row, epochs=self.epochs)
         )
 
     def check_broken(self, broken: list[int]) -> None:

@@ -154,7 +154,7 @@ class PretrainingJob:
         """Accept any number of steps: an epoch is a pass over the images."""
 
     def line(self, row: dict[str, float]) -> str:
-        told = f"epoch {row['epoch']:g}: loss {row['train_loss']:.3f}"
+        told = f"epoch {row['epoch']:g} of {self.epochs}: loss {row['train_loss']:.3f}"
         if "val_agreement" in row:
             told += f", agreement with the teacher {row['val_agreement']:.1%}"
         if "val_top1" in row:

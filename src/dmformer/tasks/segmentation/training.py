@@ -154,9 +154,9 @@ class SegmentationJob:
 
     def line(self, row: dict[str, float]) -> str:
         return (
-            "iteration {iteration:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, mIoU {val_miou:.1%}, "
-            "pixel accuracy {val_aacc:.1%}, {images_per_second:.1f} images/s, "
-            "{wait_share:.1%} waiting for data".format(**row)
+            "iteration {iteration:g} of {total:g}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, "
+            "mIoU {val_miou:.1%}, pixel accuracy {val_aacc:.1%}, {images_per_second:.1f} images/s, "
+            "{wait_share:.1%} waiting for data".format(**row, total=self.recipe.iterations)
         )
 
     def check_broken(self, broken: list[int]) -> None:
