@@ -95,7 +95,7 @@ def start(number: int, port: int, arguments: Sequence[str], log: Path, restarts:
                 "ACCELERATE_USE_CPU": "true",
                 "GLOO_SOCKET_IFNAME": INTERFACES[number],
                 "OMP_NUM_THREADS": "1",
-                "DMFORMER_PATIENCE": str(PATIENCE),
+                "DMFORMER_TIMEOUT": str(PATIENCE),
             },
             stdout=file,
             stderr=file,

@@ -50,7 +50,7 @@ from .same_data import check_same_data, data_of
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk or a quota that is full."""
-PATIENCE = timedelta(seconds=float(os.environ.get("DMFORMER_PATIENCE", 1800)))
+PATIENCE = timedelta(seconds=float(os.environ.get("DMFORMER_TIMEOUT", 1800)))
 """How long a process waits for the others before it takes them for lost."""
 PATIENCE_AT_END = timedelta(hours=3)
 """How long the others wait while the first alone scores the test images and writes the report."""
