@@ -146,7 +146,7 @@ class Model:
             return
         for photo in photos:
             try:
-                image = read(photo, reading=Reading(max_pixels=max_pixels))
+                image = read(photo, reading=Reading(self._predictor.values, max_pixels))
             except BrokenImageError as error:
                 yield error
                 continue
