@@ -472,13 +472,17 @@ def test_verdict_says_whether_maps_depend_on_what_was_learnt():
         return verdict([Explanation("p", "m", "c", correlation=v) for v in (*values, None)], "m")
 
     assert told(0.9, 0.3) == (
-        "The maps hardly change with random weights (mean rank correlation 0.60, 2 maps): they say little about what "
-        "was learnt."
+        "The maps hardly change with random weights (rank correlation without its sign: median 0.60, maximum 0.90, 2 "
+        "maps): they say little about what was learnt."
     )
     assert told(0.4) == (
-        "The maps change with random weights (mean rank correlation 0.40, 1 map): they depend on the weights, not "
-        "only on the photo."
+        "The maps change with random weights (rank correlation without its sign: median 0.40, maximum 0.40, 1 map): "
+        "they depend on the weights, not only on the photo."
     )
+    assert told(0.47, -0.0, -0.78, 0.26).startswith(
+        "1 of 4 maps hardly changes with random weights (rank correlation without its sign: median 0.36, maximum 0.78"
+    )
+    assert told(0.7, -0.8).startswith("The maps hardly change with random weights")
     assert told() == "All maps are constant, so there is nothing to check."
     assert "All maps are constant" in verdict([Explanation("p", "other", "c", correlation=0.1)], "m")
 
@@ -672,7 +676,7 @@ def test_command(capsys, pictures, monkeypatch):
     assert "a/broken.jpg" in out
     assert "not an image" in out
     assert "page: explanation/index.html" in out
-    assert "mean rank correlation" in out
+    assert "rank correlation without its sign" in out
     options = ["--layer", "3", "--format", "json", "--out", "o", "--classes", "dog", "--no-check"]
     told = json.loads(run_command(capsys, run, "b/photo.png", *options)[0])
     assert told["page"] == "o/index.html"

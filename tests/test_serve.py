@@ -250,7 +250,11 @@ def test_info_health_openapi_and_unknown_paths():
             assert set(described["paths"]) == {"/predict", "/info", "/healthz", "/metrics"}
             taken = described["paths"]["/predict"]["post"]["requestBody"]["content"]
             assert set(taken) == {"multipart/form-data", "image/*"}
-            for path in ("/docs", "/redoc", "/nothing"):
+            page = (await client.get("/docs")).text
+            assert "<code>POST /predict</code>" in page
+            assert "<td>0.3</td>" in page  # the threshold's default
+            assert "http" not in page.replace("http://testserver", "").replace("http://127.0.0.1", "")
+            for path in ("/redoc", "/nothing"):
                 assert (await client.get(path)).status_code == 404
         async with serving(Colours(), overlay=False) as client:
             assert (await client.get("/info")).json()["overlay"] == {"offered": False, "why_not": SWITCHED_OFF}

@@ -26,9 +26,11 @@ from ..tasks.classification.classifier import Classifier
 from ..tasks.classification.layout import TABLES
 from ..tasks.config import find_config
 from ..tasks.opening import open_trained
+from ..tasks.recipe import recipe_of
 from ..tasks.recipes import read_recipe
 from ..tasks.segmentation.datasets import MASK_FOLDERS
 from ..tasks.table import TASKS
+from ..tasks.task import OWN_TEST
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
 from .check import LIMIT, Agreement, Run, Speed, compare, in_numpy, open_file, speeds
@@ -110,7 +112,8 @@ def export(
         photos: Files and folders of images for the comparison; by default from the run's own data, or noise.
         int8: Folder or files of images for the calibration of 8-bit weights and activations; for "onnx" and
             "openvino".
-        data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts.
+        data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts; by default those that
+            the run held out.
         max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
 
     Raises:
@@ -120,6 +123,8 @@ def export(
     model = _open(source)
     kind = kind_of(model.task)
     kind.check(model, preprocessing, dynamic_size, int8 is not None)
+    if int8 is not None and data is None and not _is_run(source, model.task):
+        raise UserError(f"--int8 needs --data: {source} is no run, which could measure the loss on held-out photos.")
     card = kind.card(model, model.name.replace("/", "_").removeprefix("hf-hub:"), preprocessing)
     try:
         Card.from_metadata(card.to_metadata(), card.name)
@@ -175,9 +180,8 @@ def export(
             kind.check_preprocessing(model, exported, pictures)
         scores = None
         if int8 is not None:
-            assert data is not None
             card = replace(card, precision="int8")
-            scores = _quantise(workshop, place, to, card, int8, data, threads, say)
+            scores = _quantise(workshop, place, to, card, int8, data, source, threads, say)
             if not scores[0] - scores[1] <= max_loss:
                 raise UserError(
                     f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
@@ -230,6 +234,10 @@ def _place(out: str | None, to: Format, name: str) -> Path:
     if path.suffix != suffix:
         raise UserError(f"--out {out}: --to {to} writes a {suffix} file.")
     return path
+
+
+def _is_run(source: str, task: str) -> bool:
+    return Path(source).is_dir() and recipe_of(TASKS[task].recipe, find_config(source).parent) is not None
 
 
 def own_photos(source: str) -> list[str] | None:
@@ -319,7 +327,8 @@ def _quantise(
     to: Format,
     card: Card,
     photos: str | Sequence[str],
-    data: str,
+    data: str | None,
+    source: str,
     threads: int,
     say: Callable[[str], None],
 ) -> tuple[float, float]:
@@ -337,7 +346,8 @@ def _quantise(
     after: Any = open_exported(str(place), threads)
     found = []
     for exported, what in ((before, "float32"), (after, "int8")):
-        say(f"scoring {what} on {data}")
+        say(f"scoring {what} on {data or OWN_TEST}")
         task = TASKS[card.task]
-        found.append(task.figure(task.evaluate(as_scored(exported), data)))
+        run = {"run_of": source} if data is None else {}
+        found.append(task.figure(task.evaluate(as_scored(exported), data or OWN_TEST, **run)))
     return found[0], found[1]

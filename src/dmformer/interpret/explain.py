@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -38,6 +39,9 @@ SAMPLES = 3
 """Number of images that set the randomised model's BatchNorm statistics, and whose maps the cascade follows."""
 SHOWN = 40
 """Maximum number of images on the page."""
+COARSE = 4
+"""Maximum side of a map, in values, that a remark calls coarse."""
+FINER = "for a finer map, name an earlier stage, `--layer 3 --method layer-cam`"
 LARGEST = 2**20
 """Maximum number of pixels of an image for a segmenter; larger images are reduced."""
 LONGEST_STEM, LONGEST_NAME = 100, 60
@@ -85,12 +89,14 @@ class _Model:
 
     Attributes:
         cell: Height and width in pixels of one value of its map.
+        grid: Height and width in values of its map of the first image.
         followed: Results for the first images, which the cascade follows.
     """
 
     subject: Subject
     layer: str
     cell: tuple[int, int]
+    grid: tuple[int, int]
     wanted: list[int] | None
     control: Subject | None
     followed: list[_Maps] = field(default_factory=list)
@@ -139,6 +145,9 @@ def explain(
     read = _first_images(list(places), reading)
     samples = [image for image in read.values() if isinstance(image, Image.Image)]
     models = [_model(subject, samples, classes, layer, check) for subject in subjects]
+    for model in models:
+        if min(model.grid) <= COARSE:
+            say(f"a map of {model.subject.name} has only {model.grid[0]} x {model.grid[1]} values: {FINER}")
     if not overwrite:
         _refuse_existing(list(places.values()), [model.subject.name for model in models])
     found: list[Explanation] = []
@@ -178,14 +187,21 @@ def explain(
 
 
 def verdict(found: Sequence[Explanation], model: str) -> str:
-    """The result of the sanity check for a model, in a sentence."""
-    values = [e.correlation for e in found if e.model == model and e.correlation is not None]
+    """The result of the sanity check for a model, in a sentence.
+
+    The signs are dropped: the mean of a map that stays and one that is inverted would be that of maps that change.
+    """
+    values = [abs(e.correlation) for e in found if e.model == model and e.correlation is not None]
     if not values:
         return "All maps are constant, so there is nothing to check."
-    mean = sum(values) / len(values)
-    figure = f"mean rank correlation {mean:.2f}, {len(values)} map{'s' if len(values) > 1 else ''}"
-    if mean >= ALIKE:
+    alike = sum(value >= ALIKE for value in values)
+    maps = f"{len(values)} map{'s' if len(values) > 1 else ''}"
+    figure = f"rank correlation without its sign: median {median(values):.2f}, maximum {max(values):.2f}, {maps}"
+    if median(values) >= ALIKE:
         return f"The maps hardly change with random weights ({figure}): they say little about what was learnt."
+    if alike:
+        change = "hardly changes" if alike == 1 else "hardly change"
+        return f"{alike} of {maps} {change} with random weights ({figure}): see the figure of each."
     return f"The maps change with random weights ({figure}): they depend on the weights, not only on the photo."
 
 
@@ -210,7 +226,8 @@ def _model(
     wanted = None if classes is None else [_class(subject, name) for name in dict.fromkeys(classes)]
     seen, name = [_seen(subject, image) for image in samples], layer_name(subject, layer)
     cell = cell_size(subject, seen[0], name)
-    return _Model(subject, name, cell, wanted, randomised(subject, seen) if check else None)
+    grid = (-(-seen[0].shape[-2] // cell[0]), -(-seen[0].shape[-1] // cell[1]))
+    return _Model(subject, name, cell, grid, wanted, randomised(subject, seen) if check else None)
 
 
 def _class(subject: Subject, name: str) -> int:
@@ -325,7 +342,8 @@ def _over(seen: Image.Image, values: Tensor, mask: Tensor | None = None) -> Imag
 
 def _facts(model: _Model, found: list[Explanation], method: str) -> ModelFacts:
     told = "" if model.control is None else verdict(found, model.subject.name)
-    return ModelFacts(model.subject.name, model.layer, model.cell, told, _followed(model, method))
+    finer = FINER if min(model.grid) <= COARSE else ""
+    return ModelFacts(model.subject.name, model.layer, model.cell, model.grid, finer, told, _followed(model, method))
 
 
 def _followed(model: _Model, method: str) -> list[tuple[str, float | None]]:

@@ -58,6 +58,10 @@ class ModelFacts:
     layer: str
     cell: tuple[int, int]
     """Height and width in pixels of one value of the map."""
+    grid: tuple[int, int]
+    """Height and width in values of the map of the first photo."""
+    finer: str = ""
+    """What to do if these are few."""
     verdict: str = ""
     """Result of the check; "" if there was none."""
     cascade: list[tuple[str, float | None]] = field(default_factory=list)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from jinja2 import Environment
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -32,7 +33,7 @@ PAGE = {
 }
 """The page's files by URL path."""
 
-PATHS = (*PAGE, "/predict", "/info", "/healthz", "/metrics", "/openapi.json")
+PATHS = (*PAGE, "/docs", "/predict", "/info", "/healthz", "/metrics", "/openapi.json")
 
 MOST = 1000
 """Maximum number of classes in a request."""
@@ -131,6 +132,16 @@ def make_app(
             results=[answered.result for answered in found],
             seconds=Seconds(**{part: round(seconds, 6) for part, seconds in spent.items()}),
         )
+
+    template = Environment(autoescape=True, trim_blocks=True).from_string(
+        files("dmformer.serve").joinpath("docs.html").read_text("utf-8")
+    )
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        """The same as /openapi.json, as a page that loads nothing from other sites."""
+        text = template.render(schema=app.openapi(), address=request.base_url)
+        return Response(text, media_type="text/html")
 
     @app.get("/info", response_model_exclude_none=True)
     async def info() -> Info:

@@ -7,19 +7,17 @@ const duration = (seconds) => {
   return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)}\u00a0ms`;
 };
 
-const BARS = 10;
-
 const KINDS = {
-  classes: { before: "", drawing: "class activation" },
+  classes: { before: "", drawing: "class activation", amount: ["Classes shown", "top", 10, 1, 1000, 1] },
   shares: {
     before: "Largest: ", drawing: "drawing", caption: "The classes in their colours over the photo.",
     all: "each class in its colour", one: "coloured",
   },
   objects: {
     before: "Surest: ", drawing: "drawing", caption: "What was found on the photo.",
-    all: "a frame round each object", one: "framed",
+    all: "a frame round each object", one: "framed", amount: ["Minimum score", "threshold", 0.3, 0, 1, 0.05],
   },
-}; // by the list that a result holds
+}; // by the list that a result holds; an amount is a label, the query's parameter, its default, its limits and its step
 const kindOf = (result) => Object.keys(KINDS).find((kind) => result[kind]);
 
 let info = null; // what /info tells
@@ -77,7 +75,8 @@ async function look(shownClass) {
   const mine = (waiting = new AbortController());
   const form = new FormData();
   form.append("images", photo, photo.name || "photo");
-  const query = new URLSearchParams({ top: BARS, overlay: info.overlay.offered });
+  const query = new URLSearchParams({ top: 10, overlay: info.overlay.offered });
+  if (at("value").name && at("value").reportValidity()) query.set(at("value").name, at("value").value);
   if (shownClass) query.set("class", shownClass);
   at("found").setAttribute("aria-busy", "true");
   try {
@@ -128,6 +127,7 @@ function show(answer) {
   else at("said").replaceChildren(
     ...(rows.length ? [before, name(rows[0].class), `, ${percent(value(rows[0]))}`] : ["No object was found."]));
   at("bars").replaceChildren(...rows.map((row) => bar(row, value(row))));
+  offerAmount(KINDS[kindOf(result)].amount);
   choices(result, [...new Set(rows.map((row) => row.class))]);
   showOverlay(answer);
 }
@@ -135,6 +135,14 @@ function show(answer) {
 function labels(rows) {
   if (!rows.length) return ["No label applies."];
   return rows.flatMap((row, i) => [i ? ", " : "", name(row.class)]);
+}
+
+function offerAmount(amount) {
+  at("amount").hidden = !amount;
+  if (!amount || at("value").name) return;
+  const [label, parameter, start, min, max, step] = amount;
+  document.querySelector("label[for=value]").textContent = label;
+  Object.assign(at("value"), { name: parameter, min, max, step, required: true, value: start });
 }
 
 function bar(row, share) {
@@ -228,6 +236,16 @@ at("file").addEventListener("change", () => {
   const file = firstFile(at("file").files);
   at("file").value = ""; // the same file may be chosen again
   if (file) take(file);
+});
+
+at("value").addEventListener("change", async () => {
+  if (!at("value").reportValidity()) return;
+  try {
+    const answer = await look(at("class").value);
+    if (answer) show(answer);
+  } catch (error) {
+    complain(error.message);
+  }
 });
 
 at("class").addEventListener("change", async () => {

@@ -44,6 +44,7 @@ def evaluate(
     progress: Callable[[DataLoader], Iterable[Batch]] = iter,
     say: Callable[[str], None] = no_remark,
     max_pixels: int | None = None,
+    run_of: str | None = None,
 ) -> Scores:
     """Score a trained classifier.
 
@@ -56,12 +57,13 @@ def evaluate(
         progress: Wraps the loader, to show how far it has got.
         say: Takes a remark on the data.
         max_pixels: Images of more pixels are not read; by default as in training.
+        run_of: The source whose run held the images out, for a classifier that is open.
 
     Raises:
         UserError: Nothing to read, other classes, too many broken images, or no data for a source that is not a run.
     """
     classifier = open_classifier(source) if isinstance(source, str | TrainedFolder) else source
-    run = _recipe_of(source)
+    run = _recipe_of(run_of or source)
     recipe = recipe or ClassificationRecipe()
     recipe = replace(recipe, max_pixels=max_pixels or (run or recipe).max_pixels)
     if data is not None:

@@ -66,6 +66,7 @@ def _evaluate(
     data_root: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    run_of: str | None = None,
 ) -> "Scores":
     recipe = ClassificationRecipe(
         data=data, data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
@@ -74,7 +75,11 @@ def _evaluate(
     from .evaluate import evaluate
 
     place = None if data == OWN_TEST else data
-    return evaluate(source, place, batch_size, recipe, lambda loader: progress(loader, "scoring"), say, max_pixels)
+
+    def scoring(loader: Iterable) -> Iterable:
+        return progress(loader, "scoring")
+
+    return evaluate(source, place, batch_size, recipe, scoring, say, max_pixels, run_of)
 
 
 def summary(scores: "Scores", split: str) -> Summary:

@@ -33,6 +33,7 @@ def evaluate(
     say: Callable[[str], None] = no_remark,
     device: str = "auto",
     max_pixels: int | None = None,
+    run_of: str | None = None,
 ) -> MultiLabelScores:
     """Score a trained multi-label classifier at its own thresholds.
 
@@ -44,14 +45,16 @@ def evaluate(
         say: Takes a remark on the data.
         device: Where to compute, see `find_device`.
         max_pixels: Images of more pixels are not read; by default as in training.
+        run_of: The source whose run held the photos out, for a classifier that is open.
 
     Raises:
         UserError: Nothing to read, other classes, no labels, too many broken images, or no data for a source that is
             not a run.
     """
     classifier = open_multilabel(source) if isinstance(source, str | TrainedFolder) else source
-    is_run = isinstance(source, str | TrainedFolder)
-    run = recipe_of(MultiLabelRecipe, read_folder(source).folder) if is_run else None
+    origin = run_of or source
+    is_run = isinstance(origin, str | TrainedFolder)
+    run = recipe_of(MultiLabelRecipe, read_folder(origin).folder) if is_run else None
     if data is not None:
         split, labels = _opened(replace(run or MultiLabelRecipe(), data=data), classifier, run, say)
     elif run is None:

@@ -52,6 +52,7 @@ def _evaluate(
     say: Callable[[str], None] = lambda remark: None,
     batch_size: int = 64,
     device: str = "auto",
+    run_of: str | None = None,
 ) -> "MultiLabelScores":
     from .evaluate import evaluate
 
@@ -60,7 +61,7 @@ def _evaluate(
     def scoring(loader: Iterable) -> Iterable:
         return progress(loader, "scoring")
 
-    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels)
+    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels, run_of)
 
 
 def _summary(scores: "MultiLabelScores", split: str) -> Summary:

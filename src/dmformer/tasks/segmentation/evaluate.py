@@ -92,6 +92,7 @@ def evaluate_masks(
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     device: str = "auto",
+    run_of: str | None = None,
 ) -> SegmentationScores:
     """Score a trained segmenter.
 
@@ -107,6 +108,7 @@ def evaluate_masks(
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each pair that is left out.
         device: Name of the device, see `find_device`.
+        run_of: The source whose run held the images out, for a segmenter that is open.
 
     Raises:
         UserError: Nothing to read, masks that do not match the classes, or no data for a source that is not a run.
@@ -116,7 +118,9 @@ def evaluate_masks(
     names = list(config.class_names)
     reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     ignored = config.ignore_index if ignore_index is None else ignore_index
-    run = recipe_of(SegmentationRecipe, read_folder(source).folder) if isinstance(source, str | TrainedFolder) else None
+    origin = run_of or source
+    is_folder = isinstance(origin, str | TrainedFolder)
+    run = recipe_of(SegmentationRecipe, read_folder(origin).folder) if is_folder else None
     if data is None:
         opened = _own_test(run, config.class_names)
     else:
