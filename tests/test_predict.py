@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,15 @@ from timm.data import resolve_data_config
 import dmformer
 from dmformer.cli import main
 from dmformer.data.decode import BrokenImageError, decode
+from dmformer.predict.boxes import BoxPrediction
+from dmformer.predict.classes import Prediction
+from dmformer.predict.labels import check_labels, write_labels
+from dmformer.predict.masks import MaskPrediction
 from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.classification.layout import read_layout
 from dmformer.tasks.detection.detector import DetectorConfig, save_detector
+from dmformer.tasks.detection.formats.find import find_boxes
+from dmformer.tasks.segmentation.masks import read_mask
 from dmformer.tasks.segmentation.segmenter import SegmenterConfig, save_segmenter
 from dmformer.utils.errors import UserError
 
@@ -104,6 +112,21 @@ def test_classes_are_those_of_the_command(classifier, pictures, capsys):
         dmformer.load("van_b0")
 
 
+@pytest.mark.slow
+def test_hugging_face_and_timm_open_a_run(classifier, pictures):
+    transformers = pytest.importorskip("transformers")
+    best = str(classifier / "best")
+    expected = dmformer.load(best).predict(pictures[0]).probabilities
+    found = transformers.pipeline("image-classification", model=best, device="cpu")(str(pictures[0]), top_k=3)
+    assert [each["label"] for each in found] == [label for label, _ in expected]
+    assert [each["score"] for each in found] == pytest.approx([value for _, value in expected], abs=0.01)
+    model = transformers.AutoModelForImageClassification.from_pretrained(best).eval()
+    same = timm.create_model(f"local-dir:{best}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x).logits, same(x))
+    assert same.num_classes == 3
+
+
 def test_boxes_are_those_of_the_command(detector, tmp_path, pictures, capsys):
     model = dmformer.load(detector / "best")
     options = ["--threshold", "0.01", "--out", tmp_path / "out", "--format", "csv"]
@@ -142,3 +165,47 @@ def test_arrays_are_read_like_files(tmp_path):
     for wrong in (np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), np.zeros((4, 4), bool)):
         with pytest.raises(BrokenImageError, match="an array"):
             decode(wrong)
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo", "labelme"])
+def test_boxes_written_as_labels_are_read_again(kind, pictures, tmp_path):
+    """Beside their photos, as annotation tools keep them; the second photo holds nothing."""
+    objects = ({"class": "blue box", "bbox": [4.0, 6.0, 20.0, 10.5], "score": 0.9, "image_id": 1, "category_id": 8},)
+    found = [
+        BoxPrediction(str(path), f"out/{path.stem}.detections.png", taken, size=(48, 40))
+        for path, taken in zip(pictures, (objects, ()), strict=True)
+    ]
+    found.append(BoxPrediction("torn.png", error="not an image"))
+    out = tmp_path / "set"
+    check_labels(kind, "boxes", out)
+    write_labels(kind, "boxes", found, list(SHAPES), out)
+    for path in pictures:
+        shutil.copy(path, out)
+    (reader,) = find_boxes(str(out), str(out) if kind == "coco" else None, ()).readers.values()
+    part = reader()
+    assert part.faults == []
+    assert [(part.names[row.label], row.image) for row in part.rows] == [("blue box", 0)]
+    assert list(part.rows[0].box) == pytest.approx([4, 6, 24, 16.5], abs=0.01)
+    assert len(part.images) == 2
+    with pytest.raises(UserError, match="exists already: give another --labels-out"):
+        check_labels(kind, "boxes", out)
+    with pytest.raises(UserError, match=f"--labels-as {kind} is not for this model: give csv"):
+        check_labels(kind, "labels", tmp_path / "new")
+
+
+def test_classes_and_masks_written_as_labels_are_read_again(pictures, tmp_path):
+    found = [Prediction(str(p), [(name, 0.75)]) for p, name in zip(pictures, ("cat", "dog"), strict=True)]
+    write_labels("csv", "labels", [*found, Prediction("x.png", [], "torn")], ["cat", "dog"], tmp_path / "csv")
+    rows = list(csv.DictReader((tmp_path / "csv" / "labels.csv").open(encoding="utf-8")))
+    assert [(row["path"], row["label"], row["probability"]) for row in rows] == [
+        (str(pictures[0]), "cat", "0.75"),
+        (str(pictures[1]), "dog", "0.75"),
+    ]
+    table = shutil.copy(tmp_path / "csv" / "labels.csv", pictures[0].parent)
+    assert read_layout(str(table)).parts[""].classes == ["cat", "dog"]
+    (tmp_path / "made").mkdir()
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "made" / "0.mask.png")
+    made = [MaskPrediction(str(pictures[0]), mask=str(tmp_path / "made" / "0.mask.png"))]
+    write_labels("masks", "masks", made, ["sky", "ground"], tmp_path / "masks")
+    assert np.array_equal(read_mask(tmp_path / "masks" / "0.png"), np.eye(4))
+    assert (tmp_path / "masks" / "classes.txt").read_text() == "sky\nground\n"

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.limits import MAX_PIXELS
@@ -45,6 +46,7 @@ class PredictOptions:
       curl -s $URL | dmformer predict runs/elpv-dmformer_n-1/best - --format json
       dmformer predict runs/camvid-1/best frames/ --out segmented/
       dmformer predict runs/bccd-1/best folder/ --threshold 0.5
+      dmformer predict runs/bccd-1/best folder/ --threshold 0.5 --labels-as yolo
       dmformer predict model.onnx photo.jpg
     """
 
@@ -77,6 +79,11 @@ class PredictOptions:
     threshold: float | None = None
     """Detectors: minimum score of an object, from 0 to 1; by default 0.3. Multi-label classifiers: minimum probability
     of every label; by default each class has its own, chosen in training."""
+    labels_as: Literal["none", "coco", "voc", "yolo", "labelme", "masks", "csv"] = "none"
+    """Also write the predictions as labels, to correct them in an annotation tool and to train on them.
+    Classifiers, also of several labels: csv. Segmenters: masks. Detectors: coco, voc, yolo, labelme, csv."""
+    labels_out: str = "labels"
+    """Folder for these labels, with the subfolders of the photos."""
 
 
 def predict(arguments: list[str]) -> None:
@@ -94,12 +101,16 @@ def predict(arguments: list[str]) -> None:
     own = own_options(options, task)
 
     from ..predict import ANSWERS, open_predictor
+    from ..predict.labels import check_labels, write_labels
     from ..utils.display import track
 
     answer, count = ANSWERS[task.answer], Count()
+    if options.labels_as != "none":
+        check_labels(options.labels_as, task.answer, Path(options.labels_out))
+    model: Any = open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found
     predictions = count.each(
         answer.predict(
-            open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found,
+            model,
             options.photos,
             top=options.top,
             max_pixels=options.max_pixels,
@@ -108,6 +119,10 @@ def predict(arguments: list[str]) -> None:
             **own,
         )
     )
+    if options.labels_as != "none":
+        kept = list(predictions)
+        write_labels(options.labels_as, task.answer, kept, list(model.class_names), Path(options.labels_out))
+        predictions = iter(kept)
     _print(answer, predictions, options)
     count.tell()
     if isinstance(found, TrainedFolder) and task.exports(found.stated):

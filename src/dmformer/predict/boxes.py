@@ -24,6 +24,8 @@ class BoxPrediction:
     picture: str = ""
     objects: tuple[dict[str, Any], ...] = ()
     """Objects in COCO's result format, plus the "class" name."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the image in pixels."""
     error: str | None = None
 
 
@@ -78,7 +80,7 @@ def predict_boxes(
             numbered = enumerate(rows, len(objects) + 1)
             objects += [{"id": number, "iscrowd": 0, "area": _area(row), **row} for number, row in numbered]
             told = ({**row, "class": names[k]} for row, k in zip(rows, found.labels.tolist(), strict=True))
-            yield BoxPrediction(name, str(places[name]), tuple(told))
+            yield BoxPrediction(name, str(places[name]), tuple(told), size=image.size)
         categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
         Path(out).mkdir(parents=True, exist_ok=True)
         text = json.dumps({"images": images, "categories": categories, "annotations": objects}, ensure_ascii=False)
