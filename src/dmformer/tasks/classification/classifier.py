@@ -1,5 +1,6 @@
 """A trained classifier with everything needed to use it, saved to and loaded from a folder that timm can load."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,14 @@ def save_classifier(
         config["value_range"] = list(values)
     with whole_file(folder / "config.json") as part:
         save_config_for_hf(model, str(part), model_config=config, data_config=data_config)
+        _state_classes_once(part)
+
+
+def _state_classes_once(path: Path) -> None:
+    """Take num_classes out of a config.json's model_args: it is beside them too, and transformers passes both on."""
+    stated = json.loads(path.read_text("utf-8"))
+    stated.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 @dataclass(frozen=True)
