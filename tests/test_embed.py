@@ -95,7 +95,7 @@ def test_the_command_writes_features_a_page_and_lists(labelled, tmp_path, capsys
     assert "<script" not in html
     assert html.count("<figure>") >= 37
     assert "broken.png" in html
-    rows = list(csv.DictReader(wrong.open()))
+    rows = list(csv.DictReader(io.StringIO(wrong.read_text("utf-8"))))
     assert Path(rows[0]["path"]).name == "wrong.png"
     assert rows[0]["likelier"] == "red car"
 

@@ -179,4 +179,4 @@ def _print_neighbours(options: EmbedOptions, embedded: Any, query: Any) -> None:
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
     rows = [[embedded.names[i], f"{c:.4f}", labels[i]] for i, c in pairs]
-    print_rows(["path", "cosine", "label"], rows, options.format, whole=True)
+    print_rows(["path", "cosine", "label"], rows, options.format)
