@@ -83,6 +83,7 @@ def start(number: int, port: int, arguments: Sequence[str], log: Path, restarts:
     """Start one host's part of a run, as docs/scale.md has it."""
     if restarts:
         join = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{port}", "--rdzv-id", str(port)]
+        join += ["--rdzv-conf", f"is_host={number == 0}"]  # a namespace does not know its address by its name
         join += ["--local-addr", ADDRESSES[number], "--max-restarts", str(restarts)]
     else:
         join = ["--node-rank", str(number), "--master-addr", ADDRESSES[0], "--master-port", str(port)]

@@ -85,11 +85,19 @@ def test_a_run_resumes_within_an_epoch_in_another_number_of_processes(recipe, tw
             train(recipe)
     last = Path(recipe.out) / "run" / "last"
     assert (Progress.read(last).step, Progress.read(last).images) == (1, 8)
-    with pytest.raises(UserError, match="within an epoch of 8 images a step, which are 16 now: give --batch-size 4"):
-        two_processes(train, replace(recipe, resume=True))
     two_processes(train, replace(recipe, resume=True, batch_size=4))
     done = Progress.read(last)
     assert (done.epoch, done.steps, done.images) == (1, 3, 8)
+
+
+def test_another_number_of_images_a_step_is_refused_within_an_epoch(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), "utf-8")
+    progress = Progress(step=1, steps=3, images=8)
+    trainer = SimpleNamespace(folder=tmp_path, recipe=recipe, world=2, steps=3, progress=progress)
+    with pytest.raises(UserError, match="within an epoch of 8 images a step, which are 16 now: give --batch-size 4"):
+        Trainer._check_within_epoch(trainer, recipe)  # type: ignore[arg-type]
+    trainer.recipe = replace(recipe, batch_size=4)
+    Trainer._check_within_epoch(trainer, trainer.recipe)  # type: ignore[arg-type]
 
 
 def test_an_error_of_the_connection_is_told_in_a_line(tmp_path):
