@@ -124,7 +124,7 @@ def choose(arguments: list[str]) -> None:
         [r.name, r.form, r.accuracy, f"{100 * r.interval[0]:.1f} to {100 * r.interval[1]:.1f}", r.latency, r.disk]
         for r in finalists(choice)
     ]
-    print_rows(["model and size", "form", "validation", "95 %", "ms a call", "MB"], rows, "table", whole=True)
+    print_rows(["model and size", "form", "validation", "95 %", "ms a call", "MB"], rows, "table")
     _print_winner(choice, out / PAGE)
 
 

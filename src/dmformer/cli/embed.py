@@ -146,7 +146,7 @@ def _check(options: EmbedOptions) -> None:
         from ..utils.extras import needs
 
         with needs("embed", "writing Parquet"):
-            import pyarrow  # noqa: F401
+            import pyarrow  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 def _write_suspects(embedded: Any, path: Path) -> None:

@@ -158,8 +158,8 @@ def write(path: Path, embedded: Embedded) -> None:
             np.savez(file, features=embedded.values, **arrays)
         return
     with needs("embed", "writing Parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
     flat = pa.array(embedded.values.ravel())
     columns = {"path": embedded.names, "label": labels}
     features = pa.FixedSizeListArray.from_arrays(flat, embedded.values.shape[1])
@@ -181,7 +181,7 @@ def read(path: Path) -> Embedded:
                 values, model = found["features"], str(found["model"])
         else:
             with needs("embed", "reading Parquet"):
-                import pyarrow.parquet as pq
+                import pyarrow.parquet as pq  # pyright: ignore[reportMissingImports]
             table = pq.read_table(path)
             names, labels = (table.column(name).to_pylist() for name in ("path", "label"))
             flat = table.column("features").combine_chunks().flatten().to_numpy()

@@ -53,7 +53,7 @@ def pca(values: Tensor) -> tuple[np.ndarray, list[float]]:
 def umap(values: Tensor) -> np.ndarray | None:
     """Features (N, D) -> (N, 2) by UMAP, with a fixed seed; None if umap-learn is not installed or photos are few."""
     try:
-        from umap import UMAP
+        from umap import UMAP  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     if len(values) <= AROUND + 5:

@@ -476,7 +476,7 @@ class Trainer:
         progress.seconds += seconds
         memory = max(memory, memory_gb(accelerator.device))
         if accelerator.device.type == "cpu":  # processes of one machine, as the command starts them, share its memory
-            memory = accelerator.gather(torch.tensor([memory])).sum().item()
+            memory = accelerator.gather(torch.tensor([memory])).sum().item()  # type: ignore[union-attr]
             return_freed_memory()
         return {
             "epoch": progress.epoch + 1,
