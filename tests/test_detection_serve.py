@@ -25,7 +25,7 @@ class Finder:
     """A detector that finds three objects at the same positions in every photo; with masks, each mask fills its box."""
 
     task, name, form, class_names, palette = "detection", "finder", "NumPy", ["cat", "<b>dog</b>"], PALETTE
-    category_ids = (3, 7)
+    category_ids, values = (3, 7), None
 
     def __init__(self, masks: bool = False) -> None:
         self.masks = masks

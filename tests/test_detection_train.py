@@ -269,7 +269,7 @@ def test_all_frameworks_have_both_recipes() -> None:
         ({"max_side": 50}, "less than --image-size"),
         ({"sides": (16,)}, "32 or more"),
         ({"norm_statistics": "kept"}, "needs --weights"),
-        ({"data": ""}, "give the photos"),
+        ({"data": ""}, "name your photos and their boxes"),
     ],
 )
 def test_what_cannot_be_meant_is_told(box_recipe: DetectionRecipe, changes: dict[str, Any], told: str) -> None:

@@ -80,6 +80,7 @@ class Halves:
     """A segmenter with one class for dark pixels and another for bright ones."""
 
     task, name, form, class_names, palette = "segmentation", "halves", "NumPy", ["dark", "bright"], PALETTE
+    values = None
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []

@@ -54,6 +54,7 @@ def test_run_folder(trained_classifier, recipe, photos):
         "last",
         "scores.json",
         "report.html",
+        "check.html",
         "commands.jsonl",
         "run.lock",
     }

@@ -46,7 +46,7 @@ class MultiLabelRecipe(ImageRecipe):
 
 
 def tag() -> MultiLabelRecipe:
-    """Your photos with several labels each, in a table or in folders, from the weights in this package."""
+    """Your photos with several labels each, from the weights in this package."""
     return MultiLabelRecipe(
         model="dmformer_n",
         model_args=("layer_scale=1.0",),
