@@ -254,7 +254,7 @@ def test_info_health_openapi_and_unknown_paths():
             page = (await client.get("/docs")).text
             assert "<code>POST /predict</code>" in page
             assert "<td>0.3</td>" in page  # the threshold's default
-            assert "http" not in page.replace("http://testserver", "").replace("http://127.0.0.1", "")
+            assert "http" not in page.replace("http://localhost:8000", "")  # nothing from another place
             for path in ("/redoc", "/nothing"):
                 assert (await client.get(path)).status_code == 404
         async with serving(Colours(), overlay=False) as client:

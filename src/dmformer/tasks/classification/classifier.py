@@ -111,7 +111,7 @@ def _state_classes_once(path: Path) -> None:
     """Take num_classes out of a config.json's model_args: it is beside them too, and transformers passes both on."""
     stated = json.loads(path.read_text("utf-8"))
     stated.get("model_args", {}).pop("num_classes", None)
-    path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
 
 
 @dataclass(frozen=True)
