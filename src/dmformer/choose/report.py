@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from ..report.page import Plot, Theme, number, plot, write_page
 from ..utils.display import duration
@@ -14,6 +14,9 @@ from .limits import NAMES, Limits
 from .run import Choice, Fallen
 
 PAGE = "choice.html"
+
+FAR = 3
+"""A limit on latency this many times as high as all models' is not drawn, because it would squeeze the others."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def facts(choice: Choice, command: str) -> dict[str, str]:
         "limits": limits_in_words(question.limits),
         "photos per call": str(question.batch_size),
         "machine": choice.state.machine,
-        "time": f"{duration(choice.state.seconds)} of {duration(3600 * question.hours)}",
+        "time": f"{duration(choice.state.seconds)}; {duration(3600 * question.hours)} were given",
         "recipe of the trials": question.recipe,
         "rounds": "; ".join(
             f"{number(len(each['names']), 'model')}, {number(each['epochs'], 'epoch')}, {number(each['seeds'], 'seed')}"
@@ -198,15 +201,16 @@ def _front_plot(choice: Choice) -> Plot:
         for name, (accuracy, latency) in points.items():
             size = "small" if name in final else "x-small"
             axes.annotate(name, (latency, accuracy), (6, 4), textcoords="offset points", fontsize=size)
-        if choice.question.limits.latency_ms is not None:
-            axes.axvline(choice.question.limits.latency_ms, color=theme.second, linestyle="--", linewidth=1)
+        limit = choice.question.limits.latency_ms
+        if limit is not None and limit < FAR * max(latency for _, latency in points.values()):
+            axes.axvline(limit, color=theme.second, linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.margins(x=0.25)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter())
-        axes.tick_params(axis="x", which="minor", labelsize="x-small")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
-        axes.set_xlabel(f"ms a call, {choice.question.batch_size} photos")
+        axes.set_xlabel(f"ms a call of {number(choice.question.batch_size, 'photo')}, logarithmic")
         axes.set_title("Validation accuracy", fontsize=11)
 
     told = "; ".join(f"{name} {accuracy:.1%} in {latency:.1f} ms" for name, (accuracy, latency) in points.items())
