@@ -17,7 +17,7 @@ from dmformer.cli import main
 from dmformer.cli.main import COMMANDS
 from dmformer.cli.parsing import parse
 from dmformer.cli.shards import ShardsOptions
-from dmformer.cli.train import _started_again
+from dmformer.cli.train import _goes_on
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipes import RECIPES
 from dmformer.train.loop import LostError, Stopped, Trainer, train
@@ -123,16 +123,20 @@ def test_an_error_of_the_connection_is_told_in_a_line(tmp_path):
     assert not isinstance(error.value, UserError)
 
 
-def test_a_run_that_torchrun_starts_again_resumes(tmp_path, monkeypatch):
-    options = ["--out", str(tmp_path), "--name", "run"]
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not _started_again(RECIPES["scratch"](), options)  # nothing was saved: from the beginning
+def test_a_run_that_torchrun_may_start_again_resumes(tmp_path, monkeypatch):
+    options, recipe = ["--out", str(tmp_path), "--name", "run"], RECIPES["scratch"]()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    assert not _goes_on(recipe, options)  # nothing was saved: from the beginning
     (tmp_path / "run" / "last").mkdir(parents=True)
-    assert _started_again(RECIPES["scratch"](), options)
-    assert not _started_again(RECIPES["scratch"](), options[:2])
-    assert not _started_again(RECIPES["scratch"](), [*options, "--resume"])
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert not _started_again(RECIPES["scratch"](), options)
+    assert _goes_on(recipe, options)
+    assert not _goes_on(recipe, options[:2])
+    assert not _goes_on(recipe, [*options, "--resume"])
+    with pytest.raises(UserError, match="--overwrite would delete the run"):
+        _goes_on(recipe, [*options, "--overwrite"])
+    (tmp_path / "run" / "commands.jsonl").write_text('{"event": "finished"}')
+    assert not _goes_on(recipe, options)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert not _goes_on(recipe, [*options, "--overwrite"])
 
 
 @pytest.mark.parametrize(

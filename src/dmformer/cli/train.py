@@ -14,7 +14,7 @@ from ..tasks.kinds import RECIPES as OWN_RECIPES
 from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
-from ..train.run_folder import check_folder, find_run, has_state
+from ..train.run_folder import check_folder, find_run, is_unfinished
 from ..utils.display import duration, track
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
@@ -90,12 +90,20 @@ def own_recipe(name: str, data: str | None) -> str:
     return name if name not in demos or data is None or demos[name].is_its(data) else demos[name].own
 
 
-def _started_again(recipe: Recipe, options: list[str]) -> bool:
-    """Whether torchrun starts a run again after a failure (`--max-restarts`), and its state was saved."""
+def _goes_on(recipe: Recipe, options: list[str]) -> bool:
+    """Whether to resume unasked: torchrun may start all processes again (`--max-restarts`), and this run has a state.
+
+    torchrun does not tell every process that it is started again.
+
+    Raises:
+        UserError: `--overwrite` would delete the run when it is started again.
+    """
     named = value_of("--name", options)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or named is None or "--resume" in options:
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or named is None or "--resume" in options:
         return False
-    return has_state(Path(value_of("--out", options) or recipe.out, named))
+    if "--overwrite" in options:
+        raise UserError("--overwrite would delete the run at the first of torchrun's --max-restarts: leave it out.")
+    return is_unfinished(Path(value_of("--out", options) or recipe.out, named))
 
 
 def train(arguments: list[str]) -> None:
@@ -107,7 +115,7 @@ def train(arguments: list[str]) -> None:
         raise unknown("recipe", asked, RECIPES)
     name = asked if "--resume" in options else own_recipe(asked, value_of("--data", options))
     start = RECIPES[name]()
-    if _started_again(start, options):
+    if _goes_on(start, options):
         options = [*options, "--resume"]
     if "--resume" in options:  # the run's own recipe, with the options given now on top
         place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))

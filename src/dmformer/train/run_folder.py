@@ -89,7 +89,7 @@ def find_run(recipe: Recipe) -> Path:
     """The folder of the run to resume: the one named, else the latest unfinished one in `recipe.out`."""
     out = Path(recipe.out)
     runs = [out / recipe.name] if recipe.name else sorted(out.glob("*/"), key=lambda p: p.stat().st_mtime)
-    runs = [run for run in runs if (run / "recipe.yaml").is_file() and has_state(run)]
+    runs = [run for run in runs if (run / "recipe.yaml").is_file() and _has_state(run)]
     unfinished = runs if recipe.name else [run for run in runs if not _is_finished(run)]
     if unfinished:
         return next((run for run in reversed(unfinished) if not holder(run)), unfinished[-1])
@@ -178,8 +178,12 @@ def _is_occupied(folder: Path) -> bool:
     return folder.is_dir() and any(path.name not in BEFORE_TRAINING for path in folder.iterdir())
 
 
-def has_state(run: Path) -> bool:
-    """Whether a run has saved a state to resume from."""
+def is_unfinished(run: Path) -> bool:
+    """Whether a run has saved a state to resume from, and has not finished."""
+    return _has_state(run) and not _is_finished(run)
+
+
+def _has_state(run: Path) -> bool:
     return (run / "last").exists() or (run / "last.old").exists()
 
 
