@@ -33,7 +33,7 @@ def main() -> None:
             flipped = torch.randperm(len(found), generator=generator)[:count]
             wrong = targets.clone()
             wrong[flipped] = (targets[flipped] + torch.randint(1, classes, (count,), generator=generator)) % classes
-            listed = [suspect.photo for suspect in wrong_labels(values, wrong, classes)]
+            listed = [suspect.photo for suspect in wrong_labels(values, wrong, classes)[0]]
             first = set(listed[:count]) & set(flipped.tolist())
             row = {"data": "clothing/train", "photos": len(found), "classes": classes, "model": name, "seed": seed}
             row |= {"flipped": count, "in_first_5_percent": f"{len(first) / count:.4f}", "listed": len(listed)}

@@ -28,7 +28,8 @@ def test_wrong_labels_come_first():
     flipped = [4, 40, 77, 113, 149]
     given = targets.clone()
     given[flipped] = (targets[flipped] + 1) % 3
-    suspects = wrong_labels(values, given, 3)
+    suspects, agreement = wrong_labels(values, given, 3)
+    assert 1 - agreement == pytest.approx(len(flipped) / len(given), abs=0.03)
     assert 3 <= len(suspects) <= 8
     for suspect in suspects[:4]:
         assert suspect.photo in flipped

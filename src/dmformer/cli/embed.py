@@ -155,7 +155,7 @@ def _write_suspects(embedded: Any, path: Path) -> None:
     names = embedded.class_names
     if len(names) < 2:
         raise UserError("--wrong-labels needs photos with labels: one folder with a folder for each class, or a table.")
-    suspects = wrong_labels(centred(embedded.values), embedded.targets, len(names))
+    suspects, agreement = wrong_labels(centred(embedded.values), embedded.targets, len(names))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "probability", "likelier", "its probability"])
@@ -163,7 +163,8 @@ def _write_suspects(embedded: Any, path: Path) -> None:
         row = [embedded.names[s.photo], names[s.given], f"{s.of_given:.4f}", names[s.likely], f"{s.of_likely:.4f}"]
         writer.writerow(row)
     write(path, text.getvalue())
-    print(f"{path}: {len(suspects)} of {len(embedded)} labels are likely wrong", file=sys.stderr)
+    told = f"{path}: {len(suspects)} of {len(embedded)} labels to look at, the clearest first"
+    print(f"{told}; a linear probe of the features agrees with {agreement:.1%} of all labels", file=sys.stderr)
 
 
 def _print_neighbours(options: EmbedOptions, embedded: Any, query: Any) -> None:

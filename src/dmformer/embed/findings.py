@@ -84,8 +84,11 @@ def near_duplicates(cosines: Tensor, places: Tensor, least: float) -> list[Pair]
     return [Pair(i, j, cosine) for (i, j), cosine in sorted(pairs.items(), key=lambda item: -item[1])]
 
 
-def wrong_labels(values: Tensor, targets: Tensor, num_classes: int) -> list[Suspect]:
+def wrong_labels(values: Tensor, targets: Tensor, num_classes: int) -> tuple[list[Suspect], float]:
     """Photos whose labels are likely wrong, the clearest first, by confident learning (arXiv 1911.00068).
+
+    The other value returned is the fraction of labels that the probe agrees with: where it is low, the features are too
+    weak for the set, and many of these labels are right.
 
     A linear probe, fitted on other photos, gives every photo its probabilities. A photo counts for the likeliest class
     that has at least the probability that it has on average on its own photos; how often that is another class than the
@@ -106,11 +109,12 @@ def wrong_labels(values: Tensor, targets: Tensor, num_classes: int) -> list[Susp
     given = probabilities.gather(1, targets[:, None])[:, 0]
     likelier, other = probabilities.scatter(1, targets[:, None], -1.0).max(1)
     order = (given - likelier).argsort(stable=True)[: round(wrong)].tolist()
-    return [
+    suspects = [
         Suspect(i, int(targets[i]), int(other[i]), float(given[i]), float(likelier[i]))
         for i in order
         if likelier[i] > given[i]
     ]
+    return suspects, float((given >= likelier).float().mean())
 
 
 def near(query: np.ndarray, values: np.ndarray, count: int) -> tuple[list[float], list[int]]:

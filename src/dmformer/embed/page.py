@@ -49,6 +49,8 @@ class Findings:
     """What the page is about."""
 
     suspects: list[Suspect]
+    agreement: float
+    """Fraction of the labels that a linear probe of the features agrees with"""
     pairs: list[Pair]
     atypical: list[int]
     typicality: list[float]
@@ -67,10 +69,10 @@ def find(embedded: Embedded) -> Findings:
     typicality = cosines.mean(1)
     points, variance = pca(values)
     classes = embedded.class_names
-    suspects = wrong_labels(values, embedded.targets, len(classes)) if len(classes) > 1 else []
+    suspects, agreement = wrong_labels(values, embedded.targets, len(classes)) if len(classes) > 1 else ([], 0.0)
     atypical = typicality.argsort(stable=True).tolist()
     pairs = near_duplicates(cosines, places, ALIKE)
-    return Findings(suspects, pairs, atypical, typicality.tolist(), points, variance, umap(values))
+    return Findings(suspects, agreement, pairs, atypical, typicality.tolist(), points, variance, umap(values))
 
 
 def write_embedding_page(path: Path, title: str, embedded: Embedded, command: str) -> Findings:
