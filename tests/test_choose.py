@@ -70,7 +70,10 @@ def test_rounds_fit_into_their_time():
     # a final: 60 seconds an epoch; after rounds of 2 epochs, three seeds need 360 seconds and two 240
     assert race.plan_round(seconds, 370, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 3, [])
     assert race.plan_round(seconds, 350, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 2, [])
-    assert race.plan_round(seconds, 100, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 1, 1, [])
+    # with less time, the runs of the round before count again, and nobody is left out
+    for budget in (100, 0):
+        plan = race.plan_round(seconds, budget, 20, least_epochs=2, seeds=3)
+        assert plan == race.Round(["a", "c", "b"], 2, 1, [])
 
 
 def test_the_forecast_gives_every_round_a_part_of_the_time():

@@ -45,24 +45,26 @@ def part_of_time(rounds_left: int, seeds: int) -> float:
 
 
 def plan_round(
-    seconds: Mapping[str, float], budget: float, most_epochs: int, least_epochs: int = 1, seeds: int = 1
+    seconds: Mapping[str, float], budget: float, most_epochs: int, least_epochs: int = 0, seeds: int = 1
 ) -> Round:
     """The longest round that fits into the budget.
 
-    If even one epoch of all is too much, the costliest are left out; at least one model stays. A final in which the
-    seeds leave fewer than `least_epochs`, the epochs of the round before, has fewer seeds.
+    If even one epoch of all is too much in the first round, the costliest are left out; at least one model stays. Later
+    rounds have no fewer epochs than the one before, whose runs then count again. A final in which the seeds leave too
+    few epochs has fewer seeds.
 
     Args:
         seconds: Of one epoch, by name.
         budget: Seconds.
+        least_epochs: Epochs of the round before; 0 in the first.
     """
     kept = sorted(seconds, key=lambda name: seconds[name])
-    while len(kept) > 1 and sum(seconds[name] for name in kept) > budget:
+    while not least_epochs and len(kept) > 1 and sum(seconds[name] for name in kept) > budget:
         kept.pop()
     one_epoch = sum(seconds[name] for name in kept)
-    while seeds > 1 and budget / (seeds * one_epoch) < least_epochs:
+    while seeds > 1 and budget / (seeds * one_epoch) < max(least_epochs, 1):
         seeds -= 1
-    epochs = min(max(int(budget / (seeds * one_epoch)), 1), most_epochs)
+    epochs = min(max(int(budget / (seeds * one_epoch)), least_epochs, 1), most_epochs)
     names = [name for name in seconds if name in kept]
     return Round(names, epochs, seeds, [name for name in seconds if name not in kept])
 
@@ -74,7 +76,7 @@ def forecast(seconds: Mapping[str, float], budget: float, most_epochs: int, seed
         seconds: Of one epoch, by name.
         budget: Seconds.
     """
-    found, standing, epochs = [], dict(seconds), 1
+    found, standing, epochs = [], dict(seconds), 0
     sizes = sizes_of_rounds(len(standing))
     for i, size in enumerate(sizes):
         costliest = sorted(standing, key=lambda name: -standing[name])[:size]

@@ -254,7 +254,7 @@ class _Choosing:
 
     def _race(self) -> None:
         """Halve the field until the finalists are left, and train those with several seeds."""
-        standing, number, epochs = list(self.choice.forms), 0, 1
+        standing, number, epochs = list(self.choice.forms), 0, 0
         if not self.state.rounds:
             self._tell_plan(standing)
         while True:
