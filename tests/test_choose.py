@@ -238,8 +238,10 @@ def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
     assert "The test photos took no part in the choice" in page
     assert math.isclose(answer["finalists"][0]["accuracy"], sum(answer["finalists"][0]["seeds"]) / 2)
 
-    code, again, _ = run(capsys, "choose", "--resume", "--format", "json")
-    assert (code, again) == (0, out)
+    code, table, _ = run(capsys, "choose", "--resume")
+    assert code == 0
+    assert f"use it: {answer['use']}" in table
+    assert answer["entrant"] in table.splitlines()[1]
     assert len(measured) == 2
     assert "the training has begun" in run(capsys, "choose", "--resume", "--latency", "1s")[2]
     assert "choice holds a choice already" in run(capsys, "choose", *question)[2]
