@@ -13,8 +13,9 @@ For each task, with tiny data and one run folder for both hosts:
    both again, which must resume by themselves.
 
 results/two_hosts.csv has the seconds from the loss to the end of the first host, its line, and the largest difference
-of the final weights from those of the whole run. The models have no BatchNorm in training (all stages are frozen), so
-only the order of summation differs between one process and two.
+of the final weights from those of the whole run. The backbones are frozen, so without BatchNorm in the head only the
+order of summation differs between one process and two. A segmenter's head has BatchNorm, whose statistics are those of
+a process.
 """
 
 import argparse
@@ -53,7 +54,7 @@ TASKS = {
     + TINY,
     "segmentation": "segment --data scenes --classes sky ground --pretrained none --iterations 12 --validate-every 6 "
     f"--save-every 2 --ema none --optimizer sgd {TINY}",
-    "detection": "detect --data shapes --framework retinanet --pretrained none --iterations 12 --validate-every 6 "
+    "detection": "detect --data shapes --framework retinanet --pretrained none --epochs 3 "
     "--save-every 2 --ema none --optimizer sgd --short-side 64 --max-size 96 " + TINY.replace("--image-size 32 ", ""),
 }
 
