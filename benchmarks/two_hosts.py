@@ -55,7 +55,8 @@ TASKS = {
     "segmentation": "segment --data scenes --classes sky ground --pretrained none --iterations 12 --validate-every 6 "
     f"--save-every 2 --ema none --optimizer sgd {TINY}",
     "detection": "detect --data shapes --framework retinanet --pretrained none --epochs 3 "
-    "--save-every 2 --ema none --optimizer sgd --short-side 64 --max-size 96 " + TINY.replace("--image-size 32 ", ""),
+    "--save-every 2 --ema none --optimizer sgd --image-size 64 --sides 64 --max-side 96 "
+    + TINY.replace("--image-size 32 ", ""),
 }
 
 
