@@ -178,7 +178,7 @@ def test_the_page_of_a_detector(tmp_path):
         assert page.locator("#overlay").get_attribute("alt") == "The photo, cat framed"
         page.fill("#value", "0.6")
         page.locator("#value").press("Enter")
-        page.wait_for_function("document.querySelectorAll('#bars li').length == 1")
+        page.wait_for_selector("#bars li:only-child")
         assert said == []
         page.goto(f"{address}docs")
         assert "threshold 0.3 Minimum score" in " ".join(page.locator("main").inner_text().split())

@@ -196,7 +196,8 @@ def test_boxes_written_as_labels_are_read_again(kind, pictures, tmp_path):
 def test_classes_and_masks_written_as_labels_are_read_again(pictures, tmp_path):
     found = [Prediction(str(p), [(name, 0.75)]) for p, name in zip(pictures, ("cat", "dog"), strict=True)]
     write_labels("csv", "labels", [*found, Prediction("x.png", [], "torn")], ["cat", "dog"], tmp_path / "csv")
-    rows = list(csv.DictReader((tmp_path / "csv" / "labels.csv").open(encoding="utf-8")))
+    with (tmp_path / "csv" / "labels.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert [(row["path"], row["label"], row["probability"]) for row in rows] == [
         (str(pictures[0]), "cat", "0.75"),
         (str(pictures[1]), "dog", "0.75"),

@@ -978,7 +978,7 @@ import dmformer.predict.predictor
 from dmformer.cli import main, serve
 
 class Slow:
-    task, name, class_names, palette = "segmentation", "slow", ["a"], [(1, 2, 3)]
+    task, name, class_names, palette, values = "segmentation", "slow", ["a"], [(1, 2, 3)], None
     form = "PyTorch" if "torch" in sys.modules else "NumPy"
 
     def segment(self, image):
