@@ -257,6 +257,7 @@ def test_export_has_plain_operators_and_agrees(tmp_path, name, dynamic_size):
 
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_signals_are_handled_after_openvino_sessions_are_released(tmp_path):
     """Runs in its own process, which it would kill: two live at once, and the older one goes first."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()

@@ -178,6 +178,7 @@ def test_the_pytorch_form_runs_in_a_process_of_its_own(capsys, monkeypatch):
 
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
     import dmformer.choose.run as whole
 

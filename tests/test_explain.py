@@ -416,6 +416,7 @@ def planted():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_maps_find_the_object_unless_weights_are_random(planted):
     torch.manual_seed(0)
     model = timm.create_model("dmformer_n", num_classes=4, dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), layer_scale=1.0)

@@ -252,6 +252,7 @@ def test_pytorch_programs_describe_themselves_too(best, tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_program_agrees(best, tmp_path):
     written = export(best, "aoti", str(tmp_path / "m.pt2"), speed=False)
     assert max(a.difference for a in written.agreements) < 1e-5

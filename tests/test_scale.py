@@ -53,6 +53,7 @@ def may_make_namespaces() -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_host_ends_the_other_and_the_run_resumes_with_one_process():
     """On two network namespaces; where they are not allowed, with two torchrun agents on one address."""
     place = [] if may_make_namespaces() else ["--loopback"]

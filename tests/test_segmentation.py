@@ -478,6 +478,7 @@ def test_hostile_or_damaged_configurations_are_refused(trained_segmenter, tmp_pa
 
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_bench_of_segmenters(trained_segmenter):
     best = str(trained_segmenter.folder / "best")
     forms = ("eager", "fused", "onnxruntime")

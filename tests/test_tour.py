@@ -12,6 +12,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 
 @pytest.mark.filterwarnings("default")  # those of the kernel's client are not ours
 @pytest.mark.slow
+@pytest.mark.long
 def test_tour_runs_to_its_end(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

@@ -347,6 +347,7 @@ def test_two_processes_give_the_gradients_of_one(recipe, two_processes):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_runs_on_two_processes(recipe):
     """As in the documentation: only the first process prints the scores, and every process exits cleanly."""
     arguments = ["train", "scratch", "--data", recipe.data, "--out", recipe.out, "--name", "two", "--epochs", "1"]
