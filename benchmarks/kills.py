@@ -5,7 +5,8 @@
 A small model is trained once undisturbed. Then the same run is started, ended by SIGKILL (as by a power cut) or SIGTERM
 (as by a batch system) after a random time, and resumed, until it finishes; further such runs follow until there were
 enough kills. Every run must finish with the weights of the undisturbed one, bit for bit. results/kills.csv has a row
-for each kill: the signal, when it came, how far the run had got, and whether the final weights of its run were equal.
+for each kill: the signal, when it came, how far the run had got, what the kill met, and whether the final weights of
+its run were equal. A kill met training if the run had saved a further state since it was last started.
 
 Each start is a fork of one process that has imported everything, so that most kills meet a run that trains or saves.
 """
@@ -84,7 +85,7 @@ def interrupted(
     recipe: ClassificationRecipe, longest: float, kills: int, chance: random.Random, log: Path
 ) -> list[dict[str, object]]:
     """Train to the end in spite of at most `kills` kills; returns a row for each."""
-    last, rows = Path(recipe.out) / str(recipe.name) / "last", []
+    last, rows, before = Path(recipe.out) / str(recipe.name) / "last", [], (0, 0)
     while True:
         resume = last.exists() or last.with_name("last.old").exists()
         child = started(replace(recipe, resume=resume), log)
@@ -95,8 +96,11 @@ def interrupted(
                 os.kill(child, number)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 found = Progress.read(last) if last.exists() else Progress()
-                reached = {"epoch": found.epoch, "iteration": found.step, "exit code": code}
+                state = found.epoch, found.step
+                met = "training" if state > before else "end" if found.epoch == recipe.epochs else "start"
+                reached = {"epoch": found.epoch, "iteration": found.step, "met": met, "exit code": code}
                 rows.append({"signal": number.name, "after s": f"{after:.2f}", **reached})
+                before = state
         if code is None:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
@@ -148,8 +152,9 @@ def shown() -> str:
     for name in (number.name for number in SIGNALS):
         own = [r for r in found if r["signal"] == name]
         unequal = sum(r["equal"] != "True" for r in own)
-        lines.append([name, str(len(own)), str(len({r["run"] for r in own})), str(unequal)])
-    return table(["signal", "kills", "runs", "in runs whose final weights differ"], lines)
+        met = [str(sum(r["met"] == part for r in own)) for part in ("start", "training", "end")]
+        lines.append([name, str(len(own)), *met, str(unequal)])
+    return table(["signal", "kills", "at the start", "in training", "at the end", "final weights differ"], lines)
 
 
 def main() -> None:
