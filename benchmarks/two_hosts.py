@@ -142,7 +142,7 @@ def lose(how: str, port: int, arguments: Sequence[str], folder: Path, run: Path)
     Returns:
         The seconds until the first host ended, and the line that it printed.
     """
-    first, second = both(port, arguments, folder, restarts=int(how == "process"))
+    first, second = both(port, arguments, folder, restarts=3 if how == "process" else 0)
     try:
         while not (run / "last").is_dir():
             if first.poll() is not None:
