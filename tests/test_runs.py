@@ -127,7 +127,7 @@ def test_the_command_refuses_to_resume_another_kind_of_run(recipe, capsys):
     train(replace(recipe, epochs=1))
     capsys.readouterr()
     for arguments, told in (
-        (["--model", "van_b0"], "cannot be resumed with --model van_b0"),
+        (["--model", "van_b0"], "cannot be resumed with --model van_b0: it was started with --model dmformer_n."),
         (["segment"], "is a run of classification, but segment is a recipe for segmentation."),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -125,7 +125,8 @@ def train(arguments: list[str]) -> None:
             raise UserError(f"{folder} is a run of {saved.task}, but {name} is a recipe for {start.task}.")
         start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
     recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed_recipes(), name=name), start)
-    recipe = recipe.completed(start, {option_name(option) for option in options if option.startswith("--")})
+    if not recipe.resume:
+        recipe = recipe.completed(start, {option_name(option) for option in options if option.startswith("--")})
     if value_of("--model", options) is None and not recipe.resume:
         recipe = of_its_weights(recipe, keep_arguments="--model-args" in options)
     task = TASKS[recipe.task]

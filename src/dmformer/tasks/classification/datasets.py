@@ -22,6 +22,7 @@ from ..folders import first_few
 from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from ..recipe import Recipe
+from ..results import reported_split
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
 from .tables import composed
@@ -140,10 +141,14 @@ def open_own_test(recipe: ClassificationRecipe, class_names: list[str]) -> tuple
         UserError: The run's data is not there any more, or has other classes.
     """
     splits = open_splits(recipe)
+    check_same_classes(splits, class_names, recipe.data)
+    return reported_split(splits)
+
+
+def check_same_classes(splits: Splits, class_names: list[str], data: str) -> None:
+    """Raise UserError if data has other classes than the run that was trained on it."""
     if splits.class_names != class_names:
-        told = first_few(splits.class_names, 8)
-        raise UserError(f"{recipe.data} has changed since the run: it has the classes {told}.")
-    return (splits.test, "test") if splits.test else (splits.val, "validation")
+        raise UserError(f"{data} has changed since the run: it has the classes {first_few(splits.class_names, 8)}.")
 
 
 def files_of(split: Split) -> list[Path] | None:

@@ -3,7 +3,7 @@
 The number of worker processes, training processes and interruptions makes no difference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from PIL import Image
@@ -151,3 +151,17 @@ def eval_loader(
         return DataLoader(StreamSet(split, transform), batch_size=batch_size, **options)
     sampler = StepSampler(len(split), batch_size, rank, world)
     return DataLoader(ImageSet(split, transform, at_least, training=False, seed=0), batch_sampler=sampler, **options)
+
+
+def validation_loader(
+    split: Split, recipe: ImageRecipe, crop_pct: float, rank: int, world: int, pin_memory: bool
+) -> DataLoader:
+    """`eval_loader` of the images that a recipe validates on during training."""
+    transform, at_least = eval_transform(recipe, crop_pct), round(recipe.image_size / crop_pct)
+    return eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers, rank, world, pin_memory)
+
+
+def with_reasons(split: Split, positions: Iterable[int], transform: Transform, at_least: int) -> list[tuple[str, str]]:
+    """The names of images that could not be read, with the reason."""
+    images = ImageSet(split, transform, at_least, training=False, seed=0)
+    return [(split.filename(i), images.reason(i)) for i in positions]

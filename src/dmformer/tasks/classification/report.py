@@ -34,18 +34,15 @@ BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(RunReport):
-    """What a page is made of."""
+class PhotoReport(RunReport):
+    """What the pages about classifiers share, with one label or several labels per photo."""
 
-    scores: Scores
     split: str
     """test or validation"""
     class_names: list[str]
     """K names"""
     probabilities: Tensor
     """(N, K)"""
-    targets: Tensor
-    """(N)"""
     image_names: list[str]
     """N names"""
     load_image: Callable[[int], Image.Image]
@@ -54,6 +51,25 @@ class Report(RunReport):
     """Files that could not be read, with the reason."""
     notes: Sequence[str] = ()
     """Remarks on the data: what was left out, and what to know before trusting the scores."""
+
+    def thumbnail(self, i: int, alt: str) -> Picture:
+        """Photo i, reduced, or a placeholder if it cannot be loaded."""
+
+        def reduced() -> Image.Image:
+            image = self.load_image(i).convert("RGB")
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            return image
+
+        return safe_jpeg(reduced, alt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(PhotoReport):
+    """What a page is made of."""
+
+    scores: Scores
+    targets: Tensor
+    """(N)"""
 
 
 @dataclass(frozen=True)
@@ -184,10 +200,4 @@ def _card(report: Report, i: int) -> _Card:
     truth, answer = (report.class_names[int(label)] for label in (report.targets[i], k))
     right = int(k) == int(report.targets[i])
     alt = f"{file}: truth {truth}, prediction {answer}, {percent(confidence)} confident"
-
-    def thumbnail() -> Image.Image:
-        image = report.load_image(i).convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return image
-
-    return _Card(file, safe_jpeg(thumbnail, alt), truth, answer, right, confidence)
+    return _Card(file, report.thumbnail(i, alt), truth, answer, right, confidence)

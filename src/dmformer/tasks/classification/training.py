@@ -20,7 +20,7 @@ from .distillation.distillation import Distillation
 from .distillation.loaders import ViewSet
 from .distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
 from .evaluate import check_broken, predict_all
-from .loaders import ImageSet, eval_loader, eval_transform, train_loader
+from .loaders import ImageSet, eval_loader, train_loader, validation_loader, with_reasons
 from .metrics import Scores, score
 from .model import build_model, cosine_schedule, preprocessing
 from .recipes import ClassificationRecipe
@@ -75,10 +75,7 @@ class ClassificationJob:
         return loader
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        recipe = self.recipe
-        at_least = round(recipe.image_size / recipe.crop_pct)
-        transform, size, workers = eval_transform(recipe, recipe.crop_pct), recipe.batch_size, recipe.workers
-        return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
+        return validation_loader(self.splits.val, self.recipe, self.recipe.crop_pct, rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
         return cosine_schedule(self.recipe)
@@ -148,7 +145,8 @@ class ClassificationJob:
         split, name = reported_split(splits)
         classifier = open_classifier(str(folder / "best"))
         device = classifier.on_device(recipe.device)
-        loader = eval_loader(split, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
+        transform, at_least = classifier.transform(), classifier.at_least
+        loader = eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers)
         found = predict_all(classifier.model, loader, device)
         check_broken(split, found.broken, recipe.max_broken)
         scores = score(found.probabilities, found.targets, splits.class_names)
@@ -160,10 +158,8 @@ class ClassificationJob:
                 raise ValueError("a stream's images cannot be shown again")
             return images.picture(positions[i])
 
-        broken = []
-        for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
-            reader = ImageSet(part, classifier.transform(), classifier.at_least, training=False, seed=0)
-            broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
+        broken = with_reasons(splits.train, progress.broken, transform, at_least)
+        broken += with_reasons(split, found.broken, transform, at_least)
         write_scores(folder, scores)
         write_report(
             folder / "report.html",

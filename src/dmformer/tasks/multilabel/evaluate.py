@@ -9,11 +9,10 @@ import torch
 from ...data.decode import Reading
 from ...data.finding import no_remark
 from ...utils.errors import UserError
-from ..classification.datasets import Split
+from ..classification.datasets import Split, check_same_classes
 from ..classification.evaluate import check_broken, predict_all
 from ..classification.loaders import eval_loader
 from ..config import TrainedFolder, read_folder
-from ..folders import first_few
 from ..leaks import seen_note
 from ..recipe import recipe_of
 from ..results import reported_split
@@ -92,9 +91,7 @@ def _own_test(
     """The images that the run held out: for testing, or for validation if it has no others."""
     try:
         splits = open_label_splits(run)
-        if splits.class_names != classifier.class_names:
-            names = first_few(splits.class_names, 8)
-            raise UserError(f"{run.data} has changed since the run: it has the classes {names}.")
+        check_same_classes(splits, classifier.class_names, run.data)
     except UserError as error:
         raise UserError(f"the photos of the run cannot be opened again; name others with --data. {error}") from None
     split, name = reported_split(splits)

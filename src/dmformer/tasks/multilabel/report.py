@@ -1,56 +1,38 @@
 """The report of a multi-label run: one HTML page that needs no network, no script and no other file."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
-from PIL import Image
 from torch import Tensor
 
 from ...report.page import (
     Passage,
     Picture,
     Plot,
-    RunReport,
     Theme,
     class_list,
     history_plot,
     percent,
     plot,
-    safe_jpeg,
     write_run_page,
 )
+from ..classification.report import PICTURES, PhotoReport
 from .metrics import LabelScore, MultiLabelScores, measures
 
-PICTURES, THUMBNAIL = 12, 224
 DRAWN = 8
 """Maximum number of classes whose curves are drawn, those with the lowest average precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelReport(RunReport):
+class MultiLabelReport(PhotoReport):
     """What a page is made of."""
 
     scores: MultiLabelScores
-    split: str
-    """test or validation"""
-    class_names: list[str]
-    """K names"""
-    probabilities: Tensor
-    """(N, K)"""
     labels: Tensor
     """(N, K), 0 or 1"""
-    image_names: list[str]
-    """N names"""
-    load_image: Callable[[int], Image.Image]
-    """Image i as RGB, of any size; if it raises, the page shows a placeholder."""
-    broken: list[tuple[str, str]]
-    """Files that could not be read, with the reason."""
-    notes: Sequence[str] = ()
-    """Remarks on the data."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +142,7 @@ def _card(report: MultiLabelReport, i: int, k: int) -> _Card:
     file, label, probability = report.image_names[i], report.class_names[k], float(report.probabilities[i, k])
     truth, prediction = (_joined(report, row) for row in (report.labels[i] > 0, report.probabilities[i] >= thresholds))
     alt = f"{file}: labels {truth}, predicted {prediction}; {label} {percent(probability)}"
-
-    def thumbnail() -> Image.Image:
-        image = report.load_image(i).convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return image
-
-    return _Card(file, safe_jpeg(thumbnail, alt), label, probability, float(thresholds[k]), truth, prediction)
+    return _Card(file, report.thumbnail(i, alt), label, probability, float(thresholds[k]), truth, prediction)
 
 
 def _joined(report: MultiLabelReport, row: Tensor) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..classification.evaluate import check_broken, predict_all
-from ..classification.loaders import ImageSet, eval_loader, eval_transform, train_loader
+from ..classification.loaders import ImageSet, eval_loader, train_loader, validation_loader, with_reasons
 from ..classification.model import build_model, cosine_schedule, preprocessing
 from ..progress import Progress
 from ..results import reported_split, write_scores
@@ -50,10 +50,7 @@ class MultiLabelJob:
         return train_loader(self.splits.train, self.recipe, rank, world, pin_memory)
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        recipe = self.recipe
-        at_least = round(recipe.image_size / recipe.crop_pct)
-        transform, size, workers = eval_transform(recipe, recipe.crop_pct), recipe.batch_size, recipe.workers
-        return eval_loader(self.splits.val, transform, at_least, size, workers, rank, world, pin_memory)
+        return validation_loader(self.splits.val, self.recipe, self.recipe.crop_pct, rank, world, pin_memory)
 
     def schedule(self) -> dict[str, Any]:
         return cosine_schedule(self.recipe)
@@ -109,18 +106,16 @@ class MultiLabelJob:
         split, name = reported_split(splits)
         classifier = open_multilabel(str(folder / "best"))
         device = classifier.on_device(recipe.device)
-        transform = classifier.transform()
-        loader = eval_loader(split, transform, classifier.at_least, recipe.batch_size, recipe.workers)
+        transform, at_least = classifier.transform(), classifier.at_least
+        loader = eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers)
         found = predict_all(classifier.model, loader, device, as_probabilities=classifier.as_probabilities)
         check_broken(split, found.broken, recipe.max_broken)
         labels, positions = self.labels[found.targets], found.positions.tolist()
         scores = score(found.probabilities, labels, splits.class_names, classifier.thresholds)
         images = loader.dataset
         assert isinstance(images, ImageSet)
-        broken = []
-        for part, positions_broken in ((splits.train, progress.broken), (split, found.broken)):
-            reader = ImageSet(part, transform, classifier.at_least, training=False, seed=0)
-            broken += [(part.filename(i), reader.reason(i)) for i in positions_broken]
+        broken = with_reasons(splits.train, progress.broken, transform, at_least)
+        broken += with_reasons(split, found.broken, transform, at_least)
         write_scores(folder, scores)
         write_report(
             folder / "report.html",
