@@ -3,8 +3,8 @@
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,23 +61,26 @@ def two_processes() -> Iterator[Callable[..., list]]:
 
     The processes are started once: importing PyTorch takes longer than the training of most tests.
     """
-    pools: list = []
+    pools: list[ProcessPoolExecutor] = []
 
     def close() -> None:
         while pools:
-            pools.pop().terminate()
+            pool = pools.pop()
+            for process in pool._processes.values():
+                process.kill()  # a training would save its state at SIGTERM, and wait for the other process to do so
+            pool.shutdown()
 
     def call(function: Callable[..., Any], *arguments: Any) -> list:
         if not pools:
-            pools.extend(get_context("spawn").Pool(1, _join, (rank,)) for rank in range(2))
+            spawn = get_context("spawn")
+            pools.extend(ProcessPoolExecutor(1, spawn, initializer=_join, initargs=(rank,)) for rank in range(2))
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        results = [pool.apply_async(_call, (port, function, arguments)) for pool in pools]
+        results = [pool.submit(_call, port, function, arguments) for pool in pools]
         try:
-            while not all(result.ready() for result in results):
-                [result.get() for result in results if result.ready()]  # raises what one of them raised
-                time.sleep(0.02)
-            return [result.get() for result in results]
+            wait(results, return_when=FIRST_EXCEPTION)
+            [result.result() for result in results if result.done()]  # raises what one of them raised
+            return [result.result() for result in results]
         except BaseException:
             close()  # the other process would wait for the one that failed
             raise

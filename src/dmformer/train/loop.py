@@ -328,6 +328,7 @@ class Trainer:
                 raise UserError(f"{last} does not fit the recipe and the data: {reason}") from None
             self.job.check_resumed(self.progress, self.updates)
             self._check_within_epoch(whole)
+            accelerator.wait_for_everyone()  # all compare with the recipe that the first is about to replace
         elif accelerator.is_main_process:
             clear(self.folder)
         self.progress.updates, self.progress.steps, self.progress.data = self.updates, self.steps, self.data
