@@ -10,6 +10,7 @@ from ..tasks.table import TASKS, task_for
 from ..utils.errors import UserError
 from ..utils.files import check_path
 from ..utils.model_names import model_names
+from ..utils.views import WORDS, ViewsOrAuto
 from .checks import check_source, open_source
 from .parsing import parse
 from .printing import print_rows
@@ -64,6 +65,9 @@ class ExportOptions:
     """Measure the speed of both."""
     overwrite: bool = False
     """Replace an existing file."""
+    tta: ViewsOrAuto = "auto"
+    """Classifiers: test-time augmentation, built into the graph. flip averages the probabilities of each photo
+    and its mirror image, flips those of 4 views, with both upside down. auto: as in the run's own scores."""
     format: Literal["table", "json"] = "table"
     """How to print the result."""
 
@@ -81,6 +85,8 @@ def export(arguments: list[str]) -> None:
     task = task_for(None)
     if options.source.startswith("hf-hub:") or Path(options.source).exists():
         task, _ = open_source(options.source)
+    if options.tta != "auto" and "tta" not in task.options:
+        raise UserError(f"--tta is for classifiers; this is a {task.model}.")
     if options.data is not None:
         task.check_data(options.data)
 
@@ -104,6 +110,7 @@ def export(arguments: list[str]) -> None:
                 options.max_loss,
                 options.speed,
                 options.overwrite,
+                options.tta,
                 lambda line: status.update(escape(line)),
             )
     except OSError as error:
@@ -124,6 +131,10 @@ def _print(written: Any) -> None:
     free = "batch free" if written.fixed_size else "batch, height and width free"
     inside = ", preprocessing inside" if written.card.preprocessing else ""
     print(f"{written.path}: {written.megabytes:.1f} MB, {written.card.precision}{graph}, {free}{inside}\n")
+    if written.card.members > 1:
+        print(f"each answer is the mean of {written.card.members} models")
+    if told := WORDS[written.card.tta]:
+        print(f"each answer is {told}")
     apart = "to PyTorch in float32" if written.card.precision == "int8" else "to PyTorch"
     print(f"largest difference {apart}, {kind_of(written.card.task).apart}")
     rows = [[f"{a.height} x {a.width}", a.batch, f"{a.difference:.1e}"] for a in written.agreements]

@@ -14,7 +14,8 @@ from ..data.limits import MAX_PIXELS
 from ..tasks.config import TrainedFolder
 from ..utils.errors import UserError
 from ..utils.files import check_path
-from .checks import check_runs_on, check_source, open_source, own_options
+from ..utils.views import ViewsOrAuto
+from .checks import check_runs_on, check_source, check_views, open_source, own_options
 from .parsing import parse
 from .printing import fits_terminal, print_rows, remark
 
@@ -66,6 +67,9 @@ class PredictOptions:
     """Threads that compute on a CPU; by default one per core. With 1, other programs slow it down less."""
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of a photo; larger ones are not read."""
+    tta: ViewsOrAuto = "auto"
+    """Classifiers: test-time augmentation. flip averages the probabilities of each photo and its mirror image,
+    flips those of 4 views, with both upside down; it takes 2 or 4 times as long. auto: as in the run's own scores."""
     out: str | None = None
     """Segmenters, detectors: output folder for the pictures; by default predictions/."""
     window: int | None = None
@@ -97,8 +101,10 @@ def predict(arguments: list[str]) -> None:
         if photo != "-":
             check_path(photo)
     check_runs_on(options.device, options.source)
+    check_views(options.tta, options.source)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
+    tta = own.pop("tta", "auto")
 
     from ..predict import ANSWERS, open_predictor
     from ..predict.labels import check_labels, write_labels
@@ -107,7 +113,9 @@ def predict(arguments: list[str]) -> None:
     answer, count = ANSWERS[task.answer], Count()
     if options.labels_as != "none":
         check_labels(options.labels_as, task.answer, Path(options.labels_out))
-    model: Any = open_predictor(found, device=options.device) if isinstance(found, str | TrainedFolder) else found
+    model: Any = found
+    if isinstance(found, str | TrainedFolder):
+        model = open_predictor(found, device=options.device, tta=tta)
     predictions = count.each(
         answer.predict(
             model,

@@ -38,6 +38,8 @@ examples:
   dmformer train                                      # the demo: solar cells, sound or defective
   dmformer train classify --data photos/              # photos/CLASS/*.jpg, or photos/train/CLASS/*.jpg and photos/val/
   dmformer train classify --data photos/ --epochs 60 --image-size 160 --class-weights balanced
+  dmformer train classify --data photos/ --folds 5    # cross-validation; best/ is the ensemble of the folds
+  dmformer train classify --data photos/ --tta flip   # answers average each photo and its mirror image
   dmformer train tag --data photos/photos.csv         # several labels per photo
   dmformer train classify --data photos/ --pretrained none          # from random weights
   dmformer train segment --data images/ --masks masks/ --classes names.txt
@@ -140,6 +142,7 @@ def train(arguments: list[str]) -> None:
         remark(f"{asked} is the recipe of a demo; for --data {recipe.data}, the recipe is {name}")
     data = task.open_data(recipe, track)  # before torch is imported, so that mistakes in the data are told at once
 
+    from ..train.folds import train_folds
     from ..train.loop import Stopped, train
     from ..train.processes import number_of_processes, together
 
@@ -147,12 +150,17 @@ def train(arguments: list[str]) -> None:
     try:
         with together(recipe, arguments) as all_threads:
             command = shlex.join(["dmformer", "train", *arguments])
-            run = train(recipe, command, report_threads=all_threads, data=data)
+            if recipe.in_folds:
+                folder, summary = train_folds(recipe, data, command, all_threads)
+            else:
+                run = train(recipe, command, report_threads=all_threads, data=data)
+                folder, summary = run.folder, None if run.scores is None else task.summary(run.scores, run.split)
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
-    if run.scores is not None:  # only in the first of several processes
-        print_summary(task.summary(run.scores, run.split))
-        print(f"next: {task.next_step.format(best=shlex.quote(str(run.folder / 'best')))}")
-        print(f"best weights: {run.folder / 'best'}\nreport: {run.folder / 'report.html'}")
+    if summary is not None:  # only in the first of several processes
+        print_summary(summary)
+        print(f"next: {task.next_step.format(best=shlex.quote(str(folder / 'best')))}")
+        what = "ensemble of the folds" if recipe.in_folds else "best weights"
+        print(f"{what}: {folder / 'best'}\nreport: {folder / 'report.html'}")
         print(f"it took {duration(time.monotonic() - started)}")

@@ -99,7 +99,7 @@ def embed(
     reader = PhotoReader(files, names, [0] * len(names))
     split = Split(reader, np.arange(len(names)), None, Reading(model.values, max_pixels))
     loader = eval_loader(split, model.transform(), model.at_least, batch_size, workers)
-    found = pooled_features(model.model, loader, model.on_device(device), progress)
+    found = pooled_features(model.single, loader, model.on_device(device), progress)
     images = loader.dataset
     assert isinstance(images, ImageSet)
     good = found.positions.tolist()

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.decode import fitted_size
+from ..nn.mean_answer import MeanAnswer
 from ..runtimes.card import Boxes, Card
 from ..runtimes.exported import MULTIPLE, Exported
 from ..tasks.classification.classifier import Classifier
@@ -122,6 +123,8 @@ class Labels(Kind):
             preprocessing=preprocessing,
             version=__version__,
             values=model.values,
+            tta=model.tta,
+            members=len(network.models) if isinstance(network, MeanAnswer) else 1,
         )
 
     def preprocessing(self, card: Card) -> Preprocessing:
@@ -133,7 +136,7 @@ class Labels(Kind):
     def check_preprocessing(self, model: Classifier, exported: Run, pictures: Sequence[Image.Image]) -> None:
         """Compare the graph's resizing with the run's; steps of 1/255 pass, another crop or channel order does not."""
         for picture in pictures:
-            expected = in_numpy(model.model)(model.prepare(picture)[None])
+            expected = in_numpy(model.network)(model.prepare(picture)[None])
             apart = difference(expected, exported(np.asarray(picture)[None]))
             if not apart <= PREPROCESSING_LIMIT:
                 raise UserError(

@@ -99,7 +99,7 @@ def scored_classifier(exported: ExportedClassifier) -> FileClassifier:
 
 def scored_multilabel(exported: ExportedMultiLabel) -> FileMultiLabel:
     """Wrap an exported multi-label classifier for `evaluate`."""
-    return FileMultiLabel(*_of_file(exported), tuple(exported.thresholds))
+    return FileMultiLabel(*_of_file(exported), thresholds=tuple(exported.thresholds))
 
 
 def _of_file(exported: ExportedClassifier) -> tuple[nn.Module, list[str], dict[str, Any], str, str, Range | None]:

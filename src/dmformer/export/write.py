@@ -99,6 +99,7 @@ def export(
     max_loss: float = 0.01,
     speed: bool = True,
     overwrite: bool = False,
+    tta: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Write a trained model for a runtime, and keep the file only if its outputs agree with PyTorch's.
@@ -115,12 +116,15 @@ def export(
         data: Labelled images for measuring the loss of int8, in a format that `evaluate` accepts; by default those that
             the run held out.
         max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
+        tta: Test-time augmentation in the graph of a classifier, a key of `VIEWS`; auto is the classifier's own.
 
     Raises:
         UserError: The model cannot be exported, the file exists, the difference is above `LIMIT`, or the loss is above
             `max_loss`.
     """
     model = _open(source)
+    if tta != "auto":
+        model = model.answering(tta)
     kind = kind_of(model.task)
     kind.check(model, preprocessing, dynamic_size, int8 is not None)
     if int8 is not None and data is None and not _is_run(source, model.task):
@@ -145,7 +149,7 @@ def export(
             import_module(package)
     pictures = _pictures(files, card.values)
 
-    trained: Any = model.model.eval()
+    trained: Any = model.network.eval()
     network: Any = fuse(trained) if fused else trained
     trained, network = (kind.network(part).eval() for part in (trained, network))
     if preprocessing:

@@ -100,7 +100,7 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
 
 
 def _of_classifier(name: str, trained: Classifier) -> Subject:
-    subject = _classifier(name, trained.model, trained.class_names, trained.data_config)
+    subject = _classifier(name, trained.single, trained.class_names, trained.data_config)
     return replace(subject, values=trained.values)
 
 

@@ -122,7 +122,7 @@ def opened(source: Any, answer: str, what: str) -> Any:
 
 
 def open_predictor(
-    source: Source, threads: int | None = None, device: str = "auto"
+    source: Source, threads: int | None = None, device: str = "auto", tta: str = "auto"
 ) -> ClassPredictor | MaskPredictor | BoxPredictor:
     """Open a trained model for prediction.
 
@@ -131,6 +131,7 @@ def open_predictor(
             is opened without PyTorch.
         threads: Compute threads (for PyTorch, of the whole process); by default as many as there are cores.
         device: Name of the device that PyTorch computes on, see `find_device`.
+        tta: Test-time augmentation of a classifier, a key of `VIEWS`; auto is its own, and that of an exported file.
 
     Raises:
         UserError: The source is none of these, or cannot be read.
@@ -143,4 +144,5 @@ def open_predictor(
         torch.set_num_threads(threads)
     from ..tasks.opening import open_trained
 
-    return open_trained(source).for_inference(device)
+    trained = open_trained(source)
+    return (trained if tta == "auto" else trained.answering(tta)).for_inference(device)

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.limits import Range
 from ..data.selection import Selection, candidates_by_level
 from ..utils.errors import UserError
+from ..utils.views import VIEWS
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 """Runtimes of the files that are used without PyTorch, by suffix."""
@@ -20,7 +21,7 @@ LARGEST_SIDE = 16384
 """Maximum side in pixels that a file may ask images to be resized to."""
 LONGEST_NAME, MOST_MASKED = 1000, 255
 """Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
-LATER = ("boxes", "values", "thresholds")
+LATER = ("boxes", "values", "thresholds", "tta", "members")
 """Attributes that older files do not have."""
 MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
 """Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
@@ -76,6 +77,8 @@ class Card:
         values: Values shown as black and white in images of more than 8 bits, as in training; missing in older files.
         thresholds: K probabilities of a multi-label classifier: a class applies if the sigmoid of its output is at
             least its threshold. None for other models, and missing in older files.
+        tta: Test-time augmentation in a classifier's graph, a key of `VIEWS`; missing in older files, which have none.
+        members: Number of models of an ensemble in the graph; missing in older files, which hold one.
     """
 
     name: str
@@ -99,6 +102,8 @@ class Card:
     boxes: Boxes | None = None
     values: Range | None = None
     thresholds: list[float] | None = None
+    tta: str = "none"
+    members: int = 1
 
     def to_metadata(self) -> dict[str, str]:
         """Each attribute as JSON, by name."""
@@ -109,12 +114,14 @@ class Card:
         """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
             stated = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name not in LATER}
-            boxes, values, thresholds = (json.loads(metadata.get(name, "null")) for name in LATER)
+            boxes, values, thresholds, tta, members = (json.loads(metadata.get(name, "null")) for name in LATER)
             card = cls(
                 **{name: _checked(name, value) for name, value in stated.items()},
                 boxes=_boxes(boxes),
                 values=_values(values),
                 thresholds=_thresholds(thresholds),
+                tta=_tta(tta),
+                members=_members(members),
             )
             if WHOLE[card.task](card):
                 return card
@@ -198,6 +205,20 @@ def _thresholds(value: Any) -> list[float] | None:
     if value is not None and not (type(value) is list and all(map(_is_share, value))):
         raise ValueError("thresholds")
     return value
+
+
+def _tta(value: Any) -> str:
+    """The `tta` of a card, else ValueError."""
+    if value not in (None, *VIEWS):
+        raise ValueError("tta")
+    return value or "none"
+
+
+def _members(value: Any) -> int:
+    """The `members` of a card, else ValueError."""
+    if value is not None and not _is_count(value):
+        raise ValueError("members")
+    return value or 1
 
 
 def _check_names(value: Any, kind: type) -> None:

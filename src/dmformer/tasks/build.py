@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -42,6 +43,11 @@ class Trained:
     """What a trained model of any task can do besides predicting: for dataclasses with `model` and `form`."""
 
     model: Any
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The module that answers, around `model` or the same."""
+        return self.model
 
     def for_inference(self, device: str = "auto") -> Self:
         """The same model, fused, on a device, see `find_device`."""

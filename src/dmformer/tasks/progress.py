@@ -67,6 +67,18 @@ class Progress:
         vars(self).update(state)
 
 
+def history_facts(history: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """When and by which commands a run was started and resumed."""
+    facts: dict[str, str] = {}
+    for line in history:
+        when = f"{line['time']} on {line['host']}"
+        if line["event"] == "started":
+            facts |= {"command": line["command"], "started": when}
+        elif line["event"] == "resumed":
+            facts[f"resumed {sum(name.startswith('resumed') for name in facts) + 1}"] = f"{when}: {line['command']}"
+    return facts
+
+
 def run_facts(
     recipe: Recipe,
     images: tuple[int, int, int],
@@ -88,15 +100,8 @@ def run_facts(
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     minutes, seconds = divmod(round(progress.seconds), 60)
     test = f", {images[2]} test" if images[2] else ""
-    facts: dict[str, str] = {}
-    for line in history:
-        when = f"{line['time']} on {line['host']}"
-        if line["event"] == "started":
-            facts |= {"command": line["command"], "started": when}
-        elif line["event"] == "resumed":
-            facts[f"resumed {sum(name.startswith('resumed') for name in facts) + 1}"] = f"{when}: {line['command']}"
     return {
-        **facts,
+        **history_facts(history),
         "images": f"{images[0]} training, {images[1]} validation{test}",
         "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "duration": f"{minutes} min {seconds} s of training",

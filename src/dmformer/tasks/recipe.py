@@ -194,6 +194,11 @@ class Recipe:
         return recipe
 
     @property
+    def in_folds(self) -> bool:
+        """Whether it stands for several runs, one for each fold of the data."""
+        return False
+
+    @property
     def validations(self) -> int:
         """Number of validations, one at the end of each epoch of the loop."""
         return getattr(self, self.length)

@@ -89,6 +89,8 @@ class Task:
         options: Options of `dmformer eval` and `dmformer predict` that this task has, but not every task.
         check_options: Raises UserError for impossible values of these options.
         exports: Whether a model with this config.json can be exported.
+        conclude_folds: Scores a run in folds and writes its page and its ensemble, once all folds are trained:
+            `conclude_folds(recipe, data, folder, facts)`; None if the task has no folds.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Task:
     options: tuple[str, ...] = ()
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
     exports: Callable[[Mapping[str, Any]], bool] = lambda stated: True
+    conclude_folds: Callable[..., Summary] | None = None
 
 
 def recipes_in(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:

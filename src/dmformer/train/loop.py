@@ -91,7 +91,12 @@ class Run:
 
 
 def train(
-    recipe: Recipe, command: str = "", report_threads: int | None = None, data: Any = None, score: bool = True
+    recipe: Recipe,
+    command: str = "",
+    report_threads: int | None = None,
+    data: Any = None,
+    score: bool = True,
+    last: bool = True,
 ) -> Run:
     """Train a recipe.
 
@@ -103,6 +108,7 @@ def train(
         data: The recipe's data, if the task's `open_data` has opened it already.
         score: Score the best weights at the end and write the report. Without, the test images stay unseen; resuming
             the run does it later.
+        last: The processes train nothing after this, and disconnect.
 
     Raises:
         UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
@@ -110,7 +116,7 @@ def train(
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
     """
     recipe.check()
-    first = _start_processes(recipe).is_main_process
+    first = start_processes(recipe).is_main_process
     with open_folder(recipe) if first else nullcontext() as opened:
         shared: list[Any] = [opened]
         trainer = Trainer(broadcast_object_list(shared)[0], data)
@@ -123,18 +129,19 @@ def train(
         end: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE_AT_END) if trainer.world > 1 else None
         scores, split = None, ""
         if first:
-            if report_threads is not None:
-                torch.set_num_threads(report_threads)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(report_threads or threads)
             if score:
                 scores, split = trainer.conclude()
+            torch.set_num_threads(threads)
             trainer.record("finished")
         if end is not None:
             torch.distributed.barrier(end)
-        trainer.accelerator.end_training()
+        trainer.end(last)
     return Run(folder, scores, split, folder / "report.html")
 
 
-def _start_processes(recipe: Recipe) -> PartialState:
+def start_processes(recipe: Recipe) -> PartialState:
     """Set up this process's device and its connection with the other processes."""
     if (threads := recipe.of_one_process().threads) is not None:
         torch.set_num_threads(threads)
@@ -407,6 +414,14 @@ class Trainer:
                 f"the report cannot be written to {self.folder}: {error.strerror}; best/ and last/ are whole. Free "
                 "some space and continue with --resume."
             ) from error
+
+    def end(self, disconnect: bool) -> None:
+        """Finish the trackers, and the connection with the other processes."""
+        if disconnect:
+            self.accelerator.end_training()
+            return
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def fit(self, display: Display) -> None:
         """Run the remaining epochs."""

@@ -89,8 +89,8 @@ def find_run(recipe: Recipe) -> Path:
     """The folder of the run to resume: the one named, else the latest unfinished one in `recipe.out`."""
     out = Path(recipe.out)
     runs = [out / recipe.name] if recipe.name else sorted(out.glob("*/"), key=lambda p: p.stat().st_mtime)
-    runs = [run for run in runs if (run / "recipe.yaml").is_file() and _has_state(run)]
-    unfinished = runs if recipe.name else [run for run in runs if not _is_finished(run)]
+    runs = [run for run in runs if (run / "recipe.yaml").is_file() and has_state(run)]
+    unfinished = runs if recipe.name else [run for run in runs if not is_finished(run)]
     if unfinished:
         return next((run for run in reversed(unfinished) if not holder(run)), unfinished[-1])
     if recipe.name:
@@ -132,9 +132,10 @@ def csv_text(rows: list[dict[str, float]]) -> str:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run of this name left behind (`--overwrite`), and nothing else."""
-    for name in ("best", "last", "last.old"):
+    folds = [path.name for path in folder.glob("fold-*") if (path / "recipe.yaml").is_file()]
+    for name in ("best", "last", "last.old", *folds):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS):
+    for name in ("metrics.csv", "out_of_fold.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -180,14 +181,22 @@ def _is_occupied(folder: Path) -> bool:
 
 def is_unfinished(run: Path) -> bool:
     """Whether a run has saved a state to resume from, and has not finished."""
-    return _has_state(run) and not _is_finished(run)
+    return has_state(run) and not is_finished(run)
 
 
-def _has_state(run: Path) -> bool:
-    return (run / "last").exists() or (run / "last.old").exists()
+def fold_folder(run: Path, fold: int) -> Path:
+    """The folder of one fold, from 1 on, of a run in folds."""
+    return run / f"fold-{fold}"
 
 
-def _is_finished(run: Path) -> bool:
+def has_state(run: Path) -> bool:
+    """Whether a run, or the first of its folds, has saved a state to resume from."""
+    places = (run, fold_folder(run, 1))
+    return any((place / last).exists() for place in places for last in ("last", "last.old"))
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has come to its end, with its report."""
     if events := history(run):
         return events[-1]["event"] == "finished"
     report, last = run / "report.html", run / "last"  # a run of an earlier version

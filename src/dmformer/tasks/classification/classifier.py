@@ -1,11 +1,12 @@
 """A trained classifier with everything needed to use it, saved to and loaded from a folder that timm can load."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import timm
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from ... import models as models  # registers them with timm
 from ...data.limits import Range
 from ...models.weights import check_fit, read_state_dict, write_state_dict
+from ...nn.mean_answer import MeanAnswer
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError, unknown
-from ...utils.files import whole_file
+from ...utils.files import whole_file, write_whole
+from ...utils.views import VIEWS
 from ..build import Trained
-from ..config import TrainedFolder, folder_for, read_as
+from ..config import TrainedFolder, folder_for, read_as, read_folder
 
 TASK = "classification"
 """The task that config.json names in such a folder, unless it names none."""
@@ -34,7 +37,10 @@ CROP_MODES = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class Classifier(Trained):
-    """A model with everything needed to use it; a `ClassPredictor`."""
+    """A model with everything needed to use it; a `ClassPredictor`.
+
+    `model` is without test-time augmentation; `network` is the module that answers.
+    """
 
     model: nn.Module
     class_names: list[str]
@@ -43,7 +49,27 @@ class Classifier(Trained):
     form: str = "PyTorch"
     values: Range | None = None
     """Values shown as black and white in images of more than 8 bits, as in training."""
+    tta: str = "none"
+    """Test-time augmentation, a key of `VIEWS`."""
     task = TASK
+    several = False
+    """Whether an image may show several classes."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """(B, 3, H, W) -> logits (B, K), over the views of `tta`."""
+        return self.model if self.tta == "none" else MeanAnswer([self.model], self.tta, self.several).eval()
+
+    @property
+    def single(self) -> nn.Module:
+        """The one model that gives features and maps; UserError for an ensemble."""
+        if isinstance(self.model, MeanAnswer):
+            raise UserError(f"{self.name} is an ensemble, which has no features of its own: give one of its members.")
+        return self.model
+
+    def answering(self, tta: str) -> Self:
+        """The same with other test-time augmentation; "auto" keeps its own."""
+        return self if tta == "auto" else replace(self, tta=tta)
 
     @property
     def one_size(self) -> bool:
@@ -63,7 +89,7 @@ class Classifier(Trained):
         """B prepared images -> (B, K)."""
         device = next(self.model.parameters()).device
         images = torch.from_numpy(np.stack(batch)).to(device, memory_format=torch.channels_last)
-        return self.as_probabilities(over_cores(self.model, images).float()).cpu().numpy()
+        return self.as_probabilities(over_cores(self.network, images).float()).cpu().numpy()
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], Tensor]:
@@ -86,6 +112,7 @@ def save_classifier(
     class_names: list[str],
     data_config: dict[str, Any],
     values: Range | None = None,
+    tta: str = "none",
     more: dict[str, Any] | None = None,
 ) -> None:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, each file atomically.
@@ -95,11 +122,14 @@ def save_classifier(
         class_names: In the order of the classifier's outputs.
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
         values: Values shown as black and white in images of more than 8 bits.
+        tta: Test-time augmentation that the folder is used with by default, a key of `VIEWS`.
         more: More entries of config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / "model.safetensors", state)
     config: dict[str, Any] = {**(more or {}), "label_names": class_names}
+    if tta != "none":
+        config["tta"] = tta
     if values is not None:
         config["value_range"] = list(values)
     with whole_file(folder / "config.json") as part:
@@ -122,6 +152,9 @@ class ClassifierConfig:
     num_classes: int
     backbone_args: dict[str, Any] | None = None
     value_range: Range | None = None
+    tta: str = "none"
+    members: tuple[str, ...] = ()
+    """Folders of the models of an ensemble, relative to its own."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +183,20 @@ def open_classifier(source: str | TrainedFolder) -> Classifier:
     return read_classifier(folder_for(TASK, source, "a classifier"))
 
 
-def read_classifier(trained: TrainedFolder) -> Classifier:
-    """Open a folder that `save_classifier` wrote, whatever task its config.json names.
+def read_classifier(trained: TrainedFolder, several: bool = False) -> Classifier:
+    """Open a folder that `save_classifier` or `save_ensemble` wrote, whatever task its config.json names.
+
+    Args:
+        several: Whether an image may show several classes.
 
     Raises:
-        UserError: An unknown architecture, or weights that do not fit.
+        UserError: An unknown architecture, weights that do not fit, or members that differ.
     """
     config = read_as(ClassifierConfig, trained, "a classifier")
+    if config.tta not in VIEWS:
+        raise UserError(f"{trained.path}: its tta is {config.tta}: it must be {', '.join(VIEWS)}.")
+    if config.members:
+        return _read_ensemble(trained, config, several)
     _check_preprocessing(trained)
     if not timm.is_model(config.backbone):
         raise unknown("model", config.backbone, timm.list_models())
@@ -171,7 +211,35 @@ def read_classifier(trained: TrainedFolder) -> Classifier:
         raise UserError(f"{trained.path} names {len(names)} classes for a model of {config.num_classes}.")
     cfg = trained.stated.get("pretrained_cfg") or {}
     data_config = resolve_model_data_config(pretrained_cfg=cfg, model=model)
-    return Classifier(model.eval(), names, data_config, trained.name, values=config.value_range)
+    return Classifier(model.eval(), names, data_config, trained.name, values=config.value_range, tta=config.tta)
+
+
+def save_ensemble(folder: Path, members: Sequence[Path], more: dict[str, Any] | None = None) -> None:
+    """Write a folder that answers with the mean probabilities of several classifiers, which stay where they are.
+
+    Args:
+        folder: Its config.json refers to the members by relative paths, so that all can be moved together.
+        members: Folders that `save_classifier` wrote, of the same classes and preprocessing.
+        more: More entries of config.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = {**read_folder(str(members[0])).stated, **(more or {})}
+    stated["members"] = [Path(os.path.relpath(member, folder)).as_posix() for member in members]
+    write_whole(folder / "config.json", json.dumps(stated, indent=2) + "\n")
+
+
+def _read_ensemble(trained: TrainedFolder, config: ClassifierConfig, several: bool) -> Classifier:
+    folders = [read_folder(str(trained.folder / member)) for member in config.members]
+    if any("members" in folder.stated for folder in folders):
+        raise UserError(f"{trained.path} lists an ensemble among its members: list the models themselves.")
+    members = [read_classifier(folder, several) for folder in folders]
+    first = members[0]
+    wanted = (trained.task, first.class_names, first.data_config)
+    for folder, other in zip(folders, members, strict=True):
+        if (folder.task, other.class_names, other.data_config) != wanted:
+            raise UserError(f"{trained.path} cannot be opened: {folder} has other classes or sizes than {folders[0]}.")
+    model = MeanAnswer([member.model for member in members], several=several)
+    return replace(first, model=model.eval(), name=trained.name, tta=config.tta)
 
 
 def _check_preprocessing(trained: TrainedFolder) -> None:

@@ -5,10 +5,11 @@ needs. timm, and with it torch, is imported only for its named data sets.
 """
 
 import contextlib
+import posixpath
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from ..recipe import Recipe
 from ..results import reported_split
+from .image_recipe import ClassifierRecipe
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
 from .tables import composed
@@ -80,13 +82,25 @@ class Splits:
     notes: list[str]
     layout: str = ""
     copies: Copies = field(default_factory=Copies)
+    folds: list[np.ndarray] = field(default_factory=list)
+    """For data in folds: the images of each, as indices of the reader of `train`. `train` and `val` are then both all
+    of them; `of_fold` divides them."""
+
+    def of_fold(self, fold: int | None) -> Self:
+        """The splits of a fold, from 1 on: validation on it, training on the others; None changes nothing."""
+        if fold is None:
+            return self
+        targets = np.array(self.train.reader.targets)
+        rest = np.sort(np.concatenate([part for i, part in enumerate(self.folds, 1) if i != fold]))
+        train, val = (replace(self.train, indices=part, targets=targets[part]) for part in (rest, self.folds[fold - 1]))
+        return replace(self, train=train, val=val)
 
 
 def open_splits(recipe: ClassificationRecipe, track: Track = untracked, compare: bool = True) -> Splits:
     """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe. If it has folds, so have the splits, and those of its fold are returned if it has one.
         track: Shows how far it has got.
         compare: Look for images that occur twice; otherwise only if a random split needs to know them.
 
@@ -94,12 +108,15 @@ def open_splits(recipe: ClassificationRecipe, track: Track = untracked, compare:
         UserError: Nothing there, no images, fewer than two classes, or a missing package.
     """
     if recipe.data == "elpv":
-        return _open_elpv(recipe)
-    if shards := _shards(recipe):
+        return _open_elpv(recipe).of_fold(recipe.fold)
+    shards = _shards(recipe)
+    if recipe.folds and (shards or is_named_set(recipe.data)):
+        raise UserError(f"--folds divides photos in folders, archives and tables, which {recipe.data} is not.")
+    if shards:
         return _open_shards(shards, recipe)
     if is_named_set(recipe.data):
         return _open_named(recipe)
-    return _open_local(recipe, track, compare)
+    return _open_local(recipe, track, compare).of_fold(recipe.fold)
 
 
 def is_named_set(data: str) -> bool:
@@ -257,16 +274,23 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
     targets = np.array([int(float(probability) > 0.5) for _, probability, _ in rows])
     strata = np.array([f"{kind} {float(probability):.2f}" for _, probability, kind in rows])
     rest, test = _divide(strata, np.arange(len(names)), 0.25, seed=0)
-    train, val = _divide(strata, rest, 0.1, seed=0)
+    train, val = (rest, rest) if recipe.folds else _divide(strata, rest, 0.1, seed=0)
     reader = PhotoReader(FolderFiles(root), names, targets.tolist(), "images/")
     parts = (Split(reader, part, targets[part]) for part in (train, val, test))
-    return Splits(["sound", "defective"], *parts, notes=[])
+    splits = Splits(["sound", "defective"], *parts, notes=[])
+    return replace(splits, folds=divide_in_folds(splits.train, recipe)) if recipe.folds else splits
 
 
 def given_parts(
-    data: str, val_data: str | None, test_data: str | None, read: Callable[[str], Layout[Part]]
+    data: str,
+    val_data: str | None,
+    test_data: str | None,
+    read: Callable[[str], Layout[Part]],
+    join: bool = False,
 ) -> Layout[Part]:
     """The photos in three places by split; those of the first place without a split are "train".
+
+    With `join`, the photos of "val" are in "train" too.
 
     Raises:
         UserError: As `read`, or there is nothing to train on.
@@ -281,11 +305,23 @@ def given_parts(
             extra = read(place)
             parts[split] = extra.parts.get(split) or extra.parts.get("") or next(iter(extra.parts.values()))
             notes += [f"{place}: {note}" for note in extra.notes]
+    if join and "val" in parts:
+        parts["train"] = _joined(parts["train"], parts.pop("val"))
     return Layout(parts, notes, layout.kind)
 
 
+def _joined(train: Any, val: Any) -> Any:
+    """The photos of two splits as one."""
+    if train.files is not val.files:
+        raise UserError("--folds divides the photos of --data: leave out --val-data.")
+    both = {f.name: (getattr(train, f.name), getattr(val, f.name)) for f in fields(train)}
+    lists = {name: of_train + of_val for name, (of_train, of_val) in both.items() if isinstance(of_train, list)}
+    root = posixpath.commonpath([train.root, val.root])
+    return replace(train, **lists, root=f"{root}/" if root else "")
+
+
 def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool) -> Splits:
-    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout)
+    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout, recipe.folds is not None)
     parts, notes = layout.parts, layout.notes
     trained = parts.pop("train")
     class_names = trained.class_names
@@ -303,8 +339,12 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool) -> Sp
     if compare or val is None:
         copies = find_copies(given, recipe.near_duplicates, lambda name, i: given[name].target(i), track=track)
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
+    together = [*copies.same, *copies.near]
+    if recipe.folds:
+        folds = divide_in_folds(train, recipe, together)
+        return Splits(class_names, train, train, test, notes, layout.kind, copies, folds)
     if val is None:
-        train, val, test_part = split_off(train, recipe, test is None, [*copies.same, *copies.near])
+        train, val, test_part = split_off(train, recipe, test is None, together)
         test = test or test_part
     return Splits(class_names, train, val, test, notes, layout.kind, copies)
 
@@ -381,6 +421,24 @@ def split_off(
         raise UserError(f"{told} to split off validation images: give --val-data, or a larger --val-share.")
     parts = [None if p is None else replace(split, indices=p, targets=split.targets[p]) for p in (train, val, test)]
     return parts[0], parts[1], parts[2]  # type: ignore[return-value]
+
+
+def divide_in_folds(split: Split, recipe: ClassifierRecipe, together: Sequence[Group] = ()) -> list[np.ndarray]:
+    """The indices of a split in folds, each class alike; photos of a group stay together.
+
+    Raises:
+        UserError: Too few photos.
+    """
+    assert split.indices is not None
+    assert split.targets is not None
+    assert recipe.folds is not None
+    generator = np.random.default_rng(recipe.seed_of_split)
+    classes = [split.indices[split.targets == k] for k in np.unique(split.targets)]
+    dealt = np.concatenate([generator.permutation(members) for members in classes])
+    folds = _kept_together([dealt[i :: recipe.folds] for i in range(recipe.folds)], together)
+    if not all(fold is not None and len(fold) for fold in folds):
+        raise UserError(f"{recipe.data}: {len(split)} photos are too few for {recipe.folds} folds: give fewer --folds.")
+    return [fold for fold in folds if fold is not None]
 
 
 def _kept_together(parts: Sequence[np.ndarray | None], groups: Sequence[Group]) -> list[np.ndarray | None]:

@@ -15,6 +15,7 @@ from .. import folders
 from ..config import TrainedFolder, read_folder
 from ..leaks import seen_note
 from ..recipe import recipe_of
+from ..results import refuse_trained
 from ..sampling import once_each
 from .classifier import Classifier, open_classifier
 from .datasets import Split, open_evaluation, open_own_test, trained_photos
@@ -45,6 +46,7 @@ def evaluate(
     say: Callable[[str], None] = no_remark,
     max_pixels: int | None = None,
     run_of: str | None = None,
+    tta: str = "auto",
 ) -> Scores:
     """Score a trained classifier.
 
@@ -58,11 +60,13 @@ def evaluate(
         say: Takes a remark on the data.
         max_pixels: Images of more pixels are not read; by default as in training.
         run_of: The source whose run held the images out, for a classifier that is open.
+        tta: Test-time augmentation, a key of `VIEWS`; auto is the classifier's own.
 
     Raises:
         UserError: Nothing to read, other classes, too many broken images, or no data for a source that is not a run.
     """
     classifier = open_classifier(source) if isinstance(source, str | TrainedFolder) else source
+    classifier = classifier.answering(tta)
     run = _recipe_of(run_of or source)
     recipe = recipe or ClassificationRecipe()
     recipe = replace(recipe, max_pixels=max_pixels or (run or recipe).max_pixels)
@@ -75,12 +79,13 @@ def evaluate(
             split, name = open_own_test(run, classifier.class_names)
         except UserError as error:
             raise UserError(f"the photos of the run cannot be opened again; name others with --data. {error}") from None
+        refuse_trained(run, name)
         say(f"scoring the {name} photos of the run, from {run.data}")
     split = replace(split, reading=Reading(classifier.values, recipe.max_pixels))
     batch_size = batch_size if classifier.one_size else 1
     loader = eval_loader(split, classifier.transform(), classifier.at_least, batch_size, recipe.workers)
     device = classifier.on_device(recipe.device)
-    predictions = predict_all(classifier.model, loader, device, progress=progress)
+    predictions = predict_all(classifier.network, loader, device, progress=progress)
     check_broken(split, predictions.broken, recipe.max_broken)
     return score(predictions.probabilities, predictions.targets, classifier.class_names)
 

@@ -1,9 +1,10 @@
-"""Options shared by the recipes that train a classifier of whole images."""
+"""Options shared by the recipes that train a model of whole images."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ...utils.errors import UserError
+from ...utils.views import Views
 from ..recipe import FIXED, FREE, Recipe
 
 
@@ -50,3 +51,34 @@ class ImageRecipe(Recipe):
             raise UserError("--crop-ratio takes two ratios of width to height, the smaller first, e.g. 0.75 1.33.")
         if self.head != "drop" and not self.weights and self.pretrained == "none":
             raise UserError(f"--head {self.head} takes the classifier of the starting weights: give --weights.")
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe(ImageRecipe):
+    """How a classifier is scored, of one label or several labels per photo."""
+
+    crop_pct: float = field(default=0.9, metadata=FIXED)
+    """Fraction of the resized image that validation uses."""
+    tta: Views = field(default="none", metadata=FIXED)
+    """Test-time augmentation, in the scores at the end and from then on wherever best/ is used: flip averages
+    the probabilities of the photo and its mirror image; flips those of 4 views, with both upside down."""
+    folds: int | None = field(default=None, metadata=FIXED)
+    """Train one model for each of so many folds: equal parts of the training and validation photos, each class
+    alike. Each model is validated on its fold and trained on the others; best/ is then their ensemble."""
+    fold: int | None = field(default=None, metadata=FIXED)
+    """With --folds: train only this one, from 1 on, as an ordinary run."""
+
+    @property
+    def in_folds(self) -> bool:
+        return self.folds is not None and self.fold is None
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"--crop-pct is {self.crop_pct}: it must be above 0 and at most 1.")
+        if self.folds is not None and self.folds < 2:
+            raise UserError(f"--folds is {self.folds}: it must be 2 or more.")
+        if self.fold is not None and not 1 <= self.fold <= (self.folds or 0):
+            raise UserError(f"--fold is {self.fold}: it must be from 1 to the number of --folds.")
+        if self.in_folds and self.minutes is not None:
+            raise UserError("--minutes is for one run: give --epochs with --folds.")

@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 from ...utils.errors import UserError
 from ..recipe import FIXED, FREE
 from .distillation.recipe import TaughtRecipe
+from .image_recipe import ClassifierRecipe
 
 
 @dataclass(frozen=True)
-class ClassificationRecipe(TaughtRecipe):
+class ClassificationRecipe(TaughtRecipe, ClassifierRecipe):
     """Train an image classifier. Every field is an option; the effective recipe is saved with the run."""
 
     task: ClassVar[str] = "classification"
@@ -35,8 +36,6 @@ class ClassificationRecipe(TaughtRecipe):
     download: bool = field(default=False, metadata=FREE)
     """Allow timm to download a named data set into data_root."""
 
-    crop_pct: float = field(default=0.9, metadata=FIXED)
-    """Fraction of the resized image that validation uses."""
     mixup: float = field(default=0.0, metadata=FREE)
     """Mixup alpha; 0 disables it."""
     cutmix: float = field(default=0.0, metadata=FREE)
@@ -57,8 +56,6 @@ class ClassificationRecipe(TaughtRecipe):
         self._check_shares("label_smoothing")
         if self.teacher is None and self.feature_loss != "none":
             raise UserError("--feature-loss compares with a teacher: name one with --teacher.")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"--crop-pct is {self.crop_pct}: it must be above 0 and at most 1.")
 
 
 def elpv() -> ClassificationRecipe:

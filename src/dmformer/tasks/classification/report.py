@@ -49,6 +49,8 @@ class PhotoReport(RunReport):
     """Image i as RGB, of any size; if it raises, the page shows a placeholder."""
     broken: list[tuple[str, str]]
     """Files that could not be read, with the reason."""
+    answers_are: str = ""
+    """What each answer is the mean of, if it is one."""
     notes: Sequence[str] = ()
     """Remarks on the data: what was left out, and what to know before trusting the scores."""
 

@@ -1,7 +1,7 @@
 """Classification as a `Task`."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ def _evaluate(
     batch_size: int = 64,
     device: str = "auto",
     run_of: str | None = None,
+    tta: str = "auto",
 ) -> "Scores":
     recipe = ClassificationRecipe(
         data=data, data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
@@ -79,7 +80,13 @@ def _evaluate(
     def scoring(loader: Iterable) -> Iterable:
         return progress(loader, "scoring")
 
-    return evaluate(source, place, batch_size, recipe, scoring, say, max_pixels, run_of)
+    return evaluate(source, place, batch_size, recipe, scoring, say, max_pixels, run_of, tta)
+
+
+def _conclude_folds(recipe: ClassificationRecipe, data: "Splits", folder: Path, facts: Mapping[str, str]) -> Summary:
+    from .folds import conclude_folds
+
+    return conclude_folds(recipe, data, folder, facts)
 
 
 def summary(scores: "Scores", split: str) -> Summary:
@@ -128,5 +135,6 @@ CLASSIFICATION = Task(
     check_places=_check_places,
     check_data=check_data,
     default_data=OWN_TEST,
-    options=("split", "data_root", "batch_size"),
+    options=("split", "data_root", "batch_size", "tta"),
+    conclude_folds=_conclude_folds,
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...utils.errors import UserError
+from ...utils.views import WORDS
 from ..progress import Progress
 from ..results import reported_split, write_scores
 from .classifier import open_classifier, save_classifier
@@ -132,7 +133,8 @@ class ClassificationJob:
         if isinstance(model, Student):
             model, state = model.model, own_state(state)
         config = preprocessing(self.recipe, self.recipe.crop_pct)
-        save_classifier(folder, model, state, self.class_names, config, self.splits.train.reading.values)
+        values = self.splits.train.reading.values
+        save_classifier(folder, model, state, self.class_names, config, values, self.recipe.tta)
 
     def contents(self) -> Iterator[str]:
         for split in (self.splits.train, self.splits.val, self.splits.test):
@@ -147,7 +149,7 @@ class ClassificationJob:
         device = classifier.on_device(recipe.device)
         transform, at_least = classifier.transform(), classifier.at_least
         loader = eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers)
-        found = predict_all(classifier.model, loader, device)
+        found = predict_all(classifier.network, loader, device)
         check_broken(split, found.broken, recipe.max_broken)
         scores = score(found.probabilities, found.targets, splits.class_names)
         positions = found.positions.tolist()
@@ -175,6 +177,7 @@ class ClassificationJob:
                 load_image=picture,
                 broken=broken,
                 notes=self.notes,
+                answers_are=WORDS[classifier.tta],
                 recipe=recipe.to_yaml(),
                 facts=facts,
             ),

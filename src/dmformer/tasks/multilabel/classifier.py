@@ -21,6 +21,7 @@ class MultiLabelClassifier(Classifier):
     thresholds: tuple[float, ...] = ()
     """(K) A class applies from this probability on."""
     task = TASK
+    several = True
 
     def as_probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) -> (B, K), each from 0 to 1."""
@@ -42,10 +43,11 @@ def save_multilabel(
     data_config: dict[str, Any],
     values: Range | None,
     thresholds: tuple[float, ...],
+    tta: str = "none",
 ) -> None:
     """`save_classifier`, with the thresholds in config.json."""
     more = {"task": TASK, "thresholds": list(thresholds)}
-    save_classifier(folder, model, state, class_names, data_config, values, more)
+    save_classifier(folder, model, state, class_names, data_config, values, tta, more)
 
 
 def open_multilabel(source: str | TrainedFolder) -> MultiLabelClassifier:
@@ -56,7 +58,7 @@ def open_multilabel(source: str | TrainedFolder) -> MultiLabelClassifier:
     """
     trained = folder_for(TASK, source, "a multi-label classifier")
     thresholds = read_as(Thresholds, trained, "a multi-label classifier").thresholds
-    classifier = read_classifier(trained)
+    classifier = read_classifier(trained, several=True)
     if len(thresholds) != len(classifier.class_names) or not all(0 <= value <= 1 for value in thresholds):
         raise UserError(f"{trained.path} needs a threshold from 0 to 1 for each of its classes.")
     own = {each.name: getattr(classifier, each.name) for each in fields(classifier)}

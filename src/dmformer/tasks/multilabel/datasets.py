@@ -8,7 +8,7 @@ import numpy as np
 from ...data.decode import Reading
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
-from ..classification.datasets import PhotoReader, Split, Splits, check_classes, given_parts, split_off
+from ..classification.datasets import PhotoReader, Split, Splits, check_classes, divide_in_folds, given_parts, split_off
 from ..classification.layout import Layout
 from ..leaks import Copies, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
@@ -30,14 +30,15 @@ def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compar
     """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe. If it has folds, so have the splits, and those of its fold are returned if it has one.
         track: Shows how far it has got.
         compare: Look for photos that occur twice; otherwise only if a random split needs to know them.
 
     Raises:
         UserError: Nothing there, no photos, no labels, or labels that the training photos do not have.
     """
-    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, lambda place: _read(recipe, place))
+    join = recipe.folds is not None
+    layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, lambda place: _read(recipe, place), join)
     parts, notes = layout.parts, layout.notes
     trained = parts.pop("train")
     class_names = trained.class_names
@@ -57,9 +58,11 @@ def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compar
     copies = find_copies(given, recipe.near_duplicates, track=track) if needed else Copies()
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     train, val, test = given["train"], given.get("val"), given.get("test")
-    if val is None:
-        rare = replace(train, targets=_rarest(rows[0]))
-        together = [*copies.same, *copies.near]
+    rare, folds = replace(train, targets=_rarest(rows[0])), []
+    together = [*copies.same, *copies.near]
+    if recipe.folds:
+        val, folds = train, divide_in_folds(rare, recipe, together)
+    elif val is None:
         divided = split_off(rare, recipe, test is None, together)
         train, val, test_part = (None if p is None else replace(p, targets=p.indices) for p in divided)
         test = test or test_part
@@ -71,7 +74,8 @@ def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compar
     if unlabelled:
         notes.append(f"{unlabelled:,} photos have no label: they show what belongs to no class")
     kind, rows_of = layout.kind or "photos with several labels", labels.astype(np.float32)
-    return LabelSplits(class_names, train, val, test, notes, kind, copies, labels=rows_of)
+    splits = LabelSplits(class_names, train, val, test, notes, kind, copies, folds, labels=rows_of)
+    return splits.of_fold(recipe.fold)
 
 
 def open_labelled(recipe: MultiLabelRecipe, class_names: list[str]) -> tuple[Split, np.ndarray, list[str]]:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
-from ..classification.image_recipe import ImageRecipe
-from ..recipe import FIXED, FREE
+from ..classification.image_recipe import ClassifierRecipe
+from ..recipe import FREE
 
 
 @dataclass(frozen=True)
-class MultiLabelRecipe(ImageRecipe):
+class MultiLabelRecipe(ClassifierRecipe):
     """Train a multi-label classifier. Every field is an option; the effective recipe is saved with the run."""
 
     task: ClassVar[str] = "multilabel"
@@ -26,8 +26,6 @@ class MultiLabelRecipe(ImageRecipe):
     label_columns: tuple[str, ...] = field(default=(), metadata=FREE)
     """Columns of a table that are classes, with 1 for photos of the class; by default all that hold only 0 and 1."""
 
-    crop_pct: float = field(default=0.9, metadata=FIXED)
-    """Fraction of the resized image that validation uses."""
     loss: Literal["bce", "asymmetric"] = field(default="bce", metadata=FREE)
     """bce is binary cross-entropy; asymmetric (arXiv 2009.14119) gives less weight to easy negatives."""
     class_weights: Literal["none", "balanced"] = field(default="none", metadata=FREE)
@@ -41,8 +39,6 @@ class MultiLabelRecipe(ImageRecipe):
             raise UserError("--label-separator is empty: give the characters between two labels, e.g. ';'.")
         if self.class_weights == "balanced" and self.loss != "bce":
             raise UserError("--class-weights balanced is for --loss bce: omit one of them.")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"--crop-pct is {self.crop_pct}: it must be above 0 and at most 1.")
 
 
 def tag() -> MultiLabelRecipe:

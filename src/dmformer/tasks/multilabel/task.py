@@ -1,6 +1,7 @@
 """Several labels per photo as a `Task`."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...utils.display import Track
@@ -53,6 +54,7 @@ def _evaluate(
     batch_size: int = 64,
     device: str = "auto",
     run_of: str | None = None,
+    tta: str = "auto",
 ) -> "MultiLabelScores":
     from .evaluate import evaluate
 
@@ -61,7 +63,13 @@ def _evaluate(
     def scoring(loader: Iterable) -> Iterable:
         return progress(loader, "scoring")
 
-    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels, run_of)
+    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels, run_of, tta)
+
+
+def _conclude_folds(recipe: MultiLabelRecipe, data: "LabelSplits", folder: Path, facts: Mapping[str, str]) -> Summary:
+    from .evaluate import conclude_folds
+
+    return conclude_folds(recipe, data, folder, facts)
 
 
 def _summary(scores: "MultiLabelScores", split: str) -> Summary:
@@ -107,6 +115,7 @@ MULTILABEL = Task(
     figure=lambda scores: scores.map.value,
     check_places=_check_places,
     default_data=OWN_TEST,
-    options=("batch_size", "threshold"),
+    options=("batch_size", "threshold", "tta"),
     check_options=_check_options,
+    conclude_folds=_conclude_folds,
 )

@@ -10,6 +10,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...utils.views import WORDS
 from ..classification.evaluate import check_broken, predict_all
 from ..classification.loaders import ImageSet, eval_loader, train_loader, validation_loader, with_reasons
 from ..classification.model import build_model, cosine_schedule, preprocessing
@@ -94,7 +95,7 @@ class MultiLabelJob:
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         config, values = preprocessing(self.recipe, self.recipe.crop_pct), self.splits.train.reading.values
-        save_multilabel(folder, model, state, self.class_names, config, values, self.thresholds)
+        save_multilabel(folder, model, state, self.class_names, config, values, self.thresholds, self.recipe.tta)
 
     def contents(self) -> Iterator[str]:
         for split in (self.splits.train, self.splits.val, self.splits.test):
@@ -108,7 +109,7 @@ class MultiLabelJob:
         device = classifier.on_device(recipe.device)
         transform, at_least = classifier.transform(), classifier.at_least
         loader = eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers)
-        found = predict_all(classifier.model, loader, device, as_probabilities=classifier.as_probabilities)
+        found = predict_all(classifier.network, loader, device, as_probabilities=classifier.as_probabilities)
         check_broken(split, found.broken, recipe.max_broken)
         labels, positions = self.labels[found.targets], found.positions.tolist()
         scores = score(found.probabilities, labels, splits.class_names, classifier.thresholds)
@@ -131,6 +132,7 @@ class MultiLabelJob:
                 load_image=lambda i: images.picture(positions[i]),
                 broken=broken,
                 notes=self.notes,
+                answers_are=WORDS[classifier.tta],
                 recipe=recipe.to_yaml(),
                 facts=facts,
             ),

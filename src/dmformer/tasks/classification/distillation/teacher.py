@@ -165,7 +165,7 @@ def _of_classifier(name: str, classifier: Classifier) -> Teacher:
 
     if config["input_size"][0] != 3:
         raise UserError(f"the teacher {name} wants images of {config['input_size'][0]} channels, and photos have 3.")
-    module = TeacherModule(fuse(classifier.model), pooled, config["mean"], config["std"])
+    module = TeacherModule(fuse(classifier.single), pooled, config["mean"], config["std"])
     return _of_module(name, module, classifier.class_names, config["input_size"][-1], config["interpolation"])
 
 

@@ -1,0 +1,21 @@
+"""Test-time augmentation of classifiers: the views of a photo whose answers are averaged."""
+
+from typing import Literal
+
+Views = Literal["none", "flip", "flips"]
+ViewsOrAuto = Literal["auto", "none", "flip", "flips"]
+"""auto: as the model was scored at the end of its training."""
+
+VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "flip": ((), (3,)),
+    "flips": ((), (3,), (2,), (2, 3)),
+}
+"""Dimensions of images (B, C, H, W) along which each view is flipped."""
+
+WORDS = {
+    "none": "",
+    "flip": "the mean of 2 views of the photo: as it is and mirrored (--tta flip)",
+    "flips": "the mean of 4 views of the photo: as it is, mirrored, upside down, and both (--tta flips)",
+}
+"""What an answer is, for users."""
