@@ -27,6 +27,7 @@ from dmformer.tasks.multilabel.labels import read_labels
 from dmformer.tasks.multilabel.metrics import average_precisions, best_thresholds, score
 from dmformer.tasks.multilabel.recipes import MultiLabelRecipe
 from dmformer.tasks.multilabel.report import precision_recall
+from dmformer.train.folds import train_folds
 from dmformer.utils.errors import UserError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 190, 40), "blue": (30, 50, 220)}
@@ -82,6 +83,28 @@ def trained(tmp_path_factory):
     rows = draw(place / "photos")
     data = table(place / "photos", rows, lambda i: "train" if i < 30 else "val" if i < 50 else "test")
     return train(recipe_for(data, place / "runs")).folder
+
+
+@pytest.mark.slow
+def test_folds_give_an_ensemble_with_thresholds(tmp_path):
+    rows = draw(tmp_path / "photos")
+    data = table(tmp_path / "photos", rows, lambda i: "train" if i < 40 else "val" if i < 60 else "test")
+    recipe = replace(recipe_for(data, tmp_path / "runs"), folds=2, epochs=2, tta="flip")
+    run, summary = train_folds(recipe, open_label_splits(recipe))
+    assert summary is not None
+    assert summary.lines[0] == "60 images, each predicted by the fold that was not trained on it"
+    found = list(csv.DictReader((run / "out_of_fold.csv").read_text("utf-8").splitlines()))
+    assert {row["file"]: row["label"] for row in found} == {name: ";".join(sorted(k)) for name, k in rows[:60]}
+    names = sorted(COLOURS)
+    labels = torch.tensor([[float(name in row["label"].split(";")) for name in names] for row in found])
+    probabilities = torch.tensor([[float(row[f"probability of {name}"]) for name in names] for row in found])
+    ensemble = open_multilabel(str(run))
+    assert np.allclose(ensemble.thresholds, best_thresholds(probabilities, labels), atol=2e-4)
+    members = [open_multilabel(str(run / f"fold-{k}")) for k in (1, 2)]
+    batch = [ensemble.prepare(Image.open(tmp_path / "photos" / f"{i}.png")) for i in (0, 1)]
+    expected = np.mean([member.probabilities(batch) for member in members], axis=0)
+    assert np.allclose(ensemble.probabilities(batch), expected, atol=1e-5)
+    assert "dmformer_n on photos.csv, fold 1 of 2" in (run / "fold-1" / "report.html").read_text("utf-8")
 
 
 def test_every_way_to_write_labels_is_read(tmp_path):

@@ -184,7 +184,7 @@ def _summary(scores: FoldScores, kind: Kind) -> Summary:
 def _write_page(path: Path, recipe: ClassifierRecipe, scores: FoldScores, kind: Kind, facts: Mapping[str, str]) -> None:
     own, test = ([_values(kind, s) for s in each] for each in (scores.folds, scores.test))
     values = {
-        "title": f"{recipe.model} on {Path(str(recipe.data)).name}, {len(own)} folds",
+        "title": f"{recipe.title}, {len(own)} folds",
         "scores": scores,
         "measures": kind.measures(scores.out_of_fold),
         "ensemble": [] if scores.ensemble is None else kind.measures(scores.ensemble),

@@ -1,6 +1,7 @@
 """Options shared by the recipes that train a model of whole images."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ...utils.errors import UserError
@@ -67,6 +68,12 @@ class ClassifierRecipe(ImageRecipe):
     alike. Each model is validated on its fold and trained on the others; best/ is then their ensemble."""
     fold: int | None = field(default=None, metadata=FIXED)
     """With --folds: train only this one, from 1 on, as an ordinary run."""
+
+    @property
+    def title(self) -> str:
+        """MODEL on DATA, for the report."""
+        fold = "" if self.fold is None else f", fold {self.fold} of {self.folds}"
+        return f"{self.model} on {Path(str(self.data)).name}{fold}"
 
     @property
     def in_folds(self) -> bool:

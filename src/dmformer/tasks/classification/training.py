@@ -166,7 +166,7 @@ class ClassificationJob:
         write_report(
             folder / "report.html",
             Report(
-                title=f"{recipe.model} on {Path(recipe.data).name}",
+                title=recipe.title,
                 scores=scores,
                 split=name,
                 class_names=splits.class_names,

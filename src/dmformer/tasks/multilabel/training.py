@@ -121,7 +121,7 @@ class MultiLabelJob:
         write_report(
             folder / "report.html",
             MultiLabelReport(
-                title=f"{recipe.model} on {Path(recipe.data).name}",
+                title=recipe.title,
                 scores=scores,
                 split=name,
                 class_names=splits.class_names,
