@@ -89,7 +89,7 @@ def trained(tmp_path_factory):
 def test_folds_give_an_ensemble_with_thresholds(tmp_path):
     rows = draw(tmp_path / "photos")
     data = table(tmp_path / "photos", rows, lambda i: "train" if i < 40 else "val" if i < 60 else "test")
-    recipe = replace(recipe_for(data, tmp_path / "runs"), folds=2, epochs=2, tta="flip")
+    recipe = replace(recipe_for(data, tmp_path / "runs"), folds=2, epochs=1, tta="flip")
     run, summary = train_folds(recipe, open_label_splits(recipe))
     assert summary is not None
     assert summary.lines[0] == "60 images, each predicted by the fold that was not trained on it"
