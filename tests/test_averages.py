@@ -162,7 +162,9 @@ def test_a_run_in_folds_is_scored_as_one(folds, capsys):
     assert "Each answer is the mean of 4 views" in page
     assert "Each answer is the mean of 4 views" in (folds / "fold-1" / "report.html").read_text("utf-8")
 
-    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "classify", "--data", str(folds.parents[1] / "photos"), "--weights", str(folds)])
+    assert "is an ensemble, which has no weights of its own: give one of its members" in capsys.readouterr().err
     main(["predict", str(folds), str(folds.parents[1] / "photos" / "test"), "--format", "json", "--tta", "none"])
     assert len(json.loads(capsys.readouterr().out)) == 9
     (folds.parents[1] / "photos" / "test").rename(folds.parents[1] / "test")

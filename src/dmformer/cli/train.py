@@ -62,6 +62,9 @@ def of_its_weights(recipe: Recipe, keep_arguments: bool) -> Recipe:
     if recipe.weights is None or not find_config(recipe.weights).is_file():
         return recipe
     stated = read_folder(recipe.weights).stated
+    if "members" in stated:
+        told = f"--weights {recipe.weights} is an ensemble, which has no weights of its own"
+        raise UserError(f"{told}: give one of its members, such as fold-1/best.")
     arguments = {k: v for k, v in (stated.get("model_args") or {}).items() if k not in GIVEN_BY_DATA}
     told = tuple(f"{name}={json.dumps(value)}" for name, value in arguments.items())
     return replace(recipe, model=stated["architecture"], model_args=recipe.model_args if keep_arguments else told)

@@ -64,7 +64,8 @@ class Classifier(Trained):
     def single(self) -> nn.Module:
         """The one model that gives features and maps; UserError for an ensemble."""
         if isinstance(self.model, MeanAnswer):
-            raise UserError(f"{self.name} is an ensemble, which has no features of its own: give one of its members.")
+            told = f"{self.name} is an ensemble, which has no features of its own"
+            raise UserError(f"{told}: give one of its members, such as fold-1/best.")
         return self.model
 
     def answering(self, tta: str) -> Self:
