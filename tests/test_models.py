@@ -481,7 +481,9 @@ def test_autocast(name):
     assert torch.corrcoef(torch.stack([actual.float().flatten(), expected.flatten()]))[0, 1] > 0.999
 
 
-@small_model
+@pytest.mark.parametrize(
+    "name", [name if name in ("dmformer_n", "smt_t") else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
+)
 @pytest.mark.slow
 def test_compile(name):
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
