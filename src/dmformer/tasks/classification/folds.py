@@ -147,10 +147,11 @@ def _csv(
             found.positions.tolist(), found.targets.tolist(), found.probabilities.tolist(), strict=True
         )
     ]
+    rows.sort(key=lambda row: row[0])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "label", "fold", *(f"probability of {name}" for name in class_names)])
-    writer.writerows(sorted(rows, key=lambda row: row[0]))
+    writer.writerows(rows)
     return text.getvalue()
 
 
