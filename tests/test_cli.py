@@ -181,6 +181,24 @@ def test_train_eval_predict(capsys, recipe, photos, tmp_path, monkeypatch):
     assert best.is_dir()
 
 
+def test_predict_tells_what_is_no_video_and_refuses_a_mixture(capsys, trained_classifier, photos, tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "bad.mp4").write_bytes(b"no video" * 99)
+    code, out, err = run(capsys, "predict", trained_classifier.folder, tmp_path / "bad.mp4", "--format", "csv")
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert err.startswith("dmformer: the video cannot be read: not a video, damaged, or in a format that cannot be")
+    photo = photos / "red car" / "0.png"
+    for arguments, told in (
+        ([tmp_path / "bad.mp4", photo], "give photos or videos, not both at once"),
+        ([photo, "--every", "2s"], "--every is for videos; these are photos"),
+        ([tmp_path / "bad.mp4", "--labels-as", "csv"], "--labels-as is for photos"),
+        ([tmp_path / "bad.mp4", "--every", "often"], "--every often: give seconds or a number of frames"),
+    ):
+        code, out, err = run(capsys, "predict", trained_classifier.folder, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert told in err
+
+
 def test_predict_reads_standard_input(capsys, trained_classifier, photos, monkeypatch):
     content = (photos / "grünes Haus" / "3.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))

@@ -20,6 +20,7 @@ from .parsing import parse
 from .printing import fits_terminal, print_rows, remark
 
 if TYPE_CHECKING:
+    from ..data.video import Every
     from ..predict import Answer
 
 SLOW_START = 3.0
@@ -32,8 +33,10 @@ class PredictOptions:
 
     A multi-label classifier gives all labels whose probability is at least their threshold, separated by semicolons.
     A segmenter writes STEM.overlay.png and STEM.mask.png (class ids, from 0) for each photo, and legend.png. A detector
-    writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format. For video, pass a
-    folder of frames.
+    writes STEM.detections.png, with boxes, masks and names, and detections.json in COCO's format.
+
+    Of a video, a frame in --every 0.5s has a row with its time; no pictures are written. With --out, a segmenter or a
+    detector also writes STEM.annotated.mp4 there, of these frames. Videos need the extra 'video'.
 
     In a pipe, and in a terminal that is too narrow for the table, each class has a row of its own. CSV has a row for
     each photo, or for each object with its edges in pixels. The exit code is 1 if no photo can be read.
@@ -48,13 +51,14 @@ class PredictOptions:
       dmformer predict runs/camvid-1/best frames/ --out segmented/
       dmformer predict runs/bccd-1/best folder/ --threshold 0.5
       dmformer predict runs/bccd-1/best folder/ --threshold 0.5 --labels-as yolo
+      dmformer predict runs/bccd-1/best clip.mp4 --every 0.2s --out annotated/
       dmformer predict model.onnx photo.jpg
     """
 
     source: str
     """A run's best/ folder, hf-hub:owner/name, or an exported .onnx or .xml file."""
     photos: tuple[str, ...]
-    """Image files, folders (searched recursively), or - for an image on standard input."""
+    """Image files, folders (searched recursively), or - for an image on standard input; or video files."""
     top: int = 3
     """Number of classes to show; for detectors, number of most confident objects in the table."""
     format: Literal["table", "csv", "json"] = "table"
@@ -71,7 +75,10 @@ class PredictOptions:
     """Classifiers: test-time augmentation. flip averages the probabilities of each photo and its mirror image,
     flips those of 4 views, with both upside down; it takes 2 or 4 times as long. auto: as in the run's own scores."""
     out: str | None = None
-    """Segmenters, detectors: output folder for the pictures; by default predictions/."""
+    """Segmenters, detectors: output folder for the pictures, by default predictions/; or for annotated videos, by
+    default none."""
+    every: str = "0.5s"
+    """Videos: which frames to predict on: one in so many seconds (0.5s), or every Nth (10)."""
     window: int | None = None
     """Segmenters: side of the sliding window in pixels; by default as in training."""
     scales: tuple[float, ...] = (1.0,)
@@ -102,31 +109,28 @@ def predict(arguments: list[str]) -> None:
             check_path(photo)
     check_runs_on(options.device, options.source)
     check_views(options.tta, options.source)
+    videos, every = _videos(options)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
     tta = own.pop("tta", "auto")
 
     from ..predict import ANSWERS, open_predictor
     from ..predict.labels import check_labels, write_labels
+    from ..predict.video import predict_videos, with_times
     from ..utils.display import track
 
-    answer, count = ANSWERS[task.answer], Count()
+    answer, count = ANSWERS[task.answer], Count("frame" if videos else "photo")
     if options.labels_as != "none":
         check_labels(options.labels_as, task.answer, Path(options.labels_out))
     model: Any = found
     if isinstance(found, str | TrainedFolder):
         model = open_predictor(found, device=options.device, tta=tta)
-    predictions = count.each(
-        answer.predict(
-            model,
-            options.photos,
-            top=options.top,
-            max_pixels=options.max_pixels,
-            progress=lambda names: track(names, answer.doing),
-            say=remark,
-            **own,
-        )
-    )
+    own |= {"top": options.top, "max_pixels": options.max_pixels, "progress": lambda it: track(it, answer.doing)}
+    if videos:
+        predictions = count.each(predict_videos(model, task.answer, videos, every, **own))
+        answer = with_times(answer)
+    else:
+        predictions = count.each(answer.predict(model, options.photos, say=remark, **own))
     if options.labels_as != "none":
         kept = list(predictions)
         write_labels(options.labels_as, task.answer, kept, list(model.class_names), Path(options.labels_out))
@@ -135,6 +139,20 @@ def predict(arguments: list[str]) -> None:
     count.tell()
     if isinstance(found, TrainedFolder) and task.exports(found.stated):
         count.tell_of_export(options.source)
+
+
+def _videos(options: PredictOptions) -> tuple[list[str], "Every"]:
+    """The videos, if these and no photos are given, and which of their frames are asked for."""
+    from ..data.video import is_video, read_every
+
+    videos = [name for name in options.photos if is_video(name)]
+    if videos and len(videos) < len(options.photos):
+        raise UserError("give photos or videos, not both at once.")
+    if not videos and options.every != PredictOptions.every:
+        raise UserError("--every is for videos; these are photos.")
+    if videos and options.labels_as != "none":
+        raise UserError("--labels-as is for photos: write the frames as images first.")
+    return videos, read_every(options.every)
 
 
 def _print(answer: "Answer", predictions: Iterator[Any], options: PredictOptions) -> None:
@@ -155,9 +173,10 @@ def _print(answer: "Answer", predictions: Iterator[Any], options: PredictOptions
 
 
 class Count:
-    """What became of the photos, and the time that it took from here."""
+    """What became of the photos or the frames, and the time that it took from here."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "photo") -> None:
+        self.what = what
         self.began = time.perf_counter()
         self.first = 0.0
         """Seconds until the first answer."""
@@ -180,14 +199,15 @@ class Count:
 
         unread = self.left_out.total()
         if unread and not self.read:
-            which = "the photo" if unread == 1 else f"none of the {unread:,} photos"
+            what = "photo" if self.what == "photo" else "video"
+            which = f"the {what}" if unread == 1 else f"none of the {unread:,} {what}s"
             cannot = "cannot" if unread == 1 else "can"
             print(f"dmformer: {which} {cannot} be read: {listed(self.left_out)}.", file=sys.stderr)
             raise SystemExit(1)
         if self.read + unread > 1:
             left_out = f"; {unread:,} could not be read: {listed(self.left_out)}" if unread else ""
-            photos = "photo" if self.read == 1 else "photos"
-            remark(f"{self.read:,} {photos} in {time.perf_counter() - self.began:.1f} s{left_out}")
+            what = f"{self.what}s" if self.read != 1 else self.what
+            remark(f"{self.read:,} {what} in {time.perf_counter() - self.began:.1f} s{left_out}")
 
     def tell_of_export(self, source: str) -> None:
         """Say how the first answer comes sooner, if most of the time went into waiting for it."""
