@@ -508,3 +508,54 @@ def test_mistakes_are_reported_in_one_line(runs, best, segmenter, photos, tmp_pa
     masks = runs / "masks.xml"
     assert "--scales and --flip need" in bad(["predict", masks, picture, "--flip"], capsys)
     assert "is for classifiers" in bad(["predict", masks, picture, "--batch-size", "2"], capsys)
+
+
+def test_training_exports_at_its_end_and_a_failure_keeps_the_run(monkeypatch, capsys, tmp_path):
+    """Without a training: the files, what is told of them, and what is refused before it."""
+    from dmformer.cli.train import _check_export, _exported
+    from dmformer.export.check import Agreement
+    from dmformer.export.write import Written
+    from dmformer.tasks.recipes import RECIPES
+    from dmformer.train.run_folder import clear
+
+    def write(source, to, out, speed, overwrite):
+        assert (source, speed, overwrite) == (str(tmp_path / "best"), False, True)
+        if to == "pt2":
+            raise RuntimeError("no operator\nfor this")
+        path = Path(out) / f"{tmp_path.name}.{'xml' if to == 'openvino' else to}"
+        path.touch()
+        agreements = [Agreement(32, 32, 1, 2e-7), Agreement(32, 48, 3, 5e-7)]
+        return Written(path, 8.62, CARD, 232, False, agreements, [], 1, None, ["compared on noise"])
+
+    monkeypatch.setattr(dmformer.export.write, "export", write)
+    recipe = replace(RECIPES["classify"](), export=("pt2", "onnx", "openvino", "onnx"))
+    paths = _exported(tmp_path, recipe)
+    assert [path.suffix for path in paths] == [".onnx", ".xml"]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"exported: {paths[0]}, 8.6 MB, largest difference to PyTorch 5.0e-07"
+    assert "the run is complete, but its export to pt2 failed: no operator; try again with: dmformer export" in err
+    assert "note: compared on noise" in err
+    clear(tmp_path)  # as --overwrite does: the files would be of another model
+    assert list(tmp_path.iterdir()) == []
+    assert _exported(tmp_path, replace(recipe, export=())) == []
+
+    _check_export(recipe)
+    for refused, told in ((RECIPES["pretrain"](), "pretraining"), (RECIPES["coco_mask_rcnn_1x"](), "mask_rcnn")):
+        with pytest.raises(UserError, match=f"--export: {told} models cannot be exported"):
+            _check_export(replace(refused, export=("onnx",)))
+    monkeypatch.setattr("dmformer.utils.extras.find_spec", lambda package: None)
+    with pytest.raises(UserError, match="--export onnx needs the extra 'export'"):
+        _check_export(recipe)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_trained_run_has_its_file_and_names_it(capsys, recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", photos, "--image-size", 32, "--epochs", 1, "--model-args", *recipe.model_args]
+    main(["train", "scratch", *map(str, options), "--workers", "0", "--batch-size", "auto", "--export", "onnx"])
+    file = tmp_path / "runs" / "photos-dmformer_n-1" / "photos-dmformer_n-1.onnx"
+    out, err = capsys.readouterr()
+    assert f"next: dmformer predict {file.relative_to(tmp_path)} PHOTOS" in out
+    assert "--batch-size auto: 2 images per step" in err
+    assert open_exported(str(file)).class_names == open_exported(str(file)).card.class_names

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -62,6 +62,18 @@ def _with_none(kind: type, arguments: Sequence[str]) -> list[str]:
 def option_name(option: str) -> str:
     """The name of the field that an argument such as --image-size=96 or --no-compile sets."""
     return option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
+def split_options(arguments: Sequence[str], names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The options of these names with their values, and the other arguments."""
+    named: list[str] = []
+    others: list[str] = []
+    current = others
+    for argument in arguments:
+        if argument.startswith("--"):
+            current = named if option_name(argument) in names else others
+        current.append(argument)
+    return named, others
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:

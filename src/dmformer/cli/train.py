@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..export import PACKAGES
+from ..runtimes.card import is_exported
 from ..tasks.config import find_config, read_folder
 from ..tasks.kinds import RECIPES as OWN_RECIPES
 from ..tasks.recipe import Recipe
@@ -16,11 +18,12 @@ from ..tasks.recipes import RECIPES, read_recipe
 from ..tasks.table import TASKS
 from ..train.run_folder import check_folder, find_run, is_unfinished
 from ..utils.display import duration, track
-from ..utils.errors import UserError, unknown
+from ..utils.errors import UserError, first_line, unknown
+from ..utils.extras import require
 from ..utils.files import check_path
 from ..utils.pretrained import folder_of
 from .checks import check_model
-from .parsing import option_name, parse, value_of
+from .parsing import option_name, parse, split_options, value_of
 from .printing import print_summary, remark
 
 DEFAULT_RECIPE = "elpv"
@@ -50,6 +53,7 @@ examples:
   dmformer train classify --data photos/ --teacher efficientnet-lite0 --teacher-cache cache/   # learn from a teacher
   dmformer train pretrain --data photos/ --teacher runs/large-1/best    # distil a model without labels
   dmformer train --model-args gate=False --name without-gate
+  dmformer train classify --data photos/ --export onnx            # also a file that answers in about a second
   dmformer train --resume                             # continue the run that was stopped
   torchrun --nproc-per-node 8 -m dmformer train imagenet1k_dmformer_s --data imagenet/
 
@@ -111,36 +115,58 @@ def _goes_on(recipe: Recipe, options: list[str]) -> bool:
     return is_unfinished(Path(value_of("--out", options) or recipe.out, named))
 
 
-def train(arguments: list[str]) -> None:
-    started = time.monotonic()
-    asked, options = DEFAULT_RECIPE, arguments
-    if arguments and not arguments[0].startswith("-"):
-        asked, options = arguments[0], arguments[1:]
-    if asked not in RECIPES:
-        raise unknown("recipe", asked, RECIPES)
-    name = asked if "--resume" in options else own_recipe(asked, value_of("--data", options))
-    start = RECIPES[name]()
-    if _goes_on(start, options):
-        options = [*options, "--resume"]
-    if "--resume" in options:  # the run's own recipe, with the options given now on top
-        place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
-        folder = find_run(place)
-        saved = read_recipe(folder / "recipe.yaml")
-        if options is not arguments and type(saved) is not type(start):
-            raise UserError(f"{folder} is a run of {saved.task}, but {name} is a recipe for {start.task}.")
-        start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
-    recipe = parse(type(start), options, "train", TRAIN_HELP.format(recipes=listed_recipes(), name=name), start)
+def named_recipe(arguments: list[str], default: str) -> tuple[str, list[str]]:
+    """The name of the recipe that arguments begin with, or the default, and the options after it."""
+    if not arguments or arguments[0].startswith("-"):
+        return default, arguments
+    if arguments[0] not in RECIPES:
+        raise unknown("recipe", arguments[0], RECIPES)
+    return arguments[0], arguments[1:]
+
+
+def recipe_of(start: Recipe, options: list[str], command: str, description: str | None = None) -> Recipe:
+    """The recipe with the options of a command line, and with what follows from them."""
+    recipe = parse(type(start), options, command, description, start)
     if not recipe.resume:
         recipe = recipe.completed(start, {option_name(option) for option in options if option.startswith("--")})
     if value_of("--model", options) is None and not recipe.resume:
         recipe = of_its_weights(recipe, keep_arguments="--model-args" in options)
-    task = TASKS[recipe.task]
+    return recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise UserError for impossible values, and for a model, data or weights that are not there."""
     recipe.check()
     check_model(recipe.model)
-    task.check_places(recipe)
+    TASKS[recipe.task].check_places(recipe)
     if recipe.starting_weights is not None and not recipe.starting_weights.startswith("hf-hub:"):
         check_path(str(folder_of(recipe.starting_weights)))
+
+
+def train(arguments: list[str]) -> None:
+    started = time.monotonic()
+    asked, options = named_recipe(arguments, DEFAULT_RECIPE)
+    name = asked if "--resume" in options else own_recipe(asked, value_of("--data", options))
+    start = RECIPES[name]()
+    if _goes_on(start, options):
+        options = [*options, "--resume"]
+    auto = value_of("--batch-size", options) == "auto"
+    if auto:
+        _, options = split_options(options, {"batch_size"})
+    if "--resume" in options:  # the run's own recipe, with the options given now on top
+        place = replace(start, out=value_of("--out", options) or start.out, name=value_of("--name", options))
+        folder = find_run(place)
+        saved = read_recipe(folder / "recipe.yaml")
+        if arguments[0] == asked and type(saved) is not type(start):
+            raise UserError(f"{folder} is a run of {saved.task}, but {name} is a recipe for {start.task}.")
+        start = replace(saved, out=place.out, name=folder.name, resume=True, overwrite=False)
+    recipe = recipe_of(start, options, "train", TRAIN_HELP.format(recipes=listed_recipes(), name=name))
+    task = TASKS[recipe.task]
+    check_recipe(recipe)
     check_folder(recipe)
+    _check_export(recipe)
+    if auto and recipe.in_folds:
+        raise UserError("--batch-size auto is for a single run: give a number with --folds.")
     if name != asked:
         remark(f"{asked} is the recipe of a demo; for --data {recipe.data}, the recipe is {name}")
     data = task.open_data(recipe, track)  # before torch is imported, so that mistakes in the data are told at once
@@ -156,14 +182,47 @@ def train(arguments: list[str]) -> None:
             if recipe.in_folds:
                 folder, summary = train_folds(recipe, data, command, all_threads)
             else:
-                run = train(recipe, command, report_threads=all_threads, data=data)
+                auto = auto and not recipe.resume  # a resumed run keeps its number
+                run = train(recipe, command, report_threads=all_threads, data=data, largest_batch=auto)
                 folder, summary = run.folder, None if run.scores is None else task.summary(run.scores, run.split)
     except Stopped as stopped:
         print(f"dmformer: {stopped}", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     if summary is not None:  # only in the first of several processes
         print_summary(summary)
-        print(f"next: {task.next_step.format(best=shlex.quote(str(folder / 'best')))}")
+        starts_fast = [path for path in _exported(folder, recipe) if is_exported(str(path))]
+        print(f"next: {task.next_step.format(best=shlex.quote(str((starts_fast or [folder / 'best'])[0])))}")
         what = "ensemble of the folds" if recipe.in_folds else "best weights"
         print(f"{what}: {folder / 'best'}\nreport: {folder / 'report.html'}")
         print(f"it took {duration(time.monotonic() - started)}")
+
+
+def _check_export(recipe: Recipe) -> None:
+    """Raise UserError, before any training, if the model cannot be exported here."""
+    if recipe.export and not TASKS[recipe.task].exports(vars(recipe)):
+        raise UserError(f"--export: {getattr(recipe, 'framework', recipe.task)} models cannot be exported.")
+    for format in recipe.export:
+        require("export", f"--export {format}", *PACKAGES[format])
+
+
+def _exported(folder: Path, recipe: Recipe) -> list[Path]:
+    """The files that --export writes into a finished run; a failure is told, because the run itself is complete."""
+    if not recipe.export:
+        return []
+    from ..export.write import export
+
+    paths = []
+    for format in dict.fromkeys(recipe.export):
+        try:
+            written = export(str(folder / "best"), format, str(folder), speed=False, overwrite=True)
+        except Exception as error:  # each runtime raises its own
+            again = shlex.join(["dmformer", "export", str(folder / "best"), "--to", format])
+            reason = first_line(error).rstrip(".")
+            remark(f"the run is complete, but its export to {format} failed: {reason}; try again with: {again}")
+            continue
+        for told in written.remarks:
+            remark(told)
+        difference = max(each.difference for each in written.agreements)
+        print(f"exported: {written.path}, {written.megabytes:.1f} MB, largest difference to PyTorch {difference:.1e}")
+        paths.append(written.path)
+    return paths

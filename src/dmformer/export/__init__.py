@@ -2,3 +2,11 @@
 
 `formats`, `preprocessing` (optional first part of the graph), `check`, `quantise`, and `write`, which combines them.
 """
+
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "pt2": (),
+    "aoti": (),
+}
+"""Packages that each format needs."""

@@ -33,6 +33,7 @@ from ..tasks.table import TASKS
 from ..tasks.task import OWN_TEST
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
+from . import PACKAGES
 from .check import LIMIT, Agreement, Run, Speed, compare, in_numpy, open_file, speeds
 from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
 from .kinds import as_scored, kind_of
@@ -44,13 +45,6 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2
 
 CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
 """Maximum number of images for the comparison, and for the calibration of an int8 file."""
-PACKAGES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-    "pt2": (),
-    "aoti": (),
-}
-"""Packages that each format needs."""
 
 GRAPH = "float32.onnx"
 """The file from which the others are converted."""

@@ -78,7 +78,7 @@ class Recipe:
     """Probability of a horizontal flip."""
 
     batch_size: int = field(default=32, metadata=PER_EPOCH)
-    """Photos per step; under torchrun, per process."""
+    """Photos per step; under torchrun, per process. auto: the largest power of two that fits into memory."""
     accumulate: int = field(default=1, metadata=PER_EPOCH)
     """Steps whose gradients are accumulated before each weight update."""
     optimizer: str = field(default="adamw", metadata=FIXED)
@@ -144,6 +144,9 @@ class Recipe:
     """Also save the state to resume from at this interval, in steps; by default only after each epoch."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = field(default="tensorboard", metadata=FREE)
     """Where to log the curves, besides metrics.csv."""
+    export: tuple[Literal["onnx", "openvino", "pt2", "aoti"], ...] = field(default=(), metadata=FREE)
+    """Formats in which `dmformer train` also writes the best model into the run's folder at the end, checked as
+    `dmformer export` does, e.g. onnx openvino."""
 
     def check(self) -> None:
         """Raise UserError for an invalid value, in one line that says what to do."""

@@ -88,7 +88,7 @@ class Task:
         next_step: The command that is suggested at the end of a run; {best} stands for its best/ folder.
         options: Options of `dmformer eval` and `dmformer predict` that this task has, but not every task.
         check_options: Raises UserError for impossible values of these options.
-        exports: Whether a model with this config.json can be exported.
+        exports: Whether a model with this config.json, or with these options of its recipe, can be exported.
         conclude_folds: Scores a run in folds and writes its page and its ensemble, once all folds are trained:
             `conclude_folds(recipe, data, folder, facts)`; None if the task has no folds.
     """

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, send_to_device, set_seed
+from accelerate.utils.memory import clear_device_cache
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -44,7 +46,8 @@ from ..utils.device import find_device
 from ..utils.display import Display
 from ..utils.errors import UserError
 from ..utils.files import replace_folder, write_whole, writing_to
-from ..utils.memory import memory_of_processes, return_freed_memory
+from ..utils.memory import available_memory, memory_of_processes, peak_memory, return_freed_memory
+from .batch_size import FEWEST_STEPS, largest_foretold, largest_tried
 from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
 from .same_data import check_same_data, data_of
 
@@ -64,6 +67,11 @@ WARM_UP, MEASURED = 2, 8
 """Steps for --minutes: those before the measurement, and those of each epoch that is measured."""
 
 
+Watch = Callable[[list[float]], None]
+"""Is called after every validation with the scores of all of them so far, once the state is saved; what it raises ends
+the run, which can be resumed."""
+
+
 class Stopped(Exception):  # noqa: N818 (it is not an error)
     """A signal asked the run to stop, and its state is saved; `resume` continues from there."""
 
@@ -81,13 +89,14 @@ class Run:
     """A finished run: its folder, its scores on a split (test if there is one, else validation), its report.
 
     With several processes, only the first has the scores; the others have None. A run that was not scored has none,
-    and no report.
+    and no report. `validation` has the score of every validation.
     """
 
     folder: Path
     scores: Any | None
     split: str
     report: Path
+    validation: tuple[float, ...] = ()
 
 
 def train(
@@ -97,6 +106,8 @@ def train(
     data: Any = None,
     score: bool = True,
     last: bool = True,
+    watch: Watch | None = None,
+    largest_batch: bool = False,
 ) -> Run:
     """Train a recipe.
 
@@ -109,6 +120,9 @@ def train(
         score: Score the best weights at the end and write the report. Without, the test images stay unseen; resuming
             the run does it later.
         last: The processes train nothing after this, and disconnect.
+        watch: See `Watch`.
+        largest_batch: Replace the recipe's batch size by the largest power of two that fits into memory, with at least
+            8 steps per epoch. The recipe saved with the run has the number.
 
     Raises:
         UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
@@ -119,7 +133,7 @@ def train(
     first = start_processes(recipe).is_main_process
     with open_folder(recipe) if first else nullcontext() as opened:
         shared: list[Any] = [opened]
-        trainer = Trainer(broadcast_object_list(shared)[0], data)
+        trainer = Trainer(broadcast_object_list(shared)[0], data, watch, largest_batch)
         folder = trainer.folder
         if first:
             trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
@@ -138,7 +152,7 @@ def train(
         if end is not None:
             torch.distributed.barrier(end)
         trainer.end(last)
-    return Run(folder, scores, split, folder / "report.html")
+    return Run(folder, scores, split, folder / "report.html", trainer.validation)
 
 
 def start_processes(recipe: Recipe) -> PartialState:
@@ -171,10 +185,12 @@ class Trainer:
 
     Args:
         recipe: The run's recipe, with the name of its folder.
-        data: See `train`.
+        data, watch, largest_batch: See `train`.
     """
 
-    def __init__(self, recipe: Recipe, data: Any = None) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Any = None, watch: Watch | None = None, largest_batch: bool = False
+    ) -> None:
         whole = with_normalisation(with_pretrained(recipe))
         anew = recipe.pretrained == "auto" and whole.weights is None and not recipe.resume
         self.notes = [no_pretrained_note(recipe)] if anew else []
@@ -182,6 +198,7 @@ class Trainer:
         self.folder = Path(recipe.out) / str(recipe.name)
         self.started = time.perf_counter()
         self.stop: list[int] = []
+        self.watch = watch
         self.progress = Progress()
         AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
         self.accelerator = Accelerator(
@@ -199,7 +216,10 @@ class Trainer:
             check_same_data(self.folder, Progress.read(self.folder / "last").data, self.data)
         set_seed(recipe.seed)
         self._build_model()
-        self._open_loaders()
+        if largest_batch:
+            whole = self._fitted_to_memory(whole)
+        else:
+            self._open_loaders()
         if recipe.minutes is not None:
             whole = self._fitted_to_minutes(whole)
         self._start_or_resume(whole)
@@ -257,6 +277,51 @@ class Trainer:
             **job.schedule(),
         )[0]
 
+    def _fitted_to_memory(self, whole: Recipe) -> Recipe:
+        """The recipe with the largest batch size, a power of two per process, that fits into memory, and that the
+        training images are enough for; the model is built anew after the steps that are tried."""
+        if self.world > 1 and whole.processes is None:
+            raise UserError("--batch-size auto tries one process only: under torchrun, give a number.")
+        most = self.job.images[0] // (FEWEST_STEPS * whole.accumulate * self.world)
+        if self.accelerator.device.type == "cpu":
+            held, free = self._of_all(psutil.Process().memory_info().rss), available_memory()
+            free = broadcast_object_list([free])[0]
+            size = largest_foretold(
+                lambda images: self._of_all(peak_memory(lambda: self._try(images))), held, free, most
+            )
+        else:
+            size = largest_tried(self._try, most)
+        whole = replace(whole, batch_size=size * (whole.processes or 1))
+        why = "fits into memory" if 2 * size <= most else f"leaves {FEWEST_STEPS} steps or more in an epoch"
+        self.notes.append(f"--batch-size auto: {whole.batch_size} images per step, the largest power of two that {why}")
+        self._start_anew(whole)
+        return whole
+
+    def _try(self, images: int) -> None:
+        """Run steps of so many images: one more than up to a weight update, which allocates the optimiser's state."""
+        self.recipe = self.job.recipe = replace(self.recipe, batch_size=images, workers=0)
+        self._open_loaders()
+        self._train_mode()
+        try:
+            for update, (inputs, targets, _) in enumerate(islice(self.loader, self.recipe.accumulate + 1)):
+                self._step(inputs, targets, update)
+        finally:
+            self.optimizer.zero_grad()
+            clear_device_cache(garbage_collection=True)
+            return_freed_memory()
+
+    def _of_all(self, number: int) -> float:
+        """The sum of a number over all processes."""
+        return self.accelerator.gather(torch.tensor([float(number)])).sum().item()  # type: ignore[union-attr]
+
+    def _start_anew(self, whole: Recipe) -> None:
+        """Forget the steps that were tried."""
+        self.recipe = self.job.recipe = whole.of_one_process()
+        self.accelerator.free_memory()
+        set_seed(self.recipe.seed)
+        self._build_model()
+        self._open_loaders()
+
     def _fitted_to_minutes(self, whole: Recipe) -> Recipe:
         """The recipe with as many epochs as fit into its minutes; the model is built anew after the measurement, so
         that the run equals one with that number of epochs."""
@@ -271,11 +336,7 @@ class Trainer:
         few = ", the maximum" if job.epochs == maximum else ""
         self.notes.append(f"{told}; training for {job.epochs} {job.unit}{'s' * (job.epochs > 1)}{few}")
         whole = replace(whole.lasting(job.epochs), minutes=None)
-        self.recipe = job.recipe = whole.of_one_process()
-        self.accelerator.free_memory()
-        set_seed(self.recipe.seed)
-        self._build_model()
-        self._open_loaders()
+        self._start_anew(whole)
         return whole
 
     def _measured(self, budget: float) -> tuple[float, float]:
@@ -441,8 +502,15 @@ class Trainer:
             display.say(self.job.line(row))
             if self._stop_agreed():
                 self._stop_now()
+            if self.watch is not None:
+                self.watch(list(self.validation))
         if early := self._early_stop():
             display.say(f"stopped early, {early}")
+
+    @property
+    def validation(self) -> tuple[float, ...]:
+        """The score of every validation so far."""
+        return tuple(row[self.job.headline] for row in self.progress.history)
 
     def _early_stop(self) -> str:
         """Why training ends before its last epoch; empty if it does not."""

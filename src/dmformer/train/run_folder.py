@@ -135,7 +135,9 @@ def clear(folder: Path) -> None:
     folds = [path.name for path in folder.glob("fold-*") if (path / "recipe.yaml").is_file()]
     for name in ("best", "last", "last.old", *folds):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "out_of_fold.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS):
+    exported = (f"{folder.name}{suffix}" for suffix in (".onnx", ".xml", ".bin", ".pt2", ".aoti.pt2"))
+    written = ("metrics.csv", "out_of_fold.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS)
+    for name in (*written, *exported):
         (folder / name).unlink(missing_ok=True)
 
 

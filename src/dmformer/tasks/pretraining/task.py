@@ -73,4 +73,5 @@ PRETRAINING = replace(
     summary=_summary,
     check_places=_check_places,
     photos=_photos,
+    exports=lambda stated: False,  # it has no classes to predict
 )
