@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dmformer"
 
 FLOORS = (
     ("cli",),
-    ("choose",),
+    ("choose", "search"),
     ("bench", "serve"),
     ("embed", "export", "interpret"),
     ("predict", "train"),

@@ -20,8 +20,8 @@ from ..report.page import number as counted
 from ..tasks.classification.datasets import Split, files_of
 from ..tasks.classification.recipes import ClassificationRecipe
 from ..tasks.classification.training import ClassificationJob
-from ..tasks.recipes import read_recipe
-from ..train.loop import Run, Stopped, train
+from ..train.loop import Stopped
+from ..train.trials import trained
 from ..utils.display import Display, duration
 from ..utils.errors import UserError, first_line
 from ..utils.files import write_whole
@@ -324,9 +324,9 @@ class _Choosing:
             started = time.monotonic()
             trial: dict[str, Any] = {"entrant": name, "epochs": epochs, "seed": seed}
             try:
-                run = self._train(self._recipe(self.entrants[name], epochs, seed, key), score=False)
+                run = trained(self._recipe(self.entrants[name], epochs, seed, key), self.command, score=False)
                 rows = list(csv.DictReader((run.folder / "metrics.csv").read_text("utf-8").splitlines()))
-                accuracy = max(float(row[self.job.headline]) for row in rows)
+                accuracy = max(run.validation)
                 seconds = max(time.monotonic() - started, float(rows[-1]["seconds"]))
                 trial |= {"run": run.folder.name, "accuracy": accuracy, "seconds": seconds}
             except Stopped:
@@ -350,17 +350,6 @@ class _Choosing:
             seed=seed,
             name=name,
         )
-
-    def _train(self, recipe: ClassificationRecipe, score: bool) -> Run:
-        """Train a recipe, or go on with its run."""
-        folder = Path(recipe.out) / str(recipe.name)
-        if (folder / "last").exists():
-            saved = read_recipe(folder / "recipe.yaml")
-            assert isinstance(saved, ClassificationRecipe)
-            recipe = replace(saved, data=recipe.data, out=recipe.out, name=recipe.name, resume=True, overwrite=False)
-        else:
-            recipe = replace(recipe, overwrite=True)
-        return train(recipe, self.command, score=score)
 
     def _halved(self, ranked: list[Standing], plan: race.Round, stage: str) -> list[str]:
         """The names that go on after a round; the others fall out."""
@@ -429,7 +418,7 @@ class _Choosing:
     def _score(self, candidate: Candidate, trial: Mapping[str, Any], written: Written | None) -> None:
         """Score the winner's run on the test photos, for the first and only time, and save everything."""
         recipe = self._recipe(candidate.entrant, trial["epochs"], trial["seed"], trial["run"])
-        run = self._train(recipe, score=True)
+        run = trained(recipe, self.command, score=True)
         assert run.scores is not None
         score = run.scores.top1
         best = run.folder / "best"

@@ -2,9 +2,6 @@
 
 import json
 import shlex
-import shutil
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,11 +14,12 @@ from ..tasks.recipe import Recipe
 from ..tasks.recipes import RECIPES
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
-from ..utils.lock import LOCK, locked
+from ..utils.lock import locked
 from ..utils.machine import available_cores
 from .checks import check_model
 from .parsing import parse
 from .printing import print_rows
+from .resuming import prepare_folder, resumable
 
 LIMITS = {"--latency", "--memory", "--disk"}
 
@@ -99,24 +97,18 @@ def choose(arguments: list[str]) -> None:
         question = _resumed(options, arguments, state)
     else:
         question = _question(options)
-        _prepare(out, options.overwrite)
+        prepare_folder(out, STATE, "choice", options.overwrite)
         state = State(question.to_dict())
     recipe = _recipe(question.recipe)
 
     from ..choose.report import PAGE, finalists, write_choice
     from ..choose.run import choose
-    from ..train.loop import Stopped
 
     command = shlex.join(["dmformer", "choose", *arguments])
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(out):
-            choice = choose(question, recipe, out, state, command)
-            write_choice(out / PAGE, choice, command)
-    except (Stopped, KeyboardInterrupt) as stopped:
-        again = shlex.join(["dmformer", "choose", "--resume", "--out", options.out])
-        print(f"dmformer: stopped, everything is saved; go on with: {again}", file=sys.stderr)
-        raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
+    with resumable("choose", options.out), locked(out):
+        choice = choose(question, recipe, out, state, command)
+        write_choice(out / PAGE, choice, command)
     if options.format == "json":
         print(json.dumps({**choice.winner, "finalists": [asdict(each) for each in choice.finalists]}, indent=2))
         return
@@ -195,20 +187,6 @@ def _recipe(name: str) -> Any:
     if recipe.task != "classification":
         raise UserError(f"--recipe {name} is for {recipe.task}: `dmformer choose` compares classifiers only.")
     return recipe
-
-
-def _prepare(out: Path, overwrite: bool) -> None:
-    """Raise UserError if something is in the way; delete an earlier choice with `overwrite`."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: give a folder.")
-    if not out.is_dir() or all(path.name == LOCK for path in out.iterdir()):
-        return
-    if not (out / STATE).is_file():
-        raise UserError(f"--out {out} holds other files: give a new folder.")
-    if not overwrite:
-        raise UserError(f"{out} holds a choice already: go on with --resume, give another --out, or --overwrite.")
-    shutil.rmtree(out / "trials", ignore_errors=True)
-    (out / STATE).unlink()
 
 
 def _resumed(options: ChooseOptions, arguments: Sequence[str], state: State) -> Question:

@@ -21,6 +21,7 @@ from .explain import explain
 from .export import export
 from .models import models
 from .predict import predict
+from .search import search
 from .serve import serve
 from .shards import shards
 from .train import train
@@ -42,6 +43,7 @@ commands:
   shards    put labelled photos into tars, for training over a network
   convert   convert a published weights file of VAN, SMT, ViTAE or ViTAEv2 for dmformer and timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
+  search    find the best values of a few options of a recipe, by validation
   choose    find the best backbone for your photos on this machine, within limits, by measuring and training
   models    list the models
 
@@ -62,6 +64,7 @@ examples:
   dmformer shards photos/ shards/
   dmformer convert van_b0.pth van_b0/
   dmformer bench dmformer_s convnext_tiny --forms eager fused openvino
+  dmformer search --data photos/ --over lr=1e-4..3e-3 image_size=96,160
   dmformer choose --data photos/ --latency 20ms --disk 20MB
   dmformer models 'van_*'
 
@@ -81,6 +84,7 @@ COMMANDS = {
     "shards": shards,
     "convert": convert,
     "bench": bench,
+    "search": search,
     "choose": choose,
     "models": models,
 }
