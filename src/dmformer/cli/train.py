@@ -191,7 +191,9 @@ def train(arguments: list[str]) -> None:
     if summary is not None:  # only in the first of several processes
         print_summary(summary)
         starts_fast = [path for path in _exported(folder, recipe) if is_exported(str(path))]
-        print(f"next: {task.next_step.format(best=shlex.quote(str((starts_fast or [folder / 'best'])[0])))}")
+        why = "   # answers in about a second, without PyTorch" if starts_fast else ""
+        source = shlex.quote(str(starts_fast[0] if starts_fast else folder / "best"))
+        print(f"next: {task.next_step.format(best=source)}{why}")
         what = "ensemble of the folds" if recipe.in_folds else "best weights"
         print(f"{what}: {folder / 'best'}\nreport: {folder / 'report.html'}")
         print(f"it took {duration(time.monotonic() - started)}")
