@@ -154,6 +154,8 @@ def test_a_search_prunes_goes_on_and_names_the_best(capsys, monkeypatch, photos,
     assert len(trainings.begun) == 14
     assert len({lr for _, lr, _ in trainings.trained} - before) == len(trainings.trained) - len(before)  # others
     assert "s holds a search already: go on with --resume" in search(capsys, photos, *over)[2]
+    assert "unknown option 'lrr'" in search(capsys, photos, "--over", "lrr=1,2", "--out", "s", "--overwrite")[2]
+    assert len(list((tmp_path / "s").iterdir())) > 2  # a mistake deletes nothing
     assert "--epochs belongs: leave it out" in search(capsys, photos, "--resume", "--out", "s", "--epochs", "5")[2]
 
 

@@ -41,7 +41,7 @@ class SearchOptions:
     whose validation score is below the median of the complete ones at the same epoch is pruned: it ends early. If every
     option has a list, each combination is tried once.
 
-    Only validation photos decide; no test photo is looked at. At the end, the command that trains the best trial in
+    Only validation photos decide; no test photo is scored. At the end, the command that trains the best trial in
     full and scores it on the test photos is printed: with the length of the recipe, if the trials were shorter.
 
     Everything is in the folder --out: search.html has the best trial, plots and a table; trials/ has the runs;
@@ -82,9 +82,11 @@ class Question:
 
 def search(arguments: list[str]) -> None:
     asked, given = named_recipe(arguments, "classify")
-    own, options = split_options(given, {field.name for field in fields(SearchOptions)} | {"help"})
+    own, options = split_options(given, {field.name for field in fields(SearchOptions)})
     name, recipe = asked, None
-    if not {"--resume", "--help", "-h"} & set(own):
+    if {"--help", "-h"} & set(given):
+        own = ["--help"]
+    elif "--resume" not in own:
         name = own_recipe(asked, value_of("--data", options))
         recipe = _recipe(name, options)
     wanted = parse(SearchOptions, own, "search")
@@ -105,11 +107,12 @@ def search(arguments: list[str]) -> None:
             question = replace(question, trials=wanted.trials)
     else:
         question = Question(name, tuple(options), wanted.over, wanted.trials)
+    over = _over(question.over, recipe)
+    check_recipe(recipe)
+    if "--resume" not in own:
         prepare_folder(out, STATE, "search", wanted.overwrite)
         if name != asked:
             remark(f"{asked} is the recipe of a demo; for --data {recipe.data}, the recipe is {name}")
-    over = _over(question.over, recipe)
-    check_recipe(recipe)
     _run(question, recipe, over, out, wanted.minutes, shlex.join(["dmformer", "search", *arguments]))
 
 
@@ -137,7 +140,11 @@ def _run(
         def write_page() -> None:
             write_search(out / PAGE, found, in_full(), command)
 
-        found.run(question.trials, minutes, write_page)
+        try:
+            found.run(question.trials, minutes, write_page)
+        except OSError as error:  # of optuna's journal
+            told = f"{out} cannot be written: {error.strerror or error}; free some space and go on with --resume."
+            raise UserError(told) from None
         write_page()
     names = [each.name for each in over]
     rows = [
