@@ -191,7 +191,8 @@ class Search:
 
     def _row(self, trial: FrozenTrial) -> Trial:
         scores = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
-        of = f"{len(scores)} of {self.recipe.validations} {self.unit}s"
+        values = self.values(optuna.trial.FixedTrial(trial.params)) if trial.params else {}
+        of = f"{len(scores)} of {self.recipe_of(values).validations} {self.unit}s"
         told = f"stopped after {of}; --resume continues it"
         if trial.state == TrialState.COMPLETE:
             best = len(scores) - scores[::-1].index(max(scores))  # on a tie, the later weights are kept
@@ -201,7 +202,6 @@ class Search:
         elif "failed" in trial.user_attrs:
             told = f"failed: {trial.user_attrs['failed']}"
         seconds = trial.duration.total_seconds() if trial.duration else 0.0
-        values = self.values(optuna.trial.FixedTrial(trial.params)) if trial.params else {}
         complete = trial.state == TrialState.COMPLETE
         return Trial(trial.user_attrs["run"], values, max(scores, default=None), scores, told, complete, seconds)
 
