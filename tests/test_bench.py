@@ -134,7 +134,7 @@ def test_failures_are_skipped_with_the_reason(monkeypatch):
     def fail(model):
         raise RuntimeError("the reason\nand more")
 
-    def count(model, image_size):
+    def count(model, *size):
         if isinstance(model, timm.models.ResNet):
             raise ValueError("too small an image")
         return 1.0

@@ -80,7 +80,8 @@ class Row:
     memory_mb: float | None
     """Peak memory of a call beyond what is held between calls (such as weights), in 2^20 bytes; None if unknown."""
     difference: float | None
-    """Largest difference from the plain float32 model's logits, relative to their largest; None in training."""
+    """Largest difference from the plain float32 model's logits, relative to their largest; None in training and for
+    detectors."""
     parameters_m: float
     """Millions, before fusing."""
     gmacs: float
@@ -139,7 +140,8 @@ def bench(
 
     Args:
         models: Model names, ours or timm's (reproducible random weights), with +fpn or +upernet for a segmenter with
-            150 classes on that backbone; runs' best/ folders; hf-hub:owner/name.
+            150 classes, or +retinanet and so on for a detector with 80, on that backbone; runs' best/ folders;
+            hf-hub:owner/name.
         forms: Among FORMS. "plain" is "eager" with PyTorch's own depth-wise convolutions; "fused" is the result of
             `dmformer.fuse`; the runtimes run the exported fused model.
         dtypes: Among DTYPES: weights and images of the PyTorch forms, autocast in training, OpenVINO's arithmetic.
@@ -182,8 +184,10 @@ def bench(
         for i, model in enumerate(models):
             progress(f"preparing {model}", i, len(models))
             try:
+                files = Path(folder, str(i))
+                files.mkdir()
                 ready = prepared.Forms(
-                    model, images, where, layout == "channels_last", threads, Path(folder), mode == "training"
+                    model, images, where, layout == "channels_last", threads, files, mode == "training"
                 )
             except UserError:
                 raise

@@ -5,7 +5,7 @@ import copy
 import ctypes
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..export.formats import export_onnx
+from ..data.detections import select
+from ..export.formats import Candidates, export_onnx
 from ..export.quantise import quantise
 from ..models.catalogue import count_gmacs
 from ..models.create import SEED, random_model, settled_on_noise, size_argument
 from ..nn.fuse import fuse
 from ..nn.kernels.depthwise import plain_kernels
 from ..runtimes.sessions import to_onnxruntime, to_openvino
+from ..tasks.detection.frameworks.base import MULTIPLE, DetectionModel
+from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.detection.model import FRAMEWORKS, detection_model
 from ..tasks.opening import open_trained
 from ..tasks.segmentation.model import HEADS, segmentation_loss, segmentation_model
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 from ..utils.machine import resident_mb
 
-ADE20K_CLASSES = 150
+ADE20K_CLASSES, COCO_CLASSES = 150, 80
+"""Number of classes of a segmenter and of a detector that is given by name."""
+SURE = 0.5
+"""Score from which a measured detector selects objects. With random weights, every place exceeds the usual threshold,
+and the selection would take longer than on any photo."""
 
-LOSSES: dict[str, Callable[[Any, Tensor, Sequence[int]], Tensor]] = {
-    "labels": lambda outputs, labels, size: F.cross_entropy(outputs, labels),
-    "tags": lambda outputs, labels, size: F.binary_cross_entropy_with_logits(
-        outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of model is measured.
+
+    Attributes:
+        loss: From the outputs for a batch, a class per image (B), and the images' height and width; None for models
+            whose training is not measured.
+        traced: The part that is exported; RuntimeError if there is none.
+        rest: What follows in a program that runs the exported part: maps the model, and the images' height and width,
+            to a function of the part's output.
+        multiple: Height and width of the images must be multiples of this.
+    """
+
+    loss: Callable[[Any, Tensor, Sequence[int]], Tensor] | None
+    traced: Callable[[Any], nn.Module] = lambda model: model
+    rest: Callable[[Any, tuple[int, int]], Callable[[np.ndarray], Any]] = lambda model, size: lambda output: output
+    multiple: int = 1
+
+
+def _traced_detector(model: Any) -> nn.Module:
+    if not isinstance(model, DenseDetector):
+        raise RuntimeError("this kind of detector cannot be exported")
+    return Candidates(model)
+
+
+def _selection(model: Any, size: tuple[int, int]) -> Callable[[np.ndarray], Any]:
+    levels = model.levels(*size)
+    return lambda found: [select(candidates, levels, size, size, model.selection) for candidates in found]
+
+
+KINDS: dict[str, Kind] = {
+    "labels": Kind(lambda outputs, labels, size: F.cross_entropy(outputs, labels)),
+    "tags": Kind(
+        lambda outputs, labels, size: F.binary_cross_entropy_with_logits(
+            outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+        )
     ),
-    "masks": lambda outputs, labels, size: segmentation_loss(outputs, labels[:, None, None].expand(-1, *size)),
+    "masks": Kind(lambda outputs, labels, size: segmentation_loss(outputs, labels[:, None, None].expand(-1, *size))),
+    "boxes": Kind(None, _traced_detector, _selection, MULTIPLE),
 }
-"""Training losses of the kinds of model that are measured, by the `answer` of a `Task`.
-
-From the outputs for a batch, a class per image (B), and the images' height and width."""
+"""The kinds of model that are measured, by the `answer` of a `Task`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +87,7 @@ class Call:
     """A model bound to a batch.
 
     Attributes:
-        run: Runs one inference, which returns the logits, or one training step; waits for the device.
+        run: Runs one inference, which returns the logits or the objects, or one training step; waits for the device.
         release: Frees the memory that is kept for the next call.
     """
 
@@ -60,7 +100,8 @@ class Forms:
 
     Args:
         images: (B, 3, H, W) in float32 on the CPU, as many as the largest batch.
-        classes: Number of classes of a model given by name; by default its own.
+        folder: An empty folder for the exported files.
+        free_size: Leave the height and width of the exported files free.
 
     Attributes:
         parameters: Millions.
@@ -76,17 +117,23 @@ class Forms:
         threads: int,
         folder: Path,
         training: bool = False,
-        classes: int | None = None,
+        free_size: bool = False,
     ) -> None:
-        self.model, answer = open_model(source, images.shape[-1], classes)
-        self.loss = LOSSES[answer]
+        size = images.shape[-2], images.shape[-1]
+        self.model, answer = open_model(source, size[0])
+        self.kind = KINDS[answer]
+        if training and self.kind.loss is None:
+            raise UserError(f"{source}: the training of detectors is not measured; leave out --mode training.")
+        if any(side % self.kind.multiple for side in size):
+            raise UserError(f"{source}: --image-size must be a multiple of {self.kind.multiple}.")
         self.images, self.device, self.threads, self.training = images, device, threads, training
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.onnx = folder / f"{source.replace('/', '_')}.onnx"
+        self.onnx, self.free_size = folder / "model.onnx", free_size
         self.made: dict[tuple[str, str], Any] = {}
         self.parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
-        self.gmacs = count_gmacs(self.model, images.shape[-1])
-        self.reference = None if training else self._infer("plain", "float32", len(images)).run().float().cpu()
+        self.gmacs = gmacs_of(self.model, *size)
+        outputs = None if training else self._infer("plain", "float32", len(images)).run()
+        self.reference = outputs.float().cpu() if isinstance(outputs, Tensor) else None
 
     def bind(self, form: str, dtype: str, batch_size: int) -> Call:
         """The model in a form and dtype, bound to the first `batch_size` images and run once.
@@ -103,7 +150,8 @@ class Forms:
         return call
 
     def difference(self, call: Call, batch_size: int) -> float | None:
-        """Largest difference from the plain float32 model's logits, relative to their largest; None in training."""
+        """Largest difference from the plain float32 model's logits, relative to their largest; None in training and for
+        detectors."""
         if self.reference is None:
             return None
         reference, logits = self.reference[:batch_size], call.run()
@@ -124,7 +172,8 @@ class Forms:
     def graph(self, dtype: str) -> Path:
         """The ONNX file that the runtimes run: in "int8", or in float32 for every other dtype."""
         if not self.onnx.exists():
-            export_onnx(fuse(self.model), self.onnx, self.images.shape[-1], dynamic_size=False)
+            traced = self.kind.traced(fuse(self.model)).eval()
+            export_onnx(traced, self.onnx, (self.images.shape[-2], self.images.shape[-1]), self.free_size)
         if dtype != "int8":
             return self.onnx
         small = self.onnx.with_suffix(".int8.onnx")
@@ -138,9 +187,12 @@ class Forms:
         else:
             session = self.made.get((form, dtype)) or to_onnxruntime(graph, self.threads)
             self.made[form, dtype] = session
-        return Call(lambda: session.run(images), session.release)
+        rest = self.kind.rest(self.model, (images.shape[2], images.shape[3]))
+        return Call(lambda: rest(session.run(images)), session.release)
 
     def _train(self, form: str, dtype: str, batch_size: int) -> Call:
+        loss_of = self.kind.loss
+        assert loss_of is not None
         module, images = self._module(form, "float32").train(), self._on_device(self.images[:batch_size], torch.float32)
         # A learning rate of 0 costs the same as any other, and makes every step the same work.
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
@@ -150,7 +202,7 @@ class Forms:
         def run() -> None:
             with _kernels(form):
                 with torch.autocast(self.device.type, getattr(torch, dtype), enabled=mixed):
-                    loss = self.loss(module(images), labels, images.shape[-2:])
+                    loss = loss_of(module(images), labels, images.shape[-2:])
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -181,35 +233,52 @@ def _kernels(form: str) -> Any:
     return plain_kernels() if form == "plain" else contextlib.nullcontext()
 
 
-def open_model(source: str, image_size: int, classes: int | None = None) -> tuple[nn.Module, str]:
-    """A model in evaluation mode on the CPU, and the `answer` of its task, a key of `LOSSES`.
+def open_model(source: str, image_size: int) -> tuple[nn.Module, str]:
+    """A model in evaluation mode on the CPU, and the `answer` of its task, a key of `KINDS`.
 
     Args:
-        source: A model name, for reproducible random weights; NAME+fpn or NAME+upernet for a segmenter with 150 classes
-            on that backbone; a run's best/ folder; or hf-hub:owner/name.
+        source: A model name, for reproducible random weights; NAME+HEAD for a segmenter with 150 classes or a detector
+            with 80 on that backbone; a run's best/ folder; or hf-hub:owner/name.
         image_size: Image size of models built for a fixed size.
-        classes: Number of classes of a classifier given by name; by default its own.
 
     With random weights, BatchNorm statistics are computed from noise, so that folding them is not trivial.
     """
     if source.startswith("hf-hub:") or Path(source).is_dir():
         trained = open_trained(source)
         task = TASKS[trained.task]
-        if task.answer not in LOSSES:
-            raise UserError(f"{source} is a {task.model}: `dmformer bench` measures classifiers and segmenters.")
-        return trained.model, task.answer
+        if task.answer not in KINDS:
+            told = "`dmformer bench` measures classifiers, segmenters and detectors"
+            raise UserError(f"{source} is a {task.model}: {told}.")
+        return _selecting_few(trained.model), task.answer
     name, plus, head = source.partition("+")
     if not plus:
-        return random_model(name, image_size, classes), "labels"
+        return random_model(name, image_size), "labels"
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
-    arguments: dict[str, Any] = dict(size_argument(name, image_size))
+    if head not in {**HEADS, **FRAMEWORKS}:
+        raise unknown("head", head, [*HEADS, *FRAMEWORKS])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
+        if head in FRAMEWORKS:
+            detector = detection_model(name, COCO_CLASSES, FRAMEWORKS[head])
+            return settled_on_noise(_selecting_few(detector), image_size), "boxes"
+        arguments: dict[str, Any] = dict(size_argument(name, image_size))
         model = segmentation_model(name, ADE20K_CLASSES, HEADS[head], backbone_args=arguments)
         return settled_on_noise(model, image_size), "masks"
+
+
+def _selecting_few(model: Any) -> Any:
+    """The model; a dense detector selects objects of the score `SURE`."""
+    if isinstance(model, DenseDetector):
+        model.selection = replace(model.selection, threshold=SURE)
+    return model
+
+
+def gmacs_of(model: nn.Module, height: int, width: int) -> float:
+    """10^9 multiply-adds for one image; of a detector whose work depends on the image, for an empty one."""
+    if isinstance(model, DetectionModel) and not isinstance(model, DenseDetector):
+        return count_gmacs(model, height, width, "cpu")
+    return count_gmacs(Candidates(model) if isinstance(model, DenseDetector) else model, height, width)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ class BenchOptions:
     images/s: median over the rounds, with the interquartile range. ms: time of a call with the whole batch. ratio:
     speed relative to the baseline's, median of the rounds' ratios. MB: peak memory of a call, without the weights and
     whatever else is held between calls. difference: largest difference of the logits from the plain float32 model's,
-    relative to the largest of those.
+    relative to the largest of those; not for detectors.
+
+    A detector is measured as a whole, with the selection of objects, of which noise has few.
 
     The exported forms (pip install 'dmformer[export]') run on the CPU with as many threads as PyTorch.
 
@@ -34,11 +36,13 @@ class BenchOptions:
       dmformer bench dmformer_s --dtypes float32 bfloat16 --baseline dmformer_s/eager/float32
       dmformer bench dmformer_s --mode training --batch-sizes 16 --forms eager compiled
       dmformer bench dmformer_s+upernet --image-size 512 --batch-sizes 1 --forms plain fused
+      dmformer bench van_b0+atss runs/boxes-1/best --image-size 320 --batch-sizes 1 --forms eager fused openvino
       dmformer bench --peers --forms fused openvino --csv peers.csv --plot peers.svg
     """
 
     models: tuple[str, ...] = ()
-    """Models: names from dmformer or timm, with +fpn or +upernet for a segmenter of 150 classes on top;
+    """Models: names from dmformer or timm, with +fpn or +upernet for a segmenter of 150 classes on top, or +mask_rcnn,
+    +cascade_rcnn, +retinanet, +atss, +sparse_rcnn or +dino for a detector of 80 classes;
     best/ folders of runs; or hf-hub:owner/name. They may come before the options. Default: dmformer_s."""
     peers: bool = False
     """Add DMFormer-S and models of similar size:

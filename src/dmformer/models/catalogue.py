@@ -45,11 +45,15 @@ def catalogue(pattern: str = "*") -> list[Entry]:
     return entries
 
 
-def count_gmacs(model: Any, height: int, width: int | None = None) -> float:
-    """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image, without running it."""
+def count_gmacs(model: Any, height: int, width: int | None = None, device: str = "meta") -> float:
+    """10^9 multiply-adds of a module's convolutions and matrix products for one RGB image.
+
+    Args:
+        device: "meta" does not run the module; "cpu" runs it, if its work depends on the values.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta")(torch.empty(1, 3, height, width or height, device="meta"))
+        copy.deepcopy(model).to(device)(torch.zeros(1, 3, height, width or height, device=device))
     return counter.get_total_flops() / 2e9

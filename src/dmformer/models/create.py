@@ -38,22 +38,20 @@ def own_size(name: str) -> int:
     return int((cfg.input_size or (3, 224, 224))[-1])
 
 
-def random_model(name: str, image_size: int, classes: int | None = None) -> nn.Module:
+def random_model(name: str, image_size: int) -> nn.Module:
     """A model, timm's or ours, in evaluation mode, with reproducible random weights.
 
     Its BatchNorm statistics are computed from noise, so that folding them is not trivial.
 
     Args:
         image_size: Image size of the noise, and of a model built for a fixed size.
-        classes: Number of classes; by default the model's own.
     """
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-        model: nn.Module = timm.create_model(name, **size_argument(name, image_size), **arguments)
-        return settled_on_noise(model, image_size)
+        arguments: dict[str, Any] = dict(size_argument(name, image_size))
+        return settled_on_noise(timm.create_model(name, **arguments), image_size)
 
 
 def settled_on_noise(model: nn.Module, image_size: int) -> nn.Module:
