@@ -295,6 +295,45 @@ def test_feature_pyramid_shapes(name, which):
     assert [tuple(f.shape) for f in model(torch.empty(2, 3, 256, 192, device="meta"))] == shapes
 
 
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize(
+    ("name", "arguments", "compared"),
+    [
+        ("dmformer_n", {"gate": False, "depths": (1, 1, 1, 1)}, 4),  # the gate averages over all positions
+        ("dmformer_n", {"mixer": "sam", "depths": (1, 1, 1, 1)}, 4),
+        ("van_b0", {}, 4),
+        ("van_b0", {"kernel_size": 12, "dilation": 3}, 4),  # an even kernel
+        ("smt_t", {"strategy": "sam"}, 3),  # the last stage is attention, over more positions
+    ],
+    ids=["dmformer", "sam", "van", "even", "smt"],
+)
+def test_output_stride(name, arguments, compared, stride):
+    """A dilated network has the values of the undilated one at every second or fourth position, and more between."""
+    x, plain = images(104, 72), build(name, **arguments)
+    model = build(name, output_stride=stride, **arguments)
+    model.load_state_dict(plain.state_dict())
+    reductions = [min(s, stride) for s in (4, 8, 16, 32)]
+    assert [info["reduction"] for info in model.feature_info] == reductions
+    assert build(name, features_only=True, output_stride=stride, **arguments).feature_info.reduction() == reductions
+    with torch.inference_mode():
+        features, maps = model.forward_intermediates(x)
+        expected = plain.forward_intermediates(x, intermediates_only=True)
+        assert [tuple(m.shape[2:]) for m in maps] == [(-(-104 // s), -(-72 // s)) for s in reductions]
+        for i in range(compared):
+            step = 4 * 2**i // reductions[i]
+            assert_near(maps[i][..., ::step, ::step], expected[i], 1e-5)
+        assert_near(dmformer.fuse(model).forward_features(x), features, 1e-5)
+
+
+def test_segmentation_models_take_dilated_encoders():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    x, options = torch.randn(2, 3, 128, 160), dict(encoder_weights=None, classes=3)
+    for decoder, stride in ((smp.DeepLabV3Plus, 8), (smp.DeepLabV3Plus, 16), (smp.PAN, 16)):
+        model = decoder("tu-dmformer_n", encoder_output_stride=stride, **options).eval()
+        assert model(x).shape == (2, 3, 128, 160)
+        assert model.encoder(x)[-1].shape == (2, 192, 128 // stride, 160 // stride)
+
+
 @small_model
 @pytest.mark.parametrize("extra", [{}, {"feature_cls": "getter"}], ids=["default", "getter"])
 def test_feature_pyramid_values(name, extra):
@@ -901,6 +940,9 @@ def test_the_classifier_does_not_read_the_last_class_token():
             {"token_types": ("performer", "no", "performer")},
             "token_types must be among performer, transformer, pooling, performer_less, not 'no'",
         ),
+        ("dmformer_n", {"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
+        ("vitae_t", {"output_stride": 8}, "vitae_t has a fixed output stride"),
+        ("vitaev2_s", {"output_stride": 16}, "vitaev2_s has a fixed output stride"),
         ("vitae_t", {"fuse": "no"}, "fuse must be cat or sum, not 'no'"),
         ("vitae_t", {"position": "no"}, "position must be none, sinusoid or learned, not 'no'"),
         ("vitae_t", {"position": "learned"}, "position must be none or sinusoid"),

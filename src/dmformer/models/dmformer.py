@@ -41,7 +41,7 @@ class DMFormer(HierarchicalBackbone):
         mlp_ratios: Hidden width of each stage's MLP over its channels.
         mixer: Makes a mixer from the number of channels; None for DMA with the arguments that follow.
         levels, dilated, gate, expand_ratio, gate_reduction: See `DMA`; they include the paper's ablations.
-        in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
+        in_chans, num_classes, global_pool, drop_rate, output_stride: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
     """
 
@@ -62,6 +62,7 @@ class DMFormer(HierarchicalBackbone):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -76,7 +77,8 @@ class DMFormer(HierarchicalBackbone):
                 downsample = ConvStem(in_chans, dim) if i == 0 else Downsample(dims[i - 1], dim)
                 blocks = [Block(dim, mixer, mlp, layer_scale=layer_scale, drop_path=drop) for drop in drops]  # type: ignore[union-attr]
                 stages.append(Stage(dim, downsample, blocks))
-            super().__init__(stages, nn.BatchNorm2d(dims[-1]), in_chans, num_classes, global_pool, drop_rate)
+            norm = nn.BatchNorm2d(dims[-1])
+            super().__init__(stages, norm, in_chans, num_classes, global_pool, drop_rate, output_stride=output_stride)
 
 
 PUBLISHED = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +113,10 @@ def create(
 
     Raises:
         UserError: `pretrained`, but there are no such weights, or this package's file is missing or damaged.
+        ValueError: `output_stride` for a family that cannot be dilated.
     """
+    if "output_stride" in given and "output_stride" not in signature(cls).parameters:
+        raise ValueError(f"{variant} has a fixed output stride: its reduction cells cannot be dilated")
     if pretrained:
         given = with_source(variant, given)
     stages = tuple(range(len(args["dims"])))

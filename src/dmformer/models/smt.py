@@ -33,7 +33,7 @@ class SMT(HierarchicalBackbone):
             4 is attention. Reconstruction: for "half" with an odd depth, the smaller half is SAM.
         sam_heads: Heads of SAM, with kernels 3, 5, 7, ...
         heads: Heads of attention in stages 3 and 4.
-        in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
+        in_chans, num_classes, global_pool, drop_rate, output_stride: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
     """
 
@@ -53,6 +53,7 @@ class SMT(HierarchicalBackbone):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -79,7 +80,7 @@ class SMT(HierarchicalBackbone):
                     for mixer, drop in zip(mixers[i], rates[i], strict=True)  # type: ignore[arg-type]
                 ]
                 stages.append(Stage(dim, downsample, blocks, norm(dim)))
-            super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate)
+            super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate, output_stride=output_stride)
 
 
 def hybrid(depth: int, strategy: Strategy) -> list[bool]:

@@ -26,7 +26,7 @@ class VAN(HierarchicalBackbone):
         mlp_ratios: Hidden width of each stage's MLP over its channels.
         kernel_size, dilation: Size and dilation of the large kernel, see `LKA`.
         norm_eps: Epsilon of each stage's final LayerNorm: 1e-6, or 1e-5 in the authors' segmentation backbone.
-        in_chans, num_classes, global_pool, drop_rate: See `HierarchicalBackbone`.
+        in_chans, num_classes, global_pool, drop_rate, output_stride: See `HierarchicalBackbone`.
         drop_path_rate: Stochastic depth at the last block, growing linearly from 0 at the first.
     """
 
@@ -44,6 +44,7 @@ class VAN(HierarchicalBackbone):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class VAN(HierarchicalBackbone):
                 downsample = Downsample(before, dim, kernel, stride, bias=True)
                 blocks = [Block(dim, mixer, mlp, nn.BatchNorm2d, layer_scale, drop) for drop in drops]  # type: ignore[arg-type,union-attr]
                 stages.append(Stage(dim, downsample, blocks, LayerNorm2d(dim, eps=norm_eps)))
-            super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate)
+            super().__init__(stages, None, in_chans, num_classes, global_pool, drop_rate, output_stride=output_stride)
 
 
 def _in22k(letter: str, top1: float, top1_384: float) -> tuple[Weights, ...]:

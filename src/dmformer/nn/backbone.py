@@ -19,6 +19,8 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
+from .layers import dilate
+
 
 class Block(nn.Module):
     """x + s1 * mixer(norm(x)), then x + s2 * mlp(norm(x)): (B, C, H, W) -> (B, C, H, W).
@@ -87,6 +89,9 @@ class HierarchicalBackbone(nn.Module):
 
     Args:
         stages: The pyramid; the first stage includes the stem.
+        output_stride: 8, 16 or 32: the stages beyond this stride keep it, dilated. Their downsampling begins with its
+            strided convolution. As in timm's ResNet and ConvNeXt, that convolution has the dilation of the stage
+            before, so that a convolutional network gives the undilated one's values at the positions of the latter.
         norm: Final norm, before the head's pooling.
         in_chans: Channels of the images, which the stem was built for.
         num_classes: Number of classes; with 0 the model returns the pooled features.
@@ -103,7 +108,10 @@ class HierarchicalBackbone(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         head: nn.Module | None = None,
+        output_stride: int = 32,
     ) -> None:
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride}")
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -111,8 +119,14 @@ class HierarchicalBackbone(nn.Module):
         self.grad_checkpointing = False
         self.num_features = stages[-1].dim
         self.feature_info = [
-            dict(num_chs=stage.dim, reduction=4 * 2**i, module=f"stages.{i}") for i, stage in enumerate(stages)
+            dict(num_chs=stage.dim, reduction=min(4 * 2**i, output_stride), module=f"stages.{i}")
+            for i, stage in enumerate(stages)
         ]
+        for i, stage in enumerate(stages):
+            if (dilation := 4 * 2**i // output_stride) > 1:
+                stage.downsample[0].stride = (1, 1)  # type: ignore[index]
+                dilate(stage.downsample, dilation // 2)
+                dilate(stage.blocks, dilation)
         self.stages = nn.Sequential(*stages)
         self.norm = norm or nn.Identity()
         self.head: Any = head or ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
@@ -165,7 +179,7 @@ class HierarchicalBackbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Final features, and those of the chosen stages, each (B, C_i, H/2^(i+2), W/2^(i+2)).
+        """Final features, and those of the chosen stages, each (B, C_i, H/s_i, W/s_i) at the strides s_i.
 
         Args:
             indices: The last n stages if int, all if None, else these stages.

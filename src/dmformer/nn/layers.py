@@ -79,16 +79,16 @@ class DepthwiseConv(nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int, dilation: int = 1) -> None:
         reach = dilation * (kernel_size - 1)  # total padding in pixels; odd only for an even kernel
         super().__init__(dim, dim, kernel_size, padding=reach // 2, dilation=dilation, groups=dim)
-        self.uneven = reach % 2 == 1
-        # PyTorch's 3x3 is fast forward and backward; our kernels support odd sizes only.
-        self.gains = kernel_size % 2 == 1 and (kernel_size > 3 or dilation > 1)
+        self.uneven = reach % 2  # more rows below and columns to the right; padding="same" would do so with a warning
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self.gains and is_fast_path(x):
-                return depthwise_sum(x, [self.weight], [self.dilation[0]], self.bias)
-        if self.uneven:  # pad one more row below and column to the right; padding="same" would do so with a warning
-            x = F.pad(x, (0, 1, 0, 1))
+            side, d = self.kernel_size[0], self.dilation[0]
+            # PyTorch's 3x3 is fast forward and backward; our kernels support odd sizes only.
+            if side % 2 == 1 and (side > 3 or d > 1) and is_fast_path(x):
+                return depthwise_sum(x, [self.weight], [d], self.bias)
+        if self.uneven > 0:
+            x = F.pad(x, (0, self.uneven, 0, self.uneven))
         return self._conv_forward(x, self.weight, self.bias)
 
 
@@ -196,6 +196,18 @@ class DepthwiseSum(nn.Module):
             return None
         weights = [conv.weight for conv in self.convs]
         return depthwise_sum_norm_relu(x, weights, self.dilations, norm)  # type: ignore[arg-type]
+
+
+def dilate(module: nn.Module, factor: int) -> None:
+    """Multiply the dilations and paddings of a module's convolutions, in place; 1x1 convolutions stay as they are."""
+    for m in module.modules():
+        if isinstance(m, DepthwiseSum):
+            m.dilations = [factor * d for d in m.dilations]
+        elif isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1):
+            m.dilation = (factor * m.dilation[0], factor * m.dilation[1])
+            m.padding = (factor * int(m.padding[0]), factor * int(m.padding[1]))
+            if isinstance(m, DepthwiseConv):
+                m.uneven *= factor
 
 
 for _module in (DepthwiseConv, DepthwiseSum, GELU, PixelMean):  # a decorator would hide their types

@@ -121,7 +121,7 @@ class FusedLKA(nn.Module):
 
 @fused_branch.register
 def _(lka: LKA, norm: nn.Module, scale: nn.Module) -> nn.Module:
-    if not is_affine(norm):
+    if not is_affine(norm) or lka.kernel.dilated.uneven:  # FusedConv pads both sides alike
         return Residual(norm, lka, scale)
     gamma = gamma_of(scale, lka.proj2.out_channels)
     a, b = affine(norm, len(gamma))
