@@ -6,7 +6,7 @@ from PIL import Image
 
 from dmformer.data.detections import Detections
 from dmformer.data.palette import default_palette
-from dmformer.report.drawing import colour, draw_detections, draw_frames, draw_objects, legend, overlay
+from dmformer.report.drawing import colour, draw_detections, draw_frames, draw_objects, legend, name_areas, overlay
 from dmformer.tasks.segmentation.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
 
 PALETTE = [(255, 0, 0), (0, 200, 100)]
@@ -44,6 +44,24 @@ def test_overlay():
     assert picture[:2].tolist() == [[162, 60, 60]] * 2
     assert picture[2].tolist() == [27, 63, 45]
     assert picture[3].tolist() == [100, 100, 100]
+
+
+def test_many_classes_are_named_inside_their_areas():
+    """Class 3 has room for its name; class 5, a line of 4 pixels, and the ignored pixels have not."""
+    ids = np.full((120, 160), 3, np.uint8)
+    ids[:60] = 255
+    ids[100:104] = 5
+    photo, palette = Image.new("RGB", (160, 120), "white"), default_palette(9)
+    names = [f"class {k}" for k in range(9)]
+    drawn = np.asarray(name_areas(photo, ids, names, palette))
+    rows, columns = np.nonzero((drawn == palette[3]).all(-1))
+    assert 30 < np.ptp(columns) < 80
+    assert 62 < rows.min() < rows.max() < 98  # not at the border either
+    changed = (drawn != 255).any(-1)
+    assert changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].sum() == changed.sum()
+    large = name_areas(photo.resize((1600, 1200)), ids.repeat(10, 0).repeat(10, 1), names, palette)
+    assert (np.asarray(large)[620:980] == palette[3]).all(-1).sum() > 1000
+    assert name_areas(photo, ids, names[:7], palette) is photo
 
 
 def test_overlay_without_opacity_is_the_photo():

@@ -229,7 +229,7 @@ def test_pictures():
     small = Image.new("RGB", (10, 10))
     assert reduced(small, 10_000) is small
     wide = Image.new("RGB", (2560, 2))
-    assert masked(wide, np.zeros((2, 2560), np.uint8), PALETTE).size == (1280, 1)
+    assert masked(wide, np.zeros((2, 2560), np.uint8), NAMES, PALETTE).size == (1280, 1)
 
 
 def test_info_health_openapi_and_unknown_paths():

@@ -35,6 +35,14 @@ LETTERS, LEAST_LETTERS = 45, 11
 """A photo's side (the root of its number of pixels) divided by the line width and by the letter height; minimum of
 each."""
 
+TOLD_APART, NAMES = 7, 8
+"""With more classes than this, their names are printed on a mask, as colours alone cannot tell them apart; maximum
+number of names."""
+
+ROOM, INSIDE = (4, 2, 1), 0.95
+"""A name is printed in the middle of the largest of these windows (in sizes of its tag) that lies inside its area; the
+fraction of a window that counts as inside."""
+
 BRIGHT = 50
 """Lightness (CIELAB) from which a colour gets black letters and a black outline instead of white ones."""
 
@@ -68,6 +76,26 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
     mixed[_borders(ids)] *= BORDER
     mixed[ids == IGNORED] = photo[ids == IGNORED]
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def name_areas(image: Image.Image, ids: np.ndarray, class_names: Sequence[str], palette: Palette) -> Image.Image:
+    """A photo with the names of its mask's largest classes where they fit inside an area; few classes are not named.
+
+    Args:
+        image: From `overlay`.
+        ids: (H, W), uint8: classes, or 255 for ignored pixels.
+        class_names: K names. Characters that Pillow's built-in font lacks become squares.
+    """
+    if len(class_names) <= TOLD_APART:
+        return image
+    photo = image.copy()
+    draw = ImageDraw.Draw(photo)
+    classes, pixels = np.unique(ids[ids != IGNORED], return_counts=True)
+    for k in map(int, classes[np.argsort(-pixels, kind="stable")[:NAMES]]):
+        text, font, size = _tag_of(photo, class_names[k])
+        if (corner := _inside(ids == k, *size)) is not None:
+            _draw_tag(draw, corner, text, font, size, palette[k])
+    return photo
 
 
 def draw_detections(
@@ -226,16 +254,57 @@ def _tag(
     draw: ImageDraw.ImageDraw, photo: Image.Image, box: np.ndarray, name: str, end: str, rgb: tuple[int, int, int]
 ) -> None:
     """A name on a filled tag, above the box or else at its top, but always within the photo."""
-    font = ImageFont.load_default(max(round(math.sqrt(photo.width * photo.height) / LETTERS), LEAST_LETTERS))
-    _, top, _, bottom = font.getbbox("lg", anchor="ls")
-    margin = round((bottom - top) / 6)
-    text = _shortened(name, end, font, photo.width - 2 * margin)
-    width, height = math.ceil(font.getlength(text)) + 2 * margin, round(bottom - top) + 2 * margin
+    text, font, (width, height) = _tag_of(photo, name, end)
     left, upper, _, _ = _pixels(box, photo)
     left = max(min(left, photo.width - width), 0)
     upper = max(min(upper - height if upper >= height else upper, photo.height - height), 0)
+    _draw_tag(draw, (left, upper), text, font, (width, height), rgb)
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _tag_of(photo: Image.Image, name: str, end: str = "") -> tuple[str, Font, tuple[int, int]]:
+    """The text of a tag, which fits in the photo's width, its font, and the width and height of the tag."""
+    font = ImageFont.load_default(max(round(math.sqrt(photo.width * photo.height) / LETTERS), LEAST_LETTERS))
+    _, top, _, bottom = font.getbbox("lg", anchor="ls")
+    margin = _margin(font)
+    text = _shortened(name, end, font, photo.width - 2 * margin)
+    return text, font, (math.ceil(font.getlength(text)) + 2 * margin, round(bottom - top) + 2 * margin)
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    font: Font,
+    size: tuple[int, int],
+    rgb: tuple[int, int, int],
+) -> None:
+    (left, upper), (width, height), margin = corner, size, _margin(font)
+    top = font.getbbox("lg", anchor="ls")[1]
     draw.rectangle((left, upper, left + width - 1, upper + height - 1), fill=rgb)
     draw.text((left + margin, upper + margin - top), text, fill=_contrast(rgb), font=font, anchor="ls")
+
+
+def _margin(font: Font) -> int:
+    _, top, _, bottom = font.getbbox("lg", anchor="ls")
+    return round((bottom - top) / 6)
+
+
+def _inside(area: np.ndarray, width: int, height: int) -> tuple[int, int] | None:
+    """The left upper corner of a tag inside an area (H, W), bool, as far from its border as `ROOM` tells; or None."""
+    step = max(height // 6, 1)  # of a large photo not every pixel counts
+    sums = np.pad(area[::step, ::step].cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    for times in ROOM:
+        w, h = -(-times * width // step), -(-times * height // step)
+        if h >= len(sums) or w >= len(sums[0]):
+            continue
+        pixels = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+        y, x = divmod(int(pixels.argmax()), pixels.shape[1])
+        if pixels[y, x] >= INSIDE * w * h:
+            return x * step + (w * step - width) // 2, y * step + (h * step - height) // 2
+    return None
 
 
 def _contrast(rgb: tuple[int, int, int]) -> str:
@@ -243,7 +312,7 @@ def _contrast(rgb: tuple[int, int, int]) -> str:
     return "black" if to_lab(np.array([rgb]))[0, 0] > BRIGHT else "white"
 
 
-def _shortened(name: str, end: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+def _shortened(name: str, end: str, font: Font, room: float) -> str:
     """A name on one line, shortened so that it and `end` fit in the width `room` if possible."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
     if font.getlength(name + end) <= room:

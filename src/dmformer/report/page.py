@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from hashlib import sha256
@@ -151,6 +151,8 @@ class Picture:
     uri: str = ""
     width: int = 0
     height: int = 0
+    areas: Sequence[tuple[str, str]] = ()
+    """Names that the page shows on hover, each with its area as an SVG path in pixels."""
 
 
 @dataclass(frozen=True)

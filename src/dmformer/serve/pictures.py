@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.detections import Detections
 from ..data.palette import Palette
-from ..report.drawing import IGNORED, draw_detections, overlay
+from ..report.drawing import IGNORED, draw_detections, name_areas, overlay
 
 LARGEST = 1280
 """Maximum longer side in pixels of an overlay; it is only for viewing."""
@@ -22,8 +22,10 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
-def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | None = None) -> Image.Image:
-    """An image overlaid with its mask's colours, with a longer side of at most `LARGEST`.
+def masked(
+    photo: Image.Image, ids: np.ndarray, class_names: Sequence[str], palette: Palette, only: int | None = None
+) -> Image.Image:
+    """An image overlaid with its mask's colours, named if they are many, with a longer side of at most `LARGEST`.
 
     Args:
         ids: (H, W), uint8.
@@ -33,7 +35,7 @@ def masked(photo: Image.Image, ids: np.ndarray, palette: Palette, only: int | No
     ids = resized_ids(ids, size)
     if only is not None:
         ids = np.where(ids == only, ids, np.uint8(IGNORED))
-    return overlay(photo.resize(size), ids, palette)
+    return name_areas(overlay(photo.resize(size), ids, palette), ids, class_names, palette)
 
 
 def boxed(

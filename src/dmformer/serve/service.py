@@ -316,7 +316,7 @@ class MaskService(Service):
                 result.mask = data_uri(Image.fromarray(resized_ids(ids, size)))
             if options.any_overlay:
                 only = None if options.overlay_class is None else self.class_ids[options.overlay_class]
-                result.overlay = data_uri(masked(image, ids, palette, only))
+                result.overlay = data_uri(masked(image, ids, names, palette, only))
             return result
 
     def warm_up(self) -> None:

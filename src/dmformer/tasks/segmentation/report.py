@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ...data.palette import Palette
-from ...report.drawing import IGNORED, overlay
+from ...report.drawing import IGNORED, name_areas, overlay
 from ...report.page import (
     MATRIX_CLASSES,
     ClassKey,
@@ -37,6 +37,8 @@ WIDTH, HEIGHT = 360, 480
 OPACITY = 0.7
 NAMED = 3
 """Most classes that a picture's alternative text tells."""
+CELL = 6
+"""Pixels of a picture between which the class named on hover can change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,21 @@ def _resized(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _mask(report: SegmentationReport, photo: Image.Image, ids: np.ndarray, what: str) -> Picture:
-    return jpeg(overlay(photo, ids, report.palette, OPACITY), f"{what}, {_most(ids, report.class_names)}")
+    names = report.class_names
+    drawn = name_areas(overlay(photo, ids, report.palette, OPACITY), ids, names, report.palette)
+    return replace(jpeg(drawn, f"{what}, {_most(ids, names)}"), areas=_areas(ids, names))
+
+
+def _areas(ids: np.ndarray, names: list[str]) -> list[tuple[str, str]]:
+    """The classes in a mask with their areas as SVG paths, made of the rows of cells of `CELL` pixels."""
+    cells = ids[CELL // 2 :: CELL, CELL // 2 :: CELL]
+    areas = []
+    for k in np.unique(cells[cells != IGNORED]).tolist():
+        ends = np.diff(np.pad(cells == k, ((0, 0), (1, 1))).astype(np.int8))
+        runs = zip(*np.nonzero(ends == 1), np.nonzero(ends == -1)[1], strict=True)
+        path = "".join(f"M{CELL * x} {CELL * y}h{CELL * (end - x)}v{CELL}h{CELL * (x - end)}z" for y, x, end in runs)
+        areas.append((names[k], path))
+    return areas
 
 
 def _most(ids: np.ndarray, names: list[str]) -> str:
