@@ -179,6 +179,26 @@ def test_recall_of_exactly_a_threshold():
     assert scores.ap50_interval.low == scores.ap50_interval.high == close(61 / 101)
 
 
+def test_best_threshold():
+    """No other whole percentage has a higher F1; of those with the same one it is the middle; 0.5 if nothing is
+    right."""
+    data = made(1)
+
+    def f1(threshold):
+        right = wrong = 0
+        for found, truth in data:
+            place, ignored = match(found.above(threshold), truth)
+            right, wrong = right + (place[~ignored] >= 0).sum(), wrong + (place[~ignored] < 0).sum()
+        return 2 * right / (right + wrong + sum((~truth.crowd).sum() for _, truth in data))
+
+    values = [f1(k / 100) for k in range(1, 100)]
+    best = [k for k in range(1, 100) if values[k - 1] == max(values)]
+    assert metered(data).best_threshold() == best[len(best) // 2] / 100
+    truth = make_truth([[0, 0, 10, 10]], [0])
+    assert metered([(make_found([], [], []), truth)]).best_threshold() == 0.5
+    assert metered([(make_found([[50, 50, 60, 60]], [0], [0.9]), truth)]).best_threshold() == 0.5
+
+
 def test_order_and_repetition_of_images_do_not_count():
     data = made(2)
     meter = DetectionMeter(NAMES, False)

@@ -17,10 +17,11 @@ from torch import nn
 import dmformer.models  # noqa: F401 (registers them with timm)
 from dmformer.cli import main
 from dmformer.data.detections import Detections, coco_results
+from dmformer.predict import load
 from dmformer.predict.boxes import predict_boxes
 from dmformer.tasks.build import with_normalisation
 from dmformer.tasks.detection.detector import DetectorConfig, open_detector, save_detector
-from dmformer.tasks.detection.evaluate import evaluate_boxes
+from dmformer.tasks.detection.evaluate import evaluate_boxes, find_objects
 from dmformer.tasks.detection.model import FRAMEWORKS
 from dmformer.tasks.detection.recipes import DetectionRecipe
 from dmformer.tasks.detection.training import DetectionJob
@@ -56,6 +57,10 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe, train
     detector = open_detector(str(run.folder))
     assert detector.class_names == tuple(SHAPES)
     assert detector.category_ids == (3, 8)
+    job = DetectionJob(with_normalisation(recipe))
+    loader = job.val_loader(0, 1, False)
+    meter, _ = find_objects(detector.model, loader, job.splits.val, torch.device("cpu"), False)
+    assert detector.threshold == meter.best_threshold()
     again = evaluate_boxes(detector, box_recipe.data)
     assert again.boxes == run.scores.boxes
     said: list[str] = []
@@ -326,7 +331,16 @@ def test_predict_draws_and_lists(trained: Path, shapes: Path, tmp_path: Path) ->
         assert -0.01 <= y <= y + h <= image["height"] + 0.01
     with pytest.raises(UserError, match="exists already"):
         list(predict_boxes(str(trained), [str(photos)], str(out)))
-    assert len(list(predict_boxes(str(trained), [str(photos)], str(out), overwrite=True))) == 3
+    config = trained / "best" / "config.json"
+    assert '"threshold": 0.3' in config.read_text()
+    every = sorted(each["score"] for p in found.values() for each in p.objects)
+    own = every[len(every) // 2]
+    config.write_text(config.read_text().replace('"threshold": 0.3', f'"threshold": {own}'))
+    above = list(predict_boxes(str(trained), [str(photos)], str(out), threshold=own, overwrite=True))
+    chosen = {Path(p.name).name: p for p in predict_boxes(str(trained), [str(photos)], str(out), overwrite=True)}
+    assert list(chosen.values()) == above
+    assert 0 < sum(len(p.objects) for p in above) < len(every)
+    assert len(load(trained).predict(photos / "a.png").scores) == len(chosen["a.png"].objects)
 
 
 def run_command(*arguments: object) -> None:

@@ -88,8 +88,9 @@ class PredictOptions:
     overwrite: bool = False
     """Segmenters, detectors: replace existing pictures."""
     threshold: float | None = None
-    """Detectors: minimum score of an object, from 0 to 1; by default 0.3. Multi-label classifiers: minimum probability
-    of every label; by default each class has its own, chosen in training."""
+    """Detectors: minimum score of an object, from 0 to 1; by default the one with the best F1 on the validation photos.
+    Multi-label classifiers: minimum probability of every label; by default each class has its own, chosen in
+    training."""
     labels_as: Literal["none", "coco", "voc", "yolo", "labelme", "masks", "csv"] = "none"
     """Also write the predictions as labels, to correct them in an annotation tool and to train on them.
     Classifiers, also of several labels: csv. Segmenters: masks. Detectors: coco, voc, yolo, labelme, csv."""

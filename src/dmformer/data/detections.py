@@ -9,6 +9,9 @@ import numpy as np
 from ..utils.extras import needs
 from .selection import Selection
 
+THRESHOLD = 0.3
+"""Default minimum score of an object for detectors without one of their own."""
+
 
 @dataclass(frozen=True)
 class Detections:

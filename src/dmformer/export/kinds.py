@@ -238,6 +238,7 @@ class Objects(Kind):
             version=__version__,
             boxes=boxes,
             values=config.value_range,
+            threshold=config.threshold,
         )
 
     def network(self, network: Any) -> nn.Module:

@@ -33,7 +33,7 @@ def predict_boxes(
     source: Source | BoxPredictor,
     photos: Sequence[str],
     out: str = "predictions",
-    threshold: float = 0.3,
+    threshold: float | None = None,
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
@@ -47,7 +47,7 @@ def predict_boxes(
     Args:
         source: A run's best/ folder, an exported .onnx or .xml file, or an open predictor.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
-        threshold: Minimum score of an object.
+        threshold: Minimum score of an object; by default the detector's own.
         max_pixels: Images of more pixels are not read.
         say: Takes a remark on what was left out of a folder.
 
@@ -62,6 +62,7 @@ def predict_boxes(
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
     detector: Any = opened(source, "boxes", "a detector")
+    threshold = detector.threshold if threshold is None else threshold
     names, ids, palette = list(detector.class_names), list(detector.category_ids), detector.palette
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []

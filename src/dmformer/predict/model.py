@@ -109,8 +109,8 @@ class Model:
             photos: A path, an open file, a PIL image, or an array (H, W) or (H, W, 3 or 4) of 8 or 16 bits in the order
                 red, green, blue; or several, also as an array (N, H, W, 3 or 4). EXIF rotation is applied, and values
                 of more than 8 bits are read as from a file.
-            threshold: Detectors: minimum score of an object; by default 0.3. Multi-label classifiers: minimum
-                probability of every label; by default each class has its own.
+            threshold: Detectors: minimum score of an object; by default the one chosen in training. Multi-label
+                classifiers: minimum probability of every label; by default each class has its own.
             batch_size: Classifiers: photos per batch.
             max_pixels: Photos of more pixels are not read.
 
@@ -150,18 +150,14 @@ class Model:
             except BrokenImageError as error:
                 yield error
                 continue
-            yield (
-                self._segmented(image)
-                if answer == "masks"
-                else self._detected(image, 0.3 if threshold is None else threshold)
-            )
+            yield self._segmented(image) if answer == "masks" else self._detected(image, threshold)
 
     def _segmented(self, image: Image.Image) -> Segmentation:
         mask = self._predictor.segment(image)
         return Segmentation(mask, fractions(mask, self.class_names))
 
     def _detected(self, image: Image.Image, threshold: float | None) -> Detection:
-        found = self._predictor.detect(image, 0.3 if threshold is None else threshold)
+        found = self._predictor.detect(image, self._predictor.threshold if threshold is None else threshold)
         labels = [self.class_names[label] for label in found.labels.tolist()]
         return Detection(found.boxes, found.scores, labels, found.masks)
 

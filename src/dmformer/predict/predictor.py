@@ -93,10 +93,13 @@ class BoxPredictor(Predictor, Protocol):
     Attributes:
         palette: K colours (red, green, blue; 0 to 255).
         category_ids: Annotation ids of the classes.
+        threshold: Minimum score of an object, unless the caller gives one.
     """
 
     @property
     def palette(self) -> Sequence[tuple[int, int, int]]: ...
+    @property
+    def threshold(self) -> float: ...
     @property
     def category_ids(self) -> Sequence[int]: ...
 

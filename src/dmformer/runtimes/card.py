@@ -21,7 +21,7 @@ LARGEST_SIDE = 16384
 """Maximum side in pixels that a file may ask images to be resized to."""
 LONGEST_NAME, MOST_MASKED = 1000, 255
 """Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
-LATER = ("boxes", "values", "thresholds", "tta", "members")
+LATER = ("boxes", "values", "thresholds", "tta", "members", "threshold")
 """Attributes that older files do not have."""
 MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
 """Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
@@ -79,6 +79,7 @@ class Card:
             least its threshold. None for other models, and missing in older files.
         tta: Test-time augmentation in a classifier's graph, a key of `VIEWS`; missing in older files, which have none.
         members: Number of models of an ensemble in the graph; missing in older files, which hold one.
+        threshold: Minimum score of a detector's objects, unless the caller gives one; missing in older files.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Card:
     thresholds: list[float] | None = None
     tta: str = "none"
     members: int = 1
+    threshold: float | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """Each attribute as JSON, by name."""
@@ -114,7 +116,9 @@ class Card:
         """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
             stated = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name not in LATER}
-            boxes, values, thresholds, tta, members = (json.loads(metadata.get(name, "null")) for name in LATER)
+            later = (json.loads(metadata.get(name, "null")) for name in LATER)
+            boxes, values, thresholds, tta, members, threshold = later
+            _thresholds(None if threshold is None else [threshold])
             card = cls(
                 **{name: _checked(name, value) for name, value in stated.items()},
                 boxes=_boxes(boxes),
@@ -122,6 +126,7 @@ class Card:
                 thresholds=_thresholds(thresholds),
                 tta=_tta(tta),
                 members=_members(members),
+                threshold=threshold,
             )
             if WHOLE[card.task](card):
                 return card

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.decode import fitted_size
-from ..data.detections import Detections, select
+from ..data.detections import THRESHOLD, Detections, select
 from ..data.limits import Range
 from ..data.windows import default_step, starts
 from ..utils.errors import UserError, first_line
@@ -210,6 +210,10 @@ class ExportedDetector(Exported):
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         return list(self.card.palette or [])
+
+    @property
+    def threshold(self) -> float:
+        return THRESHOLD if self.card.threshold is None else self.card.threshold
 
     @property
     def category_ids(self) -> list[int]:

@@ -109,5 +109,6 @@ class Info(BaseModel):
     version: str
     classes: list[str]
     palette: list[str] | None = None
+    threshold: float | None = Field(default=None, description="Default minimum score of a detector's objects.")
     overlay: Overlay
     limits: Allowed

@@ -14,6 +14,7 @@ from jinja2 import Environment
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ..data.detections import THRESHOLD
 from ..tasks.table import TASKS
 from ..utils.version import __version__
 from .address import LOOPBACK
@@ -21,7 +22,7 @@ from .answers import Allowed, Answer, Health, Info, Overlay, Seconds, Trouble
 from .guard import Guard
 from .limits import RETRY, Limits, Refused
 from .metrics import Metrics
-from .service import THRESHOLD, TOP, Answered, Options, Service, as_hex
+from .service import TOP, Answered, Options, Service, as_hex
 from .uploads import FIELD, Upload, read_uploads, readable
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ def make_app(
         names, any_address: Valid hosts; see `Guard`.
     """
     predictor, limits = service.predictor, service.limits
+    own_threshold: float = getattr(predictor, "threshold", THRESHOLD)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +107,7 @@ def make_app(
         mask: Annotated[bool, Query(description="Return the segmenter's mask.")] = False,
         threshold: Annotated[
             float, Query(ge=0, le=1, description="Minimum score of a detector's objects.")
-        ] = THRESHOLD,
+        ] = own_threshold,
     ) -> Any:
         """Classes of images, their masks, or the objects in them."""
         options = Options(top, overlay, class_, mask, threshold)
@@ -155,6 +157,7 @@ def make_app(
             version=__version__,
             classes=list(predictor.class_names),
             palette=None if palette is None else [as_hex(colour) for colour in palette],
+            threshold=getattr(predictor, "threshold", None),
             overlay=Overlay(offered=service.overlay_refusal is None, why_not=service.overlay_refusal),
             limits=Allowed(
                 bytes=limits.max_bytes,

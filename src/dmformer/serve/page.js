@@ -15,7 +15,7 @@ const KINDS = {
   },
   objects: {
     before: "Surest: ", drawing: "drawing", caption: "What was found on the photo.",
-    all: "a frame round each object", one: "framed", amount: ["Minimum score", "threshold", 0.3, 0, 1, 0.05],
+    all: "a frame round each object", one: "framed", amount: ["Minimum score", "threshold", 0.3, 0, 1, 0.01],
   },
 }; // by the list that a result holds; an amount is a label, the query's parameter, its default, its limits and its step
 const kindOf = (result) => Object.keys(KINDS).find((kind) => result[kind]);
@@ -221,6 +221,7 @@ async function learn() {
     return false;
   }
   const most = `${info.limits.bytes / 1e6} MB and ${info.limits.pixels / 1e6} megapixels`;
+  KINDS.objects.amount[2] = info.threshold ?? KINDS.objects.amount[2];
   document.title = `${info.model} · dmformer`;
   at("model").textContent = info.model;
   at("about").textContent = `A ${info.kind} of ${info.classes.length} classes, run by ${info.form}`;

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..data.detections import Detections
+from ..data.detections import THRESHOLD, Detections
 from ..predict.predictor import BoxPredictor, ClassPredictor, LabelPredictor, MaskPredictor
 from ..report.drawing import heat
 from ..tasks.table import TASKS
@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 TOP = 5
 """Default number of classes in a result."""
-THRESHOLD = 0.3
-"""Default minimum score of an object."""
 
 DECODERS = 4
 """Maximum number of threads that decode and prepare images; limited by the number of cores."""

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import models as models  # registers them with timm
-from ...data.detections import Detections
+from ...data.detections import THRESHOLD, Detections
 from ...data.limits import Range
 from ...data.palette import default_palette
 from ...utils.errors import UserError
@@ -33,6 +33,7 @@ class DetectorConfig:
         mean, std: Of the red, green and blue values.
         image_size, max_side: Shorter side in pixels to which images are resized, and maximum of the longer side.
         value_range: Values shown as black and white in images of more than 8 bits; None finds them in each image.
+        threshold: Score with the highest F1 on the validation images; missing in older folders.
     """
 
     backbone: str
@@ -49,6 +50,7 @@ class DetectorConfig:
     image_size: int
     max_side: int
     value_range: Range | None = None
+    threshold: float = THRESHOLD
 
     def build(self, weights: dict[str, Tensor] | None = None) -> DetectionModel:
         """Build the model with random weights, or its backbone with the weights of a classifier."""
@@ -84,6 +86,10 @@ class Detector(Trained):
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         return default_palette(len(self.config.class_names))
+
+    @property
+    def threshold(self) -> float:
+        return self.config.threshold
 
     @property
     def values(self) -> Range | None:
@@ -124,6 +130,8 @@ def detector_config(trained: TrainedFolder) -> DetectorConfig:
         raise UserError(f"{trained.path} is not a detector's configuration: its model or framework is unknown.")
     if not len(config.class_names) == len(config.category_ids) == trained.stated["num_classes"]:
         raise UserError(f"{trained.path} is not a detector's configuration: its classes do not add up.")
+    if not 0 <= config.threshold <= 1:
+        raise UserError(f"{trained.path} is not a detector's configuration: its threshold is not from 0 to 1.")
     if min(config.image_size, config.max_side) < 32:
         raise UserError(f"{trained.path} is not a detector's configuration: its sides are below 32 pixels.")
     return config

@@ -66,6 +66,8 @@ class DetectionReport(RunReport):
     scores: DetectionScores
     split: str
     """test or validation"""
+    threshold: float
+    """Score from which on detections are shown and counted, chosen on the validation photos."""
     class_names: list[str]
     """K names"""
     palette: Palette
@@ -88,7 +90,7 @@ class DetectionReport(RunReport):
 
 def write_detection_report(path: Path, report: DetectionReport) -> None:
     """Write the page to `path`, whole or not at all."""
-    scores, judged = report.scores, _judge(report.found, report.truths)
+    scores, judged = report.scores, _judge(report.found, report.truths, report.threshold)
     scored = [(c.ap, c, css(rgb)) for c, rgb in zip(scores.classes, report.palette, strict=True) if c.ap is not None]
     scored.sort(key=lambda each: each[0])
     wrong = judged.wrong(report.found)
@@ -96,7 +98,7 @@ def write_detection_report(path: Path, report: DetectionReport) -> None:
     groups = worst_to_best(f1 := _f1(report, judged), PICTURES)
     values = {
         "measures": measures(scores),
-        "threshold": f"{100 * judged.threshold:.0f}\u00a0%",
+        "threshold": f"{100 * report.threshold:.0f}\u00a0%",
         "hits": sum(judged.hits(report.found)),
         "kinds": Counter(reason for _, _, reason in wrong).most_common(),
         "meanings": _MEANINGS,
@@ -111,9 +113,7 @@ def write_detection_report(path: Path, report: DetectionReport) -> None:
         "wrong_shown": [_wrong(report, *each) for each in wrong[:CROPS]],
         "missed": len(missed),
         "missed_shown": [_missed(report, *each) for each in _largest_of_classes(report.truths, missed)[:CROPS]],
-        "groups": {
-            heading: [_pair(report, i, judged.threshold, f1[i]) for i in indices] for heading, indices in groups.items()
-        },
+        "groups": {heading: [_pair(report, i, f1[i]) for i in indices] for heading, indices in groups.items()},
         "legend": _legend(report, [i for indices in groups.values() for i in indices]),
     }
     write_run_page(path, "tasks/detection/report.html", report, values)
@@ -124,7 +124,6 @@ class _Judged:
     """Every detection and object judged, at IoU 0.5."""
 
     threshold: float
-    """Score from which on detections are shown and counted: that with the highest F1 of all classes together."""
     right: list[np.ndarray]
     """Of each image (n), bool."""
     reasons: list[list[Mistake | None]]
@@ -148,13 +147,9 @@ class _Judged:
         return [int((right & (each.scores >= self.threshold)).sum()) for each, right in pairs]
 
 
-def _judge(found: list[Detections], truths: "list[Annotations]") -> _Judged:
+def _judge(found: list[Detections], truths: "list[Annotations]", threshold: float) -> _Judged:
     matches = [match(*pair) for pair in zip(found, truths, strict=True)]
     right = [(place >= 0) & ~ignored for place, ignored in matches]
-    counted = [~ignored for _, ignored in matches]
-    scores = np.concatenate([each.scores[kept] for each, kept in zip(found, counted, strict=True)])
-    hits = np.concatenate([each[kept] for each, kept in zip(right, counted, strict=True)])
-    threshold = _best_threshold(scores, hits, sum(int((~truth.crowd).sum()) for truth in truths))
     missed = []
     for each, truth, (place, _) in zip(found, truths, matches, strict=True):
         left = ~truth.crowd
@@ -162,16 +157,6 @@ def _judge(found: list[Detections], truths: "list[Annotations]") -> _Judged:
         missed.append(np.flatnonzero(left))
     told = [reasons(each, truth, place) for each, truth, (place, _) in zip(found, truths, matches, strict=True)]
     return _Judged(threshold, right, told, missed)
-
-
-def _best_threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float:
-    """The score from which on F1 is highest; 0.5 where nothing is right."""
-    if not right.any():
-        return 0.5
-    order = np.argsort(-scores, kind="stable")
-    f1 = 2 * right[order].cumsum() / (np.arange(len(order)) + 1 + objects)
-    ends = np.append(scores[order][1:] != scores[order][:-1], True)  # equal scores pass a threshold together
-    return float(scores[order][np.where(ends, f1, 0.0).argmax()])
 
 
 def _training(history: list[dict[str, float]]) -> Passage | None:
@@ -343,12 +328,12 @@ def _legend(report: DetectionReport, indices: list[int]) -> list[ClassKey]:
     return [_key(report, k) for k in shown]
 
 
-def _pair(report: DetectionReport, i: int, threshold: float, f1: float) -> PhotoRow:
+def _pair(report: DetectionReport, i: int, f1: float) -> PhotoRow:
     truth = report.truths[i]
     single = ~truth.crowd
 
     def found(photo: Image.Image) -> Image.Image:
-        each = (report.found[i] if report.masks is None else report.masks(i)).above(threshold)
+        each = (report.found[i] if report.masks is None else report.masks(i)).above(report.threshold)
         small, scale = _reduced(photo)
         masks = None if each.masks is None else _reduced_masks(each.masks, small.size)
         scaled = Detections(each.boxes * scale, each.scores, each.labels, masks)
@@ -363,7 +348,7 @@ def _pair(report: DetectionReport, i: int, threshold: float, f1: float) -> Photo
         return draw_objects(small, boxes, labels, report.class_names, report.palette, masks)
 
     name = report.image_names[i]
-    n_found, n_there = int((report.found[i].scores >= threshold).sum()), int(single.sum())
+    n_found, n_there = int((report.found[i].scores >= report.threshold).sum()), int(single.sum())
     captions = {f"{n_found:,} found": found, f"{number(n_there, 'object')} in the truth": there}
     panels = [(what, _picture(report, i, drawn, f"{name}: {what}")) for what, drawn in captions.items()]
     return PhotoRow(name, panels, f1)

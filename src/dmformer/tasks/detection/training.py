@@ -11,7 +11,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...data.detections import coco_results
+from ...data.detections import THRESHOLD, coco_results
 from ...data.palette import default_palette
 from ...models.create import size_argument
 from ...models.features import freeze_maps, undecayed
@@ -72,6 +72,7 @@ class DetectionJob:
         self.epochs = recipe.validations
         self.unit = "epoch" if self.every == 1 else "validation interval"
         self.updates = 1
+        self.threshold = THRESHOLD
 
     def config(self) -> DetectorConfig:
         """The configuration of the recipe's detector."""
@@ -94,6 +95,7 @@ class DetectionJob:
             image_size=recipe.image_size,
             max_side=recipe.max_side,
             value_range=train.reading.values,
+            threshold=self.threshold,
         )
 
     def build_model(self) -> tuple[nn.Module, list[nn.Module]]:
@@ -158,7 +160,9 @@ class DetectionJob:
     ) -> dict[str, float]:
         masks = self.masks and self.splits.val.has_masks
         meter, _ = find_objects(model, loader, self.splits.val, device, masks)
-        scores = meter.gathered().scores(resamples=0)
+        meter = meter.gathered()
+        self.threshold = meter.best_threshold()
+        scores = meter.scores(resamples=0)
         figures = {"val_ap": scores.boxes.ap, "val_ap50": scores.boxes.ap50, "val_ap75": scores.boxes.ap75}
         if scores.masks is not None:
             figures |= {"val_mask_ap": scores.masks.ap, "val_mask_ap50": scores.masks.ap50}
@@ -219,6 +223,7 @@ class DetectionJob:
                 title=f"{recipe.model} with {self.framework} on {Path(recipe.data).stem}",
                 scores=scores,
                 split=split,
+                threshold=detector.threshold,
                 class_names=self.class_names,
                 palette=default_palette(len(self.class_names)),
                 history=[{**row, "epoch": row["epoch"] * self.every} for row in progress.history],
