@@ -1,5 +1,6 @@
 """Run folders: who may write to them, what a resumed run may change, and how a run ends when it is told to."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,8 +25,9 @@ from dmformer.tasks.recipe import FIXED, FREE, PER_EPOCH
 from dmformer.tasks.table import TASKS
 from dmformer.train.loop import Stopped, Trainer, train
 from dmformer.train.run_folder import find_run, history, open_folder
+from dmformer.utils import lock
 from dmformer.utils.errors import UserError
-from dmformer.utils.lock import holder, locked
+from dmformer.utils.lock import LOCK, holder, locked
 
 
 def stop_at(monkeypatch, iteration: int) -> None:
@@ -161,6 +164,40 @@ def test_one_command_at_a_time_writes_to_a_run_and_a_crash_releases_it(recipe, t
         assert holder(folder) is None  # although the process that it forked is still there
         os.kill(reader, signal.SIGKILL)
     assert train(replace(recipe, epochs=2, resume=True)).folder == folder
+
+
+def test_the_lock_on_windows(tmp_path, monkeypatch):
+    """By a stand-in for msvcrt, whose locked bytes nobody else can read."""
+    places: dict[tuple[int, int], int] = {}
+
+    def locking(descriptor: int, mode: str, count: int) -> None:
+        place = (os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR))
+        assert count == 1
+        assert place[1] > 10**6  # behind the text
+        if mode == "lock" and place in places:
+            raise PermissionError(13, "Permission denied")
+        if mode == "unlock":
+            assert places.pop(place) == descriptor
+        else:
+            places[place] = descriptor
+
+    stand_in = SimpleNamespace(locking=locking, LK_NBLCK="lock", LK_UNLCK="unlock")
+    monkeypatch.setitem(sys.modules, "msvcrt", stand_in)
+    monkeypatch.setattr(sys, "platform", "win32")
+    spec = importlib.util.spec_from_file_location("dmformer.utils.windows_lock", lock.__file__)
+    windows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(windows)
+    (tmp_path / LOCK).write_text("an earlier holder")
+    assert windows.holder(tmp_path) is None
+    for _ in range(2):
+        with windows.locked(tmp_path):
+            assert windows.holder(tmp_path).endswith(f"process {os.getpid()}")
+            with (
+                pytest.raises(UserError, match=rf"in use by a running command \(host \S+, process {os.getpid()}\)"),
+                windows.locked(tmp_path),
+            ):
+                pass
+        assert not places
 
 
 @pytest.mark.parametrize("name", ["run", None])

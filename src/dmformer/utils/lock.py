@@ -5,20 +5,31 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from .errors import UserError
 from .files import writing_to
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
-
 LOCK = "run.lock"
 """The locked file. It stays in the folder: what counts is the lock, which ends with its process, even by a crash."""
+
+if sys.platform == "win32":
+    import msvcrt
+
+    FAR = 2**30
+    """Windows lets no other process read a locked byte, so this one is locked, behind the text."""
+
+    def _flock(descriptor: int, hold: bool) -> None:
+        os.lseek(descriptor, FAR, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK if hold else msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _flock(descriptor: int, hold: bool) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if hold else fcntl.LOCK_UN)
+
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
@@ -58,6 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file.fileno())
+            _release(file)
 
 
 def holder(folder: Path) -> str | None:
@@ -67,16 +79,17 @@ def holder(folder: Path) -> str | None:
     except OSError:
         return None
     with file:
-        return None if _acquire(file) else _told(file)
+        if not _acquire(file):
+            return _told(file)
+        _release(file)
+        return None
 
 
 def _acquire(file: TextIO) -> bool:
     """Lock an open file; False if another process holds its lock."""
-    if fcntl is None:
-        return True
     for _ in range(3):  # another command may be looking for a moment, as `holder` does
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file.fileno(), True)
             return True
         except (BlockingIOError, PermissionError):
             time.sleep(0.1)
@@ -87,6 +100,11 @@ def _acquire(file: TextIO) -> bool:
             )
             return True
     return False
+
+
+def _release(file: TextIO) -> None:
+    with suppress(OSError):  # a file system without locks
+        _flock(file.fileno(), False)
 
 
 def _told(file: TextIO) -> str:
