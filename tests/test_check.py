@@ -15,6 +15,8 @@ from dmformer.cli import main
 from dmformer.data.copies import look_at, same_photos
 from dmformer.data.decode import decode
 from dmformer.tasks.check import examine, summary
+from dmformer.tasks.classification.datasets import open_own_test
+from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.detection.datasets import open_boxes
 from dmformer.tasks.segmentation.datasets import open_pairs
 from dmformer.tasks.table import TASKS
@@ -203,6 +205,13 @@ def test_only_the_copies_that_are_wanted_are_looked_for(tmp_path, scenes, monkey
     assert set(opened) == {0, 1}
     monkeypatch.setattr("dmformer.tasks.segmentation.datasets.find_copies", None)
     assert len(open_pairs(str(scenes), classes=("sky", "ground", "box"), compare=False).train) == 10
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "parts" / split / name).mkdir(parents=True)
+            shutil.copy(tmp_path / "0a.png", tmp_path / "parts" / split / name)
+    monkeypatch.setattr("dmformer.tasks.classification.datasets.find_copies", None)
+    own, told = open_own_test(ClassificationRecipe(data=str(tmp_path / "parts")), ["a", "b"])
+    assert (len(own), told) == (2, "validation")
 
 
 @pytest.mark.slow

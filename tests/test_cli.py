@@ -63,7 +63,7 @@ def test_help_teaches_by_example(capsys, command):
         (["train", "--mean", "0.5"], "--mean"),
         (["train", "--precision", "int8"], "invalid choice 'int8'"),
         (["train", "--model-args", "gate"], "--model-args takes name=value"),
-        (["train", "--data", "nowhere"], "unknown data 'nowhere'"),
+        (["train", "--data", "nowhere"], "unknown data 'nowhere': give a folder of class"),
         (["train", "--data", "trch/cifar10"], "did you mean torch?"),
         (["train", "--weights", "nowhere/best"], "nowhere/best does not exist"),
         (["train", "--resume", "--out", "nowhere"], "holds no run to resume"),

@@ -246,6 +246,10 @@ def test_a_run_that_fails_before_it_saved_anything_leaves_nothing_in_the_way(rec
         disk.setattr("dmformer.train.loop.write_check", full)
         with pytest.raises(UserError, match="No space left on device"):
             train(recipe)
+    with monkeypatch.context() as disk:
+        disk.setattr("accelerate.Accelerator.save_state", full)  # best/ is written then
+        with pytest.raises(UserError, match="No space left on device; free some space and start again"):
+            train(replace(recipe, epochs=1))
     with pytest.raises(UserError, match=r"--batch-size 1 and images of 32 px leave BatchNorm a single value"):
         train(replace(recipe, batch_size=1, mixup=0.0))
     assert list(Path(recipe.out).iterdir()) == []

@@ -22,6 +22,7 @@ from dmformer.cli import main
 from dmformer.data.shards import INDEX, INFO
 from dmformer.tasks.classification.datasets import open_splits
 from dmformer.tasks.classification.loaders import train_loader
+from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.train.loop import Run, Stopped, Trainer, train
 from dmformer.utils.errors import UserError
 
@@ -120,7 +121,12 @@ def test_any_layout_becomes_shards(photos, tmp_path, capsys):
             main(["shards", *arguments])
         assert stop.value.code == 2
         assert told in capsys.readouterr().err
-    main(["shards", str(photos), str(tmp_path / "zip"), "--overwrite"])
+    main(["shards", str(photos), str(tmp_path / "zip"), "--overwrite", "--val-share", "0", "--test-share", "0"])
+    told = capsys.readouterr()
+    assert told.out.startswith("32 train photos\n")
+    assert "there are no validation photos" in told.err
+    with pytest.raises(UserError, match="has no split 'validation': it has train"):
+        open_splits(ClassificationRecipe(data=str(tmp_path / "zip")))
     assert not list(tmp_path.glob(".*.part"))
 
 

@@ -413,6 +413,10 @@ def test_processes_that_cannot_be(recipe, monkeypatch):
         replace(recipe, batch_size=8, processes=3).check()
     with pytest.raises(UserError, match="leave it out under torchrun and in your own program"):
         train(replace(recipe, batch_size=8, processes=2))
+    for text in ("soon", "0", "nan", "inf"):
+        monkeypatch.setenv("DMFORMER_TIMEOUT", text)
+        with pytest.raises(UserError, match=f"DMFORMER_TIMEOUT is '{text}': give a number of seconds above 0."):
+            train(recipe)
 
 
 @pytest.mark.slow

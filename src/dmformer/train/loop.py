@@ -53,8 +53,8 @@ from .same_data import check_same_data, data_of
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk or a quota that is full."""
-PATIENCE = timedelta(seconds=float(os.environ.get("DMFORMER_TIMEOUT", 1800)))
-"""How long a process waits for the others before it takes them for lost."""
+TIMEOUT = "DMFORMER_TIMEOUT"
+"""The environment variable with the seconds that a process waits for the others before it takes them for lost."""
 PATIENCE_AT_END = timedelta(hours=3)
 """How long the others wait while the first alone scores the test images and writes the report."""
 LOST = "another process of this run has ended, or its host cannot be reached"
@@ -166,7 +166,7 @@ def start_processes(recipe: Recipe) -> PartialState:
         raise UserError("--precision bf16 needs macOS 14 or later on a Mac's GPU: give fp16 or no.")
     if PartialState._shared_state and PartialState().num_processes == 1:  # of an earlier run, on another device
         AcceleratorState._reset_state(reset_partial_state=True)
-    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=device.type == "cpu", timeout=_patience())
     if device.index is not None:
         if state.num_processes > 1:
             raise UserError(f"--device {device} is one GPU, but each process has its own: give --device {device.type}.")
@@ -178,6 +178,17 @@ def start_processes(recipe: Recipe) -> PartialState:
             "and in your own program."
         )
     return state
+
+
+def _patience() -> timedelta:
+    """How long a process waits for the others before it takes them for lost; half an hour by default."""
+    text = os.environ.get(TIMEOUT, "1800")
+    try:
+        if (patience := timedelta(seconds=float(text))) > timedelta(0):
+            return patience
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{TIMEOUT} is '{text}': give a number of seconds above 0.")
 
 
 class Trainer:

@@ -77,7 +77,7 @@ def open_folder(recipe: Recipe) -> Iterator[Recipe]:
             try:
                 yield replace(recipe, name=folder.name)
             finally:
-                if new and not _is_occupied(folder):
+                if new and not has_state(folder):  # perhaps best/, if the disk was full for last/
                     shutil.rmtree(folder, ignore_errors=True)
     finally:
         if new:

@@ -96,13 +96,16 @@ class Splits:
         return replace(self, train=train, val=val)
 
 
-def open_splits(recipe: ClassificationRecipe, track: Track = untracked, compare: bool = True) -> Splits:
+def open_splits(
+    recipe: ClassificationRecipe, track: Track = untracked, compare: bool = True, any_val: bool = False
+) -> Splits:
     """Open what `recipe.data` names; data without splits is split by `recipe.seed_of_split`.
 
     Args:
         recipe: The recipe. If it has folds, so have the splits, and those of its fold are returned if it has one.
         track: Shows how far it has got.
         compare: Look for images that occur twice; otherwise only if a random split needs to know them.
+        any_val: Accept photos that are too few for validation, or a `val_share` of 0: `val` is empty then.
 
     Raises:
         UserError: Nothing there, no images, fewer than two classes, or a missing package.
@@ -116,7 +119,7 @@ def open_splits(recipe: ClassificationRecipe, track: Track = untracked, compare:
         return _open_shards(shards, recipe)
     if is_named_set(recipe.data):
         return _open_named(recipe)
-    return _open_local(recipe, track, compare).of_fold(recipe.fold)
+    return _open_local(recipe, track, compare, any_val).of_fold(recipe.fold)
 
 
 def is_named_set(data: str) -> bool:
@@ -157,7 +160,7 @@ def open_own_test(recipe: ClassificationRecipe, class_names: list[str]) -> tuple
     Raises:
         UserError: The run's data is not there any more, or has other classes.
     """
-    splits = open_splits(recipe)
+    splits = open_splits(recipe, compare=False)
     check_same_classes(splits, class_names, recipe.data)
     return reported_split(splits)
 
@@ -320,7 +323,7 @@ def _joined(train: Any, val: Any) -> Any:
     return replace(train, **lists, root=f"{root}/" if root else "")
 
 
-def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool) -> Splits:
+def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool, any_val: bool) -> Splits:
     layout = given_parts(recipe.data, recipe.val_data, recipe.test_data, read_layout, recipe.folds is not None)
     parts, notes = layout.parts, layout.notes
     trained = parts.pop("train")
@@ -344,7 +347,7 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool) -> Sp
         folds = divide_in_folds(train, recipe, together)
         return Splits(class_names, train, train, test, notes, layout.kind, copies, folds)
     if val is None:
-        train, val, test_part = split_off(train, recipe, test is None, together)
+        train, val, test_part = split_off(train, recipe, test is None, together, any_val)
         test = test or test_part
     return Splits(class_names, train, val, test, notes, layout.kind, copies)
 
@@ -402,12 +405,12 @@ def check_classes(part: Any, found: Sequence[str], class_names: list[str], owner
 
 
 def split_off(
-    split: Split, recipe: Recipe, with_test: bool, together: Sequence[Group]
+    split: Split, recipe: Recipe, with_test: bool, together: Sequence[Group], any_val: bool = False
 ) -> tuple[Split, Split, Split | None]:
     """Split photos at random, each class alike; photos of a group stay together.
 
     Raises:
-        UserError: Too few photos.
+        UserError: Too few photos, unless `any_val` accepts that none is left for validation.
     """
     assert split.indices is not None
     assert split.targets is not None
@@ -416,7 +419,8 @@ def split_off(
         rest, test = _divide(split.targets, rest, recipe.test_share, seed)
     train, val = _divide(split.targets, rest, recipe.val_share / (1 - recipe.test_share * with_test), seed)
     train, val, test = _kept_together([train, val, test], together)
-    if val is None or not len(val):
+    assert val is not None
+    if not (len(val) or any_val):
         told = f"{recipe.data}: {len(split)} images, of which copies stay together, are too few"
         raise UserError(f"{told} to split off validation images: give --val-data, or a larger --val-share.")
     parts = [None if p is None else replace(split, indices=p, targets=split.targets[p]) for p in (train, val, test)]

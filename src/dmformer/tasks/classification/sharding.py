@@ -25,11 +25,13 @@ def write(
     """
     if is_named_set(recipe.data):
         raise UserError(f"{recipe.data} is a named set: shards are written from photos in folders, archives or tables.")
-    splits = open_splits(recipe)
+    splits = open_splits(recipe, any_val=True)
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
-    sources = {name: _source(split) for name, split in parts.items() if split is not None}
+    sources = {name: _source(split) for name, split in parts.items() if split}
     values = splits.train.reading.values
     counts, notes = write_shards(folder, sources, splits.class_names, values, shard_bytes, recipe.seed, progress)
+    if not splits.val:
+        notes.append("there are no validation photos: other programs read these shards, `dmformer train` does not")
     return counts, [*splits.notes, *notes]
 
 

@@ -102,9 +102,9 @@ def check_data(data: str) -> None:
     if data in ("elpv", OWN_TEST) or (rest and prefix.lower() in NAMED_SETS) or Path(data).exists():
         return
     near = difflib.get_close_matches(prefix, ["elpv", *NAMED_SETS], n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? Otherwise, " if near else ""
     raise UserError(
-        f"unknown data '{data}': {hint}Give a folder of class folders, an archive of one, a table of paths and labels, "
+        f"unknown data '{data}': {hint}give a folder of class folders, an archive of one, a table of paths and labels, "
         "elpv, or a set's name such as torch/cifar10 or hfds/OWNER/NAME."
     )
 
