@@ -272,6 +272,7 @@ def test_all_frameworks_have_both_recipes() -> None:
         ({"schedule": "steps", "drops": (2,)}, "never reached in 2 epochs"),
         ({"drops": (3, 1)}, "ascending order"),
         ({"max_side": 50}, "less than --image-size"),
+        ({"shard": True}, "--shard is for classifiers and segmenters"),
         ({"sides": (16,)}, "32 or more"),
         ({"norm_statistics": "kept"}, "needs --weights"),
         ({"data": ""}, "name your photos and their boxes"),

@@ -1,5 +1,7 @@
 """Several machines, kills at random moments, containers, and the page on them."""
 
+import copy
+import csv
 import os
 import re
 import shlex
@@ -10,8 +12,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from dmformer.cli import main
 from dmformer.cli.main import COMMANDS
@@ -21,6 +29,7 @@ from dmformer.cli.train import _goes_on
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipes import RECIPES
 from dmformer.train.loop import LostError, Stopped, Trainer, train
+from dmformer.train.sharding import divide, fit_moments, save_whole
 from dmformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +98,117 @@ def test_a_run_resumes_within_an_epoch_in_another_number_of_processes(recipe, tw
     two_processes(train, replace(recipe, resume=True, batch_size=4))
     done = Progress.read(last)
     assert (done.epoch, done.steps, done.images) == (1, 3, 8)
+
+
+def stopped(recipe, step: int) -> None:
+    """Train until SIGTERM arrives at a step of the run."""
+    whole, count = Trainer._step, []
+
+    def stopping(self, *arguments):
+        count.append(1)
+        if len(count) == step:
+            self.stop.append(signal.SIGTERM)
+        return whole(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopping)
+        with pytest.raises(Stopped):
+            train(recipe)
+
+
+def figures(folder: Path) -> list[float]:
+    """What validation measured in every row of metrics.csv; the losses of training are those of the first process."""
+    with (folder / "metrics.csv").open() as file:
+        return [float(v) for row in csv.DictReader(file) for k, v in row.items() if k.startswith("val_")]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_sharded_run_is_that_of_one_process(task, recipe, mask_recipe, two_processes):
+    """Or of two that are not sharded, for a segmenter, whose loss is the mean of the labelled pixels of a process.
+
+    Without BatchNorm, whose statistics are those of a process. It stops and goes on undivided, and the other way round.
+    """
+    tiny = {"model": "convnext_atto", "model_args": ("dims=[8,16,24,32]", "depths=[1,1,1,1]"), "drop_path_rate": 0.0}
+    if task == "classification":
+        base = replace(recipe, **tiny, epochs=3, ema=0.9, mixup=0.0, clip_grad=1.0)
+        half, stop = replace(base, batch_size=4, shard=True), 5
+    else:
+        base = replace(mask_recipe, **tiny, iterations=6, validate_every=3, ema=0.9, batch_size=2)
+        half, stop = replace(base, shard=True), 4
+    out = Path(base.out)
+
+    def undivided(function, *arguments):
+        return function(*arguments) if task == "classification" else two_processes(function, *arguments)
+
+    undivided(train, replace(base, name="one"))
+    two_processes(train, replace(half, name="two"))
+    two_processes(stopped, replace(half, name="joined"), stop)
+    undivided(train, replace(base, name="joined", resume=True))
+    undivided(stopped, replace(base, name="divided"), stop)
+    two_processes(train, replace(half, name="divided", resume=True))
+    expected, weights = figures(out / "one"), load_file(out / "one" / "best" / "model.safetensors")
+    assert len(expected) > 6
+    for name in ("two", "joined", "divided"):
+        assert figures(out / name) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        own = load_file(out / name / "best" / "model.safetensors")
+        assert own.keys() == weights.keys()
+        for key, value in own.items():
+            torch.testing.assert_close(value, weights[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_divided_model_learns_and_is_saved_as_a_whole_one(tmp_path):
+    """In one process, whose part is everything: the states are exchanged between a divided and a whole model."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        whole = timm.create_model("dmformer_n", dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_classes=3)
+        whole.double().to(memory_format=torch.channels_last)  # a divided model cannot be
+        divided = copy.deepcopy(whole)
+        divide(divided, torch.device("cpu"))
+        assert all(isinstance(parameter, DTensor) for parameter in divided.parameters())
+        models = (whole, divided)
+        optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01, fused=True) for model in models]
+        hooks: list = []
+        stand_in: Any = SimpleNamespace(
+            register_save_state_pre_hook=hooks.append, register_load_state_pre_hook=hooks.append
+        )
+        save_whole(stand_in, optimizers[1])
+        for optimizer in optimizers:
+            optimizer.register_load_state_dict_pre_hook(fit_moments)
+        save, load = hooks
+        images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+
+        def step() -> list[float]:
+            losses = []
+            for model, optimizer in zip(models, optimizers, strict=True):
+                loss = F.cross_entropy(model(images), torch.arange(3))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+            return losses
+
+        first, again = step(), step()
+        assert first[0] == pytest.approx(first[1], abs=1e-6) != again[0] == pytest.approx(again[1], abs=1e-6)
+        weights: list[dict] = [{}]
+        save([divided], weights, "")
+        assert not any(isinstance(value, DTensor) for value in weights[0].values())
+        torch.testing.assert_close(weights[0], dict(whole.state_dict()))
+        moments = [optimizer.state_dict() for optimizer in optimizers]
+        torch.testing.assert_close(moments[1]["state"], moments[0]["state"])
+        whole.load_state_dict(weights[0])
+        save_file({name: value.contiguous() for name, value in weights[0].items()}, tmp_path / "model.safetensors")
+        torch.nn.init.zeros_(next(divided.parameters()))
+        load([divided], tmp_path)
+        for optimizer, other in zip(optimizers, reversed(moments), strict=True):
+            optimizer.load_state_dict(other)
+        step()
+        last = step()
+        assert last[0] == pytest.approx(last[1], abs=1e-6)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_another_number_of_images_a_step_is_refused_within_an_epoch(recipe, tmp_path):

@@ -108,6 +108,9 @@ class Recipe:
     """Compile the model with torch.compile."""
     grad_checkpointing: bool = field(default=False, metadata=FREE)
     """Save memory by recomputing activations in the backward pass."""
+    shard: bool = field(default=False, metadata=FREE)
+    """Divide weights, gradients, the optimiser's state and the moving average among the processes (FSDP2): saves memory
+    for more communication."""
     sync_batchnorm: bool = field(default=False, metadata=FREE)
     """Compute BatchNorm statistics over all processes instead of per process."""
     workers: int | None = field(default=None, metadata=FREE)

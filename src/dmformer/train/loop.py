@@ -4,6 +4,7 @@ recipe -> job (data, model, loss, validation) -> optimiser, schedule -> epochs o
 report.html
 """
 
+import copy
 import errno
 import os
 import re
@@ -50,6 +51,7 @@ from ..utils.memory import available_memory, memory_of_processes, peak_memory, r
 from .batch_size import FEWEST_STEPS, largest_foretold, largest_tried
 from .run_folder import check_unchanged, clear, csv_text, history, open_folder, record
 from .same_data import check_same_data, data_of
+from .sharding import Whole, check_divisible, divide, fit_moments, save_whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk or a quota that is full."""
@@ -247,6 +249,12 @@ class Trainer:
             self.frozen = [self.bare.get_submodule(name) for name in frozen]  # the conversion replaced the norms
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.bare.to(accelerator.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.whole: nn.Module | None = None
+        if recipe.shard and self.world > 1:
+            check_divisible(recipe.compile, recipe.precision)
+            self.bare = accelerator.prepare_model(self.bare, evaluation_mode=True)  # not as data parallel
+            self.whole = copy.deepcopy(self.bare)  # for validation, where the processes have unequal numbers of images
+            divide(self.bare, accelerator.device)
         self.lr_scale = recipe.batch_size * recipe.accumulate * self.world / recipe.lr_batch
         fused: dict[str, Any] = {"fused": True} if recipe.optimizer in ("adam", "adamw") else {}
         optimizer = create_optimizer_v2(
@@ -258,15 +266,23 @@ class Trainer:
             param_group_fn=self.job.param_groups,
             **fused,
         )
-        model = torch.compile(self.bare) if recipe.compile else self.bare
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        optimizer.register_load_state_dict_pre_hook(fit_moments)
+        if self.whole is None:
+            model = torch.compile(self.bare) if recipe.compile else self.bare
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        else:
+            self.model, self.optimizer = self.bare, accelerator.prepare_optimizer(optimizer)
+            save_whole(accelerator, optimizer)
         if isinstance(self.model, DistributedDataParallel):  # buffers are synchronised later: see _evaluated
             self.model.broadcast_buffers = False
         self.ema = None
         if recipe.ema:
             if accelerator.distributed_type == DistributedType.FSDP:
                 raise UserError("--ema does not work with FSDP: give --ema none.")
-            self.ema = ModelEmaV3(self.bare, decay=recipe.ema, use_warmup=True)
+            copied = self.bare if self.whole is None else self.whole
+            self.ema = ModelEmaV3(copied, decay=recipe.ema, use_warmup=True, foreach=self.whole is None)
+            if self.whole is not None:
+                divide(self.ema.module, accelerator.device)
 
     def _open_loaders(self) -> None:
         """Open the loaders, and derive the schedule from their length."""
@@ -397,7 +413,8 @@ class Trainer:
     def _start_or_resume(self, whole: Recipe) -> None:
         """Load the saved state, or clear the folder; then write the recipe for all processes together to it."""
         accelerator = self.accelerator
-        accelerator.register_for_checkpointing(self.progress, *([self.ema] if self.ema else []))
+        averages = [self.ema if self.whole is None else Whole(self.ema)] if self.ema else []
+        accelerator.register_for_checkpointing(self.progress, *averages)
         if whole.resume:
             last = self.folder / "last"
             try:
@@ -628,14 +645,18 @@ class Trainer:
         if self.world > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        return model
+        if self.whole is None:
+            return model
+        self.whole.load_state_dict(Whole(model).state_dict())
+        return self.whole
 
     def _keep_best(self, row: dict[str, float]) -> None:
         """Write best/ if validation is at its best so far; on a tie, the later weights win."""
         if row[self.job.headline] < self.progress.best:
             return
         self.progress.best = row[self.job.headline]
-        state: Any = self.ema.module.state_dict() if self.ema else self.accelerator.get_state_dict(self.model)
+        kept = self.whole if self.whole is not None else self.ema.module if self.ema else None
+        state: Any = self.accelerator.get_state_dict(self.model) if kept is None else kept.state_dict()
         if self.accelerator.is_main_process:
             state = {name.removeprefix("_orig_mod."): value for name, value in state.items()}
             with self._writing():

@@ -125,6 +125,8 @@ class DetectionRecipe(Recipe):
             raise UserError(
                 "name your photos and their boxes: --data FOLDER in the layout of YOLO, COCO, Pascal VOC or LabelMe."
             )
+        if self.shard:
+            raise UserError("--shard is for classifiers and segmenters: leave it out.")
         self._check_counts("epochs", "validate_every")
         self._check_not_negative("warmup_iterations", "backbone_lr")
         if self.epochs % self.interval:
