@@ -99,6 +99,7 @@ def start(number: int, port: int, arguments: Sequence[str], log: Path, restarts:
                 "GLOO_SOCKET_IFNAME": INTERFACES[number],
                 "OMP_NUM_THREADS": "1",
                 "DMFORMER_TIMEOUT": str(PATIENCE),
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted processes find the old addresses
             },
             stdout=file,
             stderr=file,

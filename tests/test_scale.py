@@ -244,10 +244,13 @@ def test_an_error_of_the_connection_is_told_in_a_line(tmp_path):
     assert not isinstance(error.value, UserError)
 
 
-def test_a_run_that_torchrun_may_start_again_resumes(tmp_path, monkeypatch):
+def test_a_run_that_torchrun_may_start_again_resumes(tmp_path, monkeypatch, capsys):
     options, recipe = ["--out", str(tmp_path), "--name", "run"], RECIPES["scratch"]()
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("RANK", "0")
     assert not _goes_on(recipe, options)  # nothing was saved: from the beginning
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in capsys.readouterr().err
     (tmp_path / "run" / "last").mkdir(parents=True)
     assert _goes_on(recipe, options)
     assert not _goes_on(recipe, options[:2])

@@ -112,6 +112,8 @@ def _goes_on(recipe: Recipe, options: list[str]) -> bool:
         return False
     if "--overwrite" in options:
         raise UserError("--overwrite would delete the run at the first of torchrun's --max-restarts: leave it out.")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("RANK") == "0":
+        remark("a restart by torchrun can fail: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun")
     return is_unfinished(Path(value_of("--out", options) or recipe.out, named))
 
 
