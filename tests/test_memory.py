@@ -1,6 +1,9 @@
 """The memory of a command: shared pages once, freed pages given back."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -16,17 +19,44 @@ def test_a_reader_that_shares_its_pages_adds_little() -> None:
     held = bytearray(os.urandom(64 * MB))
     before = memory_of_processes()
     assert before > 64 * MB
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.read(reader, 1)
-        os._exit(len(held) % 2)
+    fork = multiprocessing.get_context("fork")
+    end = fork.Event()
+    child = fork.Process(target=lambda: (end.wait(), len(held)))
+    child.start()
     try:
         assert memory_of_processes() - before < 32 * MB
-        assert psutil.Process(child).memory_info().rss > 64 * MB
+        assert psutil.Process(child.pid).memory_info().rss > 64 * MB
     finally:
-        os.write(writer, b"x")
-        os.waitpid(child, 0)
+        end.set()
+        child.join()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_readers_count_but_not_other_commands() -> None:
+    before = memory_of_processes()
+    hold = f"held = bytearray({64 * MB}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert memory_of_processes() - before < 32 * MB
+        other.communicate(b"\n")
+    fork = multiprocessing.get_context("fork")
+    held, end = fork.Event(), fork.Event()
+
+    def read() -> None:
+        data = os.urandom(64 * MB)
+        held.set()
+        end.wait()
+        assert data
+
+    reader = fork.Process(target=read)
+    reader.start()
+    try:
+        held.wait()
+        assert memory_of_processes() - before > 48 * MB
+    finally:
+        end.set()
+        reader.join()
 
 
 @pytest.mark.skipif(not hasattr(psutil.Process().memory_info(), "shared"), reason="needs glibc")

@@ -1,6 +1,8 @@
 """Memory of a command on a CPU: how much it holds and may still take, and giving back what it has freed."""
 
 import ctypes
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -48,12 +50,14 @@ def peak_memory(call: Callable[[], None]) -> int:
 
 
 def memory_of_processes() -> int:
-    """Bytes held by this process and its readers, pages that they share counted once (where the system tells)."""
-    process = psutil.Process()
+    """Bytes held by this process and its readers, pages that they share counted once (where the system tells).
+
+    Other training processes that this one has started are not its readers: they count themselves.
+    """
     total = 0
-    for p in (process, *process.children()):
+    for number in (os.getpid(), *(reader.pid for reader in multiprocessing.active_children())):
         try:
-            memory = p.memory_full_info()
+            memory = psutil.Process(number).memory_full_info()
             total += getattr(memory, "pss", memory.rss)
         except psutil.Error:
             continue
