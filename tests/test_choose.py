@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,18 @@ import torch
 from test_cli import run
 
 from dmformer.choose import process, race
-from dmformer.choose.candidates import IMAGE_SIZES, MODELS, Entrant, Question, entrants
+from dmformer.choose.candidates import Entrant, Question, entrants
 from dmformer.choose.limits import Limits, lower_bounds, none_meets, parse_limits
+from dmformer.choose.report import and_so, named
 from dmformer.choose.state import read_state
 from dmformer.cli.choose import ChooseOptions
 from dmformer.cli.parsing import parse
+from dmformer.tasks.detection.recipes import detect
+from dmformer.tasks.recipes import RECIPES
+from dmformer.tasks.segmentation.recipes import camvid, segment
+from dmformer.tasks.table import TASKS
 from dmformer.utils.errors import UserError
+from dmformer.utils.intervals import Score, wilson
 from dmformer.utils.machine import energy_joules
 from dmformer.utils.model_names import model_names
 
@@ -26,23 +33,24 @@ DOCS = Path(__file__).parents[1] / "docs" / "choose.md"
 @pytest.mark.parametrize(
     ("given", "limits"),
     [
-        ((None, None, None), Limits()),
-        (("20ms", "300MB", "20mb"), Limits(20, 300, 20)),
-        (("0.5 s", "1.5GiB", "512 KB"), Limits(500, 1536, 0.5)),
-        (("250us", None, ".5MB"), Limits(0.25, None, 0.5)),
+        ((None, None, None, None), Limits()),
+        (("20ms", "300MB", "20mb", "50mJ"), Limits(20, 300, 20, 0.05)),
+        (("0.5 s", "1.5GiB", "512 KB", "2 J"), Limits(500, 1536, 0.5, 2.0)),
+        (("250us", None, ".5MB", "0.5GMAC"), Limits(0.25, None, 0.5, None, 0.5)),
+        ((None, None, None, "300mmac"), Limits(gmacs=0.3)),
     ],
 )
 def test_limits_are_read_with_their_units(given, limits):
     assert parse_limits(*given) == limits
-    assert bool(limits) == (given != (None, None, None))
+    assert bool(limits) == any(given)
 
 
 def test_lower_bounds_by_hand():
     # 2 images of 0.5 GMACs at 2 x 50 GMACs/s are 10 ms; 10 M weights of 4 bytes are 38.1 MB of 2^20 bytes
     whole = lower_bounds(10, 0.5, int8=False, batch_size=2, gmacs_per_second=50)
-    assert whole == pytest.approx({"latency_ms": 10, "memory_mb": 38.1470, "disk_mb": 38.1470})
+    assert whole == pytest.approx({"latency_ms": 10, "memory_mb": 38.1470, "disk_mb": 38.1470, "gmacs": 1})
     small = lower_bounds(10, 0.5, int8=True, batch_size=2, gmacs_per_second=50)
-    assert small == pytest.approx({"latency_ms": 1.25, "memory_mb": 9.53674, "disk_mb": 9.53674})
+    assert small == pytest.approx({"latency_ms": 1.25, "memory_mb": 9.53674, "disk_mb": 9.53674, "gmacs": 1})
 
 
 def test_limits_say_what_exceeds_them_and_what_is_closest():
@@ -99,23 +107,50 @@ def test_front_and_who_goes_on():
 
 
 def test_ranking_and_what_is_level():
-    first = race.standing("a", [0.75, 0.85], 100)
-    assert (first.accuracy, first.low, first.high) == pytest.approx((0.80, 0.71117, 0.86663), abs=1e-4)
-    spread = race.standing("b", [0.50, 0.90], 100)
+    first = race.standing("a", [Score(0.75, 0.65, 0.85), Score(0.85, 0.77, 0.91)])
+    assert (first.score, first.low, first.high) == pytest.approx((0.80, 0.71, 0.88))
+    spread = race.standing("b", [wilson(50, 100), wilson(90, 100)])
     assert (spread.low, spread.high) == (0.50, 0.90)
-    worse, close = race.standing("c", [0.55], 100), race.standing("d", [0.80], 100)
+    worse, close = race.standing("c", [wilson(55, 100)]), race.standing("d", [wilson(80, 100)])
     assert race.level_with(first, [first, spread, worse, close]) == [spread, close]
     assert [s.name for s in race.ranking([worse, first, close], {"a": 9, "c": 1, "d": 8})] == ["d", "a", "c"]
 
 
 def test_default_models_are_known():
-    assert set(MODELS) <= {*model_names(), *model_names("timm")}
+    for task in TASKS.values():
+        if task.contest is not None:
+            assert set(task.contest.models) <= {*model_names(), *model_names("timm")}
 
 
 def test_a_question_survives_json():
-    question = Question("d", "classify", Limits(20), 1, 1.0, ("a", "b"), (32, 64), ("fused",), (1,), None, 3, 0)
+    question = Question("d", "classify", Limits(20), 1, 1.0, ("a", "b"), (), (32, 64), ("fused",), (1,), None, 3, 0)
     assert Question.of_values(json.loads(json.dumps(question.to_dict()))) == question
-    assert entrants(question) == [Entrant("a", 32), Entrant("a", 64), Entrant("b", 32), Entrant("b", 64)]
+    assert [e.name for e in entrants(question)] == ["a-32", "a-64", "b-32", "b-64"]
+    with_heads = replace(question, heads=("fpn", "upernet"), models=("a",), image_sizes=(64,))
+    assert [e.name for e in entrants(with_heads)] == ["a-fpn-64", "a-upernet-64"]
+
+
+def test_names_in_sentences():
+    assert named(Entrant("van_b0", "atss", 320)) == "van_b0 with atss at 320 px"
+    assert named(Entrant("van_b0", "", 96)) == "van_b0 at 96 px"
+    assert [and_so("a"), and_so("ab"), and_so("abc")] == ["a", "a and b", "a, b and c"]
+
+
+def test_a_trial_of_a_segmenter_is_validated_after_each_pass():
+    trial = TASKS["segmentation"].contest.trial
+    sized = trial(segment(), 192, 100)  # 12 steps of 8 photos; 2,000 iterations are 166 passes
+    assert (sized.image_size, sized.resize, sized.validate_every, sized.validations) == (192, 240, 12, 166)
+    assert sized.lasting(3).iterations == 36
+    assert trial(camvid(), 192, 100).resize is None
+    assert trial(segment(), 256, 5).validate_every == 1
+    replace(sized, data="x").check()
+
+
+def test_a_trial_of_a_detector_is_validated_after_each_pass():
+    sized = TASKS["detection"].contest.trial(detect(), 160, 100)
+    assert (sized.image_size, sized.sides, sized.max_side) == (160, (128, 160, 192), 320)
+    assert (sized.validate_every, sized.validations, sized.lasting(3).epochs) == (1, 40, 3)
+    replace(sized, data="x").check()
 
 
 def test_energy_is_the_sum_of_the_packages(tmp_path):
@@ -139,7 +174,10 @@ def test_energy_is_the_sum_of_the_packages(tmp_path):
         (["--data", "elpv", "--batch", "0"], "--batch must be 1 or more"),
         (["--data", "elpv", "--hours", "0"], "--hours is 0: it must be more than 0"),
         (["--data", "elpv", "--forms", "fast"], "invalid choice 'fast'"),
-        (["--data", "elpv", "--recipe", "bccd"], "--recipe bccd is for detection: `dmformer choose` compares class"),
+        (["--data", "elpv", "--recipe", "bccd"], "elpv does not exist"),
+        (["--data", "elpv", "--recipe", "pretrain"], "--recipe pretrain is for pretraining: `dmformer choose` knows "),
+        (["--data", "elpv", "--heads", "fpn"], "--heads fpn: a classifier has no choice of heads"),
+        (["--data", "elpv", "--energy", "5W"], "--energy 5W: give a number and a unit, e.g. 50mJ, or 0.5GMAC for op"),
         (["--resume"], "choice holds no choose.json to go on from"),
         (["--latncy", "1ms"], "unknown option '--latncy': did you mean --latency"),
     ],
@@ -157,17 +195,25 @@ def test_the_commands_of_the_page_are_valid():
     assert len(lines) > 4
     for line in lines:
         options = parse(ChooseOptions, shlex.split(line, comments=True), "choose")
-        parse_limits(options.latency, options.memory, options.disk)
-    assert all(f"`{name}`" in DOCS.read_text("utf-8") for name in MODELS)
-    assert all(f"{size} px" in DOCS.read_text("utf-8") for size in IMAGE_SIZES)
+        parse_limits(options.latency, options.memory, options.disk, options.energy)
+    contests = [task.contest for task in TASKS.values() if task.contest is not None]
+    assert all(f"`{name}`" in DOCS.read_text("utf-8") for each in contests for name in (*each.models, *each.heads))
+    assert all(f"{size} px" in DOCS.read_text("utf-8") for each in contests for size in each.image_sizes)
 
 
-def test_the_pytorch_form_runs_in_a_process_of_its_own(capsys, monkeypatch):
+def test_joules_need_a_counter(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmformer.cli.choose.energy_joules", lambda: None)
+    code, _, err = run(capsys, "choose", "--data", "elpv", "--energy", "50mJ")
+    assert code == 2
+    assert "--energy 50mJ: the energy counters of this machine cannot be read; limit the operations" in err
+
+
+@pytest.mark.slow
+def test_the_pytorch_form_runs_in_a_process_of_its_own(capsys, monkeypatch, trained_classifier):
     task = {
         "form": "fused",
-        "file": "None",
-        "model": "test_resnet",
-        "classes": 3,
+        "source": str(trained_classifier.folder / "best"),
         "shape": (1, 3, 32, 32),
         "threads": torch.get_num_threads(),
     }
@@ -237,7 +283,8 @@ def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
     loser = ({"test_resnet-32", "test_efficientnet-32"} - {answer["entrant"]}).pop()
     assert re.search(rf"<bdi>{loser}</bdi></td><td>in round 1</td><td>[\d.]+%", page)
     assert "The test photos took no part in the choice" in page
-    assert math.isclose(answer["finalists"][0]["accuracy"], sum(answer["finalists"][0]["seeds"]) / 2)
+    assert math.isclose(answer["finalists"][0]["score"], sum(answer["finalists"][0]["seeds"]) / 2)
+    assert (answer["figure"], answer["level"]) == ("top-1", [])
 
     code, table, _ = run(capsys, "choose", "--resume")
     assert code == 0
@@ -251,3 +298,28 @@ def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
 def test_a_limit_without_a_number_names_the_option():
     with pytest.raises(UserError, match="--disk small"):
         parse_limits(None, None, "small")
+
+
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(("task", "head"), [("segmentation", "fpn"), ("detection", "atss")])
+def test_segmenters_and_detectors(capsys, monkeypatch, request, tmp_path, task, head):
+    recipe = request.getfixturevalue({"segmentation": "mask_recipe", "detection": "box_recipe"}[task])
+    small = {"batch_size": 2, "workers": 0, "width": 64, "pretrained": "none", TASKS[task].contest.head: head}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmformer.choose.measure.SECONDS", 0.01)
+    own = {"segmentation": "segment", "detection": "detect"}[task]
+    monkeypatch.setitem(RECIPES, own, lambda: replace(recipe, **small, out="runs", name=None))
+    models = ["--models", "test_resnet", "--image-sizes", 32, 64, "--threads", 1]
+    arguments = ["--data", recipe.data, *models, "--forms", "fused", "onnxruntime", "--epochs", 1, "--seeds", 1]
+    code, out, err = run(capsys, "choose", *arguments, "--hours", 5, "--format", "json")
+    assert code == 0, err
+    answer, state = json.loads(out), read_state(tmp_path / "choice")
+    assert answer["figure"] == TASKS[task].headline
+    assert {name.rpartition("-")[0] for name in state.costs} == {f"test_resnet-{head}"}
+    assert len(state.measured) == 4
+    assert not [figures for figures in state.measured.values() if "failed" in figures]
+    assert Path(answer["file"]).exists()
+    page = (tmp_path / "choice" / "choice.html").read_text("utf-8")
+    assert f"{TASKS[task].headline} (95 % interval)" in page

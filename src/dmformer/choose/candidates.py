@@ -19,18 +19,6 @@ FORMS = {
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 """Packages that the forms of a format need; quantising to int8 needs onnxruntime too."""
 
-MODELS = (
-    "dmformer_n",
-    "dmformer_t",
-    "van_b0",
-    "vitae_t",
-    "mobilenetv3_small_100",
-    "mobilenetv3_large_100",
-    "efficientnet_lite0",
-    "resnet18",
-)
-IMAGE_SIZES = (96, 128)
-
 
 @dataclass(frozen=True)
 class Question:
@@ -38,6 +26,7 @@ class Question:
 
     Attributes:
         recipe: Name of the recipe of the trials.
+        heads: Heads or frameworks on the backbones; empty if the task has no choice of them.
         batch_size: Images per call when latency and memory are measured.
         hours: Time for measuring and training together.
         epochs: Maximum number of epochs of a trial; None for the recipe's.
@@ -51,6 +40,7 @@ class Question:
     batch_size: int
     hours: float
     models: tuple[str, ...]
+    heads: tuple[str, ...]
     image_sizes: tuple[int, ...]
     forms: tuple[str, ...]
     threads: tuple[int, ...]
@@ -70,14 +60,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Entrant:
-    """What is trained: a model at an image size. Its forms share the weights."""
+    """What is trained: a model, perhaps with a head on it, at an image size. Its forms share the weights."""
 
     model: str
+    head: str
     image_size: int
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.image_size}"
+        return "-".join(filter(None, (self.model, self.head, str(self.image_size))))
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,12 @@ class Candidate:
 
 
 def entrants(question: Question) -> list[Entrant]:
-    return [Entrant(model, size) for model in question.models for size in question.image_sizes]
+    return [
+        Entrant(model, head, size)
+        for model in question.models
+        for head in question.heads or ("",)
+        for size in question.image_sizes
+    ]
 
 
 def candidates(entrant: Entrant, question: Question) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""What candidates need on this machine: sizes without building them, then latency, file, memory and energy."""
+"""What candidates need on this machine: sizes first, then latency, file, memory and energy."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from ..bench.variants import Call, Forms, set_threads
+from ..bench.variants import Call, Forms, gmacs_of, set_threads
 from ..export.formats import export_openvino
-from ..models.catalogue import count_gmacs
-from ..models.create import size_argument
+from ..tasks.job import Job
+from ..tasks.task import Contest
 from ..utils.errors import first_line
 from ..utils.machine import energy_joules
 from ..utils.timing import interleave, summarise, turn
-from .candidates import FORMS, Candidate, Entrant
+from .candidates import FORMS, Candidate
 from .limits import Limits
 from .process import memory_of_process
 
@@ -25,17 +25,21 @@ a few milliseconds, so that some of them are undisturbed by other work on the ma
 CPU = torch.device("cpu")
 
 Figures = dict[str, Any]
+Shape = tuple[int, int, int, int]
 
 
-def cost(entrant: Entrant, classes: int) -> dict[str, float]:
-    """Parameters in millions and GMACs of an entrant, without creating its weights."""
-    import timm
-
-    arguments: dict[str, Any] = {"num_classes": classes, **size_argument(entrant.model, entrant.image_size)}
-    with torch.device("meta"):
-        model: Any = timm.create_model(entrant.model, **arguments).eval()
+def cost(job: Job, height: int, width: int) -> dict[str, float]:
+    """Parameters in millions, and GMACs for an image of this size, of a job's model."""
+    model = job.build_model()[0].eval()
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    return {"parameters_m": parameters, "gmacs": count_gmacs(model, entrant.image_size)}
+    return {"parameters_m": parameters, "gmacs": gmacs_of(model, height, width)}
+
+
+def size_of_photo(job: Job, multiple: int) -> tuple[int, int]:
+    """Height and width of the first validation photo as the job's model receives it."""
+    inputs = next(iter(job.val_loader(0, 1, False)))[0]
+    height, width = inputs[0].shape[-2:]
+    return height + -height % multiple, width + -width % multiple
 
 
 def gmacs_per_second(threads: int) -> float:
@@ -46,31 +50,37 @@ def gmacs_per_second(threads: int) -> float:
 
 
 def measure(
-    entrant: Entrant,
+    job: Job,
+    contest: Contest,
     candidates: Sequence[Candidate],
-    classes: int,
-    batch_size: int,
+    shape: Shape,
     limits: Limits,
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Figures]:
-    """Figures of an entrant's candidates by name: those of `Limits`, `latency_low` and `latency_high` (the middle half
-    of the turns) and `energy_j` per call, each None if unknown; or "failed" with the reason.
+    """Figures of the candidates of one entrant by name: those of `Limits`, `latency_low` and `latency_high` (the middle
+    half of the turns), energy and operations per call, each None if unknown; or "failed" with the reason.
 
-    Latencies are measured in turns first. Only candidates within the limits on latency and file are started in a
-    process of their own; without a limit on memory, only the fastest of them.
+    Latencies are measured in turns first. Only candidates within the limits on latency, file and energy are started in
+    a process of their own; without a limit on memory, only the fastest of them.
 
     Args:
+        job: Of the entrant; its model has random weights.
+        shape: Of the images of a call, (B, 3, H, W).
         folder: For the files, which stay there.
     """
     found: dict[str, Figures] = {}
-    shape = (batch_size, 3, entrant.image_size, entrant.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    source = folder / "model"
+    model, _ = job.build_model()
+    job.save(source, model, model.state_dict())
     for threads in dict.fromkeys(candidate.threads for candidate in candidates):
         own = [candidate for candidate in candidates if candidate.threads == threads]
+        files = folder / str(threads)
+        files.mkdir()
         with set_threads(threads):
             try:
-                ready = Forms(entrant.model, images, CPU, True, threads, folder, classes=classes)
+                ready = Forms(str(source), images, CPU, True, threads, files, free_size=contest.free_size)
             except Exception as error:  # timm's models raise their own errors, e.g. for an image size
                 found |= {candidate.name: {"failed": first_line(error)} for candidate in own}
                 continue
@@ -78,9 +88,9 @@ def measure(
             for candidate in own:
                 form, dtype, _ = FORMS[candidate.form]
                 try:
-                    calls[candidate.name] = ready.bind(form, dtype, batch_size)
-                    file, size = _file(ready, candidate, folder)
-                    found[candidate.name] = {"file": str(file) if file else None, "disk_mb": size}
+                    calls[candidate.name] = ready.bind(form, dtype, shape[0])
+                    file, size = _file(ready, candidate, source)
+                    found[candidate.name] = {"file": str(file), "disk_mb": size, "gmacs": ready.gmacs * shape[0]}
                 except Exception as error:  # from an exporter or a runtime
                     calls.pop(candidate.name, None)
                     found[candidate.name] = {"failed": first_line(error)}
@@ -88,36 +98,43 @@ def measure(
             turns = [lambda run=call.run: turn(run, SECONDS) for call in calls.values()]
             times = interleave(turns, ROUNDS, lambda *_: None)
             for (name, call), seconds in zip(calls.items(), times, strict=True):
-                row = summarise(batch_size, seconds, None)
+                row = summarise(shape[0], seconds, None)
                 found[name] |= {
                     "latency_ms": row["latency_ms"],
-                    "latency_low": 1e3 * batch_size / row["high"],
-                    "latency_high": 1e3 * batch_size / row["low"],
+                    "latency_low": 1e3 * shape[0] / row["high"],
+                    "latency_high": 1e3 * shape[0] / row["low"],
                     "memory_mb": None,
                     "energy_j": _energy(call),
                 }
-    _measure_memory(entrant, candidates, classes, shape, limits, found)
+    _measure_memory(candidates, shape, limits, found)
     return found
 
 
-def image_seconds(entrant: Entrant, classes: int, batch_size: int) -> float:
-    """Seconds per image of a training step: forward, backward and update; the second of two steps."""
-    images = torch.randn(batch_size, 3, entrant.image_size, entrant.image_size)
-    threads = torch.get_num_threads()
-    ready = Forms(entrant.model, images, CPU, True, threads, Path(), training=True, classes=classes)
-    return turn(ready.bind("eager", "float32", batch_size).run, 0.0) / batch_size
+def image_seconds(job: Job, batch_size: int) -> float:
+    """Seconds per image of a training step: forward, backward and update; the second of two steps on one batch."""
+    model: Any = job.build_model()[0].train()
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    inputs, targets, _ = next(iter(job.train_loader(0, 1, False)))
+
+    def step() -> None:
+        job.loss(model, inputs, targets)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    return turn(step, 0.0) / batch_size
 
 
-def _file(ready: Forms, candidate: Candidate, folder: Path) -> tuple[Path | None, float]:
-    """The file that a candidate runs, None for PyTorch, and its size in MB; for PyTorch, of the weights."""
+def _file(ready: Forms, candidate: Candidate, source: Path) -> tuple[Path, float]:
+    """What a candidate runs, the model's folder for PyTorch, and the size of its file in MB."""
     form, dtype, _ = FORMS[candidate.form]
     if form == "fused":
-        tensors = ready.model.state_dict().values()
-        return None, sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
+        return source, (source / "model.safetensors").stat().st_size / 2**20
     path = ready.graph(dtype)
     parts = [path]
     if form == "openvino":
-        path = export_openvino(path, folder / f"{path.stem}.xml", {})
+        path = export_openvino(path, path.with_suffix(".xml"), {})
         parts = [path, path.with_suffix(".bin")]
     return path, sum(part.stat().st_size for part in parts) / 2**20
 
@@ -139,21 +156,13 @@ def _energy(call: Call) -> float | None:
     return used / calls if used > 0 else None
 
 
-def _measure_memory(
-    entrant: Entrant,
-    candidates: Sequence[Candidate],
-    classes: int,
-    shape: tuple[int, int, int, int],
-    limits: Limits,
-    found: dict[str, Figures],
-) -> None:
+def _measure_memory(candidates: Sequence[Candidate], shape: Shape, limits: Limits, found: dict[str, Figures]) -> None:
     """Add the peak memory of a process of its own to those figures that are within the other limits."""
     ready = [c for c in candidates if "failed" not in found[c.name] and not limits.exceeded(found[c.name])]
     ready.sort(key=lambda candidate: found[candidate.name]["latency_ms"])
     for candidate in ready if limits.memory_mb is not None else ready[:1]:
         figures, form = found[candidate.name], FORMS[candidate.form][0]
-        file = Path(figures["file"]) if figures["file"] else None
         try:
-            figures["memory_mb"] = memory_of_process(form, file, entrant.model, classes, shape, candidate.threads)
+            figures["memory_mb"] = memory_of_process(form, Path(figures["file"]), shape, candidate.threads)
         except Exception as error:  # the process failed or hung
             found[candidate.name] = {"failed": first_line(error)}

@@ -22,20 +22,18 @@ START = "import dmformer_command; from dmformer.choose.process import main; main
 """The first import keeps torch out, see `dmformer_command`."""
 
 
-def memory_of_process(
-    form: str, file: Path | None, model: str, classes: int, shape: tuple[int, int, int, int], threads: int
-) -> float | None:
+def memory_of_process(form: str, source: Path, shape: tuple[int, int, int, int], threads: int) -> float | None:
     """Peak memory in MB of a process of its own that opens a model and runs it; None if the system does not tell.
 
     Args:
         form: "fused", "onnxruntime" or "openvino".
-        file: The exported file, .onnx or .xml; None for "fused", which builds the model.
+        source: The exported file, .onnx or .xml; for "fused", a trained model's folder.
         shape: Of the images, (B, 3, H, W).
 
     Raises:
         UserError: The process failed.
     """
-    task = {"form": form, "file": str(file), "model": model, "classes": classes, "shape": shape, "threads": threads}
+    task = {"form": form, "source": str(source), "shape": shape, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-c", START, json.dumps(task)], capture_output=True, text=True, timeout=SECONDS
     )
@@ -61,7 +59,7 @@ def main() -> None:
 def _runtime(task: dict[str, Any]) -> Any:
     from ..runtimes.sessions import to_onnxruntime, to_openvino
 
-    path = Path(task["file"])
+    path = Path(task["source"])
     if task["form"] == "openvino":
         return to_openvino(path, task["threads"], shape=task["shape"]).run
     return to_onnxruntime(path, task["threads"]).run
@@ -70,12 +68,10 @@ def _runtime(task: dict[str, Any]) -> Any:
 def _torch(task: dict[str, Any]) -> Any:
     import torch
 
-    from ..models.create import random_model
-    from ..nn.fuse import fuse
+    from ..tasks.opening import open_trained
 
     torch.set_num_threads(task["threads"])
-    model = fuse(random_model(task["model"], task["shape"][-1], task["classes"]), inplace=True)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = open_trained(task["source"]).for_inference("cpu").model
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> Any:

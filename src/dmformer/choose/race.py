@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ..utils.intervals import wilson
+from ..utils.intervals import Score
 
 FINALISTS = 3
 """Number of models that are trained with several seeds."""
@@ -22,10 +22,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Standing:
-    """An accuracy from 0 to 1, the mean over the seeds, with its interval."""
+    """A score from 0 to 1, the mean over the seeds, with its interval."""
 
     name: str
-    accuracy: float
+    score: float
     low: float
     high: float
     seeds: tuple[float, ...]
@@ -92,16 +92,16 @@ def forecast(seconds: Mapping[str, float], budget: float, most_epochs: int, seed
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that nothing beats in both accuracy and latency, from the fastest to the most accurate.
+    """The names that nothing beats in both score and latency, from the fastest to the best.
 
     Args:
-        points: (accuracy, latency) by name.
+        points: (score, latency) by name.
     """
 
     def beaten(name: str) -> bool:
-        accuracy, latency = points[name]
+        score, latency = points[name]
         return any(
-            a >= accuracy and t <= latency and (a, t) != (accuracy, latency)
+            a >= score and t <= latency and (a, t) != (score, latency)
             for other, (a, t) in points.items()
             if other != name
         )
@@ -110,7 +110,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def going_on(points: Mapping[str, tuple[float, float]], number: int, by_front: bool) -> list[str]:
-    """The models that go on: the most accurate, or `by_front` the first fronts, the most accurate of the last one."""
+    """The models that go on: the best, or `by_front` the first fronts, the best of the last one."""
     if not by_front:
         return sorted(points, key=lambda name: (-points[name][0], points[name][1]))[:number]
     rest, kept = dict(points), []
@@ -121,17 +121,16 @@ def going_on(points: Mapping[str, tuple[float, float]], number: int, by_front: b
     return kept
 
 
-def standing(name: str, accuracies: Sequence[float], images: int) -> Standing:
-    """The mean accuracy, with Wilson's 95 % interval for this number of validation images, widened to the range of the
-    seeds."""
-    mean = fmean(accuracies)
-    score = wilson(round(mean * images), images)
-    return Standing(name, mean, min(score.low, *accuracies), max(score.high, *accuracies), tuple(accuracies))
+def standing(name: str, seeds: Sequence[Score]) -> Standing:
+    """The mean score of the seeds. Its interval is the mean of theirs, widened to the range of the seeds."""
+    values = tuple(seed.value for seed in seeds)
+    low, high = fmean(seed.low for seed in seeds), fmean(seed.high for seed in seeds)
+    return Standing(name, fmean(values), min(low, *values), max(high, *values), values)
 
 
 def ranking(standings: Sequence[Standing], latency: Mapping[str, float]) -> list[Standing]:
-    """The most accurate first; of equal ones the fastest."""
-    return sorted(standings, key=lambda each: (-each.accuracy, latency[each.name]))
+    """The best first; of equal ones the fastest."""
+    return sorted(standings, key=lambda each: (-each.score, latency[each.name]))
 
 
 def level_with(first: Standing, others: Sequence[Standing]) -> list[Standing]:

@@ -1,5 +1,6 @@
 """The page of `dmformer choose`: who won, how sure that is, the front, and who fell out where and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMeth
 from ..report.page import Plot, Theme, number, plot, write_page
 from ..utils.display import duration
 from . import race
-from .candidates import Candidate
-from .limits import NAMES, Limits
+from .candidates import Candidate, Entrant
+from .limits import FIGURES, Limits
 from .run import Choice, Fallen
 
 PAGE = "choice.html"
@@ -25,7 +26,7 @@ class Row:
 
     name: str
     form: str
-    accuracy: float
+    score: float
     interval: tuple[float, float]
     seeds: str
     latency: str
@@ -59,24 +60,38 @@ def write_choice(path: Path, choice: Choice, command: str) -> None:
 def limits_in_words(limits: Limits) -> str:
     """The limits: "latency 20 ms, disk 20 MB"; "none" without any."""
     told = [
-        f"{option} {getattr(limits, name):g} {unit}"
-        for option, (name, unit) in NAMES.items()
+        f"{word} {getattr(limits, name):g} {unit}"
+        for name, (word, unit) in FIGURES.items()
         if getattr(limits, name) is not None
     ]
     return ", ".join(told) or "none"
 
 
 def verdict(choice: Choice) -> str:
-    """The winner and its figures in a sentence or two."""
+    """The winner and its figures in a sentence or two; and whether others are as good."""
     winner = choice.winner
     candidate = next(c for c in choice.forms[winner["entrant"]] if c.name == winner["candidate"])
     figures = choice.figures(candidate)
     test = winner["test"]
-    return (
-        f"{candidate.entrant.model} at {candidate.entrant.image_size} px in {in_words(candidate)}: "
-        f"{test['value']:.1%} of {winner['count']} {winner['split']} photos right (95 % interval {test['low']:.1%} to "
-        f"{test['high']:.1%}), {figures['latency_ms']:.1f} ms a call."
+    told = (
+        f"{named(candidate.entrant)} in {in_words(candidate)}: {choice.figure} {test['value']:.1%} on "
+        f"{winner['count']:,} {winner['split']} photos (95 % interval {test['low']:.1%} to {test['high']:.1%}), "
+        f"{figures['latency_ms']:.1f} ms a call."
     )
+    if level := winner["level"]:
+        told += f" It is a tie: the validation photos do not tell it from {and_so(level)}."
+    return told
+
+
+def named(entrant: Entrant) -> str:
+    """An entrant in words: "van_b0 with atss at 320 px"."""
+    return f"{entrant.model}{f' with {entrant.head}' if entrant.head else ''} at {entrant.image_size} px"
+
+
+def and_so(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def in_words(candidate: Candidate) -> str:
@@ -91,8 +106,8 @@ def certainty(choice: Choice) -> list[str]:
     first, *others = choice.finalists
     images = choice.images[1]
     told = [
-        f"{first.name} leads on {images:,} validation photos with {first.accuracy:.1%}; its interval, of chance in the "
-        f"choice of these photos and of the seeds, goes from {first.low:.1%} to {first.high:.1%}."
+        f"{first.name} leads on {images:,} validation photos with {choice.figure} {first.score:.1%}; its interval, of "
+        f"chance in the choice of these photos and of the seeds, goes from {first.low:.1%} to {first.high:.1%}."
     ]
     if len(first.seeds) > 1:
         told.append(
@@ -105,12 +120,14 @@ def certainty(choice: Choice) -> list[str]:
     for other in level:
         ratio = choice.latency(other.name) / choice.latency(first.name)
         speed = f"takes {ratio:.2g} times as long" if ratio >= 1 else f"is {1 / ratio:.2g} times as fast"
-        told.append(f"{other.name} is level with it: {other.accuracy:.1%}, and the intervals overlap. It {speed}.")
+        told.append(f"{other.name} is level with it: {other.score:.1%}, and the intervals overlap. It {speed}.")
     if others and not level:
         told.append("No other finalist is level with it: their intervals do not overlap with its own.")
-    early = sum("level:" in fallen.reason for fallen in choice.fallen)
-    if early:
-        told.append(f"{number(early, 'model')} fell out in an earlier round although level with the last that went on.")
+    if early := [fallen.name for fallen in choice.fallen if "level:" in fallen.reason]:
+        told.append(
+            f"{and_so(early)} fell out in an earlier round although level with the last that went on: with another "
+            "seed, they might have gone on."
+        )
     if choice.winner["entrant"] != first.name:
         told.append(f"{first.name} could not be exported in a form that meets the limits.")
     if choice.winner["split"] == "test":
@@ -124,7 +141,7 @@ def finalists(choice: Choice) -> list[Row]:
     """The finalists for the table, the most accurate first."""
     first = choice.finalists[0]
     level = {each.name for each in race.level_with(first, choice.finalists)}
-    on_front = race.front({each.name: (each.accuracy, choice.latency(each.name)) for each in choice.finalists})
+    on_front = race.front({each.name: (each.score, choice.latency(each.name)) for each in choice.finalists})
     rows = []
     for each in choice.finalists:
         chosen = [c for c in choice.forms[each.name] if c.name == choice.winner["candidate"]]
@@ -134,7 +151,7 @@ def finalists(choice: Choice) -> list[Row]:
             Row(
                 each.name,
                 in_words(candidate),
-                each.accuracy,
+                each.score,
                 (each.low, each.high),
                 ", ".join(f"{100 * seed:.1f}" for seed in each.seeds),
                 f"{figures['latency_ms']:.1f} ({figures['latency_low']:.1f} to {figures['latency_high']:.1f})",
@@ -178,19 +195,19 @@ def _in_words(fallen: list[Fallen]) -> list[Fallen]:
 
 
 def _front_plot(choice: Choice) -> Plot:
-    """Validation accuracy against latency: the finalists with their intervals, and those that fell out in the race."""
+    """Validation score against latency: the finalists with their intervals, and those that fell out in the race."""
     final = {each.name: each for each in choice.finalists}
-    points = {name: (accuracy, choice.latency(name)) for name, accuracy in choice.accuracy.items()}
+    points = {name: (score, choice.latency(name)) for name, score in choice.scores.items()}
     on_front = race.front({name: points[name] for name in final})
 
     def draw(axes: Axes, theme: Theme) -> None:
         out = [point for name, point in points.items() if name not in final]
         axes.plot([t for _, t in out], [a for a, _ in out], "o", color=theme.line, label="fell out, fewer epochs")
         for each in final.values():
-            low, high = each.accuracy - each.low, each.high - each.accuracy
+            low, high = each.score - each.low, each.high - each.score
             axes.errorbar(
                 points[each.name][1],
-                each.accuracy,
+                each.score,
                 [[low], [high]],
                 fmt="o",
                 color=theme.second if each.name == choice.winner["entrant"] else theme.first,
@@ -198,9 +215,9 @@ def _front_plot(choice: Choice) -> Plot:
             )
         line = [points[name] for name in on_front]
         axes.plot([t for _, t in line], [a for a, _ in line], color=theme.first, linewidth=1, zorder=0)
-        for name, (accuracy, latency) in points.items():
+        for name, (score, latency) in points.items():
             size = "small" if name in final else "x-small"
-            axes.annotate(name, (latency, accuracy), (6, 4), textcoords="offset points", fontsize=size)
+            axes.annotate(name, (latency, score), (6, 4), textcoords="offset points", fontsize=size)
         limit = choice.question.limits.latency_ms
         if limit is not None and limit < FAR * max(latency for _, latency in points.values()):
             axes.axvline(limit, color=theme.second, linestyle="--", linewidth=1)
@@ -211,7 +228,7 @@ def _front_plot(choice: Choice) -> Plot:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
         axes.set_xlabel(f"ms a call of {number(choice.question.batch_size, 'photo')}, logarithmic")
-        axes.set_title("Validation accuracy", fontsize=11)
+        axes.set_title(f"{choice.figure} on validation", fontsize=11)
 
-    told = "; ".join(f"{name} {accuracy:.1%} in {latency:.1f} ms" for name, (accuracy, latency) in points.items())
-    return plot(draw, f"Validation accuracy against latency: {told}.", (8.0, 4.6))
+    told = "; ".join(f"{name} {score:.1%} in {latency:.1f} ms" for name, (score, latency) in points.items())
+    return plot(draw, f"{choice.figure} on the validation photos against latency: {told}.", (8.0, 4.6))

@@ -4,31 +4,31 @@ question -> bounds -> measurements -> rounds of training -> finalists with sever
 """
 
 import csv
-import io
 import shlex
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..bench.variants import set_threads
-from ..export.write import Written, export
+from ..export.write import Written, export, spread
 from ..report.page import number as counted
-from ..tasks.classification.datasets import Split, files_of
-from ..tasks.classification.recipes import ClassificationRecipe
-from ..tasks.classification.training import ClassificationJob
+from ..tasks.build import with_normalisation
+from ..tasks.job import Job
+from ..tasks.recipe import Recipe
+from ..tasks.table import TASKS
 from ..train.loop import Stopped
 from ..train.trials import trained
-from ..utils.display import Display, duration
+from ..utils.display import Display, duration, track
 from ..utils.errors import UserError, first_line
-from ..utils.files import write_whole
+from ..utils.intervals import Score
 from . import race
 from .candidates import FORMS, Candidate, Entrant, Question, candidates, entrants
 from .limits import lower_bounds, none_meets
-from .measure import cost, gmacs_per_second, image_seconds, measure
+from .measure import Shape, cost, gmacs_per_second, image_seconds, measure, size_of_photo
 from .race import Standing
 from .state import State, save_state
 
@@ -37,7 +37,7 @@ FOR_THE_END = 0.05
 VALIDATION_COST = 1 / 3
 """Time of an image in validation, relative to training: the forward pass alone (a reconstruction)."""
 CALIBRATED, MAX_LOSS = 64, 0.01
-"""Photos that calibrate an int8 file, and the maximum loss of validation accuracy by int8."""
+"""Photos that calibrate an int8 file, and the maximum loss of the validation score by int8."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,21 @@ class Choice:
     """The answer.
 
     Attributes:
+        figure: Name of the score: "top-1", "mIoU" or "AP".
         forms: The candidates of each entrant that meet the limits, the fastest first.
-        accuracy: Validation accuracy of each entrant in its last round.
-        finalists: The most accurate first.
+        scores: Validation score of each entrant in its last round.
+        finalists: The best first.
         winner: As in `State.winner`.
     """
 
     question: Question
     state: State
+    figure: str
     images: tuple[int, int, int]
     notes: list[str]
     forms: dict[str, list[Candidate]] = field(default_factory=dict)
     fallen: list[Fallen] = field(default_factory=list)
-    accuracy: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
     finalists: list[Standing] = field(default_factory=list)
 
     @property
@@ -81,7 +83,7 @@ class Choice:
         return self.figures(self.forms[name][0])["latency_ms"]
 
 
-def choose(question: Question, recipe: ClassificationRecipe, out: Path, state: State, command: str) -> Choice:
+def choose(question: Question, recipe: Recipe, out: Path, state: State, command: str) -> Choice:
     """Answer a question, going on from what the state holds already.
 
     Args:
@@ -97,15 +99,21 @@ def choose(question: Question, recipe: ClassificationRecipe, out: Path, state: S
 
 
 class _Choosing:
-    def __init__(self, question: Question, recipe: ClassificationRecipe, out: Path, state: State, command: str) -> None:
+    def __init__(self, question: Question, recipe: Recipe, out: Path, state: State, command: str) -> None:
         self.question, self.out, self.state, self.command = question, out, state, command
-        recipe = replace(recipe, data=question.data, split_seed=question.seed, out=str(out / "trials"), tracker="none")
-        self.job = ClassificationJob(recipe)
-        self.classes = len(self.job.class_names)
-        self.recipe = replace(recipe, batch_size=min(recipe.batch_size, self.job.images[0] // 2 * 2 or 1))
-        self.most_epochs = question.epochs or recipe.epochs
+        self.task = TASKS[recipe.task]
+        assert self.task.contest is not None
+        self.contest = self.task.contest
+        given: Any = {"data": question.data, "split_seed": question.seed, "out": str(out / "trials"), "tracker": "none"}
+        recipe = replace(recipe, **given)
+        self.data = self.task.open_data(recipe, track)
+        self.job = self.task.job(with_normalisation(recipe), self.data)
+        images = self.job.images
+        self.recipe = replace(recipe, batch_size=min(recipe.batch_size, images[0] // 2 * 2 or 1))
+        self.most_epochs = question.epochs or self._sized(question.image_sizes[0]).validations
         self.entrants = {entrant.name: entrant for entrant in entrants(question)}
-        self.choice = Choice(question, state, self.job.images, list(self.job.notes))
+        self.choice = Choice(question, state, self.task.headline, images, list(self.job.notes))
+        self.jobs: dict[str, Job] = {}
         self.clock = time.monotonic()
 
     def answer(self) -> Choice:
@@ -135,20 +143,18 @@ class _Choosing:
                 state.gmacs_per_second[str(threads)] = gmacs_per_second(threads)
         possible: dict[str, list[Candidate]] = {}
         bounds: list[tuple[str, dict[str, float | None]]] = []
-        int8 = self._int8_photos() is not None
-        if not int8 and any(FORMS[form][1] == "int8" for form in question.forms):
-            told = "int8 needs photos in folders, on which it is calibrated and checked"
-            if all(FORMS[form][1] == "int8" for form in question.forms):
-                raise UserError(f"{told}: give --forms with another form, or the photos in a folder.")
-            self.display.say(f"note: {told}: it is left out")
+        int8 = self._has_int8()
         for i, (name, entrant) in enumerate(self.entrants.items()):
             self.display.step("sizes of the models", i, len(self.entrants), "")
             try:
-                state.costs[name] = state.costs.get(name) or cost(entrant, self.classes)
+                state.costs[name] = state.costs.get(name) or self._cost(entrant)
             except Exception as error:  # timm's models raise their own errors, e.g. for an image size
                 self._fall(name, "measuring", first_line(error))
                 continue
-            own = [c for c in candidates(entrant, question) if int8 or not c.int8]
+            own = [c for c in candidates(entrant, question) if self._can_be(c, int8)]
+            if not own:
+                self._fall(name, "measuring", "it cannot be exported in one of these forms")
+                continue
             least = {c: self._least(c) for c in own}
             bounds += [(c.name, figures) for c, figures in least.items()]
             if within := [c for c in own if not question.limits.exceeded(least[c])]:
@@ -163,10 +169,45 @@ class _Choosing:
             raise none_meets(question.limits, bounds)
         return possible
 
+    def _has_int8(self) -> bool:
+        """Whether the data can calibrate int8 files, if forms in int8 are asked for; says why not."""
+        asked = [FORMS[form][1] == "int8" for form in self.question.forms]
+        try:
+            return any(asked) and bool(self.contest.calibration(self.data))
+        except UserError as error:
+            if all(asked):
+                raise UserError(f"{error}: give --forms with another form.") from None
+            self.display.say(f"note: {error}: int8 is left out")
+            return False
+
+    def _can_be(self, candidate: Candidate, int8: bool) -> bool:
+        """Whether a candidate's form can be had at all."""
+        exported = candidate.form == "fused" or self.task.exports({self.contest.head: candidate.entrant.head})
+        return exported and (int8 or not candidate.int8)
+
+    def _cost(self, entrant: Entrant) -> dict[str, Any]:
+        job = self._job_of(entrant.name)
+        size = size_of_photo(job, self.contest.multiple)
+        return {**cost(job, *size), "size": list(size)}
+
+    def _job_of(self, name: str) -> Job:
+        """An entrant's job for measurements: from random weights, reading photos without processes of its own."""
+        if name not in self.jobs:
+            recipe = replace(self._recipe(self.entrants[name], 1, self.question.seed, name), workers=0)
+            self.jobs[name] = self.task.job(with_normalisation(recipe), self.data)
+        return self.jobs[name]
+
+    def _shape(self, name: str) -> Shape:
+        """Of the images of a call."""
+        height, width = self.state.costs[name]["size"]
+        return self.question.batch_size, 3, height, width
+
     def _least(self, candidate: Candidate) -> dict[str, float | None]:
         """Lower bounds of a candidate's figures."""
+        needs = self.state.costs[candidate.entrant.name]
         return lower_bounds(
-            **self.state.costs[candidate.entrant.name],
+            needs["parameters_m"],
+            needs["gmacs"],
             int8=candidate.int8,
             batch_size=self.question.batch_size,
             gmacs_per_second=self.state.gmacs_per_second[str(candidate.threads)],
@@ -185,10 +226,10 @@ class _Choosing:
             if new := [candidate for candidate in own if candidate.name not in measured]:
                 with tempfile.TemporaryDirectory(dir=self.out, prefix=".measuring.") as folder:
                     measured |= measure(
-                        self.entrants[name],
+                        self._job_of(name),
+                        self.contest,
                         new,
-                        self.classes,
-                        question.batch_size,
+                        self._shape(name),
                         question.limits,
                         Path(folder),
                         self.display.say,
@@ -224,7 +265,7 @@ class _Choosing:
             if name in self.state.image_seconds:
                 continue
             try:
-                seconds = image_seconds(self.entrants[name], self.classes, self.recipe.batch_size)
+                seconds = image_seconds(self._job_of(name), self.recipe.batch_size)
             except Exception as error:  # timm's models raise their own errors
                 self._fall(name, "training", first_line(error))
                 del self.choice.forms[name]
@@ -264,8 +305,8 @@ class _Choosing:
             for name in plan.left_out:
                 self._fall(name, stage, "no time: one epoch of all models does not fit into --hours")
             scores = self._trials(plan, stage)
-            self.choice.accuracy |= {name: sum(found) / len(found) for name, found in scores.items()}
-            standings = [race.standing(name, found, self.job.images[1]) for name, found in scores.items()]
+            standings = [race.standing(name, found) for name, found in scores.items()]
+            self.choice.scores |= {each.name: each.score for each in standings}
             ranked = race.ranking(standings, {name: self.choice.latency(name) for name in scores})
             if rounds_left == 1:
                 self.choice.finalists = ranked
@@ -301,14 +342,14 @@ class _Choosing:
         self._save()
         return plan
 
-    def _trials(self, plan: race.Round, stage: str) -> dict[str, list[float]]:
-        """Validation accuracies of a round by name, one for each seed; models that cannot be trained fall out."""
-        scores: dict[str, list[float]] = {}
+    def _trials(self, plan: race.Round, stage: str) -> dict[str, list[Score]]:
+        """Validation scores of a round by name, one for each seed; models that cannot be trained fall out."""
+        scores: dict[str, list[Score]] = {}
         for seed in range(self.question.seed, self.question.seed + plan.seeds):
             for name in plan.names:
                 trial = self._trial(name, plan.epochs, seed)
                 if "failed" not in trial:
-                    scores.setdefault(name, []).append(trial["accuracy"])
+                    scores.setdefault(name, []).append(Score(*trial["score"]))
                 elif name not in {each.name for each in self.choice.fallen}:
                     self._fall(name, stage, trial["failed"])
         scores = {name: found for name, found in scores.items() if len(found) == plan.seeds}
@@ -324,11 +365,12 @@ class _Choosing:
             started = time.monotonic()
             trial: dict[str, Any] = {"entrant": name, "epochs": epochs, "seed": seed}
             try:
-                run = trained(self._recipe(self.entrants[name], epochs, seed, key), self.command, score=False)
+                recipe = self._recipe(self.entrants[name], epochs, seed, key)
+                run = trained(recipe, self.command, score=False, data=self.data)
                 rows = list(csv.DictReader((run.folder / "metrics.csv").read_text("utf-8").splitlines()))
-                accuracy = max(run.validation)
+                score = self.contest.scored(self.job, self.task.open(str(run.folder / "best")), "val")
                 seconds = max(time.monotonic() - started, float(rows[-1]["seconds"]))
-                trial |= {"run": run.folder.name, "accuracy": accuracy, "seconds": seconds}
+                trial |= {"run": run.folder.name, "score": astuple(score), "seconds": seconds}
             except Stopped:
                 self._save()
                 raise
@@ -338,23 +380,19 @@ class _Choosing:
             self._save()
         return self.state.trials[key]
 
-    def _recipe(self, entrant: Entrant, epochs: int, seed: int, name: str) -> ClassificationRecipe:
-        """The recipe of a trial; the arguments of the recipe's own model are for its family only."""
-        own = entrant.model.partition("_")[0] == self.recipe.model.partition("_")[0]
-        return replace(
-            self.recipe,
-            model=entrant.model,
-            model_args=self.recipe.model_args if own else (),
-            image_size=entrant.image_size,
-            epochs=epochs,
-            seed=seed,
-            name=name,
-        )
+    def _sized(self, image_size: int) -> Any:
+        return self.contest.trial(self.recipe, image_size, self.job.images[0])
+
+    def _recipe(self, entrant: Entrant, epochs: int, seed: int, name: str) -> Any:
+        """The recipe of a trial."""
+        chosen: Any = {"model": entrant.model, **({self.contest.head: entrant.head} if entrant.head else {})}
+        recipe = replace(self._sized(entrant.image_size), **chosen).completed(self.recipe, chosen)
+        return replace(recipe.lasting(epochs), seed=seed, name=name)
 
     def _halved(self, ranked: list[Standing], plan: race.Round, stage: str) -> list[str]:
         """The names that go on after a round; the others fall out."""
         by_front = not self.question.limits
-        points = {each.name: (each.accuracy, self.choice.latency(each.name)) for each in ranked}
+        points = {each.name: (each.score, self.choice.latency(each.name)) for each in ranked}
         sizes = race.sizes_of_rounds(len(ranked))
         kept = race.going_on(points, sizes[1] if len(sizes) > 1 else sizes[0], by_front)
         last = next(each for each in reversed(ranked) if each.name in kept)
@@ -362,7 +400,7 @@ class _Choosing:
             if each.name in kept:
                 continue
             epochs = counted(plan.epochs, "epoch")
-            reason = f"{each.accuracy:.1%} after {epochs}; the last that went on: {last.name}, {last.accuracy:.1%}"
+            reason = f"{each.score:.1%} after {epochs}; the last that went on: {last.name}, {last.score:.1%}"
             if race.level_with(last, [each]):
                 reason += " (level: the intervals overlap)"
             self._fall(each.name, stage, reason)
@@ -377,7 +415,7 @@ class _Choosing:
         """Export the best finalist that can be exported in a form that meets the limits, and score it on the test
         photos."""
         for each in self.choice.finalists:
-            trial = max((t for t in self.state.trials.values() if self._is_final(t, each)), key=lambda t: t["accuracy"])
+            trial = max((t for t in self.state.trials.values() if self._is_final(t, each)), key=lambda t: t["score"])
             for candidate in self.choice.forms[each.name]:
                 try:
                     written = self._export(candidate, trial)
@@ -386,7 +424,7 @@ class _Choosing:
                     self.display.say(told)
                     self.choice.notes.append(told)
                     continue
-                self._score(candidate, trial, written)
+                self._score(each, candidate, trial, written)
                 return
         raise UserError("no finalist could be exported in a form that meets the limits: see the remarks above.")
 
@@ -401,58 +439,42 @@ class _Choosing:
             return None
         options: dict[str, Any] = {}
         if dtype == "int8":
-            calibration = self._int8_photos()
-            assert calibration is not None
-            options = {"int8": calibration, "data": self._validation_table(), "max_loss": MAX_LOSS}
+            photos = self.contest.calibration(self.data)
+            options = {"int8": spread(photos, CALIBRATED), "max_loss": MAX_LOSS}
+            options["score"] = lambda model: self.contest.scored(self.job, model, "val").value  # no test photo decides
         with set_threads(candidate.threads):
             return export(
                 str(self.out / "trials" / trial["run"] / "best"),
                 "openvino" if format == "openvino" else "onnx",
                 str(self.out / f"{candidate.entrant.name}.{'xml' if format == 'openvino' else 'onnx'}"),
-                dynamic_size=False,  # as it was measured
+                dynamic_size=self.contest.free_size,  # as it was measured
                 overwrite=True,
                 say=lambda line: self.display.step(line, 0, 1, ""),
                 **options,
             )
 
-    def _score(self, candidate: Candidate, trial: Mapping[str, Any], written: Written | None) -> None:
+    def _score(
+        self, standing: Standing, candidate: Candidate, trial: Mapping[str, Any], written: Written | None
+    ) -> None:
         """Score the winner's run on the test photos, for the first and only time, and save everything."""
         recipe = self._recipe(candidate.entrant, trial["epochs"], trial["seed"], trial["run"])
-        run = trained(recipe, self.command, score=True)
-        assert run.scores is not None
-        score = run.scores.top1
+        run = trained(recipe, self.command, score=True, data=self.data)
         best = run.folder / "best"
+        split = "test" if self.job.images[2] else "val"
+        score = self.contest.scored(self.job, self.task.open(str(best)), split)
         self.state.winner = {
             "entrant": candidate.entrant.name,
             "candidate": candidate.name,
+            "level": [each.name for each in race.level_with(standing, self.choice.finalists)],
             "run": str(run.folder),
             "file": str(written.path) if written else str(best),
             "megabytes": written.megabytes if written else self.choice.figures(candidate)["disk_mb"],
             "images_per_second": written.speeds[0].exported if written else None,
             "int8": list(written.scores) if written and written.scores else None,
-            "test": {"value": score.value, "low": score.low, "high": score.high},
+            "figure": self.choice.figure,
+            "test": asdict(score),
             "split": run.split,
-            "count": run.scores.count,
+            "count": self.job.images[2] or self.job.images[1],
             "use": shlex.join(["dmformer", "predict", str(written.path if written else best), "photo.jpg"]),
         }
         self._save()
-
-    def _int8_photos(self) -> list[str] | None:
-        """Training photos that calibrate an int8 file, evenly spread; None if they are not files."""
-        files = files_of(self.job.splits.train)
-        if files is None or files_of(self.job.splits.val) is None:
-            return None
-        return [str(files[i * len(files) // CALIBRATED]) for i in range(min(CALIBRATED, len(files)))]
-
-    def _validation_table(self) -> str:
-        """A table of the validation photos, so that no test photo decides whether an int8 file is kept."""
-        split: Split = self.job.splits.val
-        folder = self.out / "validation"
-        folder.mkdir(exist_ok=True)
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["path", "label"])
-        for i, file in enumerate(files_of(split) or ()):
-            table.writerow([file.resolve(), self.job.class_names[split.target(i)]])
-        write_whole(folder / "validation.csv", text.getvalue())
-        return str(folder / "validation.csv")

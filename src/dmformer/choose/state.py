@@ -11,6 +11,8 @@ from ..utils.machine import processor
 from .candidates import Question
 
 STATE = "choose.json"
+VERSION = 2
+"""Of what is saved."""
 
 
 @dataclass
@@ -18,6 +20,7 @@ class State:
     """Measurements by name. What follows from them, such as who fell out, is worked out again and not saved."""
 
     question: dict[str, Any]
+    version: int = VERSION
     machine: str = field(default_factory=processor)
     gmacs_per_second: dict[str, float] = field(default_factory=dict)
     """Of a large product of matrices, by number of threads."""
@@ -30,7 +33,7 @@ class State:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """The rounds of the race that have begun."""
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Each training run: its folder, validation accuracy and seconds."""
+    """Each training run: its folder, seconds, and score on the validation photos with its 95 % interval."""
     seconds: float = 0.0
     """Time spent on all of this."""
     winner: dict[str, Any] = field(default_factory=dict)
@@ -45,10 +48,13 @@ def read_state(folder: Path) -> State:
     """
     path = folder / STATE
     try:
-        return State(**json.loads(path.read_text("utf-8")))
+        values = json.loads(path.read_text("utf-8"))
+        if values.get("version") != VERSION:
+            raise ValueError("another version of this package wrote it")
+        return State(**values)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no {STATE} to go on from: start without --resume.") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): start again with another --out.") from None
 
 

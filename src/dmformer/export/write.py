@@ -95,6 +95,7 @@ def export(
     overwrite: bool = False,
     tta: str = "auto",
     say: Callable[[str], None] = lambda line: None,
+    score: Callable[[Any], float] | None = None,
 ) -> Written:
     """Write a trained model for a runtime, and keep the file only if its outputs agree with PyTorch's.
 
@@ -111,6 +112,7 @@ def export(
             the run held out.
         max_loss: Maximum loss of top-1 or mIoU by int8, from 0 to 1.
         tta: Test-time augmentation in the graph of a classifier, a key of `VIEWS`; auto is the classifier's own.
+        score: Scores an exported file, in the form that `evaluate` takes, from 0 to 1, instead of `data`.
 
     Raises:
         UserError: The model cannot be exported, the file exists, the difference is above `LIMIT`, or the loss is above
@@ -179,7 +181,9 @@ def export(
         scores = None
         if int8 is not None:
             card = replace(card, precision="int8")
-            scores = _quantise(workshop, place, to, card, int8, data, source, threads, say)
+            task, where, run = TASKS[card.task], data or OWN_TEST, {"run_of": source} if data is None else {}
+            score = score or (lambda exported: task.figure(task.evaluate(exported, where, **run)))
+            scores = _quantise(workshop, place, to, card, int8, score, where, threads, say)
             if not scores[0] - scores[1] <= max_loss:
                 raise UserError(
                     f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
@@ -325,8 +329,8 @@ def _quantise(
     to: Format,
     card: Card,
     photos: str | Sequence[str],
-    data: str | None,
-    source: str,
+    score: Callable[[Any], float],
+    where: str,
     threads: int,
     say: Callable[[str], None],
 ) -> tuple[float, float]:
@@ -344,8 +348,6 @@ def _quantise(
     after: Any = open_exported(str(place), threads)
     found = []
     for exported, what in ((before, "float32"), (after, "int8")):
-        say(f"scoring {what} on {data or OWN_TEST}")
-        task = TASKS[card.task]
-        run = {"run_of": source} if data is None else {}
-        found.append(task.figure(task.evaluate(as_scored(exported), data or OWN_TEST, **run)))
+        say(f"scoring {what} on {where}")
+        found.append(score(as_scored(exported)))
     return found[0], found[1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.display import Track
 from ..utils.files import check_path
+from ..utils.intervals import Score
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +37,35 @@ class Demo:
 
     own: str
     is_its: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How `dmformer choose` compares models of a task.
+
+    Attributes:
+        models, image_sizes: What takes part by default.
+        trial: Maps a recipe, an image size and a number of training images to the recipe of a trial: at this size, with
+            a validation after each pass over the images, which `Recipe.lasting` then counts.
+        scored: Scores a trained model, or an exported file in the form that `evaluate` takes, on a job's split "val" or
+            "test": `scored(job, model, split)` is the task's figure with its 95 % interval.
+        calibration: Maps opened data to the training photos that can calibrate an int8 file; UserError with the reason
+            if there are none.
+        head: The recipe's field that names what is built on the backbone; empty if there is no choice.
+        heads: Its values.
+        free_size: Whether exported files take photos of any size.
+        multiple: Height and width of a model's input are padded to a multiple of this.
+    """
+
+    models: tuple[str, ...]
+    image_sizes: tuple[int, ...]
+    trial: Callable[[Any, int, int], Any]
+    scored: Callable[[Any, Any, str], Score]
+    calibration: Callable[[Any], list[str]]
+    head: str = ""
+    heads: tuple[str, ...] = ()
+    free_size: bool = True
+    multiple: int = 1
 
 
 def holds_files(*beginnings: str) -> Callable[[str], bool]:
@@ -91,6 +121,7 @@ class Task:
         exports: Whether a model with this config.json, or with these options of its recipe, can be exported.
         conclude_folds: Scores a run in folds and writes its page and its ensemble, once all folds are trained:
             `conclude_folds(recipe, data, folder, facts)`; None if the task has no folds.
+        contest: How models are compared; None if `dmformer choose` does not know the task.
     """
 
     name: str
@@ -118,6 +149,7 @@ class Task:
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
     exports: Callable[[Mapping[str, Any]], bool] = lambda stated: True
     conclude_folds: Callable[..., Summary] | None = None
+    contest: Contest | None = None
 
 
 def recipes_in(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:

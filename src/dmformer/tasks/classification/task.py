@@ -10,6 +10,7 @@ from ...utils.errors import UserError
 from ..kinds import check_kind
 from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, recipes_in
 from . import imagenet, recipes
+from .contest import CONTEST
 from .recipes import ClassificationRecipe
 
 if TYPE_CHECKING:
@@ -137,4 +138,5 @@ CLASSIFICATION = Task(
     default_data=OWN_TEST,
     options=("split", "data_root", "batch_size", "tta"),
     conclude_folds=_conclude_folds,
+    contest=CONTEST,
 )

@@ -237,6 +237,12 @@ class DetectionMeter:
         best = np.flatnonzero(f1 == f1.max())
         return float(THRESHOLDS[best[len(best) // 2]])
 
+    def ap(self, resamples: int = 200) -> Score:
+        """AP of the boxes, with its 95 % interval; 0 if there is no object."""
+        images = [self._images[position] for position in sorted(self._images)]
+        counts = np.stack([_objects(image, len(self.class_names)) for image in images])
+        return _interval(images, counts, resamples, IOUS) if counts.any() else Score(0.0, 0.0, 1.0)
+
     def _nothing(self, images: int) -> DetectionScores:
         """Of images without objects."""
         none = AP(None, None, None, None, None, None, None, None, None)
@@ -368,32 +374,38 @@ def reasons(found: Detections, truth: "Annotations", matched: np.ndarray) -> lis
     return told
 
 
-def _interval(images: list[dict[str, Any]], counts: np.ndarray, resamples: int) -> Score:
-    """AP50 of the boxes with its 95 % interval over images drawn anew with replacement.
+def _interval(
+    images: list[dict[str, Any]], counts: np.ndarray, resamples: int, ious: Sequence[float] = (IOUS[IOU50],)
+) -> Score:
+    """AP of the boxes, mean over these IoUs, with its 95 % interval over images drawn anew with replacement.
 
     An image that is drawn twice makes precision rise in clumps, and AP takes the highest: most resamples have more than
     the set. The interval is that of their values, moved so that their median is the set's (a reconstruction).
     """
     N, K = counts.shape
-    classes = _by_class(images, K)
-    most = max(len(image) for image, _ in classes)
+    parts = [_by_class(images, K, iou) for iou in ious]
+    most = max(len(image) for classes in parts for image, _ in classes)
     generator = np.random.default_rng(0)
-    (value,) = _ap50s(np.ones((1, N)), classes, counts)
+
+    def ap(times: np.ndarray) -> np.ndarray:
+        return np.mean([_aps(times, classes, counts) for classes in parts], axis=0)
+
+    (value,) = ap(np.ones((1, N)))
     values = []
     for chunk in np.array_split(np.arange(resamples), -(-resamples * max(N, most) // _CHUNK)):
         times = generator.multinomial(N, np.full(N, 1 / N), len(chunk))
-        values.append(_ap50s(times.astype(float), classes, counts))
+        values.append(ap(times.astype(float)))
     # A resample of images without objects has no score.
     low, median, high = np.nanquantile(np.concatenate(values), [0.025, 0.5, 0.975])
     return Score(float(value), float(max(value + low - median, 0.0)), float(min(value + high - median, 1.0)))
 
 
-def _by_class(images: list[dict[str, Any]], K: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _by_class(images: list[dict[str, Any]], K: int, iou: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each class its detections that count, the surest first: (n) images they are in, (n) whether they are right."""
     parts = []
     for i, image in enumerate(images):
         scores, labels = image["detection_scores"].numpy(), image["detection_labels"].numpy()
-        matched, ignored = _matched_in(image)
+        matched, ignored = _matched_in(image, iou)
         order = np.lexsort((-scores, labels))
         first = np.searchsorted(labels[order], labels[order])
         order = order[np.arange(len(order)) - first < MOST[-1]]
@@ -405,7 +417,7 @@ def _by_class(images: list[dict[str, Any]], K: int) -> list[tuple[np.ndarray, np
     return [(image[label == k], right[label == k]) for k in range(K)]
 
 
-def _matched_in(image: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _matched_in(image: dict[str, Any], iou: float = IOUS[IOU50]) -> tuple[np.ndarray, np.ndarray]:
     """`match` for an image's part of the metric's lists."""
     scores, labels = image["detection_scores"].numpy(), image["detection_labels"].numpy()
     crowd, truths = image["groundtruth_crowds"].numpy().astype(bool), image["groundtruth_labels"].numpy()
@@ -419,8 +431,8 @@ def _corners(boxes: Tensor) -> np.ndarray:
     return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
 
 
-def _ap50s(times: np.ndarray, classes: list[tuple[np.ndarray, np.ndarray]], counts: np.ndarray) -> np.ndarray:
-    """AP50 (R) if each image is in the set as often as `times` (R, N) says; nan without any object.
+def _aps(times: np.ndarray, classes: list[tuple[np.ndarray, np.ndarray]], counts: np.ndarray) -> np.ndarray:
+    """AP (R) at one IoU if each image is in the set as often as `times` (R, N) says; nan without any object.
 
     An image that is there w times is like one whose detections weigh w: between two equal right detections the
     precision only rises, so that the highest from there on is that after the last.

@@ -9,6 +9,7 @@ from ...utils.extras import require
 from ..kinds import check_kind
 from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_line, holds_files, recipes_in
 from . import coco_recipes, recipes
+from .contest import CONTEST
 from .recipes import EXPORTED, WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
@@ -114,4 +115,5 @@ DETECTION = Task(
     options=("images", "threshold", "out", "overwrite"),
     check_options=_check_options,
     exports=lambda stated: stated.get("framework") in EXPORTED,
+    contest=CONTEST,
 )

@@ -74,4 +74,5 @@ PRETRAINING = replace(
     check_places=_check_places,
     photos=_photos,
     exports=lambda stated: False,  # it has no classes to predict
+    contest=None,
 )

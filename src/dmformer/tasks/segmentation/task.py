@@ -9,6 +9,7 @@ from ...utils.extras import require
 from ..kinds import check_kind
 from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, holds_files, recipes_in
 from . import ade20k, recipes
+from .contest import CONTEST
 from .recipes import HEAD_NAMES, SegmentationRecipe
 
 if TYPE_CHECKING:
@@ -108,4 +109,5 @@ SEGMENTATION = Task(
     default_data=OWN_TEST,
     options=("masks", "reduce_zero_label", "ignore_index", "colours", "window", "scales", "flip", "out", "overwrite"),
     check_options=_check_options,
+    contest=CONTEST,
 )

@@ -1,0 +1,52 @@
+"""How classifiers are compared by `dmformer choose`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...utils.errors import UserError
+from ...utils.intervals import Score
+from ..task import Contest
+
+if TYPE_CHECKING:
+    from .datasets import Splits
+    from .training import ClassificationJob
+
+
+def _scored(job: "ClassificationJob", classifier: Any, split: str) -> Score:
+    from .evaluate import check_broken, predict_all
+    from .loaders import eval_loader
+    from .metrics import score
+
+    part: Any = getattr(job.splits, split)
+    recipe, device = job.recipe, classifier.on_device(job.recipe.device)
+    loader = eval_loader(part, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
+    found = predict_all(classifier.network, loader, device)
+    check_broken(part, found.broken, recipe.max_broken)
+    return score(found.probabilities, found.targets, job.class_names, resamples=0).top1
+
+
+def _calibration(data: "Splits") -> list[str]:
+    from .datasets import files_of
+
+    if (files := files_of(data.train)) is None:
+        raise UserError("int8 needs photos in folders, on which it is calibrated")
+    return [str(file) for file in files]
+
+
+CONTEST = Contest(
+    models=(
+        "dmformer_n",
+        "dmformer_t",
+        "van_b0",
+        "vitae_t",
+        "mobilenetv3_small_100",
+        "mobilenetv3_large_100",
+        "efficientnet_lite0",
+        "resnet18",
+    ),
+    image_sizes=(96, 128),
+    trial=lambda recipe, size, images: replace(recipe, image_size=size),
+    scored=_scored,
+    calibration=_calibration,
+    free_size=False,
+)
