@@ -6,16 +6,18 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_cli import run
 
 from dmformer.choose import process, race
-from dmformer.choose.candidates import Entrant, Question, entrants
+from dmformer.choose.candidates import Candidate, Entrant, Question, entrants
 from dmformer.choose.limits import Limits, lower_bounds, none_meets, parse_limits
-from dmformer.choose.report import and_so, named
-from dmformer.choose.state import read_state
+from dmformer.choose.report import and_so, named, verdict
+from dmformer.choose.run import Choice
+from dmformer.choose.state import State, read_state, save_state
 from dmformer.cli.choose import ChooseOptions
 from dmformer.cli.parsing import parse
 from dmformer.tasks.detection.recipes import detect
@@ -128,6 +130,35 @@ def test_a_question_survives_json():
     assert [e.name for e in entrants(question)] == ["a-32", "a-64", "b-32", "b-64"]
     with_heads = replace(question, heads=("fpn", "upernet"), models=("a",), image_sizes=(64,))
     assert [e.name for e in entrants(with_heads)] == ["a-fpn-64", "a-upernet-64"]
+
+
+def test_a_tie_is_in_the_verdict():
+    candidate = Candidate(Entrant("van_b0", "atss", 320), "openvino", 2)
+    test = {"value": 0.5, "low": 0.4, "high": 0.6}
+    winner = {
+        "entrant": candidate.entrant.name,
+        "candidate": candidate.name,
+        "test": test,
+        "split": "test",
+        "count": 72,
+    }
+    state = State({}, measured={candidate.name: {"latency_ms": 12.34}}, winner={**winner, "level": ["a", "b"]})
+    question: Any = None
+    choice = Choice(question, state, "AP", (1, 1, 1), [], forms={candidate.entrant.name: [candidate]})
+    assert verdict(choice) == (
+        "van_b0 with atss at 320 px in openvino, 2 threads: AP 50.0% on 72 test photos (95 % interval 40.0% to 60.0%), "
+        "12.3 ms a call. It is a tie: the validation photos do not tell it from a and b."
+    )
+    state.winner["level"] = []
+    assert verdict(choice).endswith("12.3 ms a call.")
+
+
+def test_an_earlier_versions_state_is_refused(tmp_path):
+    save_state(State({}), tmp_path)
+    assert read_state(tmp_path).question == {}
+    (tmp_path / "choose.json").write_text('{"question": {}}')
+    with pytest.raises(UserError, match="another version of this package wrote it"):
+        read_state(tmp_path)
 
 
 def test_names_in_sentences():

@@ -141,10 +141,12 @@ def close(value):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_to_pycocotools(seed, masks):
     data = made(seed, masks)
-    scores = metered(data, masks).scores(resamples=20)
+    meter = metered(data, masks)
+    scores, ap = meter.scores(resamples=20), meter.ap(resamples=20)
     stats, precision, recall = by_pycocotools(data, "bbox")
     assert figures(scores.boxes) == close(stats[:9].tolist())
     assert scores.ap50_interval.value == close(stats[1])
+    assert (ap.value, ap.low < ap.value < ap.high) == (close(stats[0]), True)
     assert [c.objects for c in scores.classes] == [
         sum(int(((t.labels == k) & ~t.crowd).sum()) for _, t in data) for k in range(len(NAMES))
     ]
@@ -235,6 +237,7 @@ def test_without_objects_or_detections(masks):
         missed = missed[0], outlined(missed[1], ellipses(missed[1].boxes))
     scores = metered([nothing, crowd], masks).scores()
     assert (scores.images, scores.objects) == (2, 0)
+    assert metered([nothing, crowd], masks).ap().value == 0
     assert scores.boxes.ap is scores.ap50_interval is scores.classes[0].ap is None
     assert (scores.masks is not None) == masks
     scores = metered([nothing, missed], masks).scores()

@@ -115,7 +115,8 @@ def certainty(choice: Choice) -> list[str]:
             f"{max(first.seeds):.1%}."
         )
     else:
-        told.append("There was time for one training of each finalist only, so the spread of the seeds is unknown.")
+        why = "There was time for" if choice.question.seeds > 1 else "It was asked for"
+        told.append(f"{why} one training of each finalist only, so the spread of the seeds is unknown.")
     level = race.level_with(first, others)
     for other in level:
         ratio = choice.latency(other.name) / choice.latency(first.name)

@@ -24,8 +24,8 @@ class State:
     machine: str = field(default_factory=processor)
     gmacs_per_second: dict[str, float] = field(default_factory=dict)
     """Of a large product of matrices, by number of threads."""
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Parameters (millions) and GMACs of each entrant."""
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Parameters (millions), GMACs, and height and width of a photo, of each entrant."""
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Figures of each candidate that was built, or the reason why it cannot be: "failed"."""
     image_seconds: dict[str, float] = field(default_factory=dict)
