@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 
 import onnx
@@ -19,7 +20,7 @@ from test_models import build
 import dmformer
 from dmformer.bench.plot import plot
 from dmformer.bench.rounds import PEERS, PEERS_TOP1, Row, as_csv, bench, published_top1, why_not
-from dmformer.bench.variants import open_model, set_threads
+from dmformer.bench.variants import KINDS, SURE, open_model, set_threads
 from dmformer.export.formats import export_onnx
 from dmformer.runtimes.sessions import to_onnxruntime, to_openvino
 from dmformer.utils.errors import UserError
@@ -332,6 +333,27 @@ def test_command_takes_a_trained_run(capsys, trained_classifier):
     assert [(r["model"], r["form"]) for r in rows] == [(str(best), "eager"), (str(best), "fused")]
     assert rows[0]["parameters_m"] < 0.1
     assert rows[1]["difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_whole_detectors_are_measured():
+    rows = bench(["test_resnet+retinanet"], forms=("eager", "fused"), **{**QUICK, "batch_sizes": (1,)})
+    assert [(r.form, r.difference) for r in rows] == [("eager", None), ("fused", None)]
+    assert rows[0].gmacs == pytest.approx(0.624, rel=0.01)
+    with pytest.raises(RuntimeError, match="this kind of detector cannot be exported"):
+        KINDS["boxes"].traced(open_model("test_resnet+mask_rcnn", 64)[0])
+    model, answer = open_model("test_resnet+retinanet", 64)
+    assert model.selection.threshold == SURE
+    model.selection = replace(model.selection, threshold=0.0101, per_level=50)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        found, candidates = model(images), KINDS[answer].traced(model)(images)
+    selected = KINDS[answer].rest(model, (64, 96))(candidates.numpy())
+    assert [len(each) for each in selected] == [len(each["scores"]) for each in found]
+    assert all(abs(a.boxes - b["boxes"].numpy()).max() < 1e-3 for a, b in zip(selected, found, strict=True))
+    for more, words in (({"image_size": 100}, "must be a multiple of 32"), ({"mode": "training"}, "is not measured")):
+        with pytest.raises(UserError, match=words):
+            bench(["test_resnet+retinanet"], forms=("eager",), **{**QUICK, **more})
 
 
 @pytest.mark.parametrize(

@@ -55,5 +55,6 @@ def count_gmacs(model: Any, height: int, width: int | None = None, device: str =
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to(device)(torch.zeros(1, 3, height, width or height, device=device))
+        counted = copy.deepcopy(model).to(device).requires_grad_(False)  # the counter fails on parameters as arguments
+        counted(torch.zeros(1, 3, height, width or height, device=device))
     return counter.get_total_flops() / 2e9
