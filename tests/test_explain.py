@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dmformer.cli.explain import ExplainOptions
 from dmformer.cli.explain import explain as command
 from dmformer.data.decode import decode
+from dmformer.interpret.boxes import regions, score_in
 from dmformer.interpret.cam import METHODS, cell_size, class_activation, layer_name, predicted_masks
 from dmformer.interpret.explain import LARGEST, Explanation, _file, _seen, explain, verdict
 from dmformer.interpret.randomisation import cascade, randomised, rank_correlation
@@ -29,6 +30,7 @@ from dmformer.interpret.report import ENDS, whereabouts
 from dmformer.interpret.subject import Subject, open_subject
 from dmformer.report.drawing import heat
 from dmformer.tasks.classification.classifier import save_classifier
+from dmformer.tasks.detection.detector import DetectorConfig, save_detector
 from dmformer.tasks.segmentation.model import segmentation_model, semantic_fpn, upernet
 from dmformer.tasks.segmentation.segmenter import SegmenterConfig, save_segmenter
 from dmformer.utils.errors import UserError
@@ -293,9 +295,8 @@ def segmenter(head=semantic_fpn, classes: int = 3) -> Subject:
     names = ["sky", "ground", "box"][:classes]
     stages = [f"backbone.stages_{i}" for i in range(4)]
     half = (0.5,) * 3
-    return Subject(
-        "seg", model, stages, [4, 8, 16, 32], names, half, half, None, lambda image: image, model.padded, True
-    )
+    own = {"padded": model.padded, "part": "backbone", "of_pixels": True}
+    return Subject("seg", model, stages, [4, 8, 16, 32], names, half, half, None, lambda image: image, **own)
 
 
 @pytest.mark.parametrize("head", [semantic_fpn, upernet])
@@ -639,6 +640,70 @@ def test_explain_segmenters(pictures, monkeypatch):
     assert pixels(found[0].file).shape[1] == 2 * 3 * 90 + 8
 
 
+def save_small_detector(folder: Path, framework: str) -> Path:
+    """With random weights, of which 9 in 10 places in a photo pass for the second class."""
+    torch.manual_seed(0)
+    config = DetectorConfig(
+        backbone="dmformer_n",
+        backbone_args=TINY,
+        framework=framework,
+        masks=False,
+        width=64,
+        samples=None,
+        queries=None,
+        class_names=("cat", "dog"),
+        category_ids=(1, 2),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        image_size=64,
+        max_side=128,
+    )
+    state = config.build().state_dict()
+    state["classes.cls_logits.bias"] = torch.tensor([-5.0, 2.0])
+    save_detector(folder / "best", config, state)
+    return folder
+
+
+def test_the_score_in_a_box_is_that_of_the_surest_candidate():
+    (region,) = regions(torch.tensor([[2.0, 1.0, 6.0, 5.0]]), 8, 8)
+    assert (int(region.sum()), bool(region[1, 2]), bool(region[5, 2])) == (16, True, False)
+    assert int(regions(torch.tensor([[20.0, 20.0, 21.0, 21.0]]), 8, 8).sum()) == 1  # outside: one pixel at the edge
+    rows = torch.tensor(
+        [
+            [2.0, 1.0, 6.0, 5.0, 0.9, 0.2],  # in the box, but of the other class
+            [2.0, 1.0, 6.0, 4.0, 0.1, 0.6],
+            [6.0, 6.0, 8.0, 8.0, 0.1, 0.9],  # elsewhere
+        ],
+        requires_grad=True,
+    )
+    score = score_in(rows, 1, region)
+    assert score.item() == pytest.approx(np.log(0.6 / 0.4))
+    score.backward()
+    assert rows.grad.nonzero().tolist() == [[1, 5]]
+    assert score_in(rows[:0], 1, region).item() == 0
+
+
+@pytest.mark.slow
+def test_explain_detectors(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    run = save_small_detector(pictures / "det", "atss")
+    found = explain([str(run)], ["b/photo.png"], layer=3, top=2)
+    subject = open_subject(str(run))
+    x = subject.prepare(decode("b/photo.png"))
+    with torch.no_grad():
+        objects = subject.model.selected(x)
+    assert [(e.label, e.score, e.note) for e in found] == [("dog", s, "") for s in objects["scores"][:2].tolist()]
+    assert found[0].score > 0.5
+    assert all(e.correlation is not None for e in found)
+    region = regions(objects["boxes"][:1], *x.shape[-2:])
+    own = class_activation(subject, x[None], [1], "layer-cam", 3, region)[0]
+    assert float(own.max()) == pytest.approx(1)
+    assert whereabouts(own.numpy()) in (pictures / "explanation" / "index.html").read_text()  # layer-cam is the default
+    found = explain([str(run)], ["b/photo.png"], "out", classes=["cat"], layer=3, check=False)
+    assert [(e.label, e.note) for e in found] == [("cat", "below a score of 30 %: not detected")]
+    assert "which is in the white box" in (pictures / "out" / "index.html").read_text()
+
+
 def test_large_photos_are_reduced_for_segmenters(tmp_path):
     subject = open_subject(str(save_small_segmenter(tmp_path / "seg")))
     x = _seen(subject, Image.new("RGB", (3000, 1500), (255, 0, 0)))
@@ -738,5 +803,5 @@ def test_a_missing_library_is_reported(monkeypatch):
 
 
 def test_the_command_offers_every_method():
-    assert typing.get_args(typing.get_type_hints(ExplainOptions)["method"]) == tuple(METHODS)
+    assert typing.get_args(typing.get_type_hints(ExplainOptions)["method"]) == ("auto", *METHODS)
     assert set(ENDS) == set(METHODS)

@@ -52,7 +52,7 @@ class AnalyseOptions:
     All are held in memory, 0.6 MB each at 224 px."""
     image_size: int | None = None
     """Image side in pixels for models given by name, by default the model's own;
-    for segmenters, side of the centre crop of the photos, by default the largest that fits in every photo."""
+    for segmenters and detectors, side of the centre crop of the photos, by default the largest that fits in all."""
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of a photo; larger ones are not read."""
     blocks: tuple[str, ...] = ()

@@ -35,20 +35,24 @@ class ExplainOptions:
       dmformer explain runs/photos-1/best photo.jpg --beside runs/photos-2/best    two models side by side
       dmformer explain runs/photos-1/best photo.jpg --layer 3 --method layer-cam   finer: the third stage
       dmformer explain runs/camvid-1/best street.jpg --classes car pedestrian
+      dmformer explain runs/bccd-1/best cells.jpg --layer 2 --top 5                a detector's five surest objects
     """
 
     source: str
-    """A run's best/ folder, or hf-hub:owner/name; of a classifier or a segmenter."""
+    """A run's best/ folder, or hf-hub:owner/name; of a classifier, a segmenter or a detector."""
     photos: tuple[str, ...]
     """Image files, folders (searched recursively), or - for an image on standard input."""
     beside: tuple[str, ...] = ()
     """Further models to show side by side."""
     classes: tuple[str, ...] = ()
-    """Names of the classes to explain, which every model must have; by default the most likely ones of each photo."""
+    """Names of the classes to explain, which every model must have; by default the most likely ones of each photo.
+    For a detector, the most confident object of each."""
     top: int = 3
-    """Number of classes to explain per photo: the most likely ones; for segmenters, the largest ones."""
-    method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam"] = "grad-cam"
-    """layer-cam suits early layers; eigen-cam shows the layer's strongest pattern, whatever the class."""
+    """Number of classes to explain per photo: the most likely ones; for segmenters, the largest ones.
+    For detectors, the number of objects: the most confident ones."""
+    method: Literal["auto", "grad-cam", "grad-cam++", "eigen-cam", "layer-cam"] = "auto"
+    """auto: grad-cam, but layer-cam for detectors, because the others do not show one box.
+    layer-cam suits early layers; eigen-cam shows the layer's strongest pattern, whatever the class."""
     layer: str | None = None
     """A stage's number, from 1, or a module's name; by default the last stage.
     Earlier layers are finer but less specific to a class."""

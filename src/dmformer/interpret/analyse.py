@@ -83,8 +83,8 @@ def analyse(
         sources: One or more sources for `open_subject`; one or two for "cka".
         data: Folder of images, searched recursively, possibly with class folders.
         images: Number of images, balanced over the classes, evenly spread over the file names; deterministic.
-        image_size: Image side in pixels for models created by name, and of the centre crop for segmenters; by default
-            the model's own size, or the largest crop that all images allow.
+        image_size: Image side in pixels for models created by name, and of the centre crop for segmenters and
+            detectors; by default the model's own size, or the largest crop that all images allow.
         blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default each stage's last block with SAM.
         progress: Wraps an iterable with a description, to show progress.
         max_pixels: Images of more pixels are not read.
@@ -113,9 +113,9 @@ def analyse(
         if not what.has(subject):
             others = ", ".join(name for name, other in MEASURES.items() if other.has(subject))
             raise UserError(f"{subject.name} has no {what.needs}; it has: {others}.")
-    if image_size is not None and all(s.trained and not s.of_pixels for s in subjects):
+    if image_size is not None and all(s.trained and not s.of_any_size for s in subjects):
         raise UserError(
-            "--image-size is for models created by name and segmenters; trained classifiers have their own."
+            "--image-size is for models created by name, segmenters and detectors; trained classifiers have their own."
         )
     tensors, labels, left_out = _read(photos, subjects, progress, max_pixels)
     if measure == "cka" and len(labels) < LEAST:
@@ -193,9 +193,10 @@ def _read(
 
 
 def _one_size(subject: Subject, images: Sequence[Tensor], image_size: int | None) -> Tensor:
-    """Images in one tensor (n, 3, H, W); for a segmenter, the largest centre crop that images and strides allow."""
+    """Images in one tensor (n, 3, H, W); for a segmenter or detector, the largest centre crop that images and strides
+    allow."""
     height, width = min(x.shape[1] for x in images), min(x.shape[2] for x in images)
-    if subject.of_pixels:
+    if subject.of_any_size:
         most = subject.image_size or ((image_size, image_size) if image_size else (height, width))
         height, width = min(height, most[0]) // 32 * 32, min(width, most[1]) // 32 * 32
         if min(height, width) < 32 or (subject.image_size and (height, width) != subject.image_size):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..nn.backbone import Stage
 from ..utils.errors import UserError, unknown
 from ..utils.extras import needs
+from .boxes import score_in
 from .subject import Subject
 
 METHODS = {"grad-cam": "GradCAM", "grad-cam++": "GradCAMPlusPlus", "eigen-cam": "EigenCAM", "layer-cam": "LayerCAM"}
@@ -41,8 +42,8 @@ def class_activation(
         images: (B, 3, H, W), as prepared by the subject.
         layer: A stage's number, from 1, or a module's name; the last stage by default. If a module is called several
             times, its first call counts.
-        masks: (B, H, W), for segmenters: the pixels whose logits of the class are summed; by default those of
-            `predicted_masks`.
+        masks: (B, H, W): for segmenters the pixels whose logits of the class are summed, by default those of
+            `predicted_masks`; for detectors, which need them, a box of which the score counts.
 
     Raises:
         UserError: The method or layer is unknown, the layer's output is not a map or does not reach the logits, or the
@@ -56,7 +57,7 @@ def class_activation(
     height, width = images.shape[-2:]
     images = subject.padded(images)
     each = [None] * len(classes) if masks is None else masks
-    targets = [_target(k, mask, (height, width), subject.of_pixels) for k, mask in zip(classes, each, strict=True)]
+    targets = [_target(subject, k, mask, (height, width)) for k, mask in zip(classes, each, strict=True)]
     as_map = _reader(subject, name, images)
     with ExitStack() as stack:
         stack.enter_context(_left_as_it_was(subject.model))
@@ -162,15 +163,19 @@ def _first_component(activation: np.ndarray) -> np.ndarray:
     return (projection if projection.max() >= -projection.min() else -projection).reshape(activation.shape[1:])
 
 
-def _target(k: int, mask: Tensor | None, size: tuple[int, int], per_pixel: bool) -> Callable[[Tensor], Tensor]:
-    """The scalar to differentiate for an image of this size, from its logits (K), or (K, H, W) with padding."""
+def _target(subject: Subject, k: int, mask: Tensor | None, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """The scalar to differentiate for an image of this size, from its logits (K), or (K, H, W) with padding, or from
+    its candidates (n, 4 + K)."""
+    if subject.of_boxes:
+        assert mask is not None
+        return lambda rows: score_in(rows, k, mask)
 
     def of_pixels(logits: Tensor) -> Tensor:
         logits = logits[:, : size[0], : size[1]]
         pixels = predicted_masks(logits[None], [k])[0][0] if mask is None else mask.to(logits)
         return (logits[k] * pixels).sum()
 
-    return of_pixels if per_pixel else lambda logits: logits[k]
+    return of_pixels if subject.of_pixels else lambda logits: logits[k]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..predict.photos import content_of, places_in, save_png
 from ..report.drawing import heat
 from ..utils.device import find_device
 from ..utils.errors import UserError, unknown, untrained
+from .boxes import regions
 from .cam import cell_size, class_activation, layer_name, predicted_masks
 from .randomisation import ALIKE, cascade, randomised, rank_correlation
 from .report import (
@@ -44,6 +46,8 @@ COARSE = 4
 FINER = "for a finer map, name an earlier stage, `--layer 3 --method layer-cam`"
 LARGEST = 2**20
 """Maximum number of pixels of an image for a segmenter; larger images are reduced."""
+THRESHOLD, UNSURE = 0.3, "below a score of 30 %: not detected"
+"""Score from which an object counts as detected, as in `dmformer predict`; and the note on others."""
 LONGEST_STEM, LONGEST_NAME = 100, 60
 """Maximum bytes of an image, model or class name within a file name, which may have 255."""
 
@@ -53,7 +57,8 @@ class Explanation:
     """Where a model finds a class in an image; or why the image could not be read.
 
     Attributes:
-        score: Probability of the class; for a segmenter, the fraction of pixels predicted as the class.
+        score: Probability of the class; for a segmenter, the fraction of pixels predicted as the class; for a detector,
+            the score of the object.
         correlation: Rank correlation of the map with the randomised model's; None if not requested, or if one of the
             maps is constant.
     """
@@ -72,7 +77,8 @@ class Explanation:
 class _Maps:
     """A model's result for an image x (3, H, W): N classes, their scores and maps (N, H, W).
 
-    For a segmenter also the pixels predicted as each class, (N, H, W), and whether there are any.
+    For a segmenter also the pixels predicted as each class, (N, H, W), and whether there are any; for a detector the
+    pixels of each object's box, and whether it was detected.
     """
 
     x: Tensor
@@ -108,7 +114,7 @@ def explain(
     out: str = "explanation",
     classes: Sequence[str] | None = None,
     top: int = 3,
-    method: str = "grad-cam",
+    method: str = "auto",
     layer: int | str | None = None,
     check: bool = True,
     overwrite: bool = False,
@@ -126,8 +132,10 @@ def explain(
         sources: One or more models: a run's best/ folder or the run's folder, or hf-hub:owner/name.
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         classes: Names of classes, which every model must have; by default the `top` classes of each image.
-        top: Number of most likely classes per image; for segmenters, of the largest ones.
-        method, layer: See `class_activation`.
+        top: Number of most likely classes per image; for segmenters, of the largest ones; for detectors, of the most
+            confident objects.
+        method, layer: See `class_activation`; "auto" is layer-cam if there is a detector, of which the others do not
+            show one box, else grad-cam.
         check: Compare each map with the randomised model's; see `randomised`.
         max_pixels: Images of more pixels are not read.
         say: Takes a remark on what was left out of a folder.
@@ -141,6 +149,8 @@ def explain(
     if page.exists() and not overwrite:
         raise UserError(f"{page} exists already: give another --out, or --overwrite.")
     subjects = _open(sources, find_device(device))
+    if method == "auto":
+        method = "layer-cam" if any(subject.of_boxes for subject in subjects) else "grad-cam"
     reading = Reading(next((s.values for s in subjects if s.values), None), max_pixels)
     read = _first_images(list(places), reading)
     samples = [image for image in read.values() if isinstance(image, Image.Image)]
@@ -275,6 +285,9 @@ def _seen(subject: Subject, image: Image.Image) -> Tensor:
 def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
     subject = model.subject
     x = _seen(subject, image)
+    if subject.of_boxes:
+        maps = _boxes(subject, x, model.wanted, top)
+        return replace(maps, maps=_activation(subject, maps, method, model.layer))
     logits = subject.model(x[None])
     if subject.of_pixels:
         areas = logits[0].argmax(0).flatten().bincount(minlength=len(subject.class_names))
@@ -290,8 +303,22 @@ def _find(model: _Model, image: Image.Image, top: int, method: str) -> _Maps:
     return replace(maps, maps=_activation(subject, maps, method, model.layer))
 
 
+def _boxes(subject: Subject, x: Tensor, wanted: list[int] | None, top: int) -> _Maps:
+    """The most confident objects, or for each wanted class its most confident object or candidate."""
+    model: Any = subject.model
+    parts = [model.selected(x)] if wanted is None else [model.best(x, k) for k in wanted]
+    most = top if wanted is None else len(wanted)
+    boxes, scores, labels = (
+        torch.cat([part[name] for part in parts])[:most].cpu() for name in ("boxes", "scores", "labels")
+    )
+    called = tuple((scores >= THRESHOLD).tolist())
+    return _Maps(x, labels.tolist(), scores.tolist(), torch.empty(0), regions(boxes, *x.shape[-2:]), called)
+
+
 def _activation(subject: Subject, found: _Maps, method: str, layer: str) -> Tensor:
-    """Maps (N, H, W); for segmenters one at a time, to limit memory on large images."""
+    """Maps (N, H, W); for segmenters and detectors one at a time, to limit memory on large images."""
+    if not found.classes:
+        return torch.empty(0, *found.x.shape[-2:])
     if found.masks is None:
         x = found.x.expand(len(found.classes), -1, -1, -1)
         return class_activation(subject, x, found.classes, method, layer)
@@ -318,12 +345,13 @@ def _write_pictures(
     for i, k in enumerate(found.classes):
         label, values = subject.class_names[k], found.maps[i]
         called = found.masks is not None and found.called[i]
-        over = _over(seen, values, found.masks[i] if found.masks is not None and called else None)
+        outlined = found.masks is not None and (called or subject.of_boxes)
+        over = _over(seen, values, found.masks[i] if found.masks is not None and outlined else None)
         file = _file(place, subject.name, label, taken)
         save_png(side_by_side(seen, over, method), file)
         note = ""
         if found.masks is not None and not called:
-            note = "no pixel is predicted as this class: the map is for all pixels"
+            note = UNSURE if subject.of_boxes else "no pixel is predicted as this class: the map is for all pixels"
         if not values.any():
             note = "nothing supports this class at this layer"
         correlation = None if controls is None else rank_correlation(values, controls[i])
@@ -331,7 +359,7 @@ def _write_pictures(
         rows.append(Explanation(name, subject.name, label, found.scores[i], str(file), correlation, note))
         if controls is not None and i == 0:
             control = for_page(_over(seen, controls[i]))
-    return View(subject.name, subject.of_pixels, for_page(seen), panels, control), rows
+    return View(subject.name, subject.of_pixels, subject.of_boxes, for_page(seen), panels, control), rows
 
 
 def _over(seen: Image.Image, values: Tensor, mask: Tensor | None = None) -> Image.Image:

@@ -77,6 +77,7 @@ def read_gates(subject: Subject, batches: Iterable[Tensor]) -> tuple[list[Readin
         for i, (name, _) in enumerate(places):
             gates[i].append(calls[f"{name}.mixer.gate"].output[..., 0, 0])
             moments[i].add(branches(_mixer(subject, name), calls[f"{name}.mixer.levels"].args[0]))
+        logits = logits[..., 4:].amax(1) if subject.of_boxes else logits  # the class of the surest box
         classes = logits.argmax(1).flatten(1) if logits.dim() == 4 else logits.argmax(1, keepdim=True)
         predicted.append(classes.mode(1).values)
     readings = [

@@ -29,7 +29,8 @@ class Panel:
 
     label: str
     score: float
-    """The class's probability; for a segmenter, the fraction of pixels predicted as the class."""
+    """The class's probability; for a segmenter, the fraction of pixels predicted as the class; for a detector, the
+    object's score."""
     picture: Image.Image
     where: str
     """Position of the map's highest value, in words; "" if the map is 0 everywhere."""
@@ -44,6 +45,7 @@ class View:
 
     model: str
     of_pixels: bool
+    of_boxes: bool
     seen: Image.Image
     panels: list[Panel]
     control: Image.Image | None = None
@@ -98,6 +100,7 @@ def write_explanation(path: Path, report: ExplanationReport) -> None:
         "ends": ENDS[report.method],
         "colours": _RAMP,
         "segmenters": any(view.of_pixels for view in views),
+        "detectors": any(view.of_boxes for view in views),
         "controls": any(view.control for view in views),
         "photos_shown": [(name, [_shown(name, view) for view in seen]) for name, seen in report.photos],
         "cascades": cascades,

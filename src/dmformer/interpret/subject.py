@@ -1,4 +1,4 @@
-"""A classifier or segmenter to analyse, with the names of its modules and its preprocessing."""
+"""A classifier, segmenter or detector to analyse, with the names of its modules and its preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from ..data.limits import Range
 from ..models.create import own_size, random_model
 from ..tasks.classification.classifier import Classifier
+from ..tasks.detection.detector import Detector
+from ..tasks.detection.frameworks.base import batched
 from ..tasks.opening import open_trained
 from ..tasks.segmentation.segmenter import Segmenter
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 from ..utils.pretrained import CHECKSUMS
+from .boxes import Objects
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Subject:
         strides: Strides of those maps in pixels.
         class_names: K names; numbers if the names are unknown.
         mean, std: Mean and standard deviation of red, green and blue that `prepare` normalises with.
-        image_size: Height and width that it was built or trained for; None for a segmenter without a fixed size.
+        image_size: Height and width that it was built or trained for; None for a model of images of any size.
         prepare: An image of any size -> (3, H, W), resized, cropped and normalised as in evaluation.
         padded: Pads images (B, 3, H, W) as the model itself does before its layers.
+        part: Name of the module in `model` that outputs the feature maps; empty for the model itself.
         of_pixels: Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, (B, K).
+        of_boxes: Whether it has an answer for every box, (B, n, 4 + K), see `Objects`.
         several: Whether the photo may show several classes: its probabilities do not sum to 1.
         trained: False for a model created by name, with random weights.
         values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
@@ -50,7 +55,9 @@ class Subject:
     image_size: tuple[int, int] | None
     prepare: Callable[[Image.Image], Tensor]
     padded: Callable[[Tensor], Tensor] = lambda images: images
+    part: str = ""
     of_pixels: bool = False
+    of_boxes: bool = False
     several: bool = False
     trained: bool = True
     values: Range | None = None
@@ -64,8 +71,14 @@ class Subject:
 
     @property
     def backbone(self) -> Any:
-        """The model that outputs the feature maps: a segmenter without its head, or a complete classifier."""
-        return self.model.backbone if self.of_pixels else self.model
+        """The model that outputs the feature maps: a segmenter or detector without its head, or a complete
+        classifier."""
+        return self.model.get_submodule(self.part)
+
+    @property
+    def of_any_size(self) -> bool:
+        """Whether images may have any size, or vary around the one size of the model."""
+        return self.of_pixels or self.of_boxes
 
     @property
     def channels_last_maps(self) -> bool:
@@ -95,7 +108,7 @@ def open_subject(source: str, image_size: int | None = None) -> Subject:
     trained = open_trained(source)
     name, task = trained.name, TASKS[trained.task]
     if task.answer not in SUBJECTS:
-        raise UserError(f"{name} is a {task.model}: give a classifier or a segmenter.")
+        raise UserError(f"{name} is a {task.model}: give a classifier, a segmenter or a detector.")
     return SUBJECTS[task.answer](name, trained)
 
 
@@ -125,7 +138,29 @@ def _of_segmenter(name: str, trained: Segmenter) -> Subject:
         model.made_for,
         prepare,
         padded=model.padded,
+        part="backbone",
         of_pixels=True,
+        values=trained.values,
+    )
+
+
+def _of_detector(name: str, trained: Detector) -> Subject:
+    model = Objects(trained.model, len(trained.class_names))
+    backbone: Any = trained.model.backbone_module()
+    part = next(place for place, module in model.named_modules() if module is backbone)
+    return Subject(
+        name,
+        model,
+        _stages(backbone.feature_info.module_name()[-4:], backbone, f"{part}."),
+        backbone.feature_info.reduction()[-4:],
+        list(trained.class_names),
+        trained.config.mean,
+        trained.config.std,
+        None,
+        trained.transform(),
+        padded=lambda images: batched(list(images)).tensors,
+        part=part,
+        of_boxes=True,
         values=trained.values,
     )
 
@@ -134,8 +169,9 @@ SUBJECTS: dict[str, Callable[[str, Any], Subject]] = {
     "labels": _of_classifier,
     "tags": _of_multilabel,
     "masks": _of_segmenter,
+    "boxes": _of_detector,
 }
-"""By the `answer` of a `Task`, of those with classes of images or pixels."""
+"""By the `answer` of a `Task`, of those with classes of images, pixels or boxes."""
 
 
 def _random(name: str, image_size: int | None) -> Subject:
