@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from test_cli import run
 from dmformer.choose import process, race
 from dmformer.choose.candidates import Candidate, Entrant, Question, entrants
 from dmformer.choose.limits import Limits, lower_bounds, none_meets, parse_limits
-from dmformer.choose.report import and_so, named, verdict
-from dmformer.choose.run import Choice
+from dmformer.choose.report import and_so, certainty, named, verdict
+from dmformer.choose.run import Choice, Fallen
 from dmformer.choose.state import State, read_state, save_state
 from dmformer.cli.choose import ChooseOptions
 from dmformer.cli.parsing import parse
@@ -153,6 +154,21 @@ def test_a_tie_is_in_the_verdict():
     assert verdict(choice).endswith("12.3 ms a call.")
 
 
+def test_models_that_fell_out_by_chance_are_named():
+    stood = race.standing("a-32", [Score(0.70, 0.68, 0.72), Score(0.60, 0.58, 0.62)])
+    question: Any = SimpleNamespace(seeds=2)
+    choice = Choice(question, State({}, winner={"entrant": "a-32", "split": "test"}), "AP", (9, 9, 9), [])
+    choice.finalists = [stood]
+    choice.fallen = [
+        Fallen("near", "round 1", "", 0.09),  # nearer than the seeds are to each other
+        Fallen("level", "round 1", "", 0.2, True),
+        Fallen("far", "round 1", "", 0.11),
+        Fallen("slow", "limits", ""),
+    ]
+    (told,) = [sentence for sentence in certainty(choice) if "earlier round" in sentence]
+    assert told.startswith("near and level fell out in an earlier round although no farther behind")
+
+
 def test_an_earlier_versions_state_is_refused(tmp_path):
     save_state(State({}), tmp_path)
     assert read_state(tmp_path).question == {}
@@ -273,11 +289,11 @@ def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
 
     measured, really = [], whole.measure
 
-    def stopping(entrant, *arguments):
+    def stopping(job, contest, candidates, *arguments):
         if measured:
             raise KeyboardInterrupt
-        measured.append(entrant.name)
-        return really(entrant, *arguments)
+        measured.append(candidates[0].entrant.name)
+        return really(job, contest, candidates, *arguments)
 
     monkeypatch.setattr(whole, "measure", stopping)
     code, _, _ = run(capsys, "choose", "--resume", "--disk", "20MB")
@@ -289,9 +305,9 @@ def test_from_photos_to_an_exported_file(capsys, monkeypatch, photos, tmp_path):
     assert 1.2 < figures["disk_mb"] < 2
     assert state.measured["test_resnet-32/onnxruntime-int8/1"]["disk_mb"] < figures["disk_mb"]
 
-    def counting(entrant, *arguments):
-        measured.append(entrant.name)
-        return really(entrant, *arguments)
+    def counting(job, contest, candidates, *arguments):
+        measured.append(candidates[0].entrant.name)
+        return really(job, contest, candidates, *arguments)
 
     monkeypatch.setattr(whole, "measure", counting)
     code, out, err = run(capsys, "choose", "--resume", "--format", "json")

@@ -1,7 +1,7 @@
 """The page of `dmformer choose`: who won, how sure that is, the front, and who fell out where and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ def write_choice(path: Path, choice: Choice, command: str) -> None:
         "choice": choice,
         "winner": choice.winner,
         "verdict": verdict(choice),
+        "epochs": lambda n: number(n, "epoch"),
         "certainty": certainty(choice),
         "rows": finalists(choice),
         "plots": [_front_plot(choice)],
@@ -124,10 +125,12 @@ def certainty(choice: Choice) -> list[str]:
         told.append(f"{other.name} is level with it: {other.score:.1%}, and the intervals overlap. It {speed}.")
     if others and not level:
         told.append("No other finalist is level with it: their intervals do not overlap with its own.")
-    if early := [fallen.name for fallen in choice.fallen if "level:" in fallen.reason]:
+    spread = max(max(each.seeds) - min(each.seeds) for each in choice.finalists)
+    early = [f.name for f in choice.fallen if f.level or (f.behind is not None and f.behind <= spread)]
+    if early:
         told.append(
-            f"{and_so(early)} fell out in an earlier round although level with the last that went on: with another "
-            "seed, they might have gone on."
+            f"{and_so(early)} fell out in an earlier round although no farther behind the last that went on than by "
+            "chance in the photos or in the seed: with another seed, they might have gone on."
         )
     if choice.winner["entrant"] != first.name:
         told.append(f"{first.name} could not be exported in a form that meets the limits.")
@@ -192,7 +195,7 @@ def _in_words(fallen: list[Fallen]) -> list[Fallen]:
         "training": "it could not be trained",
         "final": "in the final",
     }
-    return [Fallen(each.name, words.get(each.stage, f"in {each.stage}"), each.reason) for each in fallen]
+    return [replace(each, stage=words.get(each.stage, f"in {each.stage}")) for each in fallen]
 
 
 def _front_plot(choice: Choice) -> Plot:

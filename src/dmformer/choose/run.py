@@ -42,11 +42,18 @@ CALIBRATED, MAX_LOSS = 64, 0.01
 
 @dataclass(frozen=True)
 class Fallen:
-    """An entrant that fell out: at which stage, and why."""
+    """An entrant that fell out: at which stage, and why.
+
+    Attributes:
+        behind: How far its score was below that of the last that went on; None if its score did not decide.
+        level: Whether their intervals overlap.
+    """
 
     name: str
     stage: str
     reason: str
+    behind: float | None = None
+    level: bool = False
 
 
 @dataclass
@@ -401,9 +408,9 @@ class _Choosing:
                 continue
             epochs = counted(plan.epochs, "epoch")
             reason = f"{each.score:.1%} after {epochs}; the last that went on: {last.name}, {last.score:.1%}"
-            if race.level_with(last, [each]):
-                reason += " (level: the intervals overlap)"
-            self._fall(each.name, stage, reason)
+            level = bool(race.level_with(last, [each]))
+            reason += " (level: the intervals overlap)" if level else ""
+            self.choice.fallen.append(Fallen(each.name, stage, reason, last.score - each.score, level))
         return [name for name in points if name in kept]
 
     def _fall(self, name: str, stage: str, reason: str) -> None:
@@ -431,6 +438,13 @@ class _Choosing:
     def _is_final(self, trial: Mapping[str, Any], each: Standing) -> bool:
         final = self.state.rounds[-1]
         return "failed" not in trial and trial["entrant"] == each.name and trial["epochs"] == final["epochs"]
+
+    def _longer(self, recipe: Any) -> str:
+        """The command that trains the winner for as many epochs as its recipe has."""
+        names = [name for name in ("model", self.contest.head, "image_size", "resize") if hasattr(recipe, name)]
+        changed = [name for name in names if getattr(recipe, name) != getattr(self.recipe, name)]
+        command = ["dmformer", "train", self.question.recipe, "--data", self.question.data]
+        return " ".join([shlex.join(command), *([recipe.spelled(changed)] if changed else [])])
 
     def _export(self, candidate: Candidate, trial: Mapping[str, Any]) -> Written | None:
         """Export a trial's weights in a candidate's form; None for PyTorch, which runs the folder itself."""
@@ -475,6 +489,8 @@ class _Choosing:
             "test": asdict(score),
             "split": run.split,
             "count": self.job.images[2] or self.job.images[1],
+            "epochs": trial["epochs"],
+            "longer": self._longer(recipe) if trial["epochs"] < self.most_epochs else None,
             "use": shlex.join(["dmformer", "predict", str(written.path if written else best), "photo.jpg"]),
         }
         self._save()

@@ -140,6 +140,8 @@ def _print_winner(choice: Any, page: Path) -> None:
     print(f"\n{verdict(choice)}")
     print("\n".join(certainty(choice)))
     print(f"\nuse it: {choice.winner['use']}\nreport: {page}")
+    if longer := choice.winner["longer"]:
+        print(f"train it to the end: {longer}")
 
 
 def _question(options: ChooseOptions) -> Question:
