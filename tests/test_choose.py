@@ -17,7 +17,7 @@ from dmformer.choose import process, race
 from dmformer.choose.candidates import Candidate, Entrant, Question, entrants
 from dmformer.choose.limits import Limits, lower_bounds, none_meets, parse_limits
 from dmformer.choose.report import and_so, certainty, named, verdict
-from dmformer.choose.run import Choice, Fallen
+from dmformer.choose.run import Choice, Fallen, _Choosing
 from dmformer.choose.state import State, read_state, save_state
 from dmformer.cli.choose import ChooseOptions
 from dmformer.cli.parsing import parse
@@ -175,6 +175,15 @@ def test_an_earlier_versions_state_is_refused(tmp_path):
     (tmp_path / "choose.json").write_text('{"question": {}}')
     with pytest.raises(UserError, match="another version of this package wrote it"):
         read_state(tmp_path)
+
+
+def test_the_command_that_trains_the_winner_to_the_end():
+    contest = TASKS["segmentation"].contest
+    question = SimpleNamespace(recipe="segment", data="a b")
+    choosing: Any = SimpleNamespace(contest=contest, recipe=segment(), question=question)
+    recipe = replace(contest.trial(segment(), 192, 100), model="van_b0")
+    told = _Choosing._longer(choosing, recipe)
+    assert told == "dmformer train segment --data 'a b' --model van_b0 --image-size 192 --resize 240"
 
 
 def test_names_in_sentences():
