@@ -422,7 +422,7 @@ def _matched_in(image: dict[str, Any], iou: float = IOUS[IOU50]) -> tuple[np.nda
     scores, labels = image["detection_scores"].numpy(), image["detection_labels"].numpy()
     crowd, truths = image["groundtruth_crowds"].numpy().astype(bool), image["groundtruth_labels"].numpy()
     overlap = overlaps(_corners(image["detection_box"]), _corners(image["groundtruth_box"]), crowd)
-    return _matched(overlap, scores, labels, truths, crowd, IOUS[IOU50])
+    return _matched(overlap, scores, labels, truths, crowd, iou)
 
 
 def _corners(boxes: Tensor) -> np.ndarray:
