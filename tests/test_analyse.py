@@ -688,7 +688,7 @@ def test_unsupported_measures_are_refused_with_the_supported_ones(classifier, ph
     ):
         with pytest.raises(UserError, match=words):
             analyse(measure, [source], str(photos), str(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"--image-size is for models created by name and segmenters; trained"):
+    with pytest.raises(UserError, match="for models created by name, segmenters and detectors; trained"):
         analyse("gates", [classifier], str(photos), str(tmp_path / "out"), image_size=32)
     for path in [*photos.rglob("*.png")][1:]:
         path.write_bytes(b"")

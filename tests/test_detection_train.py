@@ -378,7 +378,6 @@ def test_the_commands(trained: Path, shapes: Path, tmp_path: Path, capsys: pytes
         (("predict", "--window", "64"), "--window is for segmenters; this is a detector"),
         (("predict", "--batch-size", "4"), "--batch-size is for classifiers"),
         (("eval", "--data", ".", "--json", "nowhere/scores.json"), "a file cannot be written there"),
-        (("explain",), "is a detector"),
     ],
 )
 def test_wrong_options_are_told(

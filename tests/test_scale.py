@@ -316,7 +316,7 @@ def test_the_costs_of_a_step_by_hand(costs):
 def test_the_commands_of_the_page_can_be_parsed():
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
     commands = [line.partition("dmformer train ")[2] for line in blocks.splitlines() if "dmformer train " in line]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         name, *options = shlex.split(command, comments=True)
         parse(type(RECIPES[name]()), options, "train", "", RECIPES[name]())
