@@ -297,6 +297,7 @@ def test_real_photos(shared_data, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_real_tars(shared_data, recipe):
     place = shared_data / "tiny_imagenet"
     data = replace(recipe, data=str(place / "train_20k.tar"), val_data=str(place / "val_4k.tar"))

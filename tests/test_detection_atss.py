@@ -305,6 +305,7 @@ def test_losses_under_autocast_are_float32(model, monkeypatch):
 
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_export_for_any_size(model):
     class Candidates(nn.Module):
         def __init__(self):

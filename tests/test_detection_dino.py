@@ -431,6 +431,7 @@ class Candidates(nn.Module):
 
 @pytest.mark.export
 @pytest.mark.slow
+@pytest.mark.long
 def test_exports_for_every_batch_and_size():
     model = Candidates(detector(queries=60, layers=2)).eval()
     batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "height", "width"))

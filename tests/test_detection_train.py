@@ -72,6 +72,7 @@ def test_a_run_leaves_a_detector_and_a_report(box_recipe: DetectionRecipe, train
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_learns(box_recipe: DetectionRecipe) -> None:
     """After a quarter of a minute of training, the detector finds coloured boxes on grey noise."""
     recipe = replace(box_recipe, framework="atss", epochs=50, validate_every=50, sides=(96,), image_size=96)

@@ -521,7 +521,7 @@ def test_autocast(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("dmformer_n", "smt_t") else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
+    "name", [name if name == "dmformer_n" else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
 )
 @pytest.mark.slow
 def test_compile(name):

@@ -290,7 +290,7 @@ def everyone(process: psutil.Process) -> Sequence[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.slow
 def test_sigterm_to_every_process_of_a_command_saves_and_ends_it(recipe, processes, tmp_path):
     """As systemd and Slurm send it, to the readers too."""
