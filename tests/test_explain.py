@@ -701,6 +701,10 @@ def test_explain_detectors(pictures, monkeypatch):
     assert whereabouts(own.numpy()) in (pictures / "explanation" / "index.html").read_text()  # layer-cam is the default
     found = explain([str(run)], ["b/photo.png"], "out", classes=["cat"], layer=3, check=False)
     assert [(e.label, e.note) for e in found] == [("cat", "below a score of 30 %: not detected")]
+    (place,) = run.rglob("config.json")
+    place.write_text(json.dumps({**json.loads(place.read_text()), "threshold": 0.99}))
+    found = explain([str(run)], ["b/photo.png"], "sure", layer=3, top=1, check=False)
+    assert found[0].note == "below a score of 99 %: not detected"
     assert "which is in the white box" in (pictures / "out" / "index.html").read_text()
 
 

@@ -49,13 +49,13 @@ class Segmenter:
 
 
 class Detector:
-    """Finds one red box in red frames."""
+    """Finds one red box in red frames, with a score of 0.9, which is below its own threshold."""
 
     task, name, form, values = "detection", "box", "test", None
-    class_names, palette, category_ids = ("red",), ((255, 0, 0),), (7,)
+    class_names, palette, category_ids, threshold = ("red",), ((255, 0, 0),), (7,), 0.95
 
     def detect(self, image, threshold=0.0):
-        n = int(redness(image))
+        n = int(redness(image) and threshold <= 0.9)
         boxes = np.array([[4, 8, 20, 32]] * n, np.float32).reshape(n, 4)
         return Detections(boxes, np.full(n, 0.9, np.float32), np.zeros(n, np.int64))
 
@@ -137,6 +137,7 @@ def test_annotated_videos_have_the_frames_and_their_colours(clip, tmp_path):
     boxes = list(predict_videos(Detector(), "boxes", [str(clip)], every, out=out, overwrite=True, threshold=0.5))
     assert boxes[1].prediction.objects == ({"category_id": 7, "bbox": [4, 8, 16, 24], "score": 0.9, "class": "red"},)
     assert boxes[4].prediction.objects == ()
+    assert not any(each.prediction.objects for each in predict_videos(Detector(), "boxes", [str(clip)], every))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.annotated.mp4"]
 
 

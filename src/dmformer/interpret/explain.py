@@ -46,8 +46,6 @@ COARSE = 4
 FINER = "for a finer map, name an earlier stage, `--layer 3 --method layer-cam`"
 LARGEST = 2**20
 """Maximum number of pixels of an image for a segmenter; larger images are reduced."""
-THRESHOLD, UNSURE = 0.3, "below a score of 30 %: not detected"
-"""Score from which an object counts as detected, as in `dmformer predict`; and the note on others."""
 LONGEST_STEM, LONGEST_NAME = 100, 60
 """Maximum bytes of an image, model or class name within a file name, which may have 255."""
 
@@ -311,7 +309,7 @@ def _boxes(subject: Subject, x: Tensor, wanted: list[int] | None, top: int) -> _
     boxes, scores, labels = (
         torch.cat([part[name] for part in parts])[:most].cpu() for name in ("boxes", "scores", "labels")
     )
-    called = tuple((scores >= THRESHOLD).tolist())
+    called = tuple((scores >= subject.threshold).tolist())
     return _Maps(x, labels.tolist(), scores.tolist(), torch.empty(0), regions(boxes, *x.shape[-2:]), called)
 
 
@@ -351,7 +349,9 @@ def _write_pictures(
         save_png(side_by_side(seen, over, method), file)
         note = ""
         if found.masks is not None and not called:
-            note = UNSURE if subject.of_boxes else "no pixel is predicted as this class: the map is for all pixels"
+            note = "no pixel is predicted as this class: the map is for all pixels"
+            if subject.of_boxes:
+                note = f"below a score of {100 * subject.threshold:.0f} %: not detected"
         if not values.any():
             note = "nothing supports this class at this layer"
         correlation = None if controls is None else rank_correlation(values, controls[i])

@@ -11,6 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
+from ..data.detections import THRESHOLD
 from ..data.limits import Range
 from ..models.create import own_size, random_model
 from ..tasks.classification.classifier import Classifier
@@ -40,6 +41,7 @@ class Subject:
         part: Name of the module in `model` that outputs the feature maps; empty for the model itself.
         of_pixels: Whether it has an answer for every pixel, logits (B, K, H, W), rather than for the photo, (B, K).
         of_boxes: Whether it has an answer for every box, (B, n, 4 + K), see `Objects`.
+        threshold: Score from which an object counts as detected, as in `dmformer predict`.
         several: Whether the photo may show several classes: its probabilities do not sum to 1.
         trained: False for a model created by name, with random weights.
         values: Values shown as black and white in images of more than 8 bits; None finds them in each image.
@@ -58,6 +60,7 @@ class Subject:
     part: str = ""
     of_pixels: bool = False
     of_boxes: bool = False
+    threshold: float = THRESHOLD
     several: bool = False
     trained: bool = True
     values: Range | None = None
@@ -161,6 +164,7 @@ def _of_detector(name: str, trained: Detector) -> Subject:
         padded=lambda images: batched(list(images)).tensors,
         part=part,
         of_boxes=True,
+        threshold=trained.threshold,
         values=trained.values,
     )
 

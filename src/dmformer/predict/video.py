@@ -79,6 +79,7 @@ def predict_videos(
         model: An open predictor.
         answer: What its task predicts; see `Task`.
         every: Which frames.
+        threshold: As in `Model.predict`.
         out: Segmenters, detectors: folder for NAME.annotated.mp4, the frames with what was found; by default none.
         segmenting: Options of `segment`.
 
@@ -104,7 +105,7 @@ def predict_videos(
                 if answer == "masks":
                     found, draw = _masks(model, name, image, drawn_on, segmenting)
                 else:
-                    found, draw = _boxes(model, name, image, drawn_on, 0.3 if threshold is None else threshold)
+                    found, draw = _boxes(model, name, image, drawn_on, threshold)
                 if place is not None:
                     write = write or files.enter_context(_written(place, reader.rate))
                     write(draw())
@@ -143,11 +144,12 @@ def _masks(
 
 
 def _boxes(
-    model: Any, name: str, image: Image.Image, out: str, threshold: float
+    model: Any, name: str, image: Image.Image, out: str, threshold: float | None
 ) -> tuple[BoxPrediction, Callable[[], Image.Image]]:
     from ..report.drawing import draw_detections
 
-    found, names = model.detect(image, threshold), list(model.class_names)
+    found = model.detect(image, model.threshold if threshold is None else threshold)
+    names = list(model.class_names)
     rows = zip(coco_results(found, 0, list(model.category_ids)), found.labels.tolist(), strict=True)
     objects = tuple(
         {key: value for key, value in row.items() if key != "image_id"} | {"class": names[k]} for row, k in rows
