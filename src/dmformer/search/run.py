@@ -77,9 +77,8 @@ class Search:
     def __init__(self, recipe: Recipe, over: Sequence[Over], out: Path, command: str) -> None:
         self.recipe = replace(recipe, out=str(out / "trials"), split_seed=recipe.seed_of_split, tracker="none")
         self.over, self.command, self.deadline = list(over), command, float("inf")
-        job = open_job(
-            with_normalisation(with_pretrained(self.recipe))
-        )  # mistakes in the data end the search before its first trial
+        # Mistakes in the data end the search here, before its first trial.
+        job = open_job(with_normalisation(with_pretrained(self.recipe)))
         self.headline, self.images, self.unit = job.headline, job.images, job.unit
         self.study = open_study(out, recipe.seed, recipe.validations)
         self.grid = combinations(self.over)
@@ -219,9 +218,8 @@ def open_study(out: Path, seed: int = 0, validations: int = 1) -> optuna.Study:
     study = optuna.create_study(
         storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=pruner
     )
-    study.sampler = TPESampler(
-        seed=seed + len(study.trials)
-    )  # with the same seed, a resumed search would repeat itself
+    # With the seed of before, a resumed search would suggest the same values again.
+    study.sampler = TPESampler(seed=seed + len(study.trials))
     return study
 
 

@@ -14,6 +14,11 @@ def reported_split(splits: Any) -> tuple[Any, str]:
     return (splits.test, "test") if splits.test else (splits.val, "validation")
 
 
+def fold_folder(run: Path, fold: int) -> Path:
+    """The folder of one fold, from 1 on, of a run in folds."""
+    return run / f"fold-{fold}"
+
+
 def refuse_trained(run: Recipe, split: str) -> None:
     """Raise UserError if a run in folds held no photos out: an ensemble knows all photos but the test photos."""
     if run.in_folds and split != "test":

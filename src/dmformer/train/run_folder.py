@@ -17,6 +17,7 @@ from pathlib import Path
 from ..report import CHECK
 from ..tasks.recipe import FIXED, Recipe
 from ..tasks.recipes import read_recipe
+from ..tasks.results import fold_folder
 from ..utils.errors import UserError
 from ..utils.files import recover_folder, writing_to
 from ..utils.lock import LOCK, holder, locked
@@ -184,11 +185,6 @@ def _is_occupied(folder: Path) -> bool:
 def is_unfinished(run: Path) -> bool:
     """Whether a run has saved a state to resume from, and has not finished."""
     return has_state(run) and not is_finished(run)
-
-
-def fold_folder(run: Path, fold: int) -> Path:
-    """The folder of one fold, from 1 on, of a run in folds."""
-    return run / f"fold-{fold}"
 
 
 def has_state(run: Path) -> bool:

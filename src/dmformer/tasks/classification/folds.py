@@ -17,7 +17,7 @@ from ...utils.files import write_whole
 from ...utils.intervals import Score
 from ...utils.views import WORDS
 from ..measures import Measure, lines_of
-from ..results import write_scores
+from ..results import fold_folder, write_scores
 from ..task import Summary, figure_lines
 from .classifier import Classifier, open_classifier, save_ensemble
 from .datasets import Split, Splits
@@ -99,7 +99,7 @@ def conclude(recipe: ClassifierRecipe, splits: Splits, run: Path, facts: Mapping
         run: Its folder, with fold-1, fold-2, … in it.
         facts: How it was made, for the page.
     """
-    places = [run / f"fold-{i}" / "best" for i in range(1, len(splits.folds) + 1)]
+    places = [fold_folder(run, i) / "best" for i in range(1, len(splits.folds) + 1)]
     members = [kind.open(str(place)) for place in places]
     vals = [splits.of_fold(i).val for i in range(1, len(members) + 1)]
     own = [_predicted(member, val, recipe) for member, val in zip(members, vals, strict=True)]
