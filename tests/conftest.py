@@ -125,6 +125,7 @@ def trained_classifier(tmp_path_factory: pytest.TempPathFactory) -> "Run":
 
 def classification_recipe(photos: Path) -> ClassificationRecipe:
     return ClassificationRecipe(
+        precision="no",
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         data=str(photos),
         image_size=32,
@@ -185,6 +186,7 @@ def trained_segmenter(tmp_path_factory: pytest.TempPathFactory) -> "Run":
 
 def segmentation_recipe(scenes: Path) -> SegmentationRecipe:
     return SegmentationRecipe(
+        precision="no",
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         width=64,
         data=str(scenes),
@@ -261,6 +263,7 @@ def trained_detector(tmp_path_factory: pytest.TempPathFactory) -> "Run":
 
 def detection_recipe(shapes: Path) -> DetectionRecipe:
     return DetectionRecipe(
+        precision="no",
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         framework="retinanet",
         width=64,

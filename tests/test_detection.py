@@ -234,7 +234,7 @@ def test_a_pyramids_last_levels_come_from_where_the_paper_says() -> None:
     assert channels[-1] == 256
     model = retinanet(backbone, channels, 2)
     assert isinstance(model.pyramid, Pyramid)
-    assert model.pyramid.fpn.extra_blocks.use_P5 is False  # type: ignore[union-attr]
+    assert model.pyramid.fpn.extra_blocks.on_output is False  # type: ignore[union-attr]
 
 
 def test_numbers_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmformer.nn.kernels import depthwise
-from dmformer.nn.layers import GELU, DepthwiseMlp, PixelMean
+from dmformer.nn.layers import GELU, DepthwiseMlp, PixelMean, StridedConv2d
 from dmformer.nn.mixers.attention import Attention, ValueConvAttention
 from dmformer.nn.mixers.dma import DMA, LEVELS
 from dmformer.nn.mixers.lka import LKA, LargeKernel, decompose, decomposed_cost, plain_cost
@@ -738,3 +738,20 @@ def test_gradients_before_the_gate_keep_channels_last():
     x = copied(torch.randn(4, 32, 6, 6), torch.channels_last)
     mixer(norm(x)).square().sum().backward()
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_strided_convolution_of_a_narrow_map_trains_in_bf16(width):
+    torch.manual_seed(0)
+    layer, images = StridedConv2d(16, 16, 3, stride=2, padding=1), torch.randn(2, 16, 2, width)
+    layer(images).sum().backward()
+    expected = layer.weight.grad
+    assert expected is not None
+    for _ in range(4):  # nn.Conv2d answers with what lay in the memory before
+        dirt = [torch.full((size,), torch.nan) for size in (64, 1_000, 10_000, 100_000)]
+        del dirt
+        layer.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = layer(images.to(memory_format=torch.channels_last))
+        answer.float().sum().backward()
+        torch.testing.assert_close(layer.weight.grad, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

@@ -56,6 +56,7 @@ def table(folder: Path, rows, split=lambda i: "") -> Path:
 
 def recipe_for(data: Path, out: Path) -> MultiLabelRecipe:
     return MultiLabelRecipe(
+        precision="no",
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         data=str(data),
         image_size=32,

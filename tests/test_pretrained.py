@@ -9,10 +9,11 @@ import torch
 
 import dmformer
 from dmformer.models.weights import load_weights
-from dmformer.tasks.build import no_pretrained_note, with_normalisation, with_pretrained
+from dmformer.tasks.build import no_pretrained_note, with_normalisation, with_precision, with_pretrained
 from dmformer.tasks.opening import open_trained
 from dmformer.tasks.recipes import RECIPES
 from dmformer.utils import pretrained
+from dmformer.utils.device import computes_bf16
 from dmformer.utils.errors import UserError
 from dmformer.utils.pretrained import CHECKSUMS, FOLDER, class_names, folder_of
 
@@ -109,6 +110,31 @@ def test_recipes_start_from_them_where_they_fit():
         assert with_pretrained(replace(recipe, **other)).weights is None
     with pytest.raises(UserError, match=r"does not fit dmformer_n with these --model-args: it contains .*gate"):
         with_pretrained(replace(recipe, model_args=("gate=False",), pretrained="dist_lite0"))
+
+
+@pytest.mark.parametrize(
+    ("able", "model", "device", "chosen"),
+    [
+        (True, "dmformer_n", "cpu", "bf16"),
+        (False, "dmformer_n", "cpu", "no"),
+        (True, "efficientnet_b0", "cpu", "no"),  # slower in bf16 on a CPU
+        (True, "efficientnet_b0", "cuda", "bf16"),
+    ],
+)
+def test_bf16_is_chosen_where_it_is_faster(able, model, device, chosen, monkeypatch):
+    monkeypatch.setattr("dmformer.tasks.build.find_device", torch.device)
+    monkeypatch.setattr("dmformer.tasks.build.computes_bf16", lambda device: able)
+    recipe = replace(RECIPES["scratch"](), model=model, device=device)
+    assert with_precision(recipe).precision == chosen
+    for kept in ({"precision": "fp16"}, {"resume": True}):  # what the user gave, and what the run was started with
+        assert with_precision(replace(recipe, **kept)).precision == replace(recipe, **kept).precision
+
+
+@pytest.mark.parametrize("instructions", [{"avx512_bf16": True}, {"amx_bf16": True}, {}])
+def test_a_processor_with_bf16_instructions_is_recognised(instructions, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, **instructions})
+    assert computes_bf16(torch.device("cpu")) == bool(instructions)
+    assert not computes_bf16(torch.device("mps"))
 
 
 def test_the_name_is_public():

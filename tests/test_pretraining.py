@@ -50,6 +50,7 @@ def sets(tmp_path: Path) -> Path:
 @pytest.fixture
 def pretraining(sets: Path, tmp_path: Path) -> PretrainingRecipe:
     return PretrainingRecipe(
+        precision="no",
         model_args=("dims=[8,16,24,32]", "depths=[1,1,1,1]", "layer_scale=1.0"),
         data=(str(sets / "one"), str(sets / "two"), str(sets / "loose")),
         teacher=make_teacher(tmp_path / "teacher", ["a", "b", "c", "d", "e"], seed=1),

@@ -24,7 +24,7 @@ from dmformer.models.weights import unwrapped
 from dmformer.tasks.recipe import FIXED, FREE, PER_EPOCH
 from dmformer.tasks.table import TASKS
 from dmformer.train.loop import Stopped, Trainer, train
-from dmformer.train.run_folder import find_run, history, open_folder
+from dmformer.train.run_folder import check_folder, find_run, history, open_folder
 from dmformer.utils import lock
 from dmformer.utils.errors import UserError
 from dmformer.utils.lock import LOCK, holder, locked
@@ -128,6 +128,9 @@ def test_a_stopped_run_is_resumed_rather_than_a_finished_or_a_running_one(recipe
 
 def test_the_command_refuses_to_resume_another_kind_of_run(recipe, capsys):
     train(replace(recipe, epochs=1))
+    check_folder(replace(recipe, precision="auto", resume=True))  # the run's own
+    with pytest.raises(UserError, match=r"with --precision bf16: it was started with --precision no\."):
+        check_folder(replace(recipe, precision="bf16", resume=True))
     capsys.readouterr()
     for arguments, told in (
         (["--model", "van_b0"], "cannot be resumed with --model van_b0: it was started with --model dmformer_n."),

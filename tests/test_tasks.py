@@ -51,7 +51,7 @@ class ColourRecipe(Recipe):
 
 def colours() -> ColourRecipe:
     """dmformer train colours --data photos/: the mean colour of photos."""
-    return ColourRecipe(batch_size=4, lr=0.1, lr_batch=4, image_size=32, workers=0, tracker="none")
+    return ColourRecipe(batch_size=4, lr=0.1, lr_batch=4, image_size=32, workers=0, tracker="none", precision="no")
 
 
 class Net(nn.Module):

@@ -69,6 +69,20 @@ class Downsample(nn.Sequential):
         super().__init__(conv, norm(dim))
 
 
+class StridedConv2d(nn.Conv2d):
+    """nn.Conv2d that also trains under autocast on a CPU where the map is narrower than the stride.
+
+    There, the gradient of the weights in bfloat16 reads memory that nobody wrote (PyTorch 2.15 with oneDNN): float32 is
+    used instead.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu") and input.is_cpu and input.shape[-1] < self.stride[-1]:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 class DepthwiseConv(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size: (B, C, H, W) -> (B, C, H, W).
 

@@ -23,7 +23,9 @@ from ..models.weights import (
     write_state_dict,
 )
 from ..nn.fuse import fuse
+from ..utils.device import computes_bf16, find_device
 from ..utils.errors import UserError, unknown
+from ..utils.model_names import model_names
 from ..utils.pretrained import folder_of, tags
 from .config import TrainedFolder, find_config, read_as, read_folder, write_config
 from .recipe import AnyRecipe, Recipe
@@ -111,6 +113,19 @@ def no_pretrained_note(recipe: Recipe) -> str:
         f"this package has no weights for {recipe.model}{arguments}: training starts from random weights, which takes "
         "many more epochs; --weights names others"
     )
+
+
+def with_precision(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with the precision that "auto" stands for; a resumed run keeps its own.
+
+    On a CPU, bf16 is chosen for the models of this package only: it slows some others down, for instance
+    efficientnet_b0 (benchmarks/results/precision.csv).
+    """
+    if recipe.precision != "auto" or recipe.resume:
+        return recipe
+    device = find_device(recipe.device)
+    faster = computes_bf16(device) and (device.type != "cpu" or recipe.model in model_names())
+    return replace(recipe, precision="bf16" if faster else "no")
 
 
 def with_normalisation(recipe: AnyRecipe) -> AnyRecipe:

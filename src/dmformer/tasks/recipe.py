@@ -100,8 +100,8 @@ class Recipe:
     ema: float | None = field(default=None, metadata=FIXED)
     """Decay of the moving average of the weights, which is then evaluated and kept; none disables it."""
 
-    precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata=FIXED)
-    """Mixed precision; no computes in float32."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = field(default="auto", metadata=FIXED)
+    """Mixed precision: no computes in float32; auto is bf16 where that is faster, on recent processors and GPUs."""
     channels_last: bool = field(default=True, metadata=FREE)
     """Keep tensors in channels_last memory format, which makes convolutions faster."""
     compile: bool = field(default=False, metadata=FIXED)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..report import CHECK
-from ..tasks.build import no_pretrained_note, with_normalisation, with_pretrained
+from ..tasks.build import no_pretrained_note, with_normalisation, with_precision, with_pretrained
 from ..tasks.check import Check, write_check
 from ..tasks.opening import open_job, view_of
 from ..tasks.progress import Progress, run_facts
@@ -133,6 +133,7 @@ def train(
     """
     recipe.check()
     first = start_processes(recipe).is_main_process
+    recipe = with_precision(recipe)
     with open_folder(recipe) if first else nullcontext() as opened:
         shared: list[Any] = [opened]
         trainer = Trainer(broadcast_object_list(shared)[0], data, watch, largest_batch)

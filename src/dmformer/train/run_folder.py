@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..report import CHECK
 from ..tasks.recipe import FIXED, Recipe
@@ -45,14 +46,14 @@ def check_unchanged(folder: Path, recipe: Recipe, kind: Mapping[str, str], when:
 
     Args:
         folder: The run's folder.
-        recipe: The recipe to resume it with. Its mean and std may be None: the run's are used.
+        recipe: The recipe to resume it with. The run's mean, std and precision are used where these are None or auto.
         kind: The kind of the options to compare.
         when: Restricts the statement of the error, e.g. " within an epoch".
     """
     saved = read_recipe(folder / "recipe.yaml")
     if type(saved) is not type(recipe):
         raise UserError(f"{folder} is a run of {saved.task}, not of {recipe.task}: leave the recipe's name out.")
-    if changed := _with_its_normalisation(recipe, saved).changes(saved, kind):
+    if changed := _with_its_choices(recipe, saved).changes(saved, kind):
         raise UserError(
             f"{folder} cannot be resumed{when} with {recipe.spelled(changed)}: it was started with "
             f"{saved.spelled(changed)}. Use the same options, or start a new run."
@@ -74,7 +75,7 @@ def open_folder(recipe: Recipe) -> Iterator[Recipe]:
         with locked(folder):
             if recipe.resume:
                 recover_folder(folder / "last")
-                recipe = _with_its_normalisation(recipe, read_recipe(folder / "recipe.yaml"))
+                recipe = _with_its_choices(recipe, read_recipe(folder / "recipe.yaml"))
             try:
                 yield replace(recipe, name=folder.name)
             finally:
@@ -201,6 +202,7 @@ def is_finished(run: Path) -> bool:
     return report.exists() and last.exists() and report.stat().st_mtime >= last.stat().st_mtime
 
 
-def _with_its_normalisation(recipe: Recipe, saved: Recipe) -> Recipe:
-    """The recipe with a run's normalisation where it states none."""
-    return replace(recipe, mean=recipe.mean or saved.mean, std=recipe.std or saved.std)
+def _with_its_choices(recipe: Recipe, saved: Recipe) -> Recipe:
+    """The recipe with a run's normalisation and precision where it states none."""
+    precision: Any = saved.precision if recipe.precision == "auto" else recipe.precision
+    return replace(recipe, mean=recipe.mean or saved.mean, std=recipe.std or saved.std, precision=precision)

@@ -15,6 +15,17 @@ def check_device(name: str) -> None:
         raise UserError(f"--device is {name}: it must be auto, cpu, cuda, cuda:N (GPU number N, from 0) or mps.")
 
 
+def computes_bf16(device: "torch.device") -> bool:
+    """Whether a device has instructions for products in bfloat16: an x86 CPU with AVX-512 BF16 or AMX, a CUDA GPU from
+    Ampere on."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def find_device(name: str = "auto") -> "torch.device":
     """The device of this name; "auto" is the accelerator that PyTorch finds, else the CPU.
 

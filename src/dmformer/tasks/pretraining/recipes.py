@@ -64,6 +64,5 @@ def pretrain() -> PretrainingRecipe:
         warmup_epochs=0.5,
         clip_grad=5.0,
         ema=0.999,
-        precision="bf16",
         save_every=500,
     )

@@ -13,6 +13,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 
 from ....data.selection import Selection
 from ....models.features import last_maps
+from ....nn.layers import StridedConv2d
 from ....utils.extras import needs
 from .base import Target, mean_over_processes
 from .denoising import IGNORED, LEAST, Denoising, denoising, visibility
@@ -108,7 +109,7 @@ class Dino(DenseDetector):
         config = DeformableDetrConfig(**settings)
         self.backbone = backbone
         self.project = nn.ModuleList(nn.Conv2d(c, WIDTH, 1) for c in channels[1:])
-        self.project.append(nn.Conv2d(channels[-1], WIDTH, 3, stride=2, padding=1))
+        self.project.append(StridedConv2d(channels[-1], WIDTH, 3, stride=2, padding=1))
         self.project_norm = nn.ModuleList(InsideGroupNorm(32, WIDTH) for _ in STRIDES)
         self.level_embedding = nn.Parameter(torch.randn(len(STRIDES), WIDTH))
         self.encoder = DeformableDetrEncoder(config).layers

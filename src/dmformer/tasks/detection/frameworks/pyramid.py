@@ -2,13 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from ....models.features import last_maps
+from ....nn.layers import StridedConv2d
 
 WIDTH = 256
 """Channels of the pyramid in all papers."""
@@ -47,9 +50,24 @@ def convolved(channels: Sequence[int], on_output: bool, width: int = WIDTH) -> E
         channels: Channels of the backbone's four maps.
         on_output: Derived from the pyramid's last level (FCOS, ATSS) and not from the backbone's last map (RetinaNet).
     """
-    block = LastLevelP6P7(width if on_output else channels[-1], width)
-    block.use_P5 = on_output  # torchvision infers it from the channels, which may happen to be 256
-    return block
+    return ConvolvedLevels(width if on_output else channels[-1], width, on_output)
+
+
+class ConvolvedLevels(ExtraFPNBlock):
+    """torchvision's LastLevelP6P7, which infers `on_output` from the channels, with `StridedConv2d`."""
+
+    def __init__(self, channels: int, width: int, on_output: bool) -> None:
+        super().__init__()
+        self.on_output = on_output
+        self.p6 = StridedConv2d(channels, width, 3, stride=2, padding=1)
+        self.p7 = StridedConv2d(width, width, 3, stride=2, padding=1)
+        for convolution in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(results[-1] if self.on_output else x[-1])
+        return [*results, p6, self.p7(F.relu(p6))], [*names, "p6", "p7"]
 
 
 class RoIPool(MultiScaleRoIAlign):
