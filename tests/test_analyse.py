@@ -31,6 +31,7 @@ from dmformer.interpret.attention_distance import (
     uniform_distance,
     weights_of,
 )
+from dmformer.interpret.components import principal_components, scaled
 from dmformer.interpret.gates import Moments, between_classes, branches, class_channels, read_gates, variances
 from dmformer.interpret.hooks import blocks, deepest_blocks
 from dmformer.interpret.modulators import chosen_blocks, high_frequencies, read_modulators
@@ -542,6 +543,42 @@ def test_cka_of_models():
     across = cka(first, second, batches)
     assert across.shape == (4, 7)
     torch.testing.assert_close(cka(second, first, batches), across.T)
+
+
+# ---- principal components
+
+
+class Scaled(nn.Module):
+    """A stage whose map is a factor per channel times the image's colours."""
+
+    def __init__(self, factors: list[float]) -> None:
+        super().__init__()
+        self.stage = nn.Conv2d(3, 3, 1, groups=3, bias=False)
+        self.stage.weight.data.copy_(torch.tensor(factors)[:, None, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stage(x)
+
+
+def test_components_of_independent_channels_are_the_channels():
+    images = noise(8, 3, 40, 40)
+    (found,) = principal_components(subject_of(Scaled([1.0, 3.0, 2.0]), ["stage"], [1]), images.split(3))
+    variances = images.var((0, 2, 3), correction=0)[[1, 2, 0]] * torch.tensor([9.0, 4.0, 1.0])
+    torch.testing.assert_close(found.variances, variances.double(), rtol=0.01, atol=0)
+    assert found.share(2) == pytest.approx(13 / 14, abs=0.01)
+    assert found.dimensions == pytest.approx(14**2 / (81 + 16 + 1), abs=0.05)
+    assert found.pictures.shape == (6, 40, 40, 3)
+    for colour, channel in enumerate((1, 2, 0)):  # each colour rises with one channel
+        pair = torch.stack([found.pictures[..., colour].flatten(), images[:6, channel].flatten().double()])
+        assert torch.corrcoef(pair)[0, 1] > 0.98
+
+
+def test_a_scale_cuts_both_ends():
+    values = torch.arange(101.0).reshape(1, 101, 1, 1)
+    found = scaled(values).flatten()
+    assert found[:2].tolist() == [0, 0]
+    assert found[-2:].tolist() == [1, 1]
+    assert found[50] == pytest.approx(0.5)
 
 
 # ---- photos, files and the command

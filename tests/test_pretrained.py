@@ -8,6 +8,9 @@ import timm
 import torch
 
 import dmformer
+from dmformer.bench.variants import open_model
+from dmformer.cli.checks import check_source_or_name
+from dmformer.interpret.subject import open_subject
 from dmformer.models.weights import load_weights
 from dmformer.tasks.build import no_pretrained_note, with_normalisation, with_precision, with_pretrained
 from dmformer.tasks.opening import open_trained
@@ -135,6 +138,15 @@ def test_a_processor_with_bf16_instructions_is_recognised(instructions, monkeypa
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, **instructions})
     assert computes_bf16(torch.device("cpu")) == bool(instructions)
     assert not computes_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_take_the_name_with_its_tag(name):
+    check_source_or_name(name)  # analyse and bench, where the name alone stands for random weights
+    assert open_subject(name).trained
+    model, answer = open_model(name, 64)
+    assert answer == "labels"
+    assert torch.equal(model.get_parameter("head.fc.bias"), timm.create_model(name, pretrained=True).head.fc.bias)
 
 
 def test_the_name_is_public():

@@ -31,6 +31,7 @@ from ..tasks.segmentation.model import HEADS, segmentation_loss, segmentation_mo
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
 from ..utils.machine import resident_mb
+from ..utils.pretrained import CHECKSUMS
 
 ADE20K_CLASSES, COCO_CLASSES = 150, 80
 """Number of classes of a segmenter and of a detector that is given by name."""
@@ -238,12 +239,13 @@ def open_model(source: str, image_size: int) -> tuple[nn.Module, str]:
 
     Args:
         source: A model name, for reproducible random weights; NAME+HEAD for a segmenter with 150 classes or a detector
-            with 80 on that backbone; a run's best/ folder; or hf-hub:owner/name.
+            with 80 on that backbone; a run's best/ folder; this package's weights with their tag; or
+            hf-hub:owner/name.
         image_size: Image size of models built for a fixed size.
 
     With random weights, BatchNorm statistics are computed from noise, so that folding them is not trivial.
     """
-    if source.startswith("hf-hub:") or Path(source).is_dir():
+    if source.startswith("hf-hub:") or source in CHECKSUMS or Path(source).is_dir():
         trained = open_trained(source)
         task = TASKS[trained.task]
         if task.answer not in KINDS:

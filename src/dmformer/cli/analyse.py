@@ -28,6 +28,7 @@ class AnalyseOptions:
       gates                      channel gates and depth-wise branches (DMFormer)
       modulators                 the maps inside scale-aware modulation; also pictures (SMT)
       cka                        how similar the layers of one or two models are (any model)
+      components                 how many directions features use; pictures of the first three as colours (any model)
 
     If a model lacks the part that a measure needs, one line says so and names the parts that it has. Models given by
     name have random weights; the caption says so. docs/measures.md has the formulas and explains how to read them.
@@ -39,12 +40,14 @@ class AnalyseOptions:
       dmformer analyse gates runs/photos-1/best --data photos/test --images 200
       dmformer analyse modulators runs/smt-1/best --data photos/ --blocks 1.1 3.7
       dmformer analyse cka runs/a/best runs/b/best --data photos/ --images 256 --format csv > similar.csv
+      dmformer analyse components dmformer_n.dist_lite0 dmformer_n --data photos/
     """
 
     measure: str
     """One of the measures above."""
     sources: tuple[str, ...]
-    """best/ folders of runs, hf-hub:owner/name, or names of models from dmformer or timm; cka takes one or two."""
+    """best/ folders of runs, this package's weights (dmformer_n.dist_lite0), hf-hub:owner/name, or names of models
+    from dmformer or timm with random weights; cka takes one or two."""
     data: str | None = None
     """Folder of photos, searched recursively. For gates, its subfolders are classes."""
     images: int = 32

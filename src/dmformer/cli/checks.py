@@ -15,7 +15,7 @@ from ..utils.device import check_device
 from ..utils.errors import UserError, unknown
 from ..utils.files import check_path
 from ..utils.model_names import model_names
-from ..utils.pretrained import name_of
+from ..utils.pretrained import CHECKSUMS, name_of
 
 
 def check_environment() -> None:
@@ -68,10 +68,11 @@ def check_model(name: str) -> None:
 
 
 def check_source_or_name(source: str, heads: bool = False) -> None:
-    """Check a run's folder, a hub id, or the name of a model from dmformer or timm, with `heads` perhaps +HEAD."""
+    """Check a run's folder, a hub id, this package's weights with their tag, or the name of a model from dmformer or
+    timm, with `heads` perhaps +HEAD."""
     if Path(source).exists() or ("/" in source and ":" not in source):
         check_source(source)
-    else:
+    elif source not in CHECKSUMS:
         check_model(source.partition("+")[0] if heads else source)
 
 

@@ -77,7 +77,7 @@ def analyse(
     max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = no_remark,
 ) -> Analysis:
-    """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for two measures, OUT/MEASURE-maps.png.
+    """Measure models on images; writes OUT/MEASURE.csv, OUT/MEASURE.png and, for some measures, OUT/MEASURE-maps.png.
 
     Args:
         sources: One or more sources for `open_subject`; one or two for "cka".
@@ -227,5 +227,6 @@ MEASURES: dict[str, Measure] = {
     "gates": Measure("channel gates of DMFormer", lambda s: bool(gated_blocks(s)), results.gates_of),
     "modulators": Measure("scale-aware modulation of SMT", lambda s: bool(sam_blocks(s)), results.modulators_of),
     "cka": Measure("blocks", lambda s: bool(s.stages), results.cka_of, most_models=2),
+    "components": Measure("maps", lambda s: bool(s.stages), results.components_of),
 }
 """The measures by name; `names.MEASURES` describes each in a line."""

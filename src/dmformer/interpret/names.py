@@ -11,10 +11,11 @@ MEASURES = {
     "gates": "what DMFormer's channel gates and depth-wise branches do",
     "modulators": "the maps inside SMT's scale-aware modulation",
     "cka": "how similar the layers of one or two models are",
+    "components": "how many directions the features of each stage use, and pictures of the first three",
 }
 """One-line description of each measure."""
 
-PICTURED = ("receptive-field", "modulators")
+PICTURED = ("receptive-field", "modulators", "components")
 """Measures that also write images of maps."""
 
 

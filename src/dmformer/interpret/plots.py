@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..utils.files import whole_file
 from .attention_distance import LayerDistance
+from .components import Components
 from .gates import QUANTILES, Reading, between_classes, variances
 from .hooks import Block
 from .modulators import CUT, Part
@@ -233,6 +234,47 @@ def cka(first: str, second: str, rows: Sequence[Block], columns: Sequence[Block]
     axes.set_xlabel(f"{second}: block (stage.number)")
     axes.grid(False)
     figure.colorbar(image, ax=axes, label="CKA (1: equal up to rotation and scale)")
+    return figure
+
+
+def components(models: Sequence[tuple[str, list[Components]]]) -> Figure:
+    """The fraction of the variance in the first components; one panel per stage."""
+    stages = max(len(found) for _, found in models)
+    figure, (panels,) = _figure(2.6 * stages + 0.6, 3.6, columns=stages, sharey=True)
+    for i, (name, found) in enumerate(models):
+        for axes, stage in zip(panels, found, strict=False):
+            shares = (stage.variances.cumsum(0) / stage.variances.sum()).tolist()
+            axes.plot(range(1, len(shares) + 1), shares, label=name, **{**_line(i), "marker": None})
+            axes.set_title(f"stride {stage.stride}", fontsize=9)
+            axes.set_xlabel("components")
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("fraction of the variance")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].set_ylim(0, 1.02)
+    _legend_above(figure, panels[0])
+    return figure
+
+
+def component_maps(photos: Sequence[np.ndarray], models: Sequence[tuple[str, list[Components]]]) -> Figure:
+    """The first three components as colours: a column per photo, a row per model and stage."""
+    rows = [(name, stage) for name, found in models for stage in found]
+    height, width = photos[0].shape[:2]
+    side = 1.7
+    figure, panels = _figure(
+        max(side * len(photos) + 1.2, 7), side * height / width * (len(rows) + 1) + 0.9, len(rows) + 1, len(photos)
+    )
+    for axes, photo in zip(panels[0], photos, strict=True):
+        axes.imshow(photo)
+    for row, (_, stage) in zip(panels[1:], rows, strict=True):
+        for axes, picture in zip(row, stage.pictures, strict=True):
+            axes.imshow(picture.numpy(), interpolation="nearest")
+    for row, title in zip(panels, ["photo", *(f"{name}\nstride {stage.stride}" for name, stage in rows)], strict=True):
+        row[0].set_ylabel(title, fontsize=8.5)
+    for axes in panels.flatten():
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[])
     return figure
 
 

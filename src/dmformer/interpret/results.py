@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import plots
 from .attention_distance import attention_distances
+from .components import PICTURES, principal_components
 from .gates import QUANTILES, between_classes, class_channels, read_gates, variances
 from .hooks import blocks
 from .modulators import CUT, chosen_blocks, read_modulators
@@ -297,4 +298,36 @@ def cka_of(cases: Sequence[Case]) -> Found:
         short,
         caption,
         plots.cka(first.name, second.name, down, across, values),
+    )
+
+
+def components_of(cases: Sequence[Case]) -> Found:
+    models = [(case.name, principal_components(case.subject, case.batches())) for case in cases]
+    rows, short = [], []
+    for case, (name, stages) in zip(cases, models, strict=True):
+        for stage, found in enumerate(stages, 1):
+            place = [*case.facts, found.name, stage, found.stride, len(found.variances)]
+            fractions = (found.variances / found.variances.sum()).tolist()
+            rows.append([*place, "effective dimensions", "", found.dimensions])
+            rows += [[*place, "fraction of the variance", i, v] for i, v in enumerate(fractions, 1)]
+            cells = [str(len(fractions)), f"{found.dimensions:.1f}", f"{found.share(3):.0%}"]
+            short.append([name, str(stage), str(found.stride), *cells])
+    caption = (
+        "How many directions the features of each stage use: the variance's fraction in the first components, over all "
+        "positions of all photos. A line that reaches the top early: few directions carry nearly everything."
+    )
+    maps_caption = (
+        "The first three principal components of each stage as red, green and blue, one scale for the photos of a row "
+        "of maps. Equal colours are similar features; colours of different stages or models cannot be compared."
+    )
+    photos = [np.asarray(cases[0].subject.picture(image)) for image in cases[0].images[:PICTURES]]
+    return Found(
+        [*FACTS, "layer", "stage", "stride", "channels", "quantity", "component", "value"],
+        rows,
+        ["model", "stage", "stride", "channels", "effective dimensions", "in the first three"],
+        short,
+        caption,
+        plots.components(models),
+        plots.component_maps(photos, models),
+        maps_caption,
     )
