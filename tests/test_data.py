@@ -21,8 +21,10 @@ from dmformer.predict import predict
 from dmformer.tasks.classification.classifier import open_classifier, save_classifier
 from dmformer.tasks.classification.datasets import open_evaluation, open_splits
 from dmformer.tasks.classification.evaluate import check_broken, predict_all
+from dmformer.tasks.classification.layout import read_layout
 from dmformer.tasks.classification.loaders import ImageSet, eval_loader, eval_transform, train_loader
 from dmformer.tasks.classification.metrics import score
+from dmformer.tasks.folders import alike_note
 from dmformer.tasks.sampling import StepSampler, seeded
 from dmformer.utils.errors import UserError
 
@@ -475,6 +477,68 @@ def test_tables_of_paths_and_labels(recipe, photos):
         small.write_text(text)
         with pytest.raises(UserError, match=words):
             opened(recipe, small)
+
+
+TABLES = {
+    "separator of Excel": ("sep=;\npath;label\na/0.png;cat\na/1.png;dog\n", {"a/0.png": "cat", "a/1.png": "dog"}),
+    "blanks and quotes": ('Image ID, Label\n a/0.png , "cat, big"\n\n , \n', {"a/0.png": "cat, big"}),
+    "rows that end early": ("path,label\na/0.png\na/1.png,dog\n", {"a/1.png": "dog"}),
+    "no number": ("path,label\na/0.png,NaN\na/1.png,dog\n", {"a/1.png": "dog"}),
+    "URLs": ("path,label\nhttps://x.org/a/0.png?raw=1,cat\n", {"a/0.png": "cat"}),
+    "no suffix": ("id,label\n0,cat\n", {"a/0.png": "cat"}),
+    "a photo missing beside others": ("path,label\na/3.png,cat\na/1.png,dog\n", {"a/1.png": "dog"}),
+    "two names for one photo": ("path,label\nx/3.png,cat\ny/3.png,dog\na/1.png,dog\n", {"a/1.png": "dog"}),
+    "two rows for one photo": ("path,label\n{}/a/0.png,cat\na/0.png,cat\n", {"a/0.png": "cat"}),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("case", TABLES)
+def test_rows_stand_for_the_photos_that_they_mean(tmp_path, case, encoding):
+    for name in ("a/0", "a/1", "b/3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        make_photo((9, 9, 9), ord(name[2])).save(tmp_path / f"{name}.png")
+    text, labels = TABLES[case]
+    (tmp_path / "t.csv").write_text(text.replace("{}", str(tmp_path)).replace("\n", "\r\n"), encoding, newline="")
+    layout = read_layout(str(tmp_path / "t.csv"))
+    (part,) = layout.parts.values()
+    assert dict(zip(part.names, part.classes, strict=True)) == labels
+    assert f"left out photos without a row: {3 - len(labels)}" in " ".join(layout.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"path,label\n0.png,caf\xe9\n", r"is not encoded as UTF-8 \(line 2\): save it as UTF-8"),
+        (b"path,label\n0.png,cat,dog\n", "'0.png,cat,dog' has 3 cells, the first row 2"),
+        (b'path,label\n0.png,"cat\n1.png,dog\n', "line 3: unexpected end of data: check the quotation marks"),
+        (b"path,label,label\n0.png,1,cat\n", "two columns called 'label'"),
+        (b"path,label\n0.png,c\0\n", "holds zero bytes"),
+        (b'path,label\n0.png,"' + b"x" * 200_000 + b'"\n', "line 2: field larger than field limit"),
+    ],
+)
+def test_tables_that_would_lose_rows_or_labels_are_refused(tmp_path, content, words):
+    make_photo((9, 9, 9), 0).save(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_layout(str(tmp_path / "t.csv"))
+
+
+def test_lines_of_json_are_divided_at_line_ends_alone(tmp_path):
+    make_photo((9, 9, 9), 0).save(tmp_path / "0.png")
+    row = json.dumps({"path": "0.png", "label": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "t.jsonl").write_text(f'{row}\n\n{{"path": "0.png", "label": NaN}}\n\n', "utf-8")
+    layout = read_layout(str(tmp_path / "t.jsonl"))
+    assert layout.parts[""].classes == ["a\u2028b"]
+    assert layout.notes == ["left out rows without a label: 1 (0.png)"]
+
+
+def test_names_that_look_alike_and_classes_without_scored_photos_are_told(recipe, tmp_path):
+    place = save_set(tmp_path / "set", **{"cat": 8, "Cat ": 8, "dog": 1})
+    notes = opened(recipe, place).notes
+    assert notes[0] == "classes whose names look alike, read as different ones: 'cat' and 'Cat '"
+    assert notes[1] == "the validation photos show none of 1 of 3 classes, which no score covers: dog"
+    assert alike_note(["1", "2", "1.0", "\ufb01n", "fin"])[0].endswith("'1' and '1.0', '\ufb01n' and 'fin'")
 
 
 def test_deep_images_share_a_range_that_the_model_keeps(recipe, photos, tmp_path):

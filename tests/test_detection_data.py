@@ -1055,7 +1055,7 @@ def test_lists_of_voc(voc: Path) -> None:
     splits = check_boxes(open_boxes(str(voc)), 0.0)
     assert [splits.train.name(i) for i in range(2)] == ["JPEGImages/a.jpg", "JPEGImages/my photo ü.jpg"]
     (main / "train.txt").write_bytes("my photo ü".encode("latin-1"))
-    with pytest.raises(UserError, match=r"train\.txt cannot be read as text: 'utf-8' codec"):
+    with pytest.raises(UserError, match=r"train\.txt is not encoded as UTF-8: 'utf-8' codec"):
         open_boxes(str(voc))
 
 
@@ -1065,7 +1065,7 @@ def test_lists_of_yolo(yolo: Path) -> None:
     splits = open_boxes(str(yolo))
     assert ([splits.train.name(0)], splits.class_names) == (["images/train/a.png"], ("box", "ball"))
     (yolo / "list.txt").write_bytes("ü.png".encode("latin-1"))
-    with pytest.raises(UserError, match=r"list\.txt cannot be read as text"):
+    with pytest.raises(UserError, match=r"list\.txt is not encoded as UTF-8"):
         open_boxes(str(yolo))
     (yolo / "data.yaml").write_text("train: list.txt\nnames: [yes, no]\n")
     with pytest.raises(UserError, match="as true or false: put it in quotes"):

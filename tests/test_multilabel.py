@@ -124,6 +124,9 @@ def test_every_way_to_write_labels_is_read(tmp_path):
         "f.jsonl": '{"file": "0.png", "tags": {"tabby": true, "big cat": 1}}\n'
         '{"file": "1.png", "tags": {"tabby": true, "big cat": 0}}\n{"file": "2.png", "tags": {}}\n',
         "g.csv": "path,label\n0.png,tabby\n0.png,big cat\n1.png,tabby\n2.png,\n",
+        "i.csv": "Image Name,tabby,big cat\n0.png,1,1\n1.png,1,-1\n2.png,-1,-1\n",
+        "j.csv": 'path,label\n0.png,"(\'tabby\', ""big cat"")"\n1.png,"{\'tabby\'}"\n2.png,()\n',
+        "k.csv": 'path,label\n0.png,"{""tabby"": 1, ""big cat"": 1}"\n1.png,"{""tabby"": 1}"\n2.png,{}\n',
     }
     notes = {}
     for name, text in texts.items():
@@ -136,6 +139,7 @@ def test_every_way_to_write_labels_is_read(tmp_path):
     assert "'labels' are separated by ';'" in notes["a.csv"]
     assert "which are no classes: width" in notes["d.csv"]
     assert "whose labels were joined: 1" in notes["g.csv"]
+    assert "unless --label-separator says otherwise: big cat" in notes["g.csv"]
     (part,) = read_labels(str(folder / "d.csv"), columns=["tabby"]).parts.values()
     assert part.class_names == ["tabby"]
     (folder / "h.csv").write_text("path,labels\n0.png,big cat & tabby\n1.png,tabby\n2.png,\n")
@@ -167,6 +171,8 @@ def test_mistakes_in_the_labels_are_told(tmp_path):
     assert "has the columns path, width: name the one with the labels 'labels'" in told("path,width\n0.png,30\n")
     assert "no photo has a label" in told("path,labels\n0.png,\n1.png,\n2.png,\n")
     assert "has no column 'cat'" in told("path,dog\n0.png,1\n", label_columns=("cat",))
+    unsure = "path,dog\n0.png,1\n1.png,-1\n2.png,0\n"
+    assert "the column 'dog' holds -1 beside 0" in told(unsure, label_columns=("dog",))
     assert "the column 'dog' holds '7': a class needs 0 or 1" in told("path,dog\n0.png,7\n", label_columns=("dog",))
     split = "path,labels,split\n0.png,a,train\n1.png,b,train\n2.png,{},val\n"
     assert "does not know them (a, b)" in told(split.format("c"))

@@ -649,7 +649,7 @@ def test_errors_say_what_to_do(tmp_path):
         (dict(data="good", classes=("a", "b", "a")), "class a is given twice"),
         (dict(data="good", classes=("gone.txt",)), r"gone\.txt does not exist"),
         (dict(data="good", classes=(str(tmp_path / "empty.txt"),)), r"empty\.txt is empty"),
-        (dict(data="good", classes=(str(tmp_path / "bad.txt"),)), r"bad\.txt cannot be read as text"),
+        (dict(data="good", classes=(str(tmp_path / "bad.txt"),)), r"bad\.txt is not encoded as UTF-8"),
     ]
     default: dict[str, Any] = {"classes": NAMES}
     for arguments, words in cases:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.finding import SPLIT_NAMES, find_photos, is_litter, is_photo, no_remark, split_of
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError
+from ..utils.files import read_text
 
 NAMES_FILE = "objectInfo150.txt"
 
@@ -79,11 +81,7 @@ def voc_lists(folder: Path) -> dict[str, list[str]]:
 
 def lines_of(path: Path) -> list[str]:
     """Lines of a text file that contains a list, without empty ones; UserError if it is no such file."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _without_suffix(name: str) -> str:
@@ -158,6 +156,16 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 
 # ---- words
+
+
+def alike_note(names: Iterable[str]) -> list[str]:
+    """A remark on names that look like one class: they differ in case, blanks, Unicode's form, or as 1 and 1.0."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        forms.setdefault(re.sub(r"(?<=\d)\.0$", "", plain), []).append(f"'{name}'")
+    alike = [" and ".join(each) for each in forms.values() if len(each) > 1]
+    return [f"classes whose names look alike, read as different ones: {first_few(alike, 5)}"] if alike else []
 
 
 def first_faults(faults: Sequence[Fault], most: int) -> str:

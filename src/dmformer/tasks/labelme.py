@@ -48,7 +48,7 @@ def read_labelme(path: Path) -> LabelMe:
     try:
         if path.stat().st_size > LARGEST:
             return LabelMe(fault=f"has more than {LARGEST // 1_000_000} MB")
-        content = json.loads(path.read_text("utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         return LabelMe(fault=f"cannot be read: {first_line(error)}")
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):

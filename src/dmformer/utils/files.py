@@ -1,5 +1,6 @@
-"""Atomic writing of files and folders, and reporting of write errors."""
+"""Atomic writing of files and folders, reading of text, and reporting of errors on the way."""
 
+import codecs
 import difflib
 import os
 import shutil
@@ -25,6 +26,27 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8; bytes of file names that are not UTF-8 become question marks."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that the user made, with "\n" at the ends of lines: UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        UserError: It cannot be read, or is in another encoding, which nothing in the file tells.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} is not encoded as UTF-8 (line {line}): save it as UTF-8.") from None
+    if "\0" in text:
+        raise UserError(f"{path} is no text, or not encoded as UTF-8: it holds zero bytes.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ needs. timm, and with it torch, is imported only for its named data sets.
 
 import contextlib
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -19,7 +19,7 @@ from ...data.finding import list_photos, require_heif
 from ...data.shards import ShardFiles, Shards, holds_shards, read_shards, without_broken
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
-from ..folders import first_few
+from ..folders import alike_note, first_few
 from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from ..recipe import Recipe
@@ -330,6 +330,7 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool, any_v
     class_names = trained.class_names
     if len(class_names) < 2:
         raise UserError(_one_class(recipe.data, trained))
+    notes += alike_note(class_names)
     for split in parts:
         notes += check_classes(parts[split], parts[split].class_names, class_names, "the training data", split)
     reading = Reading(max_pixels=recipe.max_pixels)
@@ -348,6 +349,9 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool, any_v
         return Splits(class_names, train, train, test, notes, layout.kind, copies, folds)
     if val is None:
         train, val, test_part = split_off(train, recipe, test is None, together, any_val)
+        for split, drawn in (("validation", val), ("test", test_part)):
+            if drawn is not None and len(drawn):
+                notes += absent_note(f"the {split} photos", {class_names[i] for i in drawn.targets}, class_names)
         test = test or test_part
     return Splits(class_names, train, val, test, notes, layout.kind, copies)
 
@@ -396,12 +400,15 @@ def check_classes(part: Any, found: Sequence[str], class_names: list[str], owner
     strangers = [name for name in found if name not in known]
     if strangers:
         raise UserError(f"{part} has the classes {first_few(strangers, 8)}; {_strange(strangers, known, owner)}")
-    absent = sorted(known - set(found))
-    if not absent:
-        return []
-    what = f"the {split} photos" if split else str(part)
-    count = f"{len(absent)} of {len(known)} classes"
-    return [f"{what} show none of {count}, which no score covers: {first_few(absent, 8)}"]
+    return absent_note(f"the {split} photos" if split else str(part), found, sorted(known))
+
+
+def absent_note(what: str, found: Iterable[str], class_names: Sequence[str]) -> list[str]:
+    """A remark on those of the known classes that some photos do not show."""
+    shown = set(found)
+    absent = [name for name in class_names if name not in shown]
+    count = f"{len(absent)} of {len(class_names)} classes"
+    return [f"{what} show none of {count}, which no score covers: {first_few(absent, 8)}"] if absent else []
 
 
 def split_off(

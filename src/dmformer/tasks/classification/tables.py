@@ -4,16 +4,20 @@ import csv
 import io
 import json
 import os
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...data.archives import FolderFiles
 from ...data.finding import SPLIT_NAMES, is_photo, natural_key, sort_out, split_of
-from ...utils.errors import UserError, first_line
+from ...utils.errors import UserError
+from ...utils.files import read_text
 from ..folders import first_few
+from ..naming import match_names, renaming_note
 
 T = TypeVar("T")
 
@@ -27,14 +31,20 @@ PATH_COLUMNS = (
     "filepath",
     "image",
     "image_path",
+    "image_file",
+    "image_name",
     "img",
+    "img_path",
     "photo",
     "name",
+    "image_id",
     "id",
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed")
 SPLIT_COLUMNS = ("split", "set", "subset", "fold")
-"""Names of columns, of which the first that is there counts, in any case."""
+"""Names of columns, of which the first that is there counts, whatever their case, blanks and signs."""
+SEPARATED = re.compile(r'"?sep=(.)"?')
+"""The first line of a table that Excel has written, with its separator."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -70,14 +80,16 @@ def read_table(
     name_of, split_column = find_column(rows[0], PATH_COLUMNS), find_column(rows[0], SPLIT_COLUMNS)
     if name_of is None:
         raise missing_column(path, rows[0], "path", PATH_COLUMNS)
-    places = Places(path.parent)
+    names = [text_of(row.get(name_of)) for row in rows]
+    photos = set(sort_out(FolderFiles(path.parent).names()).photos)
+    name_in, notes = _find_photos(path, names, photos)
     parts: dict[str, dict[str, T]] = {}
     missing, unlabelled = [], []
-    for row in rows:
-        given, label = text_of(row.get(name_of)), label_of(row)
+    for given, row in zip(names, rows, strict=True):
+        label = label_of(row)
         if label is None:
             unlabelled.append(given)
-        elif (name := places.find(given)) is None:
+        elif (name := name_in.get(given)) is None:
             missing.append(given)
         else:
             part = parts.setdefault(_split(path, row, split_column), {})
@@ -90,18 +102,22 @@ def read_table(
     left_out = {
         "rows whose photo is not there": missing,
         "rows without a label": unlabelled,
-        "photos without a row": sorted(places.names - set(listed)),
+        "photos without a row": sorted(photos - set(listed)),
     }
-    notes = [f"left out {what}: {len(names):,} ({first_few(names, 3)})" for what, names in left_out.items() if names]
+    notes += [f"left out {what}: {len(those):,} ({first_few(those, 3)})" for what, those in left_out.items() if those]
     if more := len(rows) - len(missing) - len(unlabelled) - len(listed):
         notes.append(f"{repeated}: {more:,}")
     return {split: {name: part[name] for name in sorted(part, key=natural_key)} for split, part in parts.items()}, notes
 
 
 def find_column(row: dict[str, Any], names: Sequence[str]) -> str | None:
-    """The column of a row whose name, in any case, comes first among `names`."""
-    by_name = {name.strip().lower(): name for name in row}
-    return next((by_name[name] for name in names if name in by_name), None)
+    """The column of a row whose name comes first among `names`; case, blanks and signs do not matter."""
+    by_name = {_plain(name): name for name in row}
+    return next((by_name[_plain(name)] for name in names if _plain(name) in by_name), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 def missing_column(path: Path, row: dict[str, Any], what: str, names: Sequence[str]) -> UserError:
@@ -115,13 +131,18 @@ def composed(name: str) -> str:
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    text = read_text(path)
+    first, _, rest = text.partition("\n")
+    if stated := SEPARATED.fullmatch(first):
+        delimiter, text = stated[1], rest
+    else:
+        delimiter = max(",;\t|", key=first.count)
+    # Strict, because a quotation mark that is never closed would swallow all rows after it.
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t|", key=first.count)
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+        rows = [row for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}: check the quotation marks there.") from None
     if not rows:
         return []
     header = rows[0]
@@ -129,12 +150,20 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
         header = ["path" if is_photo(cell) else f"column {i + 1}" for i, cell in enumerate(header)]
         header = ["label" if len(header) == 2 and name != "path" else name for name in header]
         rows = [[], *rows]
-    return [dict(zip(header, row, strict=False)) for row in rows[1:]]
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise UserError(f"{path} has two columns called '{twice[0]}': rename one.")
+    for row in rows[1:]:
+        if any(map(str.strip, row[len(header) :])):
+            raise UserError(
+                f"{path}: the row '{delimiter.join(row)}' has {len(row)} cells, the first row {len(header)}: put a "
+                f"cell that contains '{delimiter}' into quotation marks."
+            )
+    return [dict(zip_longest(header, row[: len(header)], fillvalue="")) for row in rows[1:]]
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -149,8 +178,9 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def text_of(value: Any) -> str:
-    """A cell as text without spaces around it; "" for None."""
-    return "" if value is None else str(value).strip()
+    """A cell as text without spaces around it; "" for None and NaN."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.casefold() == "nan" else text
 
 
 def _split(path: Path, row: dict[str, Any], column: str | None) -> str:
@@ -161,33 +191,33 @@ def _split(path: Path, row: dict[str, Any], column: str | None) -> str:
     return split
 
 
-class Places:
-    """Finds the photos that a table names, below its folder."""
+def _find_photos(table: Path, given: Iterable[str], photos: set[str]) -> tuple[dict[str, str], list[str]]:
+    """The photos that a table names, by what it calls them; and notes.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A name stands for the file of this name; else for the one that `match_names` finds, with or without its suffix.
+    """
+    names = [name for name in dict.fromkeys(given) if name]
+    exact = {name: own for name in names if (own := _as_given(table.parent, name))}
+    found = match_names([exact.get(name, name) for name in names], photos)
+    found = [exact.get(name, other) for name, other in zip(names, found, strict=True)]
+    stems = Counter(map(_stem, photos))
+    bare = {_stem(photo): photo for photo in photos.difference(filter(None, found)) if stems[_stem(photo)] == 1}
+    stem_of = match_names(names, list(bare))
+    found = [own or bare.get(stem or "") for own, stem in zip(found, stem_of, strict=True)]
+    others = [(name, own) for name, own in zip(names, found, strict=True) if own and name not in exact]
+    notes = renaming_note(f"photos of {table}", [name for name, _ in others], [own for _, own in others])
+    return {name: own for name, own in zip(names, found, strict=True) if own}, notes
 
-    @cached_property
-    def names(self) -> set[str]:
-        return set(sort_out(FolderFiles(self.folder).names()).photos)
 
-    @cached_property
-    def _by_tail(self) -> dict[str, str]:
-        """Names by the ends of their paths, with and without the suffix, in lower case, if only one ends so."""
-        found: dict[str, list[str]] = {}
-        for name in self.names:
-            for whole in {name, name.rpartition(".")[0]}:
-                parts = composed(whole).lower().split("/")
-                for i in range(len(parts)):
-                    found.setdefault("/".join(parts[i:]), []).append(name)
-        return {tail: names[0] for tail, names in found.items() if len(names) == 1}
+def _stem(name: str) -> str:
+    """A photo's path without the suffix."""
+    return name.rpartition(".")[0]
 
-    def find(self, given: str) -> str | None:
-        """The name of a photo: its path as it is, else the longest end of the path that only one photo has."""
-        if not given:
-            return None
-        if (self.folder / given).is_file():
-            return given if Path(given).is_absolute() else Path(os.path.normpath(given)).as_posix()
-        parts = composed(given.replace("\\", "/")).lower().split("/")
-        tails = ("/".join(parts[i:]) for i in range(len(parts)))
-        return next((self._by_tail[tail] for tail in tails if tail in self._by_tail), None)
+
+def _as_given(folder: Path, name: str) -> str | None:
+    """The file of this name, as a path below the folder if it is there."""
+    if not (folder / name).is_file():
+        return None
+    path = Path(os.path.normpath(folder / name))
+    inside = Path(os.path.normpath(folder))
+    return path.relative_to(inside).as_posix() if path.is_relative_to(inside) else str(path)

@@ -14,7 +14,7 @@ from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
 from ...utils.extras import needs
-from ..folders import Fault, Progress, first_faults, first_few, given_names, relative_name, share_out
+from ..folders import Fault, Progress, alike_note, first_faults, first_few, given_names, relative_name, share_out
 from ..leaks import Copies, find_copies, refuse_leaks
 from ..reading import found_reading
 from .formats.find import Found, find_boxes
@@ -267,7 +267,7 @@ def open_boxes(
     whole = "train" if "train" in parts else ""
     class_names = wanted or _names(found.kind, parts[whole], list(parts.values()))
     _check_names(found.kind, parts, class_names, wanted)
-    sets, notes, faults = {}, list(found.notes) + absent, []
+    sets, notes, faults = {}, [*found.notes, *absent, *alike_note(class_names)], []
     for split, part in parts.items():
         boxes, strange, seen = _box_set(part, class_names, found.kind, max_bare)
         sets[split] = boxes

@@ -8,8 +8,18 @@ import numpy as np
 from ...data.decode import Reading
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
-from ..classification.datasets import PhotoReader, Split, Splits, check_classes, divide_in_folds, given_parts, split_off
+from ..classification.datasets import (
+    PhotoReader,
+    Split,
+    Splits,
+    absent_note,
+    check_classes,
+    divide_in_folds,
+    given_parts,
+    split_off,
+)
 from ..classification.layout import Layout
+from ..folders import alike_note
 from ..leaks import Copies, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from .labels import LabelledPhotos, read_labels
@@ -44,6 +54,7 @@ def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compar
     class_names = trained.class_names
     if not class_names:
         raise UserError(f"{trained}: no photo has a label.")
+    notes += alike_note(class_names)
     for split, part in parts.items():
         notes += check_classes(part, part.class_names, class_names, "the training data", split)
     rows = [_rows(part, class_names) for part in (trained, *parts.values())]
@@ -65,6 +76,10 @@ def open_label_splits(recipe: MultiLabelRecipe, track: Track = untracked, compar
     elif val is None:
         divided = split_off(rare, recipe, test is None, together)
         train, val, test_part = (None if p is None else replace(p, targets=p.indices) for p in divided)
+        for split, drawn in (("validation", val), ("test", test_part)):
+            if drawn is not None and len(drawn):
+                shown = np.flatnonzero(labels[drawn.targets].any(0))
+                notes += absent_note(f"the {split} photos", {class_names[k] for k in shown}, class_names)
         test = test or test_part
     assert train is not None
     assert val is not None

@@ -1,5 +1,6 @@
 """Photos with several labels each: from tables, and from class folders that share photos."""
 
+import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,15 @@ from ..folders import first_few
 LABELS_COLUMNS = ("labels", "tags", "classes", "attributes", "tag", *LABEL_COLUMNS)
 """Names of columns with labels, of which the first that is there counts, in any case."""
 SEPARATORS = ";|,"
-BINARY = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+BRACKETS = ("[", "(", "{")
+"""How a cell begins that is a list, a set or a mapping in JSON or Python."""
+BINARY = {
+    **dict.fromkeys(("", "0", "0.0", "-1", "-1.0", "false", "no"), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+}
 """Cells of a column that is a class, in lower case."""
+MIXED = {"-1", "-1.0"}, {"", "0", "0.0"}
+"""Cells that are never in the same column: with 0 or nothing for "no", -1 means that it is not known."""
 
 Labels = frozenset[str]
 
@@ -113,6 +121,8 @@ def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> La
 
         def labels_of(row: dict[str, Any]) -> Labels:
             return _labels_in(row.get(column), separator)
+
+        notes += _not_separated(frozenset().union(*map(labels_of, rows)), separator)
     else:
         classes, notes = _class_columns(path, rows, columns)
 
@@ -136,30 +146,40 @@ def _separator(path: Path, cells: Sequence[Any]) -> str | None:
     return mark if counts[mark] else None
 
 
+def _not_separated(labels: Labels, separator: str | None) -> list[str]:
+    """A remark on labels that another separator might divide further; blanks divide them if nothing else does."""
+    others = [mark for mark in (*SEPARATORS, *([] if separator else [" "])) if mark != separator]
+    joined = sorted(label for label in labels if any(mark in label for mark in others))
+    if not joined:
+        return []
+    return [f"labels read as one each, unless --label-separator says otherwise: {first_few(joined, 3)}"]
+
+
 def _is_joined(value: Any) -> bool:
     """Whether a cell is a string of labels, not a list in brackets."""
-    return isinstance(value, str) and not value.lstrip().startswith("[")
+    return isinstance(value, str) and not value.lstrip().startswith(BRACKETS)
 
 
 def _labels_in(value: Any, separator: str | None) -> Labels:
-    """Labels in a cell: a string, a list, a list in brackets, or a mapping from each label to whether it applies."""
-    if isinstance(value, str) and value.strip().startswith("["):
+    """Labels in a cell: a string, a list, a mapping from each label to whether it applies, or these as text."""
+    if isinstance(value, str) and value.strip().startswith(BRACKETS):
         value = _listed(value)
     if isinstance(value, dict):
         value = [name for name, applies in value.items() if applies]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | set):
         text = text_of(value)
         value = text.split(separator) if separator else [text]
     return frozenset(composed(text) for each in value if (text := text_of(each)))
 
 
-def _listed(text: str) -> list[Any] | str:
-    """A list as JSON or Python writes it; other text unchanged."""
-    for candidate in (text, text.replace("'", '"')):
+def _listed(text: str) -> Any:
+    """A list, a set or a mapping as JSON or Python writes it; other text unchanged."""
+    for read in (json.loads, ast.literal_eval):
         try:
-            return list(json.loads(candidate))
-        except ValueError:
+            found = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+        return found if isinstance(found, list | tuple | set | dict) else [found]
     return text
 
 
@@ -171,9 +191,17 @@ def _is_binary(value: Any) -> bool:
     return not isinstance(value, list | dict) and _cell(value) in BINARY
 
 
+def _are_binary(cells: Sequence[Any]) -> bool:
+    """Whether a column holds nothing but "yes" and "no" in one of the usual forms."""
+    if not all(map(_is_binary, cells)):
+        return False
+    seen = set(map(_cell, cells))
+    return not all(seen & form for form in MIXED)
+
+
 def _is_class(cells: Sequence[Any]) -> bool:
     """Whether a column holds nothing but 0 and 1, and 1 for some photo."""
-    return all(map(_is_binary, cells)) and any(BINARY[_cell(value)] for value in cells)
+    return _are_binary(cells) and any(BINARY[_cell(value)] for value in cells)
 
 
 def _class_columns(path: Path, rows: list[dict[str, Any]], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -186,10 +214,13 @@ def _class_columns(path: Path, rows: list[dict[str, Any]], wanted: Sequence[str]
             for name in wanted:
                 if not _is_binary(row.get(name)):
                     raise UserError(f"{path}: the column '{name}' holds '{row.get(name)}': a class needs 0 or 1.")
+        for name in wanted:
+            if not _are_binary([row.get(name) for row in rows]):
+                raise UserError(f"{path}: the column '{name}' holds -1 beside 0 or nothing: a class needs 0 or 1.")
         return list(wanted), []
     special = {find_column(rows[0], names) for names in (PATH_COLUMNS, SPLIT_COLUMNS)}
     others = [name for name in rows[0] if name not in special]
-    classes = [name for name in others if all(_is_binary(row.get(name)) for row in rows)]
+    classes = [name for name in others if _are_binary([row.get(name) for row in rows])]
     never = [name for name in classes if not _is_class([row.get(name) for row in rows])]
     if len(never) == len(classes):
         raise missing_column(path, rows[0], "labels", LABELS_COLUMNS)

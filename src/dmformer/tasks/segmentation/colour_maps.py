@@ -48,7 +48,7 @@ def read_colour_map(path: Path) -> ColourMap:
     """
     try:
         if path.suffix == ".json":
-            rows = _json_rows(json.loads(path.read_text("utf-8-sig")))
+            rows = _json_rows(json.loads(path.read_bytes()))
         elif path.suffix == ".csv":
             rows = _csv_rows(list(csv.reader(lines_of(path), skipinitialspace=True)))
         elif path.name == "labelmap.txt":

@@ -19,6 +19,7 @@ from ...utils.errors import UserError
 from ..folders import (
     NAMES_FILE,
     Fault,
+    alike_note,
     existing_folder,
     first_faults,
     first_few,
@@ -530,6 +531,7 @@ def _labels(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"the class {twice[0]} is given twice: class names must be unique.")
+    found.notes += alike_note(names)
     ids = _ids_of_colours(found, stated, names)
     palette = tuple((r, g, b) for r, g, b, i in sorted(ids, key=lambda each: each[3]) if i < len(names))
     return Labels(

@@ -88,7 +88,7 @@ def read_coco(file: Path, folders: Sequence[Path], root: Path, images: str | Non
 
 def _coco_content(file: Path) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8-sig") as opened:
+        with open(file, "rb") as opened:  # as bytes, so that json finds UTF-16, too
             content = json.load(opened)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None

@@ -13,6 +13,7 @@ import yaml
 
 from ....data.finding import SPLIT_NAMES
 from ....utils.errors import UserError, first_line
+from ....utils.files import read_text
 from ...folders import (
     Fault,
     existing_folder,
@@ -270,7 +271,7 @@ def _yolo_content(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > LARGEST_TEXT:
             raise UserError(f"{file} has more than {LARGEST_TEXT // 1_000_000} MB: it is no data.yaml.")
-        stated = yaml.safe_load(file.read_text("utf-8-sig"))
+        stated = yaml.safe_load(read_text(file))
     except UserError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
