@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 
 from dmformer.data.decode import BrokenImageError
 from dmformer.data.palette import default_palette
+from dmformer.tasks.folders import classes_in
 from dmformer.tasks.sampling import StepSampler
 from dmformer.tasks.segmentation.checks import check_evaluation_pairs, check_pairs
 from dmformer.tasks.segmentation.datasets import Labels, Pairs, PairSplits, open_evaluation_pairs, open_pairs
@@ -199,6 +200,9 @@ def test_masks_are_read_as_stored(tmp_path):
         (as_file(Image.fromarray(ids > 2)), ids > 2),
         (as_file(Image.fromarray(ids), exif=turned), ids),
         (palette, ids),
+        (as_file(Image.merge("RGB", [Image.fromarray(ids)] * 3)), ids),
+        (as_file(Image.fromarray(ids).convert("LA")), ids),
+        (as_file(Image.fromarray(ids.astype(np.float32)), "TIFF"), ids),
         (tmp_path / "mask.png", ids),
         (str(tmp_path / "mask.png"), ids),
     ):
@@ -212,11 +216,8 @@ def test_masks_are_read_as_stored(tmp_path):
     [
         (as_file(Image.new("RGB", (3, 2), (1, 2, 3))), r"^holds colours \(RGB\) instead of class ids$"),
         (as_file(Image.new("RGBA", (3, 2), (1, 2, 3, 4))), r"^holds colours \(RGBA\) instead of class ids$"),
-        (
-            as_file(Image.new("RGB", (3, 2), (7, 7, 7))),
-            "three channels are equal: if they are ids, save a single channel",
-        ),
-        (as_file(Image.new("LA", (3, 2), (7, 7))), r"colours \(LA\)"),
+        (as_file(Image.new("LA", (3, 2), (7, 7))), r"transparent pixels \(LA\)"),
+        (as_file(Image.new("L", (3, 2), 1), "TIFF", save_all=True, append_images=[Image.new("L", (3, 2))]), "2 images"),
         (as_file(Image.new("F", (3, 2), 0.5), "TIFF"), "decimal numbers"),
         (as_file(Image.new("L", (3, 2), 5), "JPEG"), "is a JPEG, whose compression changes ids"),
         (io.BytesIO(b"no image"), "not an image"),
@@ -266,7 +267,7 @@ def test_sceneparsing_names_come_from_its_table(tmp_path):
     assert splits.labels(np.array([0, 1, 3])).tolist() == [IGNORE, 0, 2]
     assert open_pairs(str(tmp_path), classes=NAMES).labels.class_names == NAMES
     listed = tmp_path / "names.txt"
-    listed.write_text("\ufeffStraße\n\n 2 of them \n", "utf-8")
+    listed.write_text("\ufeffStraße\n 2 of them \n", "utf-8")
     assert open_pairs(str(tmp_path), classes=[str(listed)]).labels.class_names == ("Straße", "2 of them")
     assert open_pairs(str(tmp_path), classes=[f"c{i}" for i in range(150)]).labels.palette == ADE20K.palette
 
@@ -460,6 +461,52 @@ def test_masks_of_colours(tmp_path, palette, given):
         str(root), classes=NAMES[::-1], known_colours=[(*colour, 3 - i) for i, colour in enumerate(COLOURS.tolist())]
     )
     assert np.array_equal(scored.labels(scored.labels.stored(scored.masks[0])), 3 - blocks(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "colours"),
+    [
+        ("other\nroad\ncar\n\n", False),
+        ("# id: name\n2: car\n0: other\n1: road\n", False),
+        ("1,road\n2,car\n0,other\n", False),
+        ('["other", "road", "car"]', False),
+        ("other, road, car", False),
+        ("other 0 0 0\nroad 128 64 128\ncar 0 0 142", True),
+        ("1 road,128,64,128\n0 other,0,0,0\n2 car,0,0,142", True),
+    ],
+)
+def test_files_of_class_names(tmp_path, text, colours):
+    (tmp_path / "names.txt").write_text(text)
+    names, found = classes_in(tmp_path / "names.txt")
+    assert names == ("other", "road", "car")
+    assert found == (((0, 0, 0), (128, 64, 128), (0, 0, 142)) if colours else ())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a\n\nb", "an empty line before b"), ("1: a\n2: b", "numbers the classes 1, 2: number them from 0 on")],
+)
+def test_files_of_class_names_that_may_be_shifted(tmp_path, text, words):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        classes_in(tmp_path / "names.txt")
+
+
+def test_numbers_in_class_names_are_kept(tmp_path):
+    (tmp_path / "names.txt").write_text("3 series\n5 series\n")
+    assert classes_in(tmp_path / "names.txt")[0] == ("3 series", "5 series")
+
+
+@pytest.mark.parametrize("name", ["names.txt", "labelmap.txt"])
+def test_the_file_of_class_names_may_give_the_colours(tmp_path, name):
+    root = save_folders(tmp_path / "set", {"": 8}, "masks")
+    for i in range(8):
+        save_coloured(root / f"masks/{i}.png", blocks(i), palette=False)
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(NAMES, COLOURS.tolist(), strict=True)]
+    (tmp_path / name).write_text(LABELMAP if name == "labelmap.txt" else "\n".join(lines))
+    labels = open_pairs(str(root), classes=[str(tmp_path / name)]).labels
+    assert labels.class_names == NAMES
+    assert np.array_equal(labels.stored(root / "masks/3.png"), blocks(3))
 
 
 def test_palettes_that_differ_are_refused(tmp_path):
@@ -663,7 +710,7 @@ def test_errors_say_what_to_do(tmp_path):
 
 
 def to_colours(pairs: Pairs) -> None:
-    Image.new("RGB", (60, 40)).save(pairs.masks[1])
+    Image.new("RGB", (60, 40), (1, 2, 3)).save(pairs.masks[1])
 
 
 def cut_mask(pairs: Pairs) -> None:
@@ -772,7 +819,12 @@ def relabelled(splits: PairSplits, labels: Labels) -> PairSplits:
         (lambda ids: np.where(ids == 2, 11, ids), {}, "give --ignore-index 11 if 11 means unlabelled"),
         (lambda ids: np.where(ids == 2, 255, ids), dict(ignore_index=()), "give --ignore-index 255 if 255 means"),
         (lambda ids: [[11, 255]] * 40 + ids[:, :2] * 0, {}, "give --ignore-index 11 255 if 11 means unlabelled"),
-        (lambda ids: ids * 3, {}, "the class list has 4 names but ids go up to 9"),
+        (
+            lambda ids: ids * 3,
+            {},
+            "4 names but ids go up to 9: .* or save 0, 3, 6, 9 as 0 to 3 if they are the 4 classes",
+        ),
+        (lambda ids: ids + np.arange(60) * 4, {}, r"masks hold \d+ ids without a class: they were blurred, compressed"),
         (lambda ids: ids + 2, dict(reduce_zero_label=True), "one id, 5, is beyond the 4 classes"),
     ],
 )
@@ -801,7 +853,7 @@ def test_ade20k_without_reducing_names_one_remedy(pairs):
 def test_many_faults_are_told_in_one_line(tmp_path):
     save_folders(tmp_path, {"training": 15, "validation": 1})
     for path in (tmp_path / "annotations/training").iterdir():
-        Image.new("RGB", (60, 40)).save(path)
+        Image.new("RGB", (60, 40), (1, 2, 3)).save(path)
     splits = open_pairs(str(tmp_path), classes=NAMES)
     with pytest.raises(UserError, match=r"^15 of 16 .*; …\. colours without a class") as error:
         check_pairs(splits, 32, 0.5)
@@ -876,6 +928,7 @@ def test_masks_of_0_and_255_hold_two_classes(pairs):
     checked = check_pairs(two, 32, 0.0)[0]
     assert "the masks hold only 0 and 255: 255 is read as road" in checked.notes
     assert not any("no training mask holds" in note for note in checked.notes)
+    assert [set(pixels) for pixels in checked.pixels["val"]] == [{0, 1}]
     for part in (checked, checked.train, checked.val):
         assert part.labels(np.array([0, 255, 0], np.uint8)).tolist() == [0, 1, 0]
     assert check_evaluation_pairs(two.val, 0.0)[0].labels.binary

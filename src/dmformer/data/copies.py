@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..utils.machine import available_cores
-from .decode import BrokenImageError, decode, open_image
+from .decode import BrokenImageError, decode, open_image, pages_of
 from .values import is_deep
 
 Progress = Callable[[Iterable], Iterable]
@@ -38,13 +38,15 @@ FLAT = 24
 
 class Look(NamedTuple):
     """What a photo's file tells without decoding it: width and height in pixels, as stored; its format and mode in
-    Pillow's words, and whether it has more than 8 bits; the length of the file in bytes and a hash of its end."""
+    Pillow's words, whether it has more than 8 bits, and how many pictures it holds; the length of the file in bytes and
+    a hash of its end."""
 
     width: int
     height: int
     format: str | None
     mode: str
     deep: bool
+    pages: int
     length: int
     end: bytes
 
@@ -176,10 +178,10 @@ def _look(i: int, opened: Opened) -> Look | None:
     try:
         with opened(i) as file:
             image = open_image(file)
-            deep = is_deep(image)
+            deep, pages, (width, height) = is_deep(image), pages_of(image), image.size
             length = file.seek(0, 2)
             file.seek(max(length - END, 0))
-            return Look(*image.size, image.format, image.mode, deep, length, _hash(file.read()))
+            return Look(width, height, image.format, image.mode, deep, pages, length, _hash(file.read()))
     except Exception:  # it is told when it is read
         return None
 

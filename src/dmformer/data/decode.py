@@ -13,6 +13,12 @@ from .values import deep_array, deep_values, own_range, to_8_bits
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses panoramas; `open_image` has another one
 
 
+PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+"""Formats of which one file may hold several pictures."""
+SUBFILE_TAG, NO_PAGE = 254, 0b101
+"""TIFF's tag for what a picture is, and its bits for reduced copies and transparency masks."""
+
+
 class BrokenImageError(Exception):
     """A file cannot be read as an image; the message says why."""
 
@@ -98,6 +104,22 @@ def open_image(source: IO[bytes] | str) -> Image.Image:
             import pillow_heif  # type: ignore[import-not-found]
         pillow_heif.register_heif_opener()
         return Image.open(source)
+
+
+def pages_of(image: Any) -> int:
+    """Number of pictures in an open file, of which `decode` reads the first: frames of an animation, pages of a TIFF.
+
+    Reduced copies in a TIFF and the further pictures of a JPEG are no pages of their own.
+    """
+    count = getattr(image, "n_frames", 1) if image.format in PAGED else 1
+    if image.format != "TIFF" or count == 1:
+        return count
+    kinds = []
+    for i in range(count):
+        image.seek(i)
+        kinds.append(image.tag_v2.get(SUBFILE_TAG, 0))
+    image.seek(0)
+    return sum(not kind & NO_PAGE for kind in kinds)
 
 
 def _is_heif(source: IO[bytes] | str) -> bool:

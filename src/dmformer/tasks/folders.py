@@ -1,5 +1,7 @@
 """Folders of images and the files beside them: splits, lists, class names, and how faults in them are reported."""
 
+import contextlib
+import json
 import os
 import re
 import unicodedata
@@ -15,6 +17,10 @@ from ..utils.errors import UserError
 from ..utils.files import read_text
 
 NAMES_FILE = "objectInfo150.txt"
+
+NUMBERED = re.compile(r"(?P<number>\d+)(?P<sign>\s*[:;,=\t]\s*| +)(?P<name>\S.*)")
+COLOURED = re.compile(r"(.*?\S)[\s,;:]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
+"""Lines of a list of classes: the number and the name; the name and its colour."""
 
 ANNOTATIONS = (".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".md", ".names", ".data", ".cache", ".mat")
 """Suffixes of files beside photos that are expected there."""
@@ -137,7 +143,7 @@ def share_out(
 
 
 def given_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names as the user gave them: the names themselves, or the path of one text file with one name per line."""
+    """Class names as the user gave them: the names themselves, or the path of one text file (see `classes_in`)."""
     if len(classes) == 1 and Path(classes[0]).is_file():
         return names_in(Path(classes[0]))
     if len(classes) == 1 and classes[0].lower().endswith(".txt"):
@@ -146,13 +152,55 @@ def given_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def names_in(path: Path) -> tuple[str, ...]:
-    """Names in a text file, one per line, or in the last column of SceneParsing's objectInfo150.txt."""
-    lines = lines_of(path)
+    """Names in a text file, see `classes_in`."""
+    return classes_in(path)[0]
+
+
+def classes_in(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Class names in a text file, and their colours if every line ends in one as red, green and blue.
+
+    One name per line, perhaps after its number, or all in one line, with commas between them or as JSON; or the last
+    column of SceneParsing's objectInfo150.txt. Lines that begin with "# " are comments.
+
+    Raises:
+        UserError: No names, an empty line between them, or numbers that are not 0, 1, ….
+    """
+    lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    lines = [line for line in lines if line != "#" and not line.startswith("# ")]
     if lines and re.match(r"idx\b", lines[0], re.IGNORECASE):
-        lines = [re.sub(r"^\d+(\s+[\d.]+){3,4}\s+", "", line) for line in lines[1:]]
-    if not lines:
+        lines = [re.sub(r"^\d+(\s+[\d.]+){3,4}\s+", "", line) for line in lines[1:] if line]
+    if not any(lines):
         raise UserError(f"{path} is empty: write one class name per line.")
-    return tuple(lines)
+    if "" in lines:
+        after = next(line for line in lines[lines.index("") :] if line)
+        raise UserError(f"{path} has an empty line before {after}, so that its number is not sure: remove or fill it.")
+    if len(lines) == 1:
+        lines = _in_one_line(lines[0])
+    names = _by_number(path, lines)
+    coloured = [COLOURED.fullmatch(name) for name in names]
+    if len(names) == 1 or not all(match and max(map(int, match.groups()[1:])) < 256 for match in coloured):
+        return tuple(names), ()
+    parts = [match.groups() for match in coloured if match]
+    return tuple(name for name, *_ in parts), tuple((int(r), int(g), int(b)) for _, r, g, b in parts)
+
+
+def _in_one_line(line: str) -> list[str]:
+    """Names in a line: a JSON list, or separated by commas."""
+    if line.startswith("["):
+        with contextlib.suppress(ValueError):
+            return [str(name) for name in json.loads(line)]
+    return [name.strip() for name in line.split(",") if name.strip()] if not NUMBERED.fullmatch(line) else [line]
+
+
+def _by_number(path: Path, lines: Sequence[str]) -> list[str]:
+    """Lines without the numbers at their start, if all have one, in the order of these."""
+    found = [NUMBERED.fullmatch(line) for line in lines]
+    numbered = {int(match["number"]): match["name"] for match in found if match}
+    if sorted(numbered) == list(range(len(lines))):
+        return [numbered[i] for i in range(len(lines))]
+    if all(match and match["sign"].strip(" ") for match in found):
+        raise UserError(f"{path} numbers the classes {first_few(list(map(str, numbered)), 5)}: number them from 0 on.")
+    return list(lines)
 
 
 # ---- words

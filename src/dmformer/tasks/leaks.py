@@ -87,7 +87,7 @@ def find_copies(
     looks = {name: [look for (own, _), look in zip(places, looked, strict=True) if own == name] for name in splits}
     same = [[places[i] for i in group] for group in same_photos(len(places), opened, looked, wanted)]
     mixed = [group for group in same if target is not None and len({target(name, i) for name, i in group}) > 1]
-    notes = _notes(splits, same, mixed)
+    notes = [*_pages(splits, looks), *_notes(splits, same, mixed)]
     alike = find_near(splits, track) if near else []
     if near:
         notes.append(f"{_more(alike):,} photos look like another one{_shown(splits, alike)}")
@@ -151,6 +151,21 @@ def _notes(splits: Mapping[str, Photos], same: list[Group], mixed: list[Group]) 
             f"{len(mixed):,} photo{' is' if len(mixed) == 1 else 's are'} in two classes{_shown(splits, mixed)}"
         )
     return notes
+
+
+def _pages(splits: Mapping[str, Photos], looks: Mapping[str, list[Look | None]]) -> list[str]:
+    """A remark on files of which only the first picture is read."""
+    several = [
+        f"{splits[name].filename(i)}: {look.pages}"
+        for name, own in looks.items()
+        for i, look in enumerate(own)
+        if look is not None and look.pages > 1
+    ]
+    if not several:
+        return []
+    return [
+        f"files with several frames or pages, of which the first is read: {len(several):,} ({first_few(several, 3)})"
+    ]
 
 
 def _more(groups: list[Group]) -> int:

@@ -351,7 +351,8 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool, any_v
         train, val, test_part = split_off(train, recipe, test is None, together, any_val)
         for split, drawn in (("validation", val), ("test", test_part)):
             if drawn is not None and len(drawn):
-                notes += absent_note(f"the {split} photos", {class_names[i] for i in drawn.targets}, class_names)
+                shown = {class_names[drawn.target(i)] for i in range(len(drawn))}
+                notes += absent_note(f"the {split} photos", shown, class_names)
         test = test or test_part
     return Splits(class_names, train, val, test, notes, layout.kind, copies)
 

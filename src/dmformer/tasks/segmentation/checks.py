@@ -66,7 +66,7 @@ def check_pairs(
         notes.append("no test mask has a labelled pixel: the report is about validation")
     pixels = {
         name: [_class_pixels(part, look) for look in seen if not look.reason]
-        for name, part, seen in zip(("train", "val", "test"), parts, looks, strict=False)
+        for name, part, seen in zip(("train", "val", "test"), checked, looks, strict=False)
     }
     return replace(splits, train=checked[0], val=checked[1], test=test, notes=notes, pixels=pixels), faults
 
@@ -218,15 +218,19 @@ def _hints(looks: Sequence[_Look], labels: Labels) -> list[str]:
         return []
     present = {i for look in looks for i in look.stored}
     n, highest = len(labels.class_names), strange[-1]
+    if len(strange) > MOST_COLOURS:
+        return [f"masks hold {len(strange)} ids without a class: they were blurred, compressed or resized smoothly"]
     ignored = " ".join(map(str, sorted({*strange, *(present & set(labels.ignore_index))})))
     ignore = f"give --ignore-index {ignored} if {highest} means unlabelled"
     if strange == [n] and not labels.reduce_zero_label:
         counted = f"ids run from {0 if 0 in present else 1} to {n}"
         shift = "ADE20K counts from 1 and 0 is unlabelled: give --reduce-zero-label"
         return [f"{counted}: {shift}" if n == len(ADE20K.class_names) else f"{counted}: {shift}; or {ignore}"]
+    listed = first_few([str(i) for i in sorted(present)], 8)
+    as_many = f"; or save {listed} as 0 to {n - 1} if they are the {n} classes" if len(present) == n else ""
     if len(strange) == 1:
-        return [f"one id, {highest}, is beyond the {n} classes: {ignore}"]
-    return [f"the class list has {n} names but ids go up to {highest}: name them all with --classes"]
+        return [f"one id, {highest}, is beyond the {n} classes: {ignore}{as_many}"]
+    return [f"the class list has {n} names but ids go up to {highest}: name them all with --classes{as_many}"]
 
 
 def _colour_hint(looks: Sequence[_Look]) -> str | None:

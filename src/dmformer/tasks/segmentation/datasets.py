@@ -20,6 +20,7 @@ from ..folders import (
     NAMES_FILE,
     Fault,
     alike_note,
+    classes_in,
     existing_folder,
     first_faults,
     first_few,
@@ -38,7 +39,7 @@ from ..labelme import read_labelme
 from ..leaks import Copies, find_copies, refuse_leaks
 from ..naming import match_names, renaming_note
 from ..reading import found_reading
-from .colour_maps import ColourMap, find_colour_map, parse_colours, read_colour_map
+from .colour_maps import FILES, ColourMap, find_colour_map, parse_colours, read_colour_map
 from .label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, LabelSet
 from .masks import IGNORE, NO_CLASSES, Colours, draw_mask, map_labels, read_mask
 from .recipes import SegmentationRecipe
@@ -522,8 +523,9 @@ def _labels(
 ) -> Labels:
     if reduce_zero_label and (found.kind == "Cityscapes" or (found.known and not classes)):
         raise UserError(f"{data}: {found.kind}'s classes begin at id 0: leave out --reduce-zero-label.")
-    stated = _stated_colours(found, colours)
-    names = given_names(classes) if classes else _known_names(found, stated, data)
+    own = _class_file(classes)
+    stated = own if own.colours and not colours else _stated_colours(found, colours)
+    names = own.class_names or (given_names(classes) if classes else _known_names(found, stated, data))
     if len(names) == 1:
         raise UserError(
             f"there is one class, '{names[0]}': segmentation needs two or more, e.g. background and {names[0]}."
@@ -542,6 +544,18 @@ def _labels(
         found.table or _table(found, stated, names),
         ids,
         tuple(colours) == (INDICES,),
+    )
+
+
+def _class_file(classes: Sequence[str]) -> ColourMap:
+    """Names, and colours if there are any, from the file that --classes names; nothing if it names classes."""
+    if len(classes) != 1 or not Path(classes[0]).is_file():
+        return ColourMap(())
+    path = Path(classes[0])
+    return (
+        read_colour_map(path)
+        if path.name in FILES or path.suffix in (".csv", ".json")
+        else ColourMap(*classes_in(path))
     )
 
 

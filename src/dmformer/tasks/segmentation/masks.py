@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...data.decode import BrokenImageError, reason
+from ...data.decode import BrokenImageError, pages_of, reason
 from ...utils.errors import UserError
 from ..labelme import LabelMe
 
@@ -104,8 +104,9 @@ def read_mask(
 ) -> np.ndarray:
     """Read a mask as an array (H, W) of ids, exactly as stored.
 
-    Grey values are ids; so are palette indices, and 1-bit and 16-bit values. With `colours`, colours are looked up
-    there, those of a palette too. EXIF is not applied.
+    Grey values are ids, also if three equal channels, opaque or as whole numbers in floating point hold them; so are
+    palette indices, and 1-bit and 16-bit values. With `colours`, colours are looked up there, those of a palette too.
+    EXIF is not applied.
 
     Args:
         source: A file, its path, or an open image.
@@ -113,7 +114,8 @@ def read_mask(
         palette: Filled with the colours, as RRGGBB, of those palette indices that are read as ids.
 
     Raises:
-        BrokenImageError: The mask cannot be read, was compressed with loss, or holds colours without an id.
+        BrokenImageError: The mask cannot be read, was compressed with loss, holds colours without an id, or several
+            pages.
     """
     if isinstance(source, str | Path):
         try:
@@ -124,13 +126,20 @@ def read_mask(
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         spread = SPREAD.get(_stored_mode(image), 1)
+        pages = pages_of(image)
         image.load()
     except Exception as error:  # decoders raise anything on damaged input
         raise BrokenImageError(reason(error)) from error
+    if pages > 1:
+        raise BrokenImageError(f"holds {pages} images, and a mask is one: save one alone")
     if image.format in LOSSY:
         raise BrokenImageError(f"is a {image.format}, whose compression changes ids: save masks as PNG")
     if colours and image.mode in ("P", "RGB", "RGBA"):
         return _ids_of_colours(image, colours)
+    if image.mode == "F":
+        return _whole_numbers(image)
+    if image.mode in ("LA", "RGB", "RGBA"):
+        image = _grey(image)
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         found = image.convert("RGB").getcolors(MOST_COLOURS) if image.mode in ("RGB", "RGBA") else None
         raise ColouredMaskError(
@@ -194,6 +203,24 @@ def _ids_of_colours(image: Image.Image, colours: Colours) -> np.ndarray:
     return found
 
 
+def _whole_numbers(image: Image.Image) -> np.ndarray:
+    """The ids (H, W) of a mask in floating point."""
+    values = np.asarray(image)
+    ids = np.where(np.isfinite(values), values, -1).astype(np.int64)
+    if not np.array_equal(ids, values):
+        raise BrokenImageError("holds decimal numbers (F) instead of class ids")
+    return ids
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """One channel of an opaque image whose channels are equal; other images unchanged."""
+    bands = image.split()
+    if "A" in image.getbands() and bands[-1].getextrema()[0] != 255:
+        return image
+    colours = [np.asarray(band) for band in bands[: 3 if image.mode.startswith("RGB") else 1]]
+    return bands[0] if all(np.array_equal(colours[0], other) for other in colours[1:]) else image
+
+
 def _stored_mode(image: Image.Image) -> str:
     """How the file stores the values, e.g. "L;4", before the image is loaded."""
     tiles = getattr(image, "tile", None)
@@ -202,14 +229,9 @@ def _stored_mode(image: Image.Image) -> str:
 
 
 def _what_instead(image: Image.Image) -> str:
-    if image.mode == "F":
-        return "holds decimal numbers (F) instead of class ids"
-    text = f"holds colours ({image.mode}) instead of class ids"
-    if image.mode in ("RGB", "RGBA"):
-        red, green, blue = (np.asarray(image.getchannel(c)) for c in "RGB")
-        if np.array_equal(red, green) and np.array_equal(red, blue):
-            text += ", though its three channels are equal: if they are ids, save a single channel"
-    return text
+    if image.mode == "LA":
+        return "holds transparent pixels (LA): save a single channel"
+    return f"holds colours ({image.mode}) instead of class ids"
 
 
 Rules = tuple[int, bool, tuple[int, ...], tuple[tuple[int, int], ...] | None]
