@@ -787,7 +787,7 @@ def bomb(encoding: str) -> bytes:
         (voc_xml(voc_object("dog", (9, 7, "x", 16))).encode(), "object 1: has a value that is no number in its box"),
         (voc_xml(voc_object(" ", (9, 7, 28, 16))).encode(), "object 1: has no name"),
         (voc_xml("<object><name>dog</name></object>").encode(), "object 1: has no box of four numbers"),
-        (None, "has no a.xml"),
+        (None, "has no .xml: a.xml"),
     ],
 )
 def test_faulty_xml(voc: Path, content: bytes | None, told: str) -> None:
@@ -798,6 +798,13 @@ def test_faulty_xml(voc: Path, content: bytes | None, told: str) -> None:
     assert name.startswith("JPEGImages/a.jpg")
     assert told in f"{name}: {why}"
     assert len(check_boxes(splits, 0.2).val) == 2
+
+
+def test_xml_in_an_encoding_of_several_bytes(voc: Path) -> None:
+    file = voc / "VOCdevkit" / "VOC2012" / "Annotations" / "a.xml"
+    text = '<?xml version="1.0" encoding="gbk"?>\n' + voc_xml(voc_object("猫", (9, 7, 28, 16)))
+    file.write_bytes(text.encode("gbk"))
+    assert "猫" in open_boxes(str(voc)).class_names
 
 
 def test_voc_of_shares(voc: Path) -> None:
@@ -815,7 +822,63 @@ def test_voc_lists_photos_that_are_not_there(voc: Path) -> None:
     splits = open_boxes(str(voc))
     assert splits.faults == [("x", "is listed and not in JPEGImages")]
     assert splits.test is None
-    assert splits.notes == ["Annotations holds no .xml of the photos listed in test.txt: left out"]
+    assert splits.notes == [
+        "Annotations holds no .xml of the photos listed in test.txt: left out",
+        "photos that the annotations do not name, left out: 3 (JPEGImages/b.jpg, JPEGImages/e.jpg, JPEGImages/f.jpg)",
+    ]
+
+
+def test_what_has_no_partner_is_told(yolo: Path, voc: Path, cocos: Path) -> None:
+    (yolo / "labels" / "train" / "ghost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (yolo / "labels" / "train" / "readme.txt").write_text("All labels are ours.\n")
+    notes = open_boxes(str(yolo)).notes
+    assert "text files in labels/train of photos that are not there, left out: 1, such as ghost.txt" in notes
+    root = voc / "VOCdevkit" / "VOC2012"
+    (root / "Annotations" / "ghost.xml").write_text(voc_xml(voc_object("dog", (9, 7, 28, 16))))
+    notes = open_boxes(str(voc)).notes
+    assert notes == [".xml files in Annotations of photos that are not there, left out: 1, such as ghost.xml"]
+    photo = next((cocos / "train2017").iterdir())
+    photo.with_name("more.jpg").write_bytes(photo.read_bytes())
+    lost = "photos that the annotations do not name, left out: 1 (train2017/more.jpg)"
+    assert lost in open_boxes(str(cocos)).notes
+
+
+def test_text_files_are_not_looked_for_where_a_missing_photo_would_be(yolo: Path) -> None:
+    (yolo / "val.txt").write_text(f"images/val/a.png\n{yolo.parent}/other/images/x.png\n")
+    yolo_pair(yolo.parent / "other" / "copy" / "x.png", "1 0.5 0.5 0.5 0.5")
+    (yolo.parent / "other" / "copy" / "x.png").unlink()
+    (yolo / "data.yaml").write_text("train: images/train\nval: val.txt\nnames: [box, ball]")
+    splits = open_boxes(str(yolo))
+    assert [name for name, _ in splits.faults] == [f"{yolo.parent}/other/images/x.png"]
+    assert not any("found under another name" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("place", [".", "data"])
+def test_yolo_of_darknet(tmp_path: Path, place: str) -> None:
+    home = tmp_path / place
+    for i in range(6):
+        yolo_pair(home / "obj" / f"{i}.png", f"{i % 2} 0.5 0.5 0.5 0.5")
+    (home / "obj.names").write_text("box\nball\n")
+    (home / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nvalid=data/test.txt\nnames = data/obj.names\n")
+    for name, numbers in (("train", range(4)), ("test", range(4, 6))):
+        (home / f"{name}.txt").write_text("".join(f"data/obj/{i}.png\n" for i in numbers))
+    splits = open_boxes(str(tmp_path))
+    assert splits.class_names == ("box", "ball")
+    assert [Path(splits.val.name(i)).name for i in range(2)] == ["4.png", "5.png"]
+    assert (len(splits.train), splits.test) == (4, None)
+
+
+def test_classes_counted_from_1_are_refused(yolo: Path) -> None:
+    yolo_pair(yolo / "images" / "train" / "a.png", "1 0.5 0.5 0.25 0.5\n" * 60 + "2 0.5 0.5 0.25 0.5\n")
+    with pytest.raises(UserError, match="run from 1 to 2: YOLO counts the 2 named classes from 0: subtract 1"):
+        open_boxes(str(yolo))
+
+
+def test_more_classes_are_counted_than_named(yolo: Path) -> None:
+    (yolo / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 3\nnames: [box, Box]")
+    notes = open_boxes(str(yolo)).notes
+    assert f"{yolo / 'data.yaml'} states nc: 3 and names 2 classes: the names count" in notes
+    assert "classes whose names look alike, read as different ones: 'box' and 'Box'" in notes
 
 
 def test_voc_under_other_names(voc: Path) -> None:

@@ -1,5 +1,6 @@
 """Images with annotated objects: opened, checked before training, split."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import IO
 import numpy as np
 
 from ...data.decode import PLAIN, Reading
+from ...data.finding import sort_out
 from ...data.limits import MAX_PIXELS
 from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
 from ...utils.display import Track, untracked
@@ -276,6 +278,9 @@ def open_boxes(
         if strange:
             others = "other classes than those named" if wanted else "other classes"
             notes.append(f"objects of {others} in {part.where}, left out: {len(strange)}")
+    if found.kind != "LabelMe":  # which tells the photos without a .json itself
+        notes += _unnamed(list(parts.values()))
+    notes = list(dict.fromkeys(notes))
     reading = found_reading(sets[whole], max_pixels, notes.append)
     sets = {split: replace(boxes, reading=reading) for split, boxes in sets.items()}
     needed = compare or "val" not in sets
@@ -426,6 +431,21 @@ def _read(found: Found, split: str) -> Part:
     if not part.images:
         raise UserError(f"no photo in {part.where} can be used: {first_faults(part.faults, 5) or 'there is none.'}")
     return part
+
+
+def _unnamed(parts: Sequence[Part]) -> list[str]:
+    """A remark on photos that lie beside those of the annotations, and that no split names."""
+    known = {os.path.normpath(photo) for part in parts for photo in part.images}
+    left_out = {(part.root, name) for part in parts for name, _ in part.faults}
+    lost = []
+    for root, folder in sorted({(part.root, photo.parent) for part in parts for photo in part.images}):
+        beside = (folder / name for name in sort_out(os.listdir(folder)).photos)
+        lost += [
+            name
+            for photo in beside
+            if os.path.normpath(photo) not in known and (root, name := relative_name(photo, root)) not in left_out
+        ]
+    return [f"photos that the annotations do not name, left out: {len(lost)} ({first_few(lost, 3)})"] if lost else []
 
 
 def _names(kind: str, train: Part, parts: Sequence[Part]) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def _coco_categories(file: Path, entries: list[Any]) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
         number = _id(entry)
-        if not _is_whole(number) or not str(entry.get("name") or ""):
+        if not _is_whole(number) or entry.get("name") in (None, ""):
             raise UserError(f"{file}: the category {entry} has no whole number as id, or no name.")
         if number in categories:
             raise UserError(f"{file}: two categories have the id {number}: give each its own.")

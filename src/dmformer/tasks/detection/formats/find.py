@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -59,10 +59,10 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
     path = Path(data)
     if path.is_file() and path.suffix.lower() == ".json":
         return Found("COCO", {"": partial(read_coco, path, _folders_beside(path, images), path.parent, images)})
-    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+    if path.is_file() and path.suffix.lower() in (".yaml", ".yml", ".data"):
         return _find_yolo(path)
     if path.is_file():
-        raise UserError(f"{path} is no .json (COCO) and no .yaml (YOLO): give one of these, or a folder.")
+        raise UserError(f"{path} is no .json (COCO) and no .yaml or .data (YOLO): give one of these, or a folder.")
     root = existing_folder(data, "a folder of photos and annotations, or a COCO .json")
     yolo = _yolo_file(root)
     if (files := _coco_files(root)) and ("train" in files or not yolo):
@@ -145,6 +145,7 @@ def _find_voc_beside(root: Path) -> Found | None:
         if xmls := _xml_files(texts):
             pairs, faults, renamed = _with_xml(root, image_files(photos, say=notes.append), xmls, texts)
             if pairs:
+                renamed += _without_photo(xmls, {xml for _, xml in pairs}, [], relative_name(texts, root))
                 readers[split] = partial(read_voc, root, pairs, faults, str(folder), renamed)
     return Found("Pascal VOC", readers, notes) if readers else None
 
@@ -156,6 +157,7 @@ def _find_voc(root: Path) -> Found:
     if "test" in lists and not any(match_names(lists["test"], xmls)):
         del lists["test"]
         found.notes.append("Annotations holds no .xml of the photos listed in test.txt: left out")
+    used: set[Path] = set()
     for split, listed in (lists or {"": list(photos)}).items():
         names = match_names(listed, photos)
         lost = [name for name, key in zip(listed, names, strict=True) if not key]
@@ -165,8 +167,19 @@ def _find_voc(root: Path) -> Found:
         notes = renaming_note(f"photos listed for {split or 'training'}", listed, names) + notes
         if twice := len(listed) - len(missing) - len(own):
             notes.append(f"photos listed twice for {split}, taken once: {twice}")
+        used.update(xml for _, xml in pairs)
         found.readers[split] = partial(read_voc, root, pairs, [*missing, *faults], str(annotations), notes)
+    found.notes += _without_photo(xmls, used, list(photos), relative_name(annotations, root))
     return found
+
+
+def _without_photo(xmls: dict[str, Path], used: Collection[Path], photos: Sequence[str], where: str) -> list[str]:
+    """A note on .xml files that are not used, and whose photo is not among those that are there."""
+    free = [key for key, path in xmls.items() if path not in used]
+    alone = [key for key, photo in zip(free, match_names(free, photos), strict=True) if not photo]
+    if not alone:
+        return []
+    return [f".xml files in {where} of photos that are not there, left out: {len(alone)}, such as {alone[0]}.xml"]
 
 
 def _xml_files(folder: Path) -> dict[str, Path]:
@@ -192,7 +205,7 @@ def _with_xml(
     found = [key or stated.get(named[name] or "") for name, key in zip(names, found, strict=True)]
     pairs = [(photos[name], xmls[key]) for name, key in zip(names, found, strict=True) if key]
     lacking = [name for name, key in zip(names, found, strict=True) if not key]
-    faults = [(relative_name(photos[name], root), f"has no {Path(name).name}.xml") for name in lacking]
+    faults = [(relative_name(photos[name], root), f"has no .xml: {Path(name).name}.xml") for name in lacking]
     return pairs, faults, renaming_note(f"annotations in {relative_name(folder, root)}", names, found)
 
 
@@ -251,6 +264,8 @@ def _find_yolo(file: Path) -> Found:
     root, found = file.parent, Found("YOLO", {})
     stated = _yolo_content(file)
     names, base = _yolo_names(file, stated), _yolo_base(file, stated)
+    if stated.get("nc") not in (None, len(names)):
+        found.notes.append(f"{file} states nc: {stated['nc']} and names {len(names)} classes: the names count")
     for split, key in (("train", "train"), ("val", "val" if stated.get("val") else "valid"), ("test", "test")):
         if not stated.get(key):
             continue
@@ -271,7 +286,7 @@ def _yolo_content(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > LARGEST_TEXT:
             raise UserError(f"{file} has more than {LARGEST_TEXT // 1_000_000} MB: it is no data.yaml.")
-        stated = yaml.safe_load(read_text(file))
+        stated = _darknet(file) if file.suffix.lower() == ".data" else yaml.safe_load(read_text(file))
     except UserError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -281,6 +296,16 @@ def _yolo_content(file: Path) -> dict[str, Any]:
     if "kpt_shape" in stated:
         raise UserError(f"{file} describes key points (kpt_shape): detectors need boxes or polygons.")
     return stated
+
+
+def _darknet(file: Path) -> dict[str, Any]:
+    """Darknet's obj.data, lines of `key = value`, with the content of the file that `names` names."""
+    pairs = (line.partition("=")[::2] for line in lines_of(file))
+    stated = {key.strip(): value.strip() for key, value in pairs}
+    if not stated.get("names"):
+        raise UserError(f"{file} has no line `names = FILE`: the file with one class name per line.")
+    names = _yolo_place(file, file.parent, stated["names"])
+    return {"names": list(given_names((str(names),))), **{key: stated.get(key) for key in ("train", "valid", "test")}}
 
 
 def _yolo_names(file: Path, stated: dict[str, Any]) -> tuple[str, ...]:
@@ -334,7 +359,9 @@ def _yolo_place(file: Path, base: Path, stated: str) -> Path:
     # Roboflow writes ../train/images for a folder beside the file.
     tried = [base / name, base / name.removeprefix("../")]
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+    if (
+        name.startswith("/") or re.match(r"[A-Za-z]:", name) or file.suffix.lower() == ".data"
+    ):  # relative to Darknet's folder
         tried += [base.joinpath(*parts[i:]) for i in range(1, len(parts))]
     path = next((path for path in tried if path.exists()), None)
     if path is None:
@@ -345,7 +372,19 @@ def _yolo_place(file: Path, base: Path, stated: str) -> Path:
 def _yolo_file(root: Path) -> Path | None:
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     named = [path for path in files if path.stem == "data"]
-    return next(iter(named or [path for path in files if "names:" in path.read_text("utf-8", errors="replace")]), None)
+    named = named or [path for path in files if "names:" in path.read_text("utf-8", errors="replace")]
+    return next(
+        iter([*named, *filter(_is_darknet, [*sorted(root.glob("*.data")), *sorted(root.glob("data/*.data"))])]), None
+    )
+
+
+def _is_darknet(file: Path) -> bool:
+    """Whether a file is Darknet's obj.data, and the list of training photos and the names of the classes are there."""
+    try:
+        stated = _darknet(file)
+        return _yolo_place(file, file.parent, str(stated["train"])).is_file()
+    except (UserError, KeyError):
+        return False
 
 
 def _yolo_apart(root: Path) -> dict[str, Path]:

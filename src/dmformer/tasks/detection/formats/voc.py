@@ -1,6 +1,7 @@
 """Pascal VOC's object annotations: one XML file per image."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -9,6 +10,10 @@ from ....data.orientation import SIDEWAYS, orientation
 from ....utils.errors import first_line
 from ...folders import Fault, relative_name
 from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers, other_size
+
+ENCODING = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.:-]+)["'][^>]*>""")
+PARSED = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
+"""How an .xml states its encoding, and the encodings that the parser itself reads."""
 
 
 def read_voc(
@@ -59,7 +64,11 @@ def _voc_tree(path: Path) -> ElementTree.Element:
     try:
         if path.stat().st_size > LARGEST_TEXT:
             raise FaultyError(f"has an .xml of more than {LARGEST_TEXT // 1_000_000} MB")
-        return ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_PlainTree()))
+        content = path.read_bytes()
+        stated = ENCODING.match(content)
+        if stated and (encoding := stated[1].decode()).lower() not in PARSED:  # such as GBK, which the parser refuses
+            content = content[stated.end() :].decode(encoding)
+        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_PlainTree()))
     except FaultyError:
         raise
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:

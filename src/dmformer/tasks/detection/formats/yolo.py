@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ....data.finding import is_photo
 from ....utils.errors import UserError, first_line
 from ...folders import first_few, lines_of, relative_name
 from ...naming import match_names, renaming_note
@@ -15,6 +16,14 @@ from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers
 ABSOLUTE = "has numbers above 1"
 TOLERANCE = 0.5
 """How far fractions may be outside 0 to 1: such boxes are clipped; numbers further out are taken for pixels."""
+
+
+class UnknownClassError(FaultyError):
+    """A line has a class that has no name; `number` is -1 if it is not even a whole number."""
+
+    def __init__(self, message: str, label: float) -> None:
+        super().__init__(message)
+        self.number = int(label) if label.is_integer() else -1
 
 
 def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: str, notes: Sequence[str] = ()) -> Part:
@@ -26,8 +35,9 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
         UserError: No image has a file, or most lines have numbers that are not fractions.
     """
     part = Part(root, tuple(names), tuple(range(len(names))), where, notes=list(notes))
-    text_of = _label_files(part, photos)
+    text_of = _label_files(part, [photo for photo in photos if photo.is_file()])
     labelled = lines = absolute = 0
+    unknown: set[int] = set()
     bare: list[str] = []
     for photo, size in measured(part, photos):
         text = text_of[photo]
@@ -46,6 +56,9 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
             lines += 1
             try:
                 part.rows.append(_yolo_row(line, place, size, len(names), len(part.rows) + 1))
+            except UnknownClassError as error:
+                unknown.add(error.number)
+                part.faults.append((f"{relative_name(text, root)}, line {i}", str(error)))
             except FaultyError as error:
                 absolute += str(error).startswith(ABSOLUTE)
                 part.faults.append((f"{relative_name(text, root)}, line {i}", str(error)))
@@ -54,6 +67,11 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     if bare:
         told = f"{len(bare)}, such as {bare[0]}"
         part.notes.append(f"photos in {where} without a text file, taken to be without objects: {told}")
+    if unknown == {len(names)} and all(row.label for row in part.rows):
+        raise UserError(
+            f"{where}: the classes of the lines run from 1 to {len(names)}: YOLO counts the {len(names)} named classes "
+            "from 0: subtract 1, or name the class 0 too."
+        )
     if absolute * 2 > lines:
         raise UserError(
             f"{where}: {absolute} of {lines} lines have numbers above 1: YOLO's are fractions of the photo's width and "
@@ -76,7 +94,7 @@ def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
         raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two per point")
     if not label.is_integer() or not 0 <= label < classes:
-        raise FaultyError(f"has an unknown class: {line.split()[0]}, of {classes}")
+        raise UnknownClassError(f"has an unknown class: {line.split()[0]}, of {classes}", label)
     values = np.array(shares)
     if not np.isfinite(values).all():
         raise FaultyError("has a number that is not finite")
@@ -110,7 +128,32 @@ def _label_files(part: Part, photos: Sequence[Path]) -> dict[Path, Path | None]:
         names = match_names(wanted, texts)
         part.notes += renaming_note(f"text files in {relative_name(folder, part.root)}", wanted, names)
         found.update((photo, texts[name]) for photo, name in zip(lacking, names, strict=True) if name)
+    part.notes += _without_photo(part, usual, set(found.values()))
     return found
+
+
+def _without_photo(part: Part, usual: dict[Path, Path], taken: Collection[Path | None]) -> list[str]:
+    """A note for each folder with text files of photos that are not there; other texts may lie there, too."""
+    stems: dict[Path, set[str]] = defaultdict(set)
+    for folder, texts in {(photo.parent, text.parent) for photo, text in usual.items()}:
+        stems[texts].update(path.stem for path in folder.iterdir() if is_photo(path.name))
+    notes = []
+    for folder in sorted(path for path in stems if path.is_dir()):
+        free = (path for path in sorted(folder.glob("[!.]*.txt")) if path.stem not in stems[folder])
+        if alone := [path.name for path in free if path not in taken and _holds_labels(path)]:
+            told = f"{len(alone)}, such as {alone[0]}"
+            where = relative_name(folder, part.root)
+            notes.append(f"text files in {where} of photos that are not there, left out: {told}")
+    return notes
+
+
+def _holds_labels(text: Path) -> bool:
+    """Whether a text file begins with a line of YOLO's, or is empty."""
+    try:
+        lines = _label_lines(text)
+        return not lines or len(numbers(lines[0].split(), "line")) >= 5
+    except FaultyError:
+        return False
 
 
 def label_file(photo: Path) -> Path:
