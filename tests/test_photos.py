@@ -1,6 +1,7 @@
 """Photos as people's machines leave them: litter, suffixes, archives, deep pixel values, large images, copies."""
 
 import io
+import lzma
 import os
 import shutil
 import struct
@@ -16,11 +17,13 @@ from conftest import make_photo
 from PIL import Image
 
 from dmformer.data import copies
-from dmformer.data.archives import open_files
+from dmformer.data.archives import FolderFiles, open_files
 from dmformer.data.copies import near_photos, same_photos
-from dmformer.data.decode import BrokenImageError, Reading, decode
+from dmformer.data.decode import BrokenImageError, Reading, decode, pages_of
 from dmformer.data.finding import find_photos, is_photo, list_photos, sort_out, split_of
 from dmformer.data.values import set_range
+from dmformer.tasks.classification.datasets import PhotoReader, Split
+from dmformer.tasks.leaks import find_copies
 from dmformer.utils.errors import UserError
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
@@ -138,6 +141,42 @@ def test_linked_folders_are_followed_and_cycles_end(tmp_path):
         list_photos([str(tmp_path / "none")])
 
 
+def test_folders_that_cannot_be_read_are_not_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path, "cat/1.png", "closed/2.png", "lost+found/3.png", "cat/.4.jpg.icloud")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    scandir = os.scandir
+
+    def refusing(place: str):
+        if Path(place).name in refused:
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused = {"lost+found"}
+    found = find_photos(tmp_path)
+    assert found.photos == ["cat/1.png", "closed/2.png"]
+    assert found.litter == {"in iCloud alone": 1}
+    refused = {"closed"}
+    with pytest.raises(UserError, match="closed cannot be read: Permission denied"):
+        find_photos(tmp_path)
+
+
+def test_files_of_several_pictures_are_counted(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), (100 * i, 99, 9)) for i in range(3)]
+    for name in ("a.gif", "a.tif", "a.png", "a.webp"):
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
+        with Image.open(tmp_path / name) as image:
+            assert pages_of(image) == 3, name
+            assert image.tell() == 0
+    pictures[1].encoderinfo = {"tiffinfo": {254: 1}}  # a reduced copy, as viewers of large images need it
+    pictures[0].save(tmp_path / "b.tif", save_all=True, append_images=[pictures[1]])
+    with Image.open(tmp_path / "b.tif") as image:
+        assert (image.n_frames, pages_of(image)) == (2, 1)
+    reader = PhotoReader(FolderFiles(tmp_path), ["a.gif", "b.tif"], [0, 0])
+    notes = find_copies({"all": Split(reader, np.arange(2), None)}).notes
+    assert notes[0] == "files with several frames or pages, of which the first is read: 1 (a.gif: 3)"
+
+
 def test_split_names():
     assert [split_of(name) for name in ("Training", "TR", "Valid", "dev", "Testing", "eval", "bus")] == [
         *("train", "train", "val", "val", "test", "test"),
@@ -173,9 +212,32 @@ def test_archives_hold_what_the_folder_holds(tmp_path, kind, monkeypatch):
 def test_damaged_archives_are_told(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"no zip")
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8bno gzip")
-    for name in ("a.zip", "a.tar.gz"):
-        with pytest.raises(UserError, match="cannot be read as a"):
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(bytes(9000))[:-40] + bytes(40))
+    for name in ("a.zip", "a.tar.gz", "a.tar.xz"):
+        with pytest.raises(UserError, match=r"cannot be read as a .* it may be damaged or incomplete"):
             open_files(tmp_path / name)
+    (tmp_path / "a.tar").write_bytes(bytes.fromhex("28b52ffd"))
+    with pytest.raises(UserError, match="is compressed with Zstandard: unpack it"):
+        open_files(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [("content", b"TWO", "Bad CRC-32"), ("method", b"\x09\x00", "not supported"), ("size", b"\xff" * 4, "4.3 GB")],
+)
+def test_a_damaged_file_in_a_zip_is_an_unreadable_photo(tmp_path, place, value, reason):
+    with zipfile.ZipFile(tmp_path / "a.tar", "w") as archive:  # a zip, whatever it is called
+        for name, content in (("cat/1.png", b"one"), ("cat/2.png", b"two")):
+            archive.writestr(name, content)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    listed = content.rindex(b"PK\x01\x02")  # the second file in the list at the end
+    start = {"content": content.index(b"two"), "method": listed + 10, "size": listed + 24}[place]
+    content[start : start + len(value)] = value
+    (tmp_path / "a.tar").write_bytes(content)
+    files = open_files(tmp_path / "a.tar")
+    assert files.open("cat/1.png").read() == b"one"
+    with pytest.raises(OSError, match=reason):
+        files.open("cat/2.png")
 
 
 # ---- values

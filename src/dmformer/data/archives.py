@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,14 @@ from .finding import walk
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 """Suffixes of archives that are read like folders."""
+
+
+ZIP, ZSTANDARD = b"PK\x03\x04", b"\x28\xb5\x2f\xfd"
+"""How files begin."""
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+"""What reading a damaged archive raises, beside OSError."""
+LARGEST = 2**30
+"""Maximum size of a file in a zip in bytes: a few kilobytes can unpack to any size."""
 
 
 class Files(Protocol):
@@ -83,7 +92,13 @@ class ZipFiles:
         return list(self._members)
 
     def open(self, name: str) -> IO[bytes]:
-        return io.BytesIO(self._archive().read(self._members[name]))
+        member = self._members[name]
+        if member.file_size > LARGEST:
+            raise OSError(f"uncompressed, it has {member.file_size / 1e9:.1f} GB")
+        try:
+            return io.BytesIO(self._archive().read(member))
+        except (*DAMAGED, NotImplementedError) as error:
+            raise OSError(first_line(error)) from None
 
     def _archive(self) -> zipfile.ZipFile:
         """The zip, opened once in each process: processes that share an open file move each other's position."""
@@ -112,12 +127,18 @@ def open_files(path: Path) -> Files:
     """
     if path.is_dir():
         return FolderFiles(path)
-    kind = ZipFiles if path.name.lower().endswith(".zip") else TarFiles
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == ZSTANDARD:
+        raise UserError(f"{path} is compressed with Zstandard: unpack it, and give the folder.")
+    kind = ZipFiles if path.name.lower().endswith(".zip") or start == ZIP else TarFiles
     try:
         return kind(path)
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+    except (*DAMAGED, OSError) as error:
         name = "zip" if kind is ZipFiles else "tar"
-        raise UserError(f"{path} cannot be read as a {name}: {first_line(error)}.") from None
+        raise UserError(
+            f"{path} cannot be read as a {name}, it may be damaged or incomplete: {first_line(error)}."
+        ) from None
 
 
 def plain_tar(path: Path) -> Path:

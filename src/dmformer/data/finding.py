@@ -29,6 +29,9 @@ LITTER = frozenset(
 )
 """Files and folders that systems leave behind, in lower case; names that start with a dot are litter too."""
 
+PLACEHOLDER = ".icloud"
+"""Suffix of the hidden file that stands for one that macOS has not downloaded."""
+
 SPLIT_NAMES = {
     "train": ("train", "training", "tr"),
     "val": ("val", "valid", "validation", "dev"),
@@ -123,21 +126,28 @@ def listed(counts: Counter[str]) -> str:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, as paths with "/"; linked folders are followed, cycles are not."""
-    above = {str(folder): frozenset({os.path.realpath(folder)})}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        own = above.pop(place)
-        entered = []
-        for name in sorted(folders):
-            path = os.path.join(place, name)
-            real = os.path.realpath(path)
-            if real not in own:
-                above[path] = own | {real}
-                entered.append(name)
-        folders[:] = entered
-        inside = os.path.relpath(place, folder).replace(os.sep, "/")
-        for name in files:
-            yield name if inside == "." else f"{inside}/{name}"
+    """Names of all files below a folder, as paths with "/"; linked folders are followed, cycles are not.
+
+    Raises:
+        UserError: A folder cannot be read, and none that a system leaves behind.
+    """
+    pending = [("", frozenset({os.path.realpath(folder)}))]
+    while pending:
+        inside, above = pending.pop()
+        try:
+            with os.scandir(os.path.join(folder, inside)) as found:
+                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if any(map(is_litter, inside.split("/"))):
+                continue
+            raise UserError(f"{os.path.join(folder, inside)} cannot be read: {error.strerror}.") from None
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.is_dir():
+                if (real := os.path.realpath(entry.path)) not in above:
+                    pending.append((name, above | {real}))
+            elif entry.is_file() or entry.is_symlink():  # no pipe, which is never read to its end
+                yield name
 
 
 def sort_out(names: Iterable[str]) -> Found:
@@ -154,8 +164,8 @@ def sort_out(names: Iterable[str]) -> Found:
         is_output = any("/".join(parts[: i + 1]) in written for i in range(len(parts)))
         for file in files:
             if left_behind is not None or is_litter(file):
-                if is_photo(file):
-                    litter[left_behind or ("._*" if file.startswith("._") else ".*")] += 1
+                if is_photo(file.removesuffix(PLACEHOLDER)):
+                    litter[left_behind or _kind_of_litter(file)] += 1
             elif is_output or _is_picture(file, files, folder, folders):
                 if is_photo(file):
                     litter[OUTPUT] += 1
@@ -164,6 +174,12 @@ def sort_out(names: Iterable[str]) -> Found:
             else:
                 others[PurePosixPath(file).suffix.lower() or "without a suffix"] += 1
     return Found(sorted(photos, key=natural_key), others, litter)
+
+
+def _kind_of_litter(file: str) -> str:
+    if file.endswith(PLACEHOLDER):
+        return "in iCloud alone"
+    return "._*" if file.startswith("._") else ".*"
 
 
 def _outputs(folders: dict[str, set[str]]) -> set[str]:
