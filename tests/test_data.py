@@ -343,6 +343,30 @@ def test_splits_by_their_usual_names(recipe, tmp_path, train, val, test):
     assert any("1 photo beside the folders" in note for note in splits.notes)
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [("training_set", "test_set"), ("seg_train/seg_train", "seg_test/seg_test"), ("trainImages", "Test data")],
+)
+def test_splits_by_a_word_in_their_names(recipe, tmp_path, folders):
+    counts = {f"{folder}/{name}": n for folder, n in zip(folders, (4, 1), strict=True) for name in "ab"}
+    place = save_set(tmp_path / "set", **counts)
+    splits = opened(recipe, place, val_share=0.25)
+    assert splits.class_names == ["a", "b"]
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 2, 2]
+    assert splits.notes == [
+        f"{folder.partition('/')[0]} is read as the {split} split"
+        for folder, split in zip(folders, ("train", "test"), strict=True)
+    ]
+    save_set(tmp_path / "set/seg_pred", **{"a": 2})
+    with pytest.raises(UserError, match=r"beside seg_pred: if .* is a split, move the others away"):
+        opened(recipe, place)
+
+
+def test_class_folders_with_a_split_in_their_names_stay_classes(recipe, tmp_path):
+    place = save_set(tmp_path / "set", **{"train station/inside": 6, "test track/outside": 6})
+    assert opened(recipe, place).class_names == ["test track", "train station"]
+
+
 def test_splits_inside_class_folders(recipe, tmp_path):
     sizes = {"train": 3, "Validation": 2}
     splits = opened(recipe, save_set(tmp_path / "a", **{f"{c}/{split}": n for c in "ab" for split, n in sizes.items()}))

@@ -87,6 +87,13 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.casefold() in names), None)
 
 
+def split_in(name: str) -> str | None:
+    """The split that a word in a folder's name means, as in training_set, seg_train and "Test data"; None without."""
+    words = re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
+    splits = {split_of(word) or split_of(word.removesuffix("set")) for word in words} - {None}
+    return splits.pop() if len(splits) == 1 else None
+
+
 def natural_key(name: str) -> list[str | int]:
     """Key that sorts 2.jpg before 10.jpg, ignoring case; like timm's."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name.lower()))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
-from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_of
+from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_in, split_of
 from ...utils.errors import UserError
 from ..folders import first_few
 from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
@@ -122,13 +122,16 @@ def _from_folders(path: Path) -> Layout[Labelled]:
         parts = {}
         for split, folder in splits.items():
             own = tops[folder]
-            inner = _tops(own, f"{root}{folder}/")
+            if split_of(folder) is None:
+                notes.append(f"{folder} is read as the {split} split")
+            inner_root = _entered(own, f"{root}{folder}/", split)
+            inner = _tops(own, inner_root)
             if split != "train" and set(inner) == {""}:
                 notes.append(f"{_photos(own)} in {folder} without class folders: left out")
                 continue
-            _refuse_loose(Labelled(files, [], [], f"{root}{folder}/"), inner.get("", []))
-            parts[split] = _labelled(files, own, f"{root}{folder}/")
-    notes += _folders_without_photos(path / root / splits.get("train", ""), parts)
+            _refuse_loose(Labelled(files, [], [], inner_root), inner.get("", []))
+            parts[split] = _labelled(files, own, inner_root)
+    notes += _folders_without_photos(path / (parts["train"].root if "train" in parts else root), parts)
     where = "" if isinstance(files, FolderFiles) else " in an archive"
     return Layout(parts, notes, f"class folders{where}")
 
@@ -167,7 +170,7 @@ def _splits(tops: dict[str, list[str]], root: str, path: Path) -> dict[str, str]
     Raises:
         UserError: It could be either.
     """
-    like = {name: split for name in tops if (split := split_of(name))}
+    like = _like_splits(tops, root)
     others = [name for name in tops if name and name not in like]
     nested = [name for name in like if set(_tops(tops[name], f"{root}{name}/")) != {""}]
     if not like or (others and not nested):
@@ -189,6 +192,28 @@ def _splits(tops: dict[str, list[str]], root: str, path: Path) -> dict[str, str]
         raise UserError(f"{path} holds {names}, which both mean the {twice[0]} split: keep one, or join them.")
     found = {split: name for name, split in like.items()}
     return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _like_splits(tops: dict[str, list[str]], root: str) -> dict[str, str]:
+    """The folders that are called like splits, with the split: exactly; or by a word in their names, if one of them is
+    for training, all hold folders, and folders of the same name are in two of them."""
+    exact = {name: split for name in tops if (split := split_of(name))}
+    wide = {name: split for name in tops if (split := split_in(name))}
+    if len(wide) == len(exact) or "train" not in wide.values():
+        return exact
+    roots = {name: _entered(tops[name], f"{root}{name}/", split) for name, split in wide.items()}
+    inner = [set(_tops(tops[name], own)) for name, own in roots.items()]
+    shared = any(a & b - {""} for i, a in enumerate(inner) for b in inner[:i])
+    return wide if shared and {""} not in inner else exact
+
+
+def _entered(names: Sequence[str], root: str, split: str) -> str:
+    """The folder in which the classes of a split begin: in seg_train/seg_train/cat/1.jpg, the second one."""
+    while len(tops := _tops(names, root)) == 1 and split_in(only := next(iter(tops))) == split:
+        if set(_tops(names, f"{root}{only}/")) == {""}:
+            break
+        root += f"{only}/"
+    return root
 
 
 def _by_inner_split(all_of_them: Labelled) -> dict[str, Labelled]:
