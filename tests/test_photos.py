@@ -41,14 +41,14 @@ def grey(file: io.BytesIO, **options) -> np.ndarray:
 
 
 def deep_png(values: np.ndarray) -> io.BytesIO:
-    """A PNG of 16 bits per channel, (H, W, 3 or 4), which Pillow reads and cannot write."""
+    """A PNG of 16 bits per channel, (H, W, 2, 3 or 4), which Pillow reads and cannot write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
@@ -285,6 +285,14 @@ def test_colours_of_a_tiff_of_12_bits(tmp_path, compressed):
         assert (np.asarray(decode(file)) == expected).all()
 
 
+def test_grey_of_12_bits_with_transparency():
+    values = (RAMP * 4095).astype(np.uint16)
+    expected = (values / 4095 * 255).round()
+    expected[0, 0] = 255  # transparent, on white
+    shown = grey(deep_png(np.stack([values, np.where(values, 65535, 0).astype(np.uint16)], 2)))
+    assert (shown == expected).all()
+
+
 def test_8_bits_are_unchanged():
     values = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
     assert (np.asarray(decode(as_file(values), reading=Reading(values=(0, 4095)))) == values).all()
@@ -348,6 +356,12 @@ def test_large_and_long_images():
     panorama = np.zeros((12000, 16000), np.uint8)  # 192 megapixels, above Pillow's own limit
     assert decode(as_file(panorama, "JPEG"), at_least=100).size == (2000, 1500)
     assert min(decode(as_file(panorama[:1024, :1024], "JPEG2000"), at_least=100).size) == 256
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(BrokenImageError, match="Git LFS instead of the photo: run git lfs pull"):
+        decode(str(tmp_path / "a.jpg"))
 
 
 def test_heic_names_its_extra(monkeypatch):

@@ -13,6 +13,8 @@ from .values import deep_array, deep_values, own_range, to_8_bits
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit refuses panoramas; `open_image` has another one
 
 
+POINTER = b"version https://git-lfs"
+"""How the small file begins that Git keeps instead of a large one."""
 PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 """Formats of which one file may hold several pictures."""
 SUBFILE_TAG, NO_PAGE = 254, 0b101
@@ -93,12 +95,15 @@ def open_image(source: IO[bytes] | str) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: It is no image that Pillow can read.
+        BrokenImageError: It is a pointer of Git LFS.
         UserError: It is a HEIC file and the extra is missing.
     """
     try:
         return Image.open(source)
     except UnidentifiedImageError:
         if not _is_heif(source):
+            if _start_of(source, len(POINTER)) == POINTER:
+                raise BrokenImageError("a pointer of Git LFS instead of the photo: run git lfs pull") from None
             raise
         with needs("heif", "a HEIC photo"):
             import pillow_heif  # type: ignore[import-not-found]
@@ -123,13 +128,19 @@ def pages_of(image: Any) -> int:
 
 
 def _is_heif(source: IO[bytes] | str) -> bool:
+    start = _start_of(source, 12)
+    return start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+
+
+def _start_of(source: IO[bytes] | str, length: int) -> bytes:
+    """The first bytes of a file, which is at its start afterwards."""
     if isinstance(source, str):
         with open(source, "rb") as file:
-            return _is_heif(file)
+            return file.read(length)
     source.seek(0)
-    start = source.read(12)
+    start = source.read(length)
     source.seek(0)
-    return start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+    return start
 
 
 def check_size(image: Image.Image, max_pixels: int = MAX_PIXELS) -> None:

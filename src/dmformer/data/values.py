@@ -21,6 +21,9 @@ SAMPLED = 256
 OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
 """Pillow's raw modes keep the high byte of a 16-bit colour value; these read the low byte instead."""
 
+GREY_ALPHA = "LA;16B"
+"""Pillow's raw mode for grey with transparency, of both of which it keeps the high bytes alone."""
+
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an image, not yet loaded, has more than 8 bits per value."""
@@ -64,13 +67,15 @@ def _raw_mode(image: Image.Image) -> str:
         return ""
     arguments = tiles[0].args
     raw = arguments[0] if isinstance(arguments, tuple) else arguments
-    return raw if isinstance(raw, str) and raw.startswith(image.mode) else ""
+    return raw if isinstance(raw, str) and (raw.startswith(image.mode) or raw == GREY_ALPHA) else ""
 
 
 def _colour_values(image: Any) -> np.ndarray | None:
     """(H, W, C): high and low bytes are read one after the other."""
     raw = _raw_mode(image)
     image.fp.seek(0)
+    if raw == GREY_ALPHA:
+        return _grey_and_alpha(image)
     low = Image.open(image.fp, formats=[image.format])
     low.tile = [tile._replace(args=_with_raw(tile.args, raw[:-3] + OTHER_BYTE[raw[-3:]])) for tile in low.tile]
     low_bytes = np.asarray(low)
@@ -78,6 +83,15 @@ def _colour_values(image: Any) -> np.ndarray | None:
     if high_bytes[..., :3].max() >= DARK:
         return None
     return high_bytes * 256.0 + low_bytes
+
+
+def _grey_and_alpha(image: Any) -> np.ndarray:
+    """(H, W, 4): the four bytes of a pixel are read as four channels."""
+    stored = Image.open(image.fp, formats=[image.format])
+    stored.tile = [tile._replace(args=_with_raw(tile.args, "RGBA")) for tile in stored.tile]
+    pixels = np.asarray(stored).astype(np.float64)
+    grey, alpha = pixels[..., 0] * 256 + pixels[..., 1], pixels[..., 2] * 256 + pixels[..., 3]
+    return np.stack([grey, grey, grey, alpha], -1)
 
 
 def _with_raw(arguments: Any, raw: str) -> Any:
