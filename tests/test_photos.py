@@ -22,6 +22,7 @@ from dmformer.data.copies import near_photos, same_photos
 from dmformer.data.decode import BrokenImageError, Reading, decode, pages_of
 from dmformer.data.finding import find_photos, is_photo, list_photos, sort_out, split_of
 from dmformer.data.values import set_range
+from dmformer.predict.photos import places_in, save_png, suffixed
 from dmformer.tasks.classification.datasets import PhotoReader, Split
 from dmformer.tasks.leaks import find_copies
 from dmformer.utils.errors import UserError
@@ -175,6 +176,18 @@ def test_files_of_several_pictures_are_counted(tmp_path):
     reader = PhotoReader(FolderFiles(tmp_path), ["a.gif", "b.tif"], [0, 0])
     notes = find_copies({"all": Split(reader, np.arange(2), None)}).notes
     assert notes[0] == "files with several frames or pages, of which the first is read: 1 (a.gif: 3)"
+
+
+def test_long_names_leave_room_for_the_names_of_output(tmp_path):
+    names = [f"{'ü' * 120}{end}.jpg" for end in "ab"] + ["c.jpg"]
+    fill(tmp_path / "photos", *names)
+    places = dict(places_in(tmp_path / "out", [str(tmp_path / "photos")]))
+    assert len(set(places.values())) == 3
+    assert places[str(tmp_path / "photos/c.jpg")] == tmp_path / "out/c"
+    (tmp_path / "out").mkdir()
+    for place in places.values():
+        save_png(Image.new("L", (2, 2)), suffixed(place, "detections"))
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_split_names():

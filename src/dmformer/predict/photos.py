@@ -1,6 +1,7 @@
 """The images to predict on, and the paths of the output files."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from ..data.decode import PLAIN, Reading, decode
 from ..data.finding import list_photos, no_remark
 from ..utils.files import whole_file
 
+LONGEST = 200
+"""Maximum bytes of a name that is given to output: file systems take 255, with suffixes and while it is written."""
+
 
 def places_in(out: Path, photos: Sequence[str], say: Callable[[str], None] = no_remark) -> Iterator[tuple[str, Path]]:
     """Each image, and the path in `out` that is the prefix of its output files; `say` takes remarks on folders."""
@@ -20,14 +24,21 @@ def places_in(out: Path, photos: Sequence[str], say: Callable[[str], None] = no_
     for photo in photos:
         for name in list_photos([photo], say):
             relative = Path(name).relative_to(photo) if Path(photo).is_dir() else Path(Path(name).name)
-            place = out / ("stdin" if name == "-" else relative.with_suffix(""))
+            place = out / ("stdin" if name == "-" else _shortened(relative, relative.stem))
             if place in taken:  # a.jpg and a.png
-                place = out / relative
+                place = out / _shortened(relative, relative.name)
             number = 2
             while place in taken:  # the same name from two folders
-                place, number = out / relative.with_name(f"{relative.name}-{number}"), number + 1
+                place = out / _shortened(relative, relative.name, f"-{number}")
+                number += 1
             taken.add(place)
             yield name, place
+
+
+def _shortened(path: Path, name: str, ending: str = "") -> Path:
+    """The path with this name, cut so that file systems accept it with a suffix."""
+    encoded = os.fsencode(name)
+    return path.with_name((name if len(encoded) <= LONGEST else encoded[:LONGEST].decode(errors="ignore")) + ending)
 
 
 def suffixed(place: Path, what: str) -> Path:

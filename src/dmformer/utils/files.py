@@ -4,6 +4,7 @@ import codecs
 import difflib
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from .errors import UserError
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path next to `path` to write to; it replaces `path` only on success."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name[:50]}.{zlib.crc32(os.fsencode(path.name)):x}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
