@@ -389,6 +389,28 @@ def test_splits_may_lie_in_two_folders(tmp_path):
     assert splits.train.name(0).startswith("train/")
 
 
+def test_lists_beside_the_folders_are_the_splits(tmp_path):
+    save_folders(tmp_path, {"": 7})
+    (tmp_path / "train.txt").write_text("0.jpg\nC:\\set\\images\\1.jpg\nimages/2.jpg annotations/2.png\n9.jpg\n")
+    (tmp_path / "val.txt").write_text("4\n5\n")
+    splits = open_pairs(str(tmp_path), classes=NAMES)
+    assert [names(part) for part in (splits.train, splits.val)] == [
+        ["images/0.jpg", "images/1.jpg", "images/2.jpg"],
+        ["images/4.jpg", "images/5.jpg"],
+    ]
+    assert splits.test is None
+    assert splits.train.unpaired == (("9", "is listed in train.txt, without an image and a mask"),)
+    assert f"images in none of the lists of {tmp_path}, left out: 2 (3, 6)" in splits.notes
+
+
+def test_masks_may_keep_the_suffix_of_their_image(tmp_path):
+    save_folders(tmp_path, {"": 4}, "masks")
+    for i in range(4):
+        (tmp_path / f"masks/{i}.png").rename(tmp_path / f"masks/{i}.jpg.png")
+    train = open_pairs(str(tmp_path), classes=NAMES, val_share=0.25, test_share=0.0).train
+    assert [mask.name for mask in train.masks] == [f"{image.name}.png" for image in train.images]
+
+
 def test_missing_partners_are_told(tmp_path):
     save_folders(tmp_path, {"training": 8, "validation": 2})
     (tmp_path / "annotations/training/3.png").unlink()
@@ -779,6 +801,16 @@ def test_turned_images_fit_masks_as_they_are_shown(pairs):
     image, ids = PairSet(checked.train, eval_transform(MEAN, STD), training=False, seed=0).picture(1)
     assert (image.size, ids.shape) == ((40, 60), (60, 40))
     assert agreement(image, ids) > 0.95
+
+
+def test_images_turned_upside_down_are_told(pairs):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(pairs.images[2]) as image:
+        image.save(pairs.images[2], exif=exif)
+    notes = check_pairs(splits_of(pairs), 32, 0.0)[0].notes
+    told = "images that EXIF turns or mirrors, with masks taken to be turned alike, which no size tells: 1, such as "
+    assert f"{told}{pairs.name(2)}" in notes
 
 
 def test_cut_images_are_found_where_they_are_scored(pairs):

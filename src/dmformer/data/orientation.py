@@ -7,12 +7,16 @@ from PIL import Image
 
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
+UPRIGHT = (2, 3, 4)
+"""Orientations that mirror a photo, or turn it by half a turn."""
 
 
 def orientation(path: Path) -> int:
     """EXIF's orientation of an image file, 1 if it has none or cannot be read."""
     try:
         with Image.open(path) as image:
+            if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it all to look for more
+                return 1
             return int(image.getexif().get(0x0112) or 1)
     except Exception:  # decoders raise anything on damaged input
         return 1

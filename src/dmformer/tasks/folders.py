@@ -73,10 +73,11 @@ def voc_root(root: Path, labels: str) -> Path | None:
 
 
 def voc_lists(folder: Path) -> dict[str, list[str]]:
-    """Image names by split from VOC's train.txt, val.txt, trainval.txt and test.txt; "" if only trainval exists."""
+    """Image names by split from train.txt, val.txt, trainval.txt and test.txt, as VOC has them; "" if only trainval
+    exists."""
     lists = {path.stem: path for path in folder.glob("*.txt")}
     splits = ("train", "val", "trainval", "test")
-    names = {name: [_without_suffix(line) for line in lines_of(lists[name])] for name in splits if name in lists}
+    names = {name: [_listed(line) for line in lines_of(lists[name])] for name in splits if name in lists}
     if "trainval" in names and not {"train", "val"} <= set(names):
         held = {*names.get("train", ()), *names.get("val", ())}
         rest = [name for name in names.pop("trainval") if name not in held]
@@ -90,7 +91,14 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def _without_suffix(name: str) -> str:
+def _listed(line: str) -> str:
+    """The image in a line of a list, which may name its mask, too, without the suffix."""
+    image, _, mask = line.partition(" ")
+    return without_suffix(image if is_photo(image) and is_photo(mask) else line)
+
+
+def without_suffix(name: str) -> str:
+    """A name without the suffix of a photo."""
     return name[: -len(Path(name).suffix)] if is_photo(name) else name
 
 
@@ -146,7 +154,7 @@ def given_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Class names as the user gave them: the names themselves, or the path of one text file (see `classes_in`)."""
     if len(classes) == 1 and Path(classes[0]).is_file():
         return names_in(Path(classes[0]))
-    if len(classes) == 1 and classes[0].lower().endswith(".txt"):
+    if len(classes) == 1 and classes[0].lower().endswith((".txt", ".csv", ".json", ".names")):
         raise UserError(f"{classes[0]} does not exist: give a text file with one class name per line.")
     return tuple(name.strip() for name in classes)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...data.decode import BrokenImageError, decode
-from ...data.orientation import as_shown
+from ...data.orientation import SIDEWAYS, UPRIGHT, as_shown, orientation
 from ...utils.display import Track
 from ...utils.errors import UserError
 from ..folders import Fault, Progress, first_faults, first_few, relative_name
@@ -93,7 +93,7 @@ def check_evaluation_pairs(
 class _Look(NamedTuple):
     """Result of checking one pair: why it cannot be used, its width and height, the number of pixels of each id that
     its mask stores, and those ids that are no classes; colours without a class; colours of palette indices; whether the
-    mask was turned."""
+    mask was turned; whether EXIF turns the image and the sizes do not tell whether the mask should be."""
 
     reason: str | None
     size: tuple[int, int] = (0, 0)
@@ -102,6 +102,7 @@ class _Look(NamedTuple):
     colours: tuple[str, ...] | None = None
     palette: dict[int, str] | None = None
     turned: bool = False
+    unsure: bool = False
 
 
 def _labelled(pairs: Pairs, seen: Sequence[_Look]) -> bool:
@@ -135,6 +136,12 @@ def _check(
     if turned:
         told = f"{len(turned)}, such as {turned[0]}"
         hints.append(f"images that EXIF turns, with masks of the frame before: the masks were turned too: {told}")
+    pairs = zip(parts, looks, strict=True)
+    if unsure := [part.name(i) for part, seen in pairs for i, look in enumerate(seen) if look.unsure]:
+        told = f"{len(unsure)}, such as {unsure[0]}"
+        hints.append(
+            f"images that EXIF turns or mirrors, with masks taken to be turned alike, which no size tells: {told}"
+        )
     if len(faults) > max_broken * total:
         what = f"{len(faults)} of {total} images with their masks cannot be used, more than --max-broken {max_broken:g}"
         raise UserError(". ".join([f"{what}: {first_faults(faults, 10)}", *hints]))
@@ -182,7 +189,9 @@ def _look(pairs: Pairs, i: int) -> _Look:
         pairs.labels(found)
     except StrangeLabelError as error:
         return _Look(f"its mask {pairs.masks[i].name} {error}", size, stored, error.ids)
-    return _Look(None, size, stored, palette=palette, turned=ids is not as_stored)
+    way = orientation(pairs.images[i])
+    unsure = way in UPRIGHT or (way in SIDEWAYS and size[0] == size[1])
+    return _Look(None, size, stored, palette=palette, turned=ids is not as_stored, unsure=unsure)
 
 
 def _counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ from ..folders import (
     voc_lists,
     voc_root,
     walk,
+    without_suffix,
 )
 from ..labelme import read_labelme
 from ..leaks import Copies, find_copies, refuse_leaks
@@ -162,7 +163,8 @@ def open_pairs(
     """Find images and their masks; the layout is recognised by the folders in `data`.
 
     - `images/` and `annotations/` (or `masks/`, `labels/`), with `training/`, `validation/` and perhaps `test/` in both
-      (ADE20K's SceneParsing), around both (`train/images/`) or without; or `train/` and `trainannot/` (CamVid);
+      (ADE20K's SceneParsing), around both (`train/images/`), as lists beside them (`train.txt`, `val.txt`) or
+      without; or `train/` and `trainannot/` (CamVid);
     - `x.jpg` and `x_mask.png` in the same folders (Roboflow); or LabelMe's `x.json` beside each image;
     - `leftImg8bit/` and `gtFine/` (Cityscapes): masks of training ids if they exist, else labelIds;
     - `JPEGImages/`, `SegmentationClass/` and `ImageSets/Segmentation/` (Pascal VOC), also below `VOCdevkit/VOC2012/`;
@@ -342,7 +344,9 @@ def _open_folders(root: Path, images: Path, masks: Path) -> _Found:
     found = _Found(root, {}, kind="folders")
     folders, partners = split_folders(images), split_folders(masks)
     if not folders:
-        found.parts[""] = _match(found, images, masks)
+        whole = _match(found, images, masks)
+        lists = voc_lists(root)
+        found.parts = _by_lists(found, whole, images, lists) if {"train", "val"} <= set(lists) else {"": whole}
     for split, folder in folders.items():
         partner = partners.get(split)
         if partner is not None and any(walk(partner)):
@@ -354,6 +358,22 @@ def _open_folders(root: Path, images: Path, masks: Path) -> _Found:
     if not found.parts:
         raise UserError(f"{masks} holds no masks for {' or '.join(map(str, folders.values()))}.")
     return found
+
+
+def _by_lists(found: _Found, whole: _Part, images: Path, lists: dict[str, list[str]]) -> dict[str, _Part]:
+    """The pairs by the split in whose list, such as train.txt, the image is; notes on the others."""
+    pairs = {without_suffix(pair[0].relative_to(images).as_posix()): pair for pair in whole.pairs}
+    parts, taken = {}, set()
+    for split, listed in lists.items():
+        keys = match_names(listed, pairs)
+        taken.update(keys)
+        lost = [name for name, key in zip(listed, keys, strict=True) if not key]
+        faults = [(name, f"is listed in {split}.txt, without an image and a mask") for name in lost]
+        parts[split] = _Part([pairs[key] for key in dict.fromkeys(keys) if key], faults)
+    parts["train"].unpaired.extend(whole.unpaired)
+    if rest := [key for key in pairs if key not in taken]:
+        found.notes.append(f"images in none of the lists of {found.root}, left out: {len(rest)} ({first_few(rest, 3)})")
+    return parts
 
 
 def _inner(folder: Path, names: Sequence[str]) -> Path | None:
@@ -490,7 +510,7 @@ def _paired(
 
 def _without_endings(keys: Iterable[str]) -> dict[str, str]:
     """Keys by what is left without such endings, if only one key has that left."""
-    plain = [(ENDING.sub("", key), key) for key in keys]
+    plain = [(ENDING.sub("", without_suffix(key)), key) for key in keys]  # some tools call the mask of x.jpg x.jpg.png
     counts = Counter(rest for rest, _ in plain)
     return {rest: key for rest, key in plain if counts[rest] == 1}
 
