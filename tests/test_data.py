@@ -362,6 +362,13 @@ def test_splits_by_a_word_in_their_names(recipe, tmp_path, folders):
         opened(recipe, place)
 
 
+def test_lists_beside_class_folders_are_not_passed_over(recipe, photos):
+    (photos / "train.txt").write_text("red car/1.png 0\n")
+    (photos / "test.txt").write_text("Tested in May.\n")
+    notes = open_splits(recipe).notes
+    assert notes[-1].startswith(f"train.txt in {photos}: not read; give a table with a column split")
+
+
 def test_class_folders_with_a_split_in_their_names_stay_classes(recipe, tmp_path):
     place = save_set(tmp_path / "set", **{"train station/inside": 6, "test track/outside": 6})
     assert opened(recipe, place).class_names == ["test track", "train station"]

@@ -868,6 +868,18 @@ def test_yolo_of_darknet(tmp_path: Path, place: str) -> None:
     assert (len(splits.train), splits.test) == (4, None)
 
 
+def test_lists_of_yolo_without_a_data_yaml(tmp_path: Path) -> None:
+    for i in range(6):
+        yolo_pair(tmp_path / "images" / f"{i}.png", f"{i % 2} 0.5 0.5 0.5 0.5")
+    (tmp_path / "train.txt").write_text("".join(f"./images/{i}.png\n" for i in (0, 1, 2, 9)))
+    (tmp_path / "valid.txt").write_text("/set/images/4.png\n")
+    splits = open_boxes(str(tmp_path), classes=["box", "ball"])
+    assert [Path(splits.train.name(i)).name for i in range(3)] == ["0.png", "1.png", "2.png"]
+    assert (splits.val.name(0), splits.test) == ("images/4.png", None)
+    assert [why for _, why in splits.faults] == ["cannot be read: No such file or directory"]
+    assert "photos that the annotations do not name, left out: 2 (images/3.png, images/5.png)" in splits.notes
+
+
 def test_classes_counted_from_1_are_refused(yolo: Path) -> None:
     yolo_pair(yolo / "images" / "train" / "a.png", "1 0.5 0.5 0.25 0.5\n" * 60 + "2 0.5 0.5 0.25 0.5\n")
     with pytest.raises(UserError, match="run from 1 to 2: YOLO counts the 2 named classes from 0: subtract 1"):

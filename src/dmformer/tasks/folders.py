@@ -75,7 +75,7 @@ def voc_root(root: Path, labels: str) -> Path | None:
 def voc_lists(folder: Path) -> dict[str, list[str]]:
     """Image names by split from train.txt, val.txt, trainval.txt and test.txt, as VOC has them; "" if only trainval
     exists."""
-    lists = {path.stem: path for path in folder.glob("*.txt")}
+    lists = {split_of(path.stem) or path.stem: path for path in sorted(folder.glob("*.txt"))}
     splits = ("train", "val", "trainval", "test")
     names = {name: [_listed(line) for line in lines_of(lists[name])] for name in splits if name in lists}
     if "trainval" in names and not {"train", "val"} <= set(names):
@@ -84,6 +84,15 @@ def voc_lists(folder: Path) -> dict[str, list[str]]:
         names["val" if "train" in names else "train" if "val" in names else ""] = rest
     names.pop("trainval", None)
     return names
+
+
+def unread_lists(folder: Path) -> list[str]:
+    """A remark on lists of photos, such as train.txt, in a folder of a layout that does not use them."""
+    texts = [path for path in sorted(folder.glob("*.txt")) if split_of(path.stem)]
+    lists = [path.name for path in texts if any(map(is_photo, path.read_text("utf-8", "replace")[:1000].split()))]
+    if not lists:
+        return []
+    return [f"{' and '.join(lists)} in {folder}: not read; give a table with a column split, or folders train and val"]
 
 
 def lines_of(path: Path) -> list[str]:

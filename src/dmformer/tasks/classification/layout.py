@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
 from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_in, split_of
 from ...utils.errors import UserError
-from ..folders import first_few
+from ..folders import first_few, unread_lists
 from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
 
 
@@ -115,7 +115,7 @@ def _from_folders(path: Path) -> Layout[Labelled]:
     if not splits:
         _refuse_loose(Labelled(files, [], [], root), tops.get("", []))
         parts = _by_inner_split(_labelled(files, found.photos, root))
-        notes += ["the splits are inside the class folders"] if len(parts) > 1 else []
+        notes += ["the splits are inside the class folders"] if len(parts) > 1 else unread_lists(path / root)
     else:
         if loose := tops.get("", []):
             notes.append(f"{_photos(loose)} beside the folders {first_few(list(splits.values()), 3)}: left out")

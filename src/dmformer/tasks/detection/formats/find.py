@@ -253,10 +253,17 @@ def _find_yolo_folders(root: Path, folders: dict[str, Path], classes: Sequence[s
         raise UserError(
             f"{root} has no data.yaml or classes.txt that names the classes: give them in order with --classes."
         )
-    found = Found("YOLO", {})
+    found, lists = Found("YOLO", {}), voc_lists(root)
     for split, folder in folders.items():
-        photos = list(image_files(folder, say=found.notes.append).values())
-        found.readers[split] = partial(read_yolo, root, photos, names, str(folder))
+        files = image_files(folder, say=found.notes.append)
+        if list(folders) == [""] and {"train", "val"} <= set(lists):
+            for listed, keys in lists.items():
+                photos = [
+                    files.get(own or "", folder / key) for key, own in zip(keys, match_names(keys, files), strict=True)
+                ]
+                found.readers[listed] = partial(read_yolo, root, list(dict.fromkeys(photos)), names, f"{listed}.txt")
+        else:
+            found.readers[split] = partial(read_yolo, root, list(files.values()), names, str(folder))
     return found
 
 
