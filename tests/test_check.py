@@ -150,8 +150,10 @@ def test_a_task_is_found_or_named(capsys, photos, scenes, shapes, tmp_path):
     assert recognised["segmentation"] == ["scenes"]
     assert "photos" in recognised["classification"]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.xlsx").write_bytes(b"PK")
     for arguments, told in (
         (["--data", tmp_path / "empty"], "has no layout that is known"),
+        (["--data", tmp_path / "labels.xlsx"], "a table as text (.csv, .tsv, .jsonl, .ndjson), or annotations"),
         (["--data", tmp_path / "nowhere"], "nowhere does not exist"),
         ([], "name the data"),
         (["--data", photos, "--masks", scenes / "annotations", "--val-data", photos], "--val-data does not belong to"),

@@ -147,6 +147,14 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
     if options.images is not None:
         return "detection", []
     names = [name for name, task in TASKS.items() if task.recognises(options.data)]
+    if not names and Path(options.data).is_file():
+        from ..data.archives import ARCHIVES
+        from ..tasks.classification.tables import TABLES
+
+        raise UserError(
+            f"{options.data} is a file of a kind that is not read: give a folder, an archive ({', '.join(ARCHIVES)}), a "
+            f"table as text ({', '.join(TABLES)}), or annotations in COCO's .json or YOLO's .yaml."
+        )
     if not names:
         raise UserError(
             f"{options.data} has no layout that is known: class folders or a table (classification), images and masks "

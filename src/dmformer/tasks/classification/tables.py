@@ -33,6 +33,7 @@ PATH_COLUMNS = (
     "image_path",
     "image_file",
     "image_name",
+    "image_index",
     "img",
     "img_path",
     "photo",

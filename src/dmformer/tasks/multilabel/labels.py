@@ -26,7 +26,7 @@ from ..classification.tables import (
 )
 from ..folders import first_few
 
-LABELS_COLUMNS = ("labels", "tags", "classes", "attributes", "tag", *LABEL_COLUMNS)
+LABELS_COLUMNS = ("labels", "tags", "classes", "attributes", "tag", "finding labels", *LABEL_COLUMNS)
 """Names of columns with labels, of which the first that is there counts, in any case."""
 SEPARATORS = ";|,"
 BRACKETS = ("[", "(", "{")
