@@ -555,6 +555,13 @@ def test_tables_that_would_lose_rows_or_labels_are_refused(tmp_path, content, wo
         read_layout(str(tmp_path / "t.csv"))
 
 
+def test_columns_of_boxes_are_told(tmp_path):
+    make_photo((9, 9, 9), 0).save(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_text("filename,class,xmin,ymin\n0.png,cat,3,4\n")
+    (note,) = read_layout(str(tmp_path / "t.csv")).notes
+    assert note.startswith("columns of boxes, not used: xmin, ymin; for detection, give COCO")
+
+
 def test_lines_of_json_are_divided_at_line_ends_alone(tmp_path):
     make_photo((9, 9, 9), 0).save(tmp_path / "0.png")
     row = json.dumps({"path": "0.png", "label": "a\u2028b"}, ensure_ascii=False)

@@ -1070,6 +1070,10 @@ def test_unknown_layouts(tmp_path: Path, cocos: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no layout that is known"):
         open_boxes(str(tmp_path / "empty"))
+    Image.new("RGB", (64, 48)).save(tmp_path / "empty" / "a.png")
+    (tmp_path / "empty" / "a.txt").write_text("A photo of a cat.")
+    with pytest.raises(UserError, match="has no layout that is known"):
+        open_boxes(str(tmp_path / "empty"))
     with pytest.raises(UserError, match="does not exist"):
         open_boxes(str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"is no \.json"):

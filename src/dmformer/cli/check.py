@@ -152,8 +152,8 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
         from ..tasks.classification.tables import TABLES
 
         raise UserError(
-            f"{options.data} is a file of a kind that is not read: give a folder, an archive ({', '.join(ARCHIVES)}), a "
-            f"table as text ({', '.join(TABLES)}), or annotations in COCO's .json or YOLO's .yaml."
+            f"{options.data} is a file of a kind that is not read: give a folder, an archive ({', '.join(ARCHIVES)}), "
+            f"a table as text ({', '.join(TABLES)}), or annotations in COCO's .json or YOLO's .yaml."
         )
     if not names:
         raise UserError(

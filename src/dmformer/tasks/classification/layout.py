@@ -13,6 +13,9 @@ from ...utils.errors import UserError
 from ..folders import first_few, unread_lists
 from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
 
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "bbox")
+"""Columns of tables that are for detection."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -275,6 +278,8 @@ def _from_table(path: Path) -> Layout[Labelled]:
         return one
 
     parts, notes = read_table(path, rows, lambda row: _label(path, row, column) or None, joined)
+    if boxes := [name for name in rows[0] if name.strip().casefold() in BOX_COLUMNS]:
+        notes.append(f"columns of boxes, not used: {', '.join(boxes)}; for detection, give COCO, Pascal VOC or YOLO")
     files = FolderFiles(path.parent)
     labelled = {split: Labelled(files, list(part), list(part.values())) for split, part in parts.items()}
     return Layout(labelled, notes, "a table of paths and labels")

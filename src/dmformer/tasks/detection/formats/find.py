@@ -33,7 +33,7 @@ from .coco import read_coco
 from .labelme import read_labelme_boxes
 from .parts import LARGEST_TEXT, Part
 from .voc import read_voc, stated_photo
-from .yolo import read_yolo
+from .yolo import holds_labels, read_yolo
 
 COCO_WHOLE = ("instances_default", "annotations", "_annotations.coco")
 """Names of COCO files that are not split."""
@@ -412,5 +412,8 @@ def _yolo_beside(root: Path) -> dict[str, Path]:
     return {
         split: folder
         for split, folder in parts_of(root).items()
-        if any(photo.with_suffix(".txt").is_file() for photo in image_files(folder).values())
+        if any(
+            text.is_file() and holds_labels(text)  # no captions
+            for text in (photo.with_suffix(".txt") for photo in image_files(folder).values())
+        )
     }

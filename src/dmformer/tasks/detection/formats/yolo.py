@@ -140,14 +140,14 @@ def _without_photo(part: Part, usual: dict[Path, Path], taken: Collection[Path |
     notes = []
     for folder in sorted(path for path in stems if path.is_dir()):
         free = (path for path in sorted(folder.glob("[!.]*.txt")) if path.stem not in stems[folder])
-        if alone := [path.name for path in free if path not in taken and _holds_labels(path)]:
+        if alone := [path.name for path in free if path not in taken and holds_labels(path)]:
             told = f"{len(alone)}, such as {alone[0]}"
             where = relative_name(folder, part.root)
             notes.append(f"text files in {where} of photos that are not there, left out: {told}")
     return notes
 
 
-def _holds_labels(text: Path) -> bool:
+def holds_labels(text: Path) -> bool:
     """Whether a text file begins with a line of YOLO's, or is empty."""
     try:
         lines = _label_lines(text)
