@@ -217,6 +217,8 @@ def identify(state: Mapping[str, Tensor]) -> Match | None:
             if len(own.keys() & body.keys()) < len(body) / 2:
                 continue
             found = Match(variant, arguments, compare(own, body))
+            if not found.differences:
+                return found
             if best is None or len(found.differences) < len(best.differences):
                 best = found
     return best

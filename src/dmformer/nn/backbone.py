@@ -230,13 +230,13 @@ def init_weights(module: nn.Module) -> None:
     From the training set-up in VAN's code; DMFormer does not state its own (reconstruction).
     """
     for m in module.modules():
+        if not isinstance(m, nn.Conv2d | nn.Linear) or m.weight.is_meta:  # which has no values, yet takes long to fill
+            continue
         if isinstance(m, nn.Conv2d):
             fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
             nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
-        elif isinstance(m, nn.Linear):
-            nn.init.trunc_normal_(m.weight, std=0.02)
         else:
-            continue
+            nn.init.trunc_normal_(m.weight, std=0.02)
         if m.bias is not None:
             nn.init.zeros_(m.bias)
 
