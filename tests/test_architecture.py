@@ -9,6 +9,7 @@ receives it.
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -53,14 +54,24 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All of a file, those inside functions too."""
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(name: str, functions: bool = True) -> Iterator[str]:
     """The modules of dmformer that a module imports: anywhere, also for type checking, or only at module level."""
     path = MODULES[name]
-    tree = ast.parse(path.read_text("utf-8"))
     package = ["dmformer", *name.split(".")] if name else ["dmformer"]
     if path.name != "__init__.py":
         package.pop()
-    for node in ast.walk(tree) if functions else tree.body:
+    for node in import_statements(path) if functions else parsed(path).body:
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -97,7 +108,7 @@ def test_every_module_is_in_a_package():
 def test_imports_are_relative():
     """Otherwise the import parser above would miss some."""
     for path in MODULES.values():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in import_statements(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]
@@ -152,7 +163,7 @@ def test_what_opens_exported_files_knows_no_torch(lowest):
     for name, path in MODULES.items():
         if room(name) != lowest:
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in import_statements(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]
