@@ -45,9 +45,18 @@ def _call(port: int, function: Callable[..., Any], arguments: tuple) -> Any:
     return result
 
 
+LONGEST = ("triton", "train", "export", "detection_train", "segmentation", "scale", "detection_export", "models")
+"""Files of a minute or more, from the longest: on two cores, each of them would keep one waiting at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the selection by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The kernels' test, which takes minutes, first: on two cores it would keep one waiting at the end."""
-    items.sort(key=lambda item: item.path.name != "test_triton.py")
+    """The longest files first; and long tests are slow ones, which -m "not slow" leaves out."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

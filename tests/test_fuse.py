@@ -26,7 +26,7 @@ MODELS = {
 NORMS_LEFT = {
     "dmformer_n": 1,  # the norm that closes the features
     "dmformer_n with SAM": 1,
-    "dmformer_n with pooling": 11,
+    "dmformer_n with pooling": 6,  # and those of five blocks, before whose pooling there is no convolution
 }
 
 

@@ -29,7 +29,7 @@ from dmformer.nn.mixers.sam import SAM
 
 FAMILIES = ["dmformer_*", "van_*", "smt_*", "vitae_*", "vitaev2_*"]
 SMALL = {
-    "dmformer_n": {},
+    "dmformer_n": {"depths": (1, 1, 2, 1)},
     "van_b0": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1)},
     "smt_t": {"dims": (16, 16, 32, 32), "depths": (1, 1, 2, 1)},  # both mixers in the third stage
     "vitae_t": {"depth": 2},
@@ -79,10 +79,10 @@ NAMES = timm.list_models(FAMILIES)
 SIZES = [(33, 47), *(pytest.param(size, marks=pytest.mark.slow) for size in [(32, 32), (97, 64), (224, 160)])]
 
 
-def smallest_first(names: Iterable[str]) -> list:
-    """The larger variants of a family differ from the smallest in numbers only, so their tests are slow ones."""
-    quick = SMALL.keys() - PLAIN.keys()
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def smallest_first(names: Iterable[str], larger: Iterable = (pytest.mark.long,)) -> list:
+    """The larger variants of a family differ from the smallest in numbers only: most of their tests are long ones."""
+    marks = {name: [pytest.mark.slow] if name in PLAIN else [] for name in SMALL}
+    return [pytest.param(name, marks=marks.get(name, larger)) for name in names]
 
 
 every_model = pytest.mark.parametrize("name", smallest_first(NAMES))
@@ -103,6 +103,11 @@ def sized(name: str, height: int, width: int) -> dict:
 def shallow(name: str) -> dict:
     """Arguments for few blocks, yet with every kind of mixer, for what does not depend on the depth."""
     return {"depth": 2} if name.startswith("vitae_") else {"depths": (1, 1, 2, 1)}
+
+
+def one_block_each(name: str) -> dict:
+    """Arguments for one block in every stage, for compilers, whose time is proportional to the depth."""
+    return {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
 
 
 def any_size(name: str) -> dict:
@@ -182,14 +187,17 @@ def test_published_size(name):
     assert gmacs(model) == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("name", smallest_first(EXACT))
-def test_exact_size(name):
-    total, expected = EXACT[name]
+@pytest.mark.parametrize("name", smallest_first(EXACT, larger=[pytest.mark.slow]))
+def test_exact_parameters(name):
     model = whole_on_meta(name)
-    assert parameters(model) == total
-    assert gmacs(model) == pytest.approx(expected, rel=0.005)
+    assert parameters(model) == EXACT[name][0]
     frozen = {n.rpartition(".")[2] for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == ({"w"} if isinstance(model, ViTAE) else set())  # its random features
+
+
+@pytest.mark.parametrize("name", smallest_first(EXACT))
+def test_exact_gmacs(name):
+    assert gmacs(whole_on_meta(name)) == pytest.approx(EXACT[name][1], rel=0.005)
 
 
 @small_model
@@ -325,6 +333,7 @@ def test_output_stride(name, arguments, compared, stride):
         assert_near(dmformer.fuse(model).forward_features(x), features, 1e-5)
 
 
+@pytest.mark.slow
 def test_segmentation_models_take_dilated_encoders():
     smp = pytest.importorskip("segmentation_models_pytorch")
     x, options = torch.randn(2, 3, 128, 160), dict(encoder_weights=None, classes=3)
@@ -528,8 +537,7 @@ def test_compile(name):
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler")
     torch.compiler.reset()  # the families share `forward`, and recompilations of one function are counted
-    depths = {"depth": 1} if name.startswith("vitae_") else {"depths": (1, 1, 1, 1)}
-    model, x = build(name, **depths), images()
+    model, x = build(name, **one_block_each(name)), images()
     compiled = torch.compile(model, fullgraph=True)
     with torch.inference_mode():
         assert_near(compiled(x), model(x))
@@ -545,7 +553,7 @@ def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 @pytest.mark.slow
 def test_export_with_dynamic_shapes(name):
     """One graph of plain operators for every size whose maps and window rows are 2 or more: export specialises 1."""
-    model = build(name, **any_size(name))
+    model = build(name, **one_block_each(name), **any_size(name))
     program = export(model, images(64, 96))
     targets = [str(node.target) for node in program.graph.nodes]
     assert targets.count("aten.conv2d.default") == sum(isinstance(m, nn.Conv2d) for m in model.modules())
@@ -563,7 +571,7 @@ def test_export_with_dynamic_shapes(name):
 @pytest.mark.slow
 def test_export_of_an_unpadded_example_accepts_padded_sizes(name):
     """An example that strides and windows divide must not fix the rest of the graph."""
-    model = build(name)
+    model = build(name, **one_block_each(name))
     exported = export(model, images(112, 224)).module()
     with torch.inference_mode():
         for x in (images(112, 224, 1), images(64, 97), images(101, 75, 3)):
@@ -579,6 +587,7 @@ def test_symbolic_trace(name):
 
 
 @small_model
+@pytest.mark.slow
 def test_torchscript(name):
     model = build(name, **any_size(name))
     script = torch.jit.script(model)
@@ -684,6 +693,7 @@ def test_smt_s_of_the_paper_has_one_block_less():
     assert parameters(on_meta("smt_s", depths=(3, 4, 18, 1))) == 20_432_808
 
 
+@pytest.mark.slow
 def test_smt_l_has_layer_scale():
     scales = {s.gamma.shape: s.init_values for s in on_meta("smt_l").modules() if isinstance(s, LayerScale2d)}
     assert scales == {(dim,): 1e-4 for dim in (96, 192, 384, 768)}
@@ -761,6 +771,7 @@ def test_vitae_options_run_at_odd_sizes(option, size):
 
 
 @every_option
+@pytest.mark.slow
 def test_vitae_options_in_graphs(option):
     model, x = build("vitae_t", **OPTIONS[option][0]), images(33, 47)
     with torch.inference_mode():
