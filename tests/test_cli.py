@@ -269,6 +269,7 @@ def test_unfit_and_hostile_weights_are_refused(capsys, trained_classifier, photo
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_weights_files_of_others_are_unwrapped(trained_classifier, tmp_path):
     from dmformer.models.weights import load_weights
 

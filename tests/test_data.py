@@ -286,6 +286,7 @@ def test_sampler_goes_on_in_the_middle():
     assert list(sampler) == steps
 
 
+@pytest.mark.slow
 def test_real_photos(shared_data, recipe):
     clothing = open_splits(replace(recipe, data=str(shared_data / "clothing")))
     assert len(clothing.class_names) == 10

@@ -357,6 +357,7 @@ def test_randomised_changes_all_weights_reproducibly(name):
     assert all(torch.equal(tensor, last.model.state_dict()[key]) for key, tensor in control.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_randomised_differs_from_the_initial_weights_of_training():
     for seed in range(3):
         subject = as_if_trained(subject_of("dmformer_n", seed=seed))

@@ -31,6 +31,7 @@ def test_an_old_run_opens_and_answers_as_it_did(old, photos):
         assert classifier.probabilities([image])[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_old_run_is_scored_and_resumed(old, photos, capsys):
     main(["eval", str(old), "--data", str(photos), "--workers", "0"])
     assert "36 images" in capsys.readouterr().out

@@ -126,6 +126,7 @@ def test_a_stopped_run_is_resumed_rather_than_a_finished_or_a_running_one(recipe
     assert find_run(unnamed).name == "d"
 
 
+@pytest.mark.slow
 def test_the_command_refuses_to_resume_another_kind_of_run(recipe, capsys):
     train(replace(recipe, epochs=1))
     check_folder(replace(recipe, precision="auto", resume=True))  # the run's own
@@ -233,6 +234,7 @@ def test_commands_that_start_at_once_get_a_folder_each_or_an_error(recipe, name)
         assert list(Path(recipe.out).iterdir()) == []  # nothing was trained
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_it_saved_anything_leaves_nothing_in_the_way(recipe, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -273,6 +275,7 @@ def test_prefixes_of_compiled_and_wrapped_models_are_taken_off():
         assert list(unwrapped({"state_dict": state}, "w.pth")) == ["head.weight", "stem.module.bias"]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf_8_are_shown_with_question_marks(recipe, photos, capfd, tmp_path):
     folder = photos / os.fsdecode(b"caf\xe9")
     (photos / "red car").rename(folder)

@@ -158,6 +158,7 @@ def test_a_sharded_run_is_that_of_one_process(task, recipe, mask_recipe, two_pro
             torch.testing.assert_close(value, weights[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_divided_model_learns_and_is_saved_as_a_whole_one(tmp_path):
     """In one process, whose part is everything: the states are exchanged between a divided and a whole model."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -159,6 +159,7 @@ def test_a_search_prunes_goes_on_and_names_the_best(capsys, monkeypatch, photos,
     assert "--epochs belongs: leave it out" in search(capsys, photos, "--resume", "--out", "s", "--epochs", "5")[2]
 
 
+@pytest.mark.slow
 def test_lists_are_tried_once_and_failures_are_told(capsys, monkeypatch, photos, tmp_path):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)

@@ -83,6 +83,7 @@ def test_every_photo_is_in_one_shard_unchanged(shards, photos):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves shards open
+@pytest.mark.slow
 def test_timm_reads_the_shards(shards):
     pytest.importorskip("webdataset")
     from timm.data import create_dataset

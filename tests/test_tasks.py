@@ -243,6 +243,7 @@ def best(fourth, photos, tmp_path, capsys):
     return tmp_path / "runs" / "run" / "best"
 
 
+@pytest.mark.slow
 def test_a_new_task_is_trained_scored_used_and_reported(best, photos, capsys):
     run = best.parent
     assert "are close" in (run / "report.html").read_text()
