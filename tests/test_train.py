@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import classification_recipe, draw_photos
 from safetensors.torch import load_file
 
 import dmformer.tasks.classification.training
@@ -103,10 +104,15 @@ def test_a_run_can_be_scored_later(recipe):
     assert_same(final_weights(scored.folder), weights)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `recipe` that is never stopped: tests only read its folder."""
+    return train(classification_recipe(draw_photos(tmp_path_factory.mktemp("whole"))))
+
+
 @pytest.mark.parametrize("stop_at", [1, 4])  # in the middle of the first epoch, and of the second
 @pytest.mark.slow
-def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
-    whole = train(replace(recipe, name="whole"))
+def test_resumed_run_equals_one_never_stopped(recipe, whole, monkeypatch, stop_at):
     stopped = replace(recipe, name="stopped")
     step, count = Trainer._step, []
 
@@ -130,8 +136,7 @@ def test_resumed_run_equals_one_never_stopped(recipe, monkeypatch, stop_at):
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_from_its_last_save(recipe, monkeypatch):
-    whole = train(replace(recipe, name="whole"))
+def test_killed_run_goes_on_from_its_last_save(recipe, whole, monkeypatch):
     killed = replace(recipe, name="killed", save_every=2)
     step, count = Trainer._step, []
 
@@ -208,8 +213,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("model", FAMILIES)
+IN_BF16 = [pytest.param(m, "bf16", marks=[] if m == "vitae_t" else pytest.mark.long) for m in FAMILIES]
+
+
+@pytest.mark.parametrize(("model", "precision"), [*((m, "no") for m in FAMILIES), *IN_BF16])
 @pytest.mark.slow
 def test_every_family_trains_evaluates_and_predicts(model, precision, recipe, photos):
     """From the recipe to the report without a special case; the report tells the three colours apart."""
@@ -250,8 +257,8 @@ def test_frozen_stages_stay(recipe):
 
 
 @pytest.mark.slow
-def test_fine_tuning_starts_from_weights(recipe):
-    first = train(replace(recipe, epochs=1))
+def test_fine_tuning_starts_from_weights(recipe, trained_classifier):
+    first = trained_classifier
     tuned = replace(recipe, name="tuned", weights=str(first.folder / "best"), freeze=4, epochs=1, ema=None)
     end = final_weights(train(tuned).folder)
     start = load_file(first.folder / "best" / "model.safetensors")
