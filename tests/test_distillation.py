@@ -367,7 +367,7 @@ def test_photos_of_several_sets_keep_their_names(photos):
 @pytest.mark.slow
 def test_exported_teacher(teacher, tmp_path):
     file = tmp_path / "teacher.onnx"
-    main(["export", teacher, "--to", "onnx", "--out", str(file)])
+    main(["export", teacher, "--to", "onnx", "--out", str(file), "--no-speed"])
     views = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
     exported = open_teacher(str(file))
     assert exported.num_features is None
