@@ -34,9 +34,10 @@ def here(test):
 
 
 @pytest.mark.skipif(HERE, reason="the kernels run in this process: on a GPU, or it is the child")
+@pytest.mark.parametrize("selection", ["not long", pytest.param("long", marks=pytest.mark.long)])
 @pytest.mark.slow
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-q"]
+def test_in_the_interpreter(selection):
+    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-q", "-m", selection]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stdout[-10000:] + child.stderr[-2000:]
@@ -60,7 +61,15 @@ TOLERANCES = {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.b
 """Largest error divided by the largest value. The lower dtypes round a float32 sum once, by half of eps."""
 
 formats = pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+channels_last_first = pytest.mark.parametrize(
+    "memory_format", [pytest.param(FORMATS[0], marks=pytest.mark.long), FORMATS[1]], ids=["contiguous", "channels_last"]
+)
+
+
+def in_both_formats(*cases: object, contiguous: object) -> list:
+    """Cases in channels_last, and one of them in contiguous images, whose strides differ alone; the rest are long."""
+    long = [pytest.param(case, FORMATS[0], marks=[] if case == contiguous else pytest.mark.long) for case in cases]
+    return [*((case, FORMATS[1]) for case in cases), *long]
 
 
 def make(levels, shape=(1, 5, 3, 9), dtype=torch.float32, memory_format=torch.contiguous_format):
@@ -118,7 +127,7 @@ def check(levels, shape, dtype=torch.float32, memory_format=torch.contiguous_for
 @here
 @pytest.mark.parametrize("name", LEVELS)
 def test_equals_convolutions(name):
-    size = {"dma": (9, 11), "7x7d3": (5, 9), "9x9": (5, 9)}.get(name, (3, 9))
+    size = (5, 9) if name in ("dma", "7x7d3") else (3, 9)
     check(LEVELS[name], (1, 5, *size), memory_format=torch.channels_last)
 
 
@@ -130,21 +139,25 @@ def test_contiguous_images_equal_convolutions(name):
 
 
 @here
-@formats
-@pytest.mark.parametrize("size", [(1, 1), (4, 3), (2, 17)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "memory_format"), in_both_formats((1, 1), (4, 3), (2, 17), contiguous=(4, 3)), ids=str
+)
 def test_images_smaller_than_the_reach(size, memory_format):
     check(LEVELS["dma"], (2 if size == (4, 3) else 1, 5, *size), memory_format=memory_format)
 
 
 @here
-@formats
-@dtypes
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    in_both_formats(torch.float16, torch.bfloat16, torch.float64, contiguous=torch.bfloat16),
+    ids=str,
+)
 def test_dtypes(dtype, memory_format):
     check(SMALL, (1, 5, 3, 9), dtype, memory_format)
 
 
 @here
-@formats
+@channels_last_first
 def test_several_blocks_of_channels(memory_format):
     check(((3, 1),), (1, 37, 3, 9), memory_format=memory_format)
 
@@ -289,9 +302,14 @@ def norm_reference(x, weights, dilations, norm: nn.BatchNorm2d, stored: torch.dt
 
 
 @here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("levels", [((3, 1), (1, 1)), ((3, 2),)], ids=["two branches", "one"])
-@formats
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    in_both_formats(torch.float32, torch.bfloat16, torch.float64, contiguous=torch.float32),
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "levels", [((3, 1), (1, 1)), pytest.param(((3, 2),), marks=pytest.mark.long)], ids=["two branches", "one"]
+)
 def test_norm_relu_equals_batch_norm(levels, memory_format, dtype):
     x, weights, dilations, bias, grad = make(levels, (2, 5, 3, 9), dtype, memory_format)
     norm = nn.BatchNorm2d(5, device=DEVICE, dtype=torch.float64)
@@ -370,7 +388,7 @@ def test_memory_kept_for_backward():
 
 @here
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck inspects it
-@formats
+@channels_last_first
 def test_operators_are_well_formed(memory_format):
     x, weights, dilations, bias, grad = make(((1, 1),), (2, 2, 3, 4), memory_format=memory_format)
     weight, offsets = merge_taps(weights, dilations)
