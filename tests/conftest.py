@@ -31,6 +31,9 @@ def make_photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = 
 
 
 def _join(rank: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 
@@ -73,7 +76,7 @@ def plots_are_rendered_for_reports_only(request: pytest.FixtureRequest, monkeypa
 def two_processes() -> Iterator[Callable[..., list]]:
     """Call a function in two processes on the CPU, connected as torchrun connects them; returns both results.
 
-    The processes are started once: importing PyTorch takes longer than the training of most tests.
+    The processes are started once, by a server that has imported PyTorch: that takes longer than most trainings.
     """
     pools: list[ProcessPoolExecutor] = []
 
@@ -86,8 +89,9 @@ def two_processes() -> Iterator[Callable[..., list]]:
 
     def call(function: Callable[..., Any], *arguments: Any) -> list:
         if not pools:
-            spawn = get_context("spawn")
-            pools.extend(ProcessPoolExecutor(1, spawn, initializer=_join, initargs=(rank,)) for rank in range(2))
+            server = get_context("forkserver")
+            server.set_forkserver_preload(["dmformer.train.loop"])
+            pools.extend(ProcessPoolExecutor(1, server, initializer=_join, initargs=(rank,)) for rank in range(2))
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         results = [pool.submit(_call, port, function, arguments) for pool in pools]

@@ -26,6 +26,7 @@ from dmformer.predict.classes import predict
 from dmformer.tasks.classification.classifier import open_classifier
 from dmformer.tasks.classification.evaluate import evaluate
 from dmformer.tasks.classification.model import build_model, freeze
+from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.train.loop import Run, Stopped, Trainer, train
 from dmformer.train.processes import number_of_processes, together
@@ -380,12 +381,16 @@ def run_command(arguments: list[str]) -> subprocess.CompletedProcess:
     return done
 
 
-@pytest.mark.slow
-def test_the_command_starts_its_processes_and_resumes_them(recipe, capsys):
-    """Two processes of the command train the weights of one, and a resumed run has as many as before."""
+def command_options(recipe: ClassificationRecipe) -> list[str]:
     options = ["--data", recipe.data, "--out", recipe.out, "--model-args", *recipe.model_args, "--image-size", "32"]
     options += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--tracker", "none", "--optimizer", "sgd"]
-    options += ["--ema", "none", "--freeze", "4", "--precision", "no"]
+    return [*options, "--ema", "none", "--freeze", "4", "--precision", "no"]
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_processes(recipe, capsys, monkeypatch):
+    """Two processes of the command train the weights of one, and a resumed run asks for as many as before."""
+    options = command_options(recipe)
     main(["train", "scratch", *options, "--name", "one", "--processes", "1"])
     assert capsys.readouterr().out.count("best weights:") == 1
     done = run_command(["train", "scratch", *options, "--name", "two", "--processes", "2", "--threads", "2"])
@@ -398,6 +403,23 @@ def test_the_command_starts_its_processes_and_resumes_them(recipe, capsys):
     assert (saved.batch_size, saved.processes) == (8, 2)
     assert "cores, 2 threads" in (Path(recipe.out) / "two" / "report.html").read_text()  # while the other process waits
 
+    asked = []
+
+    def stop(recipe, arguments):
+        asked.append((recipe.processes, arguments))
+        raise UserError("stop")
+
+    resume = ["--resume", "--out", recipe.out, "--name", "two", "--epochs", "2"]
+    monkeypatch.setattr("dmformer.train.processes.together", stop)
+    with pytest.raises(SystemExit):
+        main(["train", *resume])
+    assert asked == [(2, resume)]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_command_resumes_its_processes(recipe):
+    run_command(["train", "scratch", *command_options(recipe), "--name", "two", "--processes", "2"])
     done = run_command(["train", "--resume", "--out", recipe.out, "--name", "two", "--epochs", "2"])
     assert "cpu x 2" in done.stderr + done.stdout
 
