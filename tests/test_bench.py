@@ -296,19 +296,19 @@ def test_export_refuses_training_mode_and_names_the_cause(tmp_path):
 def test_command_prints_and_writes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--image-size", 32, "--batch-sizes", 1, 2, "--threads", 1, "--rounds", 2, "--seconds", 0.001]
-    models = ["van_b0", "resnet18", "--device", "cpu", "--forms", "eager", "--baseline", "resnet18"]
+    models = ["van_b0", "test_resnet", "--device", "cpu", "--forms", "eager", "--baseline", "test_resnet"]
     files = ["--csv", "speed.csv", "--plot", "speed.svg"]
     code, out, err = run(capsys, "bench", *models, *options, *files)
     assert code == 0
     assert "inference at 32 px" in out
-    assert "ratio: to resnet18/eager/float32" in out
-    assert err == "not plotted, because they have no published top-1: resnet18\n"
+    assert "ratio: to test_resnet/eager/float32" in out
+    assert err == "not plotted, because they have no published top-1: test_resnet\n"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "speed.csv").read_text())))
-    assert [(r["model"], r["batch_size"]) for r in rows] == [(m, b) for m in ("van_b0", "resnet18") for b in "12"]
+    assert [(r["model"], r["batch_size"]) for r in rows] == [(m, b) for m in ("van_b0", "test_resnet") for b in "12"]
     assert [r["top1"] for r in rows] == ["75.4", "75.4", "", ""]
     assert all(r["machine"] and r["date"] and r["timm"] == timm.__version__ for r in rows)
     assert "van_b0" in (tmp_path / "speed.svg").read_text()  # in a comment beside the drawn letters
-    assert "resnet18" not in (tmp_path / "speed.svg").read_text()
+    assert "test_resnet" not in (tmp_path / "speed.svg").read_text()
 
     code, _, err = run(capsys, "bench", *models, *options, *files)
     assert (code, err) == (2, "dmformer: speed.csv exists already: give another name, or --overwrite.\n")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from dmformer.export.check import compare, in_numpy
 from dmformer.export.formats import Graph
 from dmformer.export.kinds import as_scored, kind_of
 from dmformer.export.preprocessing import Preprocessing
-from dmformer.export.write import export, own_photos
+from dmformer.export.write import Written, export, own_photos
 from dmformer.predict.classes import predict
 from dmformer.predict.masks import predict_masks
 from dmformer.runtimes.card import Card
@@ -88,7 +89,7 @@ def no_tracing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs that `runs` holds, in place of new ones."""
 
     def copied(model: torch.nn.Module, path: Path, *_: object, **__: object) -> Path:
-        return shutil.copyfile(runs / ("photos.onnx" if isinstance(model, Graph) else "plain.onnx"), path)
+        return copyfile(runs / ("photos.onnx" if isinstance(model, Graph) else "plain.onnx"), path)
 
     monkeypatch.setattr(dmformer.export.write, "export_onnx", copied)
 
@@ -355,11 +356,15 @@ def test_preprocessing_in_the_graph_must_be_the_runs(best, tmp_path, no_tracing,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def written(runs: Path) -> Written:
+    """The segmenter's file for images of one size."""
+    return export(str(runs / "seg"), out=str(runs / "fixed.onnx"), speed=False, dynamic_size=False)
+
+
 @pytest.mark.export
 @pytest.mark.slow
-def test_fixed_size_segmenter_accepts_all_photos(segmenter, scenes, tmp_path):
-    save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
-    written = export(str(tmp_path / "s"), out=str(tmp_path), speed=False, dynamic_size=False)
+def test_fixed_size_segmenter_accepts_all_photos(segmenter, written, scenes):
     assert written.card.image_size == [256, 256]
     file = open_exported(str(written.path), 1)
     for width, height in ((64, 48), (300, 40), (256, 256)):
@@ -436,13 +441,13 @@ def test_int8_is_scored_before_it_is_kept(best, photos, tmp_path, no_tracing):
 
 @pytest.mark.export
 @pytest.mark.slow
-def test_int8_that_loses_too_much_is_not_kept(segmenter, scenes, tmp_path, monkeypatch):
+def test_int8_that_loses_too_much_is_not_kept(runs, written, scenes, tmp_path, monkeypatch):
     options = {"int8": str(scenes / "images"), "data": str(scenes), "speed": False, "dynamic_size": False}
     task, figures = TASKS["segmentation"], iter((0.53, 0.50))  # of the float file, then of the int8 file
     monkeypatch.setitem(TASKS, "segmentation", replace(task, figure=lambda scores: next(figures)))
-    save_segmenter(tmp_path / "s", segmenter.config, segmenter.model.state_dict())
+    monkeypatch.setattr(dmformer.export.write, "export_onnx", lambda _, path, *__, **___: copyfile(written.path, path))
     with pytest.raises(UserError, match=r"int8 loses 3.0 points, .* --max-loss allows 0. Nothing was written"):
-        export(str(tmp_path / "s"), "openvino", str(tmp_path / "m.xml"), **options, max_loss=0.0)
+        export(str(runs / "seg"), "openvino", str(tmp_path / "m.xml"), **options, max_loss=0.0)
     assert not list(tmp_path.glob("*.xml"))
 
 
@@ -495,7 +500,7 @@ def test_mistakes_are_reported_in_one_line(runs, best, segmenter, photos, tmp_pa
     assert "is not a model that ONNX Runtime can read" in bad(["predict", onnx_file, picture], capsys)
     (tmp_path / "m.xml").write_text("<net>")
     (tmp_path / "m.bin").write_bytes(b"")
-    alone = shutil.copyfile(runs / "masks.xml", tmp_path / "alone.xml")
+    alone = copyfile(runs / "masks.xml", tmp_path / "alone.xml")
     assert "is not a model that OpenVINO can read" in bad(["predict", "m.xml", picture], capsys)
     model = onnx.load(runs / "plain.onnx")
     onnx.helper.set_model_props(model, {})

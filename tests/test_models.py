@@ -529,18 +529,32 @@ def test_autocast(name):
     assert torch.corrcoef(torch.stack([actual.float().flatten(), expected.flatten()]))[0, 1] > 0.999
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "dmformer_n" else pytest.param(name, marks=pytest.mark.long) for name in SMALL]
+needs_a_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
 )
-@pytest.mark.slow
+
+
+@needs_a_compiler
+@small_model
+@pytest.mark.long
 def test_compile(name):
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("torch.compile needs a C++ compiler")
     torch.compiler.reset()  # the families share `forward`, and recompilations of one function are counted
     model, x = build(name, **one_block_each(name)), images()
     compiled = torch.compile(model, fullgraph=True)
     with torch.inference_mode():
         assert_near(compiled(x), model(x))
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_compile_a_stage():
+    """The whole model takes the compiler a minute; here it becomes one graph, of which a stage is compiled."""
+    torch.compiler.reset()
+    model, x = build("dmformer_n", **one_block_each("dmformer_n")), images()
+    stage = model.stages[0]
+    with torch.inference_mode():
+        assert_near(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+        assert_near(torch.compile(stage, fullgraph=True)(x), stage(x))
 
 
 def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

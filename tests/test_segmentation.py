@@ -201,7 +201,7 @@ def test_endless_sampler():
     assert joined == [sorted(keys[k : k + 4]) for k in range(0, 20, 4)]
 
 
-@pytest.mark.parametrize("head", ["fpn", "upernet"])
+@pytest.mark.parametrize("head", ["fpn", pytest.param("upernet", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_run_folder_scores_and_prediction(mask_recipe, scenes, tmp_path, head):
     """Train, compare the scores with scikit-learn's on the same predictions, and use the run as a user would."""
@@ -325,7 +325,8 @@ def test_frozen_stages_stay(mask_recipe):
 @pytest.mark.slow
 def test_backbones_of_one_size_take_any_image(mask_recipe, head):
     """Swin, made for crops of 64 px: validated on images of 40 x 56 and 48 x 64, predicted at any scale."""
-    swin = replace(mask_recipe, model="swin_tiny_patch4_window7_224", model_args=(), image_size=64, head=head)
+    small = ("embed_dim=16", "depths=[1,1,1,1]", "num_heads=[1,2,2,2]")
+    swin = replace(mask_recipe, model="swin_tiny_patch4_window7_224", model_args=small, image_size=64, head=head)
     run = train(replace(swin, iterations=1, ema=None))
     segmenter = open_segmenter(str(run.folder))
     for size in ((20, 31), (64, 64), (100, 150)):
