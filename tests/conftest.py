@@ -48,8 +48,22 @@ def _call(port: int, function: Callable[..., Any], arguments: tuple) -> Any:
     return result
 
 
-LONGEST = ("triton", "train", "export", "detection_train", "segmentation", "scale", "detection_export", "models")
-"""Files of a minute or more, from the longest: on two cores, each of them would keep one waiting at the end."""
+LONGEST = [
+    "models",
+    "train",
+    "bench",
+    "export",
+    "triton",
+    "detection_train",
+    "detection_export",
+    "runs",
+    "segmentation",
+    "scale",
+    "explain",
+    "detection_rcnn",
+    "serve",
+]
+"""Files of 20 seconds or more, from the longest: on two cores, each of them would keep one waiting at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before the selection by -m
