@@ -24,6 +24,7 @@ from .predict import predict
 from .search import search
 from .serve import serve
 from .shards import shards
+from .soup import soup
 from .train import train
 
 HELP = """usage: dmformer COMMAND [OPTIONS]
@@ -40,6 +41,7 @@ commands:
   analyse   measure how models see: receptive fields, attention, gates, modulators, similarity
   export    write a trained model for ONNX Runtime, OpenVINO or PyTorch without Python, and check it
   serve     a web page and a JSON API for a trained model, on this machine
+  soup      average the weights of several runs into one model
   shards    put labelled photos into tars, for training over a network
   convert   convert a published weights file of VAN, SMT, ViTAE or ViTAEv2 for dmformer and timm
   bench     measure the speed and memory of models, ours and timm's, in several forms
@@ -81,6 +83,7 @@ COMMANDS = {
     "analyse": analyse,
     "export": export,
     "serve": serve,
+    "soup": soup,
     "shards": shards,
     "convert": convert,
     "bench": bench,

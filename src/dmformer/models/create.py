@@ -1,12 +1,12 @@
 """Create models, timm's or ours, by name, at a given image size and with reproducible random weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import timm
 import torch
 from timm.models import PretrainedCfg
-from torch import Tensor, nn
+from torch import nn
 
 from ..utils.errors import UserError, first_line, unknown
 
@@ -62,8 +62,15 @@ def settled_on_noise(model: nn.Module, image_size: int) -> nn.Module:
 
 
 @torch.no_grad()
-def settle_norms(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], batches: Sequence[Tensor]) -> None:
-    """Recompute the statistics of some of a model's BatchNorms from batches of images (B, 3, H, W), in place."""
+def settle_norms(
+    run: Callable[[Any], object], norms: Sequence[nn.modules.batchnorm._BatchNorm], batches: Iterable[Any]
+) -> None:
+    """Recompute the statistics of some of a model's BatchNorms, in place.
+
+    Args:
+        run: Runs the model, or the model itself.
+        batches: What it takes, e.g. images (B, 3, H, W).
+    """
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -72,7 +79,7 @@ def settle_norms(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNo
         norm.momentum = None  # the mean over the batches
         norm.train()
     for batch in batches:
-        model(batch)
+        run(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

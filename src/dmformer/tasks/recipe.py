@@ -214,6 +214,10 @@ class Recipe:
         length: Any = {self.length: validations}
         return replace(self, **length)
 
+    def alone(self) -> Self:
+        """The recipe with the same photos and classes, learnt from the labels alone."""
+        return self
+
     def of_one_process(self) -> Self:
         """The recipe for one of the processes: an equal part of the images, the threads and the readers."""
         n = self.processes or 1

@@ -1,7 +1,7 @@
 """Options shared by the recipes that train a classifier with or without a teacher."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from ....utils.errors import UserError
 from ...recipe import FIXED, FREE
@@ -46,3 +46,6 @@ class TaughtRecipe(ImageRecipe):
             for name in ("teacher_size", "teacher_cache"):
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name.replace('_', '-')} is for a teacher: name one with --teacher.")
+
+    def alone(self) -> Self:
+        return replace(self, teacher=None, teacher_size=None, teacher_cache=None, feature_loss="none")
