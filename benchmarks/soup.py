@@ -1,15 +1,16 @@
 """Soups against their members and the ensemble of them, on solar cells: three runs that differ in their seeds.
 
-python benchmarks/soup.py            # trains the runs; the data come with the extra `demo`
+python benchmarks/soup.py RUNS       # a folder for the runs; those that are there are not repeated
 
-The runs share the split and the starting weights. A row holds the validation score, by which the greedy soup is chosen,
-and scores on the test photos, which choose nothing. The soup "with the mean of the statistics" shows what it would be
-without new BatchNorm statistics.
+The data come with the extra `demo`. The runs share the split and the starting weights. A row holds the validation
+score, by which the greedy soup is chosen, and scores on the test photos, which choose nothing. The soup "with the mean
+of the statistics" shows what it would be without new BatchNorm statistics.
 """
 
 import json
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,12 +41,15 @@ def with_mean_statistics(members: Sequence[Path], folder: Path) -> Path:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python {sys.argv[0]} RUNS, a folder for the runs")
+    train = ["train", "elpv", *OPTIONS.split()]
+    members = [Path(sys.argv[1], f"cells-{seed}") for seed in range(SEEDS)]
+    for seed, member in enumerate(members):
+        if not (member / "report.html").exists():
+            dmformer([*train, "--seed", str(seed), "--out", str(member.parent), "--name", member.name])
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name)
-        train = ["train", "elpv", *OPTIONS.split()]
-        members = [runs / f"seed-{seed}" for seed in range(SEEDS)]
-        for seed, member in enumerate(members):
-            dmformer([*train, "--seed", str(seed), "--out", name, "--name", member.name])
         models = {f"run with seed {seed}": member for seed, member in enumerate(members)}
         models["ensemble of the runs"] = runs / "ensemble"
         save_ensemble(runs / "ensemble" / "best", [member / "best" for member in members])
@@ -71,7 +75,7 @@ def main() -> None:
                     "test_top1_low": f"{scores.top1.low:.4f}",
                     "test_top1_high": f"{scores.top1.high:.4f}",
                     "test_balanced": f"{scores.balanced_accuracy.value:.4f}",
-                    "test_auroc": "" if scores.auroc is None else f"{scores.auroc.value:.4f}",
+                    "test_auroc": f"{scores.auroc:.4f}",
                     "command": shlex.join(["dmformer", *train]),
                 }
             )

@@ -19,7 +19,7 @@ from dmformer.nn.mean_answer import MeanAnswer
 from dmformer.predict.predictor import open_predictor
 from dmformer.runtimes.exported import open_exported
 from dmformer.tasks.classification.classifier import open_classifier, save_ensemble
-from dmformer.tasks.classification.datasets import open_splits
+from dmformer.tasks.classification.datasets import divide_in_folds, open_splits
 from dmformer.tasks.classification.evaluate import evaluate
 from dmformer.tasks.classification.folds import spreads
 from dmformer.tasks.recipes import read_recipe
@@ -88,8 +88,10 @@ def test_folds_that_cannot_be_are_told(recipe, photos):
     ):
         with pytest.raises(UserError, match=told):
             replace(recipe, **change).check()
+    with pytest.raises(UserError, match="'red car' has 12 photos, fewer than the 13 folds"):
+        open_splits(replace(recipe, folds=13))
     with pytest.raises(UserError, match="36 photos are too few for 40 folds"):
-        open_splits(replace(recipe, folds=40))
+        divide_in_folds(open_splits(replace(recipe, folds=4)).train, replace(recipe, folds=40))
     with pytest.raises(UserError, match="leave out --val-data"):
         open_splits(replace(recipe, folds=2, val_data=str(photos)))
     with pytest.raises(UserError, match="--folds divides photos in folders, archives and tables"):

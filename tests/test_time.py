@@ -1,6 +1,7 @@
 """How long a run lasts: --minutes and --patience."""
 
 import csv
+import re
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,19 @@ def test_a_run_fitted_to_minutes_equals_one_with_its_epochs(recipe, monkeypatch,
     monkeypatch.setattr(Trainer, "_measured", lambda self, budget: (10_000.0, 5.0))
     assert read_recipe(train(replace(recipe, name="short", minutes=1.0)).folder / "recipe.yaml").epochs == 1
     assert "s with its validation, more than the " in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_time_of_many_runs_is_foretold_without_a_trace(recipe, capfd):
+    """It is a measurement: the run equals one without it."""
+    runs = [train(replace(recipe, name=name), runs=runs) for name, runs in (("one", 1), ("first", 40))]
+    told = capfd.readouterr().err
+    assert told.count("models are trained, one after another") == 1
+    assert re.search(
+        r"40 models are trained, one after another, for 2 epochs each: about \d+ s for one, \d+ .* for all", told
+    )
+    a, b = (load_file(run.folder / "last" / "model.safetensors") for run in runs)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_recipes_last_as_long_as_they_are_told():

@@ -43,14 +43,17 @@ def train_folds(
         run, count = Path(recipe.out) / str(recipe.name), len(data.folds)
         if first:
             _begin(run, recipe, command)
+        told = False
         for fold in range(1, count + 1):
             own = _of_first(_recipe_of(recipe, run, fold) if first else None)
             if own is None:
                 continue
             if first:
                 print(f"fold {fold} of {count}", file=sys.stderr)
+            runs = 1 if told or own.resume else count - fold + 1
+            told = told or runs > 1
             try:
-                train(own, command, report_threads, data.of_fold(fold), last=False)
+                train(own, command, report_threads, data.of_fold(fold), last=False, runs=runs)
             except Stopped as stopped:
                 again = ["dmformer", "train", "--resume", "--out", recipe.out, "--name", run.name]
                 raise Stopped(

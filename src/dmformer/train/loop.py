@@ -44,7 +44,7 @@ from ..tasks.recipe import PER_EPOCH, Recipe
 from ..tasks.recipes import read_recipe
 from ..tasks.sampling import StepSampler
 from ..utils.device import find_device
-from ..utils.display import Display
+from ..utils.display import Display, duration
 from ..utils.errors import UserError
 from ..utils.files import replace_folder, write_whole, writing_to
 from ..utils.memory import available_memory, memory_of_processes, peak_memory, return_freed_memory
@@ -66,7 +66,9 @@ SIGNS_OF_LOSS = ("gloo", "Connection", "Socket", "Timed out", "NCCL")
 
 
 WARM_UP, MEASURED = 2, 8
-"""Steps for --minutes: those before the measurement, and those of each epoch that is measured."""
+"""Steps for --minutes and --folds: those before the measurement, and those of each epoch that is measured."""
+FORETELLING = 300.0
+"""Seconds of which a fiftieth, for each epoch that is measured, may be spent to foretell how long many runs take."""
 
 
 Watch = Callable[[list[float]], None]
@@ -110,6 +112,7 @@ def train(
     last: bool = True,
     watch: Watch | None = None,
     largest_batch: bool = False,
+    runs: int = 1,
 ) -> Run:
     """Train a recipe.
 
@@ -125,6 +128,8 @@ def train(
         watch: See `Watch`.
         largest_batch: Replace the recipe's batch size by the largest power of two that fits into memory, with at least
             8 steps per epoch. The recipe saved with the run has the number.
+        runs: So many runs like this one are trained, this one first: if more than one, some steps are measured before,
+            and a note says how long all take.
 
     Raises:
         UserError: A mistake in the recipe or the data, a loss that is not finite, a full disk, or a run folder that
@@ -136,7 +141,7 @@ def train(
     recipe = with_precision(recipe)
     with open_folder(recipe) if first else nullcontext() as opened:
         shared: list[Any] = [opened]
-        trainer = Trainer(broadcast_object_list(shared)[0], data, watch, largest_batch)
+        trainer = Trainer(broadcast_object_list(shared)[0], data, watch, largest_batch, runs)
         folder = trainer.folder
         if first:
             trainer.record("resumed" if recipe.resume else "started", command or "dmformer.train.train(recipe)")
@@ -199,11 +204,16 @@ class Trainer:
 
     Args:
         recipe: The run's recipe, with the name of its folder.
-        data, watch, largest_batch: See `train`.
+        data, watch, largest_batch, runs: See `train`.
     """
 
     def __init__(
-        self, recipe: Recipe, data: Any = None, watch: Watch | None = None, largest_batch: bool = False
+        self,
+        recipe: Recipe,
+        data: Any = None,
+        watch: Watch | None = None,
+        largest_batch: bool = False,
+        runs: int = 1,
     ) -> None:
         whole = with_normalisation(with_pretrained(recipe))
         anew = recipe.pretrained == "auto" and whole.weights is None and not recipe.resume
@@ -236,6 +246,8 @@ class Trainer:
             self._open_loaders()
         if recipe.minutes is not None:
             whole = self._fitted_to_minutes(whole)
+        if runs > 1:
+            self._foretell(whole, runs)
         self._start_or_resume(whole)
 
     def _build_model(self) -> None:
@@ -366,6 +378,15 @@ class Trainer:
         whole = replace(whole.lasting(job.epochs), minutes=None)
         self._start_anew(whole)
         return whole
+
+    def _foretell(self, whole: Recipe, runs: int) -> None:
+        """Note how long so many runs like this one take; the model is built anew after the measurement."""
+        epoch, rest = self._measured(FORETELLING)
+        one = self.job.epochs * epoch + rest
+        few = " at most" if whole.patience else ""
+        told = f"{runs} models are trained, one after another, for {self.job.epochs} {self.job.unit}s each"
+        self.notes.append(f"{told}: about {duration(one)}{few} for one, {duration(runs * one)}{few} for all")
+        self._start_anew(whole)
 
     def _measured(self, budget: float) -> tuple[float, float]:
         """Seconds of an epoch with its validation and its checkpoint, and of the scoring at the end of the run.

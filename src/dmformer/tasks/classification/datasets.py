@@ -281,7 +281,7 @@ def _open_elpv(recipe: ClassificationRecipe) -> Splits:
     reader = PhotoReader(FolderFiles(root), names, targets.tolist(), "images/")
     parts = (Split(reader, part, targets[part]) for part in (train, val, test))
     splits = Splits(["sound", "defective"], *parts, notes=[])
-    return replace(splits, folds=divide_in_folds(splits.train, recipe)) if recipe.folds else splits
+    return _in_folds(splits, recipe) if recipe.folds else splits
 
 
 def given_parts(
@@ -345,8 +345,7 @@ def _open_local(recipe: ClassificationRecipe, track: Track, compare: bool, any_v
     notes += [*copies.notes, *refuse_leaks(given, copies, recipe.allow_leaks)]
     together = [*copies.same, *copies.near]
     if recipe.folds:
-        folds = divide_in_folds(train, recipe, together)
-        return Splits(class_names, train, train, test, notes, layout.kind, copies, folds)
+        return _in_folds(Splits(class_names, train, train, test, notes, layout.kind, copies), recipe)
     if val is None:
         train, val, test_part = split_off(train, recipe, test is None, together, any_val)
         for split, drawn in (("validation", val), ("test", test_part)):
@@ -433,6 +432,20 @@ def split_off(
         raise UserError(f"{told} to split off validation images: give --val-data, or a larger --val-share.")
     parts = [None if p is None else replace(split, indices=p, targets=split.targets[p]) for p in (train, val, test)]
     return parts[0], parts[1], parts[2]  # type: ignore[return-value]
+
+
+def _in_folds(splits: Splits, recipe: ClassificationRecipe) -> Splits:
+    """The splits with folds; UserError if a class has fewer photos than there are folds, or as `divide_in_folds`."""
+    assert splits.train.targets is not None
+    assert recipe.folds is not None
+    counts = np.bincount(splits.train.targets, minlength=len(splits.class_names))
+    if (fewest := int(counts.min())) < recipe.folds:
+        told = f"'{splits.class_names[int(counts.argmin())]}' has {fewest} photo{'s' * (fewest != 1)}"
+        told += f", fewer than the {recipe.folds} folds"
+        remedy = f"give --folds {fewest} or fewer" if fewest > 1 else "add photos, or take the class out"
+        raise UserError(f"{recipe.data}: {told}, each of which needs one to be scored on: {remedy}.")
+    copies = splits.copies
+    return replace(splits, folds=divide_in_folds(splits.train, recipe, [*copies.same, *copies.near]))
 
 
 def divide_in_folds(split: Split, recipe: ClassifierRecipe, together: Sequence[Group] = ()) -> list[np.ndarray]:
