@@ -1,17 +1,22 @@
 """Recipes on the command line: for one's own data, for demos, and for data of another task."""
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from dmformer import tasks
 from dmformer.cli import main
 from dmformer.cli.train import listed_recipes, own_recipe
 from dmformer.tasks.kinds import RECIPES as OWN
 from dmformer.tasks.kinds import check_kind, labels_in
+from dmformer.tasks.recipe import Recipe
 from dmformer.tasks.recipes import RECIPES
+from dmformer.tasks.table import TASKS
+from dmformer.utils.display import untracked
 from dmformer.utils.errors import UserError
 
 
@@ -142,3 +147,43 @@ def test_the_list_of_recipes_begins_with_those_for_own_data():
     assert [line.split()[0] for line in lines[1:4]] == ["classify", "segment", "detect"]
     assert max(map(len, lines)) < 100
     assert set(listed_recipes().replace(",", " ").split()) >= set(RECIPES)
+
+
+OPENING = ("datasets", "checks", "sources", "layout", "labels", "masks")
+"""The modules of a task that open data, of which they know nothing but the recipe."""
+
+
+def marked(kind: type[Recipe]) -> set[str]:
+    return {field.name for field in fields(kind) if field.metadata.get("read")}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_options_that_modules_read_to_open_data_are_marked(name):
+    """A forgotten one would make a search train on data that were opened with another value."""
+    kind = TASKS[name].recipe
+    known = {field.name for field in fields(kind)}
+    folder = Path(tasks.__file__).parent / name
+    sources = [(folder / f"{module}.py").read_text("utf-8") for module in OPENING if (folder / f"{module}.py").exists()]
+    read = {option for text in sources for option in re.findall(r"recipe\.(\w+)", text)} & known
+    assert len(read) > 4
+    assert read - marked(kind) == set()
+
+
+@pytest.mark.parametrize("given", ["recipe", "mask_recipe", "box_recipe"])
+def test_options_that_are_read_when_data_are_opened_are_marked(given, request):
+    """Also those behind a property of the recipe."""
+    recipe, read = request.getfixturevalue(given), set()
+
+    class Watched(type(recipe)):
+        def __getattribute__(self, option: str) -> object:
+            read.add(option)
+            return super().__getattribute__(option)
+
+    watched = object.__new__(Watched)
+    vars(watched).update(vars(recipe))
+    read.clear()
+    TASKS[recipe.task].open_data(watched, untracked)
+    assert read >= {"data", "val_share", "split_seed", "max_pixels"}
+    assert read & {field.name for field in fields(recipe)} - marked(type(recipe)) == set()
+    assert not recipe.reads_as(replace(recipe, max_pixels=1))
+    assert recipe.reads_as(replace(recipe, lr=1.0, name="other"))

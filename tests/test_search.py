@@ -91,13 +91,15 @@ class Trainings:
         self.trained: list[tuple[str, float, int]] = []
         self.begun: dict[str, list[float]] = {}
         self.stop_at: int | None = None
-        job = SimpleNamespace(headline="val_top1", images=(26, 5, 5), unit="epoch")
+        self.opened: list[tuple[float, bool]] = []
+        job = SimpleNamespace(headline="val_top1", images=(26, 5, 5), unit="epoch", data="opened")
         monkeypatch.setattr("dmformer.search.run.open_job", lambda recipe: job)
         monkeypatch.setattr("dmformer.search.run.trained", self)
 
-    def __call__(self, recipe, command, score, watch):
+    def __call__(self, recipe, command, score, watch, data):
         from dmformer.train.loop import Stopped
 
+        self.opened.append((recipe.max_broken, data == "opened"))
         assert (score, recipe.split_seed, recipe.tracker) == (False, 0, "none")
         if recipe.lr > 1:
             raise UserError("the loss is nan.")
@@ -184,6 +186,14 @@ def test_lists_are_tried_once_and_failures_are_told(capsys, monkeypatch, photos,
     assert "stopped after 2 of 4 epochs; --resume continues it" in out
     assert "no trial is complete: go on with --resume and more --minutes" in out
     assert search(capsys, photos, "--resume", "--out", "t")[1].count("complete, epoch 4 was the best") == 2
+
+
+def test_data_are_opened_once_unless_a_searched_option_changes_what_is_read(capsys, monkeypatch, photos, tmp_path):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    trainings = Trainings(monkeypatch)
+    assert search(capsys, photos, "--over", "max_broken=0.05,0.2", "lr=1e-3,1e-2", "--out", "m")[0] == 0
+    assert sorted(trainings.opened) == [(0.05, True), (0.05, True), (0.2, False), (0.2, False)]
 
 
 def test_a_model_of_another_family_has_its_own_arguments():

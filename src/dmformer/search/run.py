@@ -79,6 +79,7 @@ class Search:
         self.over, self.command, self.deadline = list(over), command, float("inf")
         # Mistakes in the data end the search here, before its first trial.
         job = open_job(with_normalisation(with_pretrained(self.recipe)))
+        self.data = job.data
         self.headline, self.images, self.unit = job.headline, job.images, job.unit
         self.study = open_study(out, recipe.seed, recipe.validations)
         self.grid = combinations(self.over)
@@ -171,7 +172,8 @@ class Search:
                     raise TimeIsUp
 
         try:
-            run = trained(recipe, self.command, score=False, watch=watch)
+            data = self.data if recipe.reads_as(self.recipe) else None  # else the trial opens its own
+            run = trained(recipe, self.command, score=False, watch=watch, data=data)
             report(run.validation)
             self.study.tell(trial, max(run.validation))
         except optuna.TrialPruned:

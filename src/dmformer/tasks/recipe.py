@@ -19,6 +19,8 @@ PER_EPOCH = {"resume": "per epoch"}
 FREE = {"resume": "free"}
 """Metadata of a field that may change whenever a run is resumed. Paths may, because data can be moved: the loop
 compares what they lead to."""
+READ = {"read": True}
+"""Metadata, beside one of these, of a field that decides which images are read, or with which labels or checks."""
 
 LONGEST = 10
 """With --minutes alone, a run has at most so many times the epochs of its recipe."""
@@ -31,7 +33,8 @@ MAY_BE_ONE = ("hflip", "vflip", "erasing", "max_broken")
 class Recipe:
     """Options shared by all kinds of training. Every field is an option; the effective recipe is saved with the run.
 
-    The metadata of a field says whether a resumed run may change it: FIXED, PER_EPOCH or FREE.
+    The metadata of a field says whether a resumed run may change it, FIXED, PER_EPOCH or FREE, and whether data must be
+    opened again with another value, READ.
     """
 
     task: ClassVar[str] = ""
@@ -51,20 +54,20 @@ class Recipe:
     freeze: int = field(default=0, metadata=FIXED)
     """Number of stages to freeze while fine-tuning, counted from the stem (4 trains only the head)."""
 
-    data: str | tuple[str, ...] = field(default="", metadata=FREE)
+    data: str | tuple[str, ...] = field(default="", metadata=FREE | READ)
     """Location of the images."""
-    val_share: float = field(default=0.15, metadata=FIXED)
+    val_share: float = field(default=0.15, metadata=FIXED | READ)
     """Fraction held out for validation if the data has no validation split."""
-    test_share: float = field(default=0.15, metadata=FIXED)
+    test_share: float = field(default=0.15, metadata=FIXED | READ)
     """Fraction held out for the report if the data has neither a validation nor a test split."""
-    max_broken: float = field(default=0.05, metadata=FREE)
+    max_broken: float = field(default=0.05, metadata=FREE | READ)
     """Maximum fraction of unreadable images; above it, the run stops and lists them."""
 
-    max_pixels: int = field(default=MAX_PIXELS, metadata=FREE)
+    max_pixels: int = field(default=MAX_PIXELS, metadata=FREE | READ)
     """Maximum number of pixels of a photo; larger ones count as unreadable."""
-    allow_leaks: bool = field(default=False, metadata=FREE)
+    allow_leaks: bool = field(default=False, metadata=FREE | READ)
     """Train although photos of one split are also in another one; the report says so."""
-    near_duplicates: bool = field(default=False, metadata=FIXED)
+    near_duplicates: bool = field(default=False, metadata=FIXED | READ)
     """Also look for photos that look alike, and keep them together when photos are split at random."""
 
     image_size: int = field(default=224, metadata=FIXED)
@@ -77,7 +80,7 @@ class Recipe:
     hflip: float = field(default=0.5, metadata=FREE)
     """Probability of a horizontal flip."""
 
-    batch_size: int = field(default=32, metadata=PER_EPOCH)
+    batch_size: int = field(default=32, metadata=PER_EPOCH | READ)
     """Photos per step; under torchrun, per process. auto: the largest power of two that fits into memory."""
     accumulate: int = field(default=1, metadata=PER_EPOCH)
     """Steps whose gradients are accumulated before each weight update."""
@@ -123,9 +126,9 @@ class Recipe:
     processes: int | None = field(default=None, metadata=FREE)
     """Processes on a CPU, each with an equal part of a step's images and of the threads; `dmformer train` starts them.
     By default one for every 16 images of a step, up to the number of threads; a resumed run keeps its number."""
-    seed: int = field(default=0, metadata=FIXED)
+    seed: int = field(default=0, metadata=FIXED | READ)
     """Seed for the split, the weights, the order and the augmentation."""
-    split_seed: int | None = field(default=None, metadata=FIXED)
+    split_seed: int | None = field(default=None, metadata=FIXED | READ)
     """Seed for the split alone, so that runs with other seeds keep it; by default that of the run."""
 
     minutes: float | None = field(default=None, metadata=FREE)
@@ -244,6 +247,10 @@ class Recipe:
             for f in fields(self)
             if f.metadata.get("resume", "fixed") == kind["resume"] and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+    def reads_as(self, other: Self) -> bool:
+        """Whether data opened for another recipe are this one's: its options marked READ have the same values."""
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.metadata.get("read"))
 
     def spelled(self, names: Iterable[str]) -> str:
         """Fields as options of the command: "--model dmformer_s --no-compile"."""

@@ -6,7 +6,6 @@ runs -> their photos -> the mean of their weights, with new BatchNorm statistics
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +174,17 @@ def _data_of(run: Path, recipe: Recipe) -> dict[str, Any]:
 
 def _chosen(kitchen: "_Kitchen", names: Sequence[str], states: Sequence[dict[str, Tensor]], uniform: bool) -> Soup:
     """Keep the uniform or the greedy soup."""
-    scores = [kitchen.score(state, name) for name, state in zip(names, states, strict=True)]
+    scores: list[float] = []
+    for name, state in zip(names, states, strict=True):
+        scores.append(kitchen.score(state, name))
+        if scores[-1] > max(scores[:-1], default=-1.0):
+            kitchen.keep()
     order = sorted(range(len(states)), key=lambda i: -scores[i])
     if uniform:
         used, best = order, kitchen.score(kitchen.mean(states), "the soup")
         kitchen.keep()
     else:
-        used, best = order[:1], kitchen.score(states[order[0]], names[order[0]])
-        kitchen.keep()
+        used, best = order[:1], scores[order[0]]
         for i in order[1:]:
             score = kitchen.score(kitchen.mean([states[j] for j in (*used, i)]), f"the soup with {names[i]}")
             if score >= best:
@@ -243,8 +245,9 @@ class _Kitchen:
         if norms:
             set_seed(self.job.recipe.seed)  # of mixup
             loader = self.job.train_loader(0, 1, False)
-            batches = islice(loader, -(-STATISTICS // self.job.recipe.batch_size))
-            settle_norms(self._pass, norms, self.track(batches, "BatchNorm statistics"))
+            count = min(-(-STATISTICS // self.job.recipe.batch_size), len(loader))
+            batches = zip(self.track(range(count), "BatchNorm statistics"), loader, strict=False)
+            settle_norms(self._pass, norms, (batch for _, batch in batches))
         return {name: tensor.clone() for name, tensor in self.model.eval().state_dict().items()}
 
     def _pass(self, batch: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ...utils.errors import UserError
 from ...utils.views import Views
-from ..recipe import FIXED, FREE, Recipe
+from ..recipe import FIXED, FREE, READ, Recipe
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class ClassifierRecipe(ImageRecipe):
     tta: Views = field(default="none", metadata=FIXED)
     """Test-time augmentation, in the scores at the end and from then on wherever best/ is used: flip averages
     the probabilities of the photo and its mirror image; flips those of 4 views, with both upside down."""
-    folds: int | None = field(default=None, metadata=FIXED)
+    folds: int | None = field(default=None, metadata=FIXED | READ)
     """Train one model for each of so many folds: equal parts of the training and validation photos, each class
     alike. Each model is validated on its fold and trained on the others; best/ is then their ensemble."""
-    fold: int | None = field(default=None, metadata=FIXED)
+    fold: int | None = field(default=None, metadata=FIXED | READ)
     """With --folds: train only this one, from 1 on, as an ordinary run."""
 
     @property

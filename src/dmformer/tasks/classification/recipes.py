@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
-from ..recipe import FIXED, FREE
+from ..recipe import FIXED, FREE, READ
 from .distillation.recipe import TaughtRecipe
 from .image_recipe import ClassifierRecipe
 
@@ -15,25 +15,25 @@ class ClassificationRecipe(TaughtRecipe, ClassifierRecipe):
 
     task: ClassVar[str] = "classification"
 
-    data: str = field(default="", metadata=FREE)
+    data: str = field(default="", metadata=FREE | READ)
     """A folder of class folders (or of train, val, test with class folders); a .tar, .tar.gz or .zip of the same;
     a .csv or .jsonl table of paths and labels;
     shards that dmformer shards wrote, as their folder or as wds/URL;
     or a timm data set: torch/cifar10, hfds/NAME, hfids/NAME (streamed), wds/NAME (shards), tfds/NAME;
     or elpv, the demo."""
-    data_root: str | None = field(default=None, metadata=FREE)
+    data_root: str | None = field(default=None, metadata=FREE | READ)
     """Where a named data set is stored or cached (torch/, hfds/, hfids/, wds/, tfds/)."""
-    val_data: str | None = field(default=None, metadata=FREE)
+    val_data: str | None = field(default=None, metadata=FREE | READ)
     """Folder, archive or table of validation photos, if they are not beside the training photos."""
-    test_data: str | None = field(default=None, metadata=FREE)
+    test_data: str | None = field(default=None, metadata=FREE | READ)
     """Folder, archive or table of test photos, if they are not beside the training photos."""
-    train_split: str = field(default="train", metadata=FIXED)
+    train_split: str = field(default="train", metadata=FIXED | READ)
     """Split of a named data set to train on."""
-    val_split: str = field(default="validation", metadata=FIXED)
+    val_split: str = field(default="validation", metadata=FIXED | READ)
     """Split of a named data set to validate on."""
-    num_classes: int | None = field(default=None, metadata=FIXED)
+    num_classes: int | None = field(default=None, metadata=FIXED | READ)
     """Number of classes, for a named data set that does not state it (shards)."""
-    download: bool = field(default=False, metadata=FREE)
+    download: bool = field(default=False, metadata=FREE | READ)
     """Allow timm to download a named data set into data_root."""
 
     mixup: float = field(default=0.0, metadata=FREE)

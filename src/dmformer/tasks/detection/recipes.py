@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from ...utils.errors import UserError
-from ..recipe import FIXED, FREE, Recipe
+from ..recipe import FIXED, FREE, READ, Recipe
 
 Framework = Literal["mask_rcnn", "cascade_rcnn", "retinanet", "atss", "sparse_rcnn", "dino"]
 
@@ -32,7 +32,7 @@ class DetectionRecipe(Recipe):
 
     task: ClassVar[str] = "detection"
 
-    framework: Framework = field(default="retinanet", metadata=FIXED)
+    framework: Framework = field(default="retinanet", metadata=FIXED | READ)
     """Detector architecture, over any model with maps at strides 4, 8, 16 and 32.
     mask_rcnn and cascade_rcnn also predict masks if the data has them; the others predict only boxes."""
     width: int | None = field(default=None, metadata=FIXED)
@@ -43,15 +43,15 @@ class DetectionRecipe(Recipe):
     """Regions per photo that the detector examines;
     by default 1000 for mask_rcnn and cascade_rcnn, 300 for sparse_rcnn, 900 for dino."""
 
-    data: str = field(default="", metadata=FREE)
+    data: str = field(default="", metadata=FREE | READ)
     """A folder: COCO (annotations/instances_train2017.json and train2017/, or Roboflow's), Pascal VOC,
     YOLO (data.yaml); or one COCO JSON with its photos in --images."""
-    images: str | None = field(default=None, metadata=FREE)
+    images: str | None = field(default=None, metadata=FREE | READ)
     """Folder of the photos, if --data is a JSON file; by default they are found beside it."""
-    classes: tuple[str, ...] = field(default=(), metadata=FREE)
+    classes: tuple[str, ...] = field(default=(), metadata=FREE | READ)
     """Class names in the order of their ids, or one text file with one name per line;
     needed if the layout does not give them (YOLO without data.yaml and classes.txt)."""
-    max_broken: float = field(default=0.02, metadata=FREE)
+    max_broken: float = field(default=0.02, metadata=FREE | READ)
     """Maximum fraction of faulty objects and photos.
     Above it, the run stops and shows the first of them; otherwise it leaves them out."""
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from ...utils.errors import UserError
 from ..classification.image_recipe import ClassifierRecipe
-from ..recipe import FREE
+from ..recipe import FREE, READ
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,16 @@ class MultiLabelRecipe(ClassifierRecipe):
 
     task: ClassVar[str] = "multilabel"
 
-    data: str = field(default="", metadata=FREE)
+    data: str = field(default="", metadata=FREE | READ)
     """A .csv, .tsv or .jsonl table of paths and labels, with one column of labels or a 0/1 column for each class;
     or class folders or an archive of them, in which the same photo may be in several classes."""
-    val_data: str | None = field(default=None, metadata=FREE)
+    val_data: str | None = field(default=None, metadata=FREE | READ)
     """Table, folder or archive of validation photos, if they are not in the training data."""
-    test_data: str | None = field(default=None, metadata=FREE)
+    test_data: str | None = field(default=None, metadata=FREE | READ)
     """Table, folder or archive of test photos, if they are not in the training data."""
-    label_separator: str | None = field(default=None, metadata=FREE)
+    label_separator: str | None = field(default=None, metadata=FREE | READ)
     """What separates the labels in a cell of a table; by default the one of ; | and , that most cells contain."""
-    label_columns: tuple[str, ...] = field(default=(), metadata=FREE)
+    label_columns: tuple[str, ...] = field(default=(), metadata=FREE | READ)
     """Columns of a table that are classes, with 1 for photos of the class; by default all that hold only 0 and 1."""
 
     loss: Literal["bce", "asymmetric"] = field(default="bce", metadata=FREE)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ...utils.errors import UserError
 from ..classification.distillation.recipe import TaughtRecipe
-from ..recipe import FREE
+from ..recipe import FREE, READ
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class PretrainingRecipe(TaughtRecipe):
 
     task: ClassVar[str] = "pretraining"
 
-    data: tuple[str, ...] = field(default=(), metadata=FREE)
+    data: tuple[str, ...] = field(default=(), metadata=FREE | READ)
     """Sources of photos. A folder or .tar of class folders is labelled and gets a classifier of its own;
     any other folder is searched recursively for photos without labels."""
-    unlabelled: tuple[str, ...] = field(default=(), metadata=FREE)
+    unlabelled: tuple[str, ...] = field(default=(), metadata=FREE | READ)
     """More folders of photos, whose subfolders are not classes."""
     sizes: tuple[int, ...] = field(default=(64, 96, 128), metadata=FREE)
     """Sizes of the training images in pixels, used one after the other."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from ...utils.errors import UserError
-from ..recipe import FIXED, FREE, Recipe
+from ..recipe import FIXED, FREE, READ, Recipe
 
 HEAD_NAMES = {"fpn": "Semantic FPN", "upernet": "UperNet"}
 
@@ -25,27 +25,27 @@ class SegmentationRecipe(Recipe):
     auxiliary_weight: float = field(default=0.4, metadata=FREE)
     """Weight of upernet's auxiliary loss."""
 
-    data: str = field(default="", metadata=FREE)
+    data: str = field(default="", metadata=FREE | READ)
     """A folder: ADE20K's layout (images/ and annotations/ with training and validation), Cityscapes, Pascal VOC,
     CamVid, Roboflow, LabelMe, or only images, with their masks in --masks."""
-    masks: str | None = field(default=None, metadata=FREE)
+    masks: str | None = field(default=None, metadata=FREE | READ)
     """Folder of the masks, if --data is a folder of images; masks are matched by name."""
-    classes: tuple[str, ...] = field(default=(), metadata=FREE)
+    classes: tuple[str, ...] = field(default=(), metadata=FREE | READ)
     """Class names in the order of their ids, or one text file with one name per line;
     needed if neither the layout nor a file beside the masks gives them."""
-    colours: tuple[str, ...] = field(default=(), metadata=FIXED)
+    colours: tuple[str, ...] = field(default=(), metadata=FIXED | READ)
     """Colours of the classes as RRGGBB for masks that hold colours, in the order of --classes, or one file with them;
     by default from labelmap.txt, class_dict.csv, label_colors.txt or classes.json beside the masks.
     ids takes the indices of palette masks as ids, even if their palettes differ."""
-    max_broken: float = field(default=0.0, metadata=FREE)
+    max_broken: float = field(default=0.0, metadata=FREE | READ)
     """Maximum fraction of images without a valid mask.
     Above it, the run stops and lists them; otherwise it leaves them out."""
-    reduce_zero_label: bool = field(default=False, metadata=FIXED)
+    reduce_zero_label: bool = field(default=False, metadata=FIXED | READ)
     """Id 0 in the masks means unlabelled and class k is stored as k + 1 (ADE20K)."""
-    ignore_index: tuple[int, ...] = field(default=(255,), metadata=FIXED)
+    ignore_index: tuple[int, ...] = field(default=(255,), metadata=FIXED | READ)
     """Ids in the masks that mean unlabelled."""
 
-    image_size: int = field(default=512, metadata=FIXED)
+    image_size: int = field(default=512, metadata=FIXED | READ)
     """Height and width in pixels of the training crops, 32 or more."""
     save_every: int | None = field(default=None, metadata=FREE)
     """Also save the state to resume from at this interval, in iterations; by default only after each validation."""
