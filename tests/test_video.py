@@ -12,6 +12,7 @@ from dmformer.data.detections import Detections
 from dmformer.data.video import Every, VideoReader, is_video, read_every
 from dmformer.predict import ANSWERS
 from dmformer.predict.video import predict_videos, with_times
+from dmformer.report.drawing import named_overlay
 from dmformer.utils.errors import UserError
 
 COLOURS = ((200, 40, 40), (40, 60, 210))
@@ -139,6 +140,30 @@ def test_annotated_videos_have_the_frames_and_their_colours(clip, tmp_path):
     assert boxes[4].prediction.objects == ()
     assert not any(each.prediction.objects for each in predict_videos(Detector(), "boxes", [str(clip)], every))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.annotated.mp4"]
+
+
+def test_many_classes_are_named_on_a_video_as_on_a_photo(tmp_path):
+    """From 8 classes on, whose colours alone do not tell which is which."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "red.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((128, 160, 3), COLOURS[0], np.uint8))
+        container.mux([*stream.encode(frame), *stream.encode()])
+    model = Segmenter()
+    model.class_names, model.palette = ("road", "sky", *"cdefgh"), ((255, 0, 0), (0, 0, 255), *[(0, 0, 0)] * 6)
+    list(predict_videos(model, "masks", [str(tmp_path / "red.mp4")], Every(frames=1), out=str(tmp_path)))
+    with av.open(str(tmp_path / "red.annotated.mp4")) as container:
+        shown = next(container.decode(video=0)).to_image()
+    expected = named_overlay(
+        Image.new("RGB", (160, 128), COLOURS[0]), np.ones((128, 160), np.uint8), model.class_names, model.palette
+    )
+
+    def white(image: Image.Image) -> np.ndarray:
+        return np.asarray(image)[..., 1] > 128
+
+    assert white(expected).sum() > 20
+    assert (white(shown) != white(expected)).sum() < white(expected).sum() / 2
 
 
 def test_what_is_no_video_is_told_and_the_others_go_on(clip, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def predict_masks(
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a segmenter, or a file exists.
     """
-    from ..report.drawing import legend, name_areas, overlay  # imported here, so that classifiers start faster
+    from ..report.drawing import legend, named_overlay  # imported here, so that classifiers start faster
 
     places = dict(places_in(Path(out), photos, say))
     legend_file = Path(out) / "legend.png"
@@ -78,7 +78,7 @@ def predict_masks(
             ids = segmenter.segment(image, window, scales, flip)
             overlay_file, mask_file = _mask_files(places[name])
             overlay_file.parent.mkdir(parents=True, exist_ok=True)
-            save_png(name_areas(overlay(image, ids, palette), ids, names, palette), overlay_file)
+            save_png(named_overlay(image, ids, names, palette), overlay_file)
             save_png(Image.fromarray(ids), mask_file)
             yield MaskPrediction(name, str(overlay_file), str(mask_file), tuple(fractions(ids, names)))
     except OSError as error:

@@ -136,11 +136,11 @@ def _classes(
 def _masks(
     model: Any, name: str, image: Image.Image, out: str, options: dict[str, Any]
 ) -> tuple[MaskPrediction, Callable[[], Image.Image]]:
-    from ..report.drawing import overlay
+    from ..report.drawing import named_overlay
 
     ids = model.segment(image, **options)
     found = MaskPrediction(name, out, "", tuple(fractions(ids, model.class_names)))
-    return found, lambda: overlay(image, ids, model.palette)
+    return found, lambda: named_overlay(image, ids, model.class_names, model.palette)
 
 
 def _boxes(

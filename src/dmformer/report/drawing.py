@@ -78,6 +78,13 @@ def overlay(image: Image.Image, ids: np.ndarray, palette: Palette, opacity: floa
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
+def named_overlay(
+    image: Image.Image, ids: np.ndarray, class_names: Sequence[str], palette: Palette, opacity: float = 0.5
+) -> Image.Image:
+    """`overlay`, with the names that `name_areas` prints."""
+    return name_areas(overlay(image, ids, palette, opacity), ids, class_names, palette)
+
+
 def name_areas(image: Image.Image, ids: np.ndarray, class_names: Sequence[str], palette: Palette) -> Image.Image:
     """A photo with the names of its mask's largest classes where they fit inside an area; few classes are not named.
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.detections import Detections
 from ..data.palette import Palette
-from ..report.drawing import IGNORED, draw_detections, name_areas, overlay
+from ..report.drawing import IGNORED, draw_detections, named_overlay
 
 LARGEST = 1280
 """Maximum longer side in pixels of an overlay; it is only for viewing."""
@@ -35,7 +35,7 @@ def masked(
     ids = resized_ids(ids, size)
     if only is not None:
         ids = np.where(ids == only, ids, np.uint8(IGNORED))
-    return name_areas(overlay(photo.resize(size), ids, palette), ids, class_names, palette)
+    return named_overlay(photo.resize(size), ids, class_names, palette)
 
 
 def boxed(

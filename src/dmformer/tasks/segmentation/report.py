@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.palette import Palette
-from ...report.drawing import IGNORED, name_areas, overlay
+from ...report.drawing import IGNORED, named_overlay
 from ...report.page import (
     MATRIX_CLASSES,
     ClassKey,
@@ -158,7 +158,7 @@ def _resized(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _mask(report: SegmentationReport, photo: Image.Image, ids: np.ndarray, what: str) -> Picture:
     names = report.class_names
-    drawn = name_areas(overlay(photo, ids, report.palette, OPACITY), ids, names, report.palette)
+    drawn = named_overlay(photo, ids, names, report.palette, OPACITY)
     return replace(jpeg(drawn, f"{what}, {_most(ids, names)}"), areas=_areas(ids, names))
 
 
