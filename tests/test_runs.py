@@ -21,10 +21,11 @@ import torch
 
 from dmformer.cli import main
 from dmformer.models.weights import unwrapped
+from dmformer.runtimes.card import SUFFIXES
 from dmformer.tasks.recipe import FIXED, FREE, PER_EPOCH
 from dmformer.tasks.table import TASKS
 from dmformer.train.loop import Stopped, Trainer, train
-from dmformer.train.run_folder import check_folder, find_run, history, open_folder
+from dmformer.train.run_folder import check_folder, clear, find_run, history, open_folder
 from dmformer.utils import lock
 from dmformer.utils.errors import UserError
 from dmformer.utils.lock import LOCK, holder, locked
@@ -48,8 +49,9 @@ def events(folder: Path) -> list[str]:
 
 
 def test_every_option_says_whether_a_resumed_run_may_change_it():
+    kinds = [kind["resume"] for kind in (FIXED, FREE, PER_EPOCH)]
     for task in TASKS.values():
-        undecided = [f.name for f in fields(task.recipe) if f.metadata not in (FIXED, FREE, PER_EPOCH)]
+        undecided = [f.name for f in fields(task.recipe) if f.metadata.get("resume") not in kinds]
         assert undecided == [], task.name
 
 
@@ -325,3 +327,14 @@ def test_sigterm_to_every_process_of_a_command_saves_and_ends_it(recipe, process
     main(["train", "--resume", "--out", recipe.out, "--epochs", epochs, "--processes", "1", "--workers", "0"])
     assert events(tmp_path / "runs" / "run") == ["started", "resumed", "finished"]
     assert (tmp_path / "runs" / "run" / "metrics.csv").read_text().splitlines()[-1].startswith(f"{epochs},")
+
+
+def test_a_run_is_cleared_of_what_it_and_exports_of_it_wrote(tmp_path):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    exported = [f"run{suffix}" for suffixes in SUFFIXES.values() for suffix in suffixes]
+    assert exported == ["run.onnx", "run.xml", "run.bin", "run.pt2", "run.aoti.pt2"]
+    for name in (*exported, "metrics.csv", "soup.json", "mine.onnx", "notes.txt"):
+        (run / name).touch()
+    clear(run)
+    assert sorted(path.name for path in run.iterdir()) == ["mine.onnx", "notes.txt"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..tasks.config import read_folder
 from ..tasks.table import task_for
+from ..train.run_folder import SOUP
 from ..utils.device import check_device
 from ..utils.errors import UserError
 from .checks import check_source, use_threads
@@ -61,7 +62,7 @@ def soup(arguments: list[str]) -> None:
     out = Path(options.out)
     use_threads(options.threads)
 
-    from ..train.soup import SOUP, make_soup
+    from ..train.soup import make_soup
     from ..utils.display import track
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.overwrite and (out / SOUP).is_file())):

@@ -20,7 +20,7 @@ from ..data.finding import list_photos
 from ..data.limits import Range
 from ..models.create import own_size, random_model
 from ..nn.fuse import fuse
-from ..runtimes.card import Card
+from ..runtimes.card import SUFFIXES, Card
 from ..runtimes.exported import normalised, open_exported
 from ..tasks.classification.classifier import Classifier
 from ..tasks.classification.layout import TABLES
@@ -40,8 +40,6 @@ from .kinds import as_scored, kind_of
 from .quantise import quantise
 
 Format = Literal["onnx", "openvino", "pt2", "aoti"]
-
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "aoti": ".pt2"}
 
 CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
 """Maximum number of images for the comparison, and for the calibration of an int8 file."""
@@ -230,10 +228,10 @@ def _open(source: str) -> Any:
 
 
 def _place(out: str | None, to: Format, name: str) -> Path:
-    path, suffix = Path(out or "."), SUFFIXES[to]
+    path, file = Path(out or "."), f"{name}{SUFFIXES[to][0]}"
     if path.is_dir():
-        path = path / f"{name}{'.aoti' if to == 'aoti' else ''}{suffix}"
-    if path.suffix != suffix:
+        path = path / file
+    if path.suffix != (suffix := Path(file).suffix):
         raise UserError(f"--out {out}: --to {to} writes a {suffix} file.")
     return path
 

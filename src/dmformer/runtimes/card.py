@@ -15,6 +15,9 @@ from ..utils.views import VIEWS
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 """Runtimes of the files that are used without PyTorch, by suffix."""
 
+SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin"), "pt2": (".pt2",), "aoti": (".aoti.pt2",)}
+"""Suffixes of the files of each format that `dmformer export` writes; the first is that of the file to open."""
+
 Colour = tuple[int, int, int]
 
 LARGEST_SIDE = 16384

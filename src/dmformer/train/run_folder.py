@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report import CHECK
+from ..runtimes.card import SUFFIXES
 from ..tasks.recipe import FIXED, Recipe
 from ..tasks.recipes import read_recipe
 from ..tasks.results import fold_folder
@@ -25,6 +26,9 @@ from ..utils.lock import LOCK, holder, locked
 
 COMMANDS = "commands.jsonl"
 """Every command of a run's life, one per line: its event, time, host and text."""
+
+SOUP = "soup.json"
+"""Which runs a soup is made of, and all scores."""
 
 BEFORE_TRAINING = {"recipe.yaml", CHECK, COMMANDS, LOCK, "dmformer"}
 """What a run writes before it has a state to resume from; dmformer/ belongs to the tracker."""
@@ -137,8 +141,8 @@ def clear(folder: Path) -> None:
     folds = [path.name for path in folder.glob("fold-*") if (path / "recipe.yaml").is_file()]
     for name in ("best", "last", "last.old", *folds):
         shutil.rmtree(folder / name, ignore_errors=True)
-    exported = (f"{folder.name}{suffix}" for suffix in (".onnx", ".xml", ".bin", ".pt2", ".aoti.pt2"))
-    written = ("metrics.csv", "out_of_fold.csv", "scores.json", "report.html", "recipe.yaml", CHECK, COMMANDS)
+    exported = (f"{folder.name}{suffix}" for suffixes in SUFFIXES.values() for suffix in suffixes)
+    written = ("metrics.csv", "out_of_fold.csv", "scores.json", "report.html", "recipe.yaml", SOUP, CHECK, COMMANDS)
     for name in (*written, *exported):
         (folder / name).unlink(missing_ok=True)
 

@@ -25,10 +25,8 @@ from ..tasks.recipes import read_recipe
 from ..utils.display import Track, untracked
 from ..utils.errors import UserError
 from ..utils.files import new_folder, write_whole
+from .run_folder import SOUP
 from .same_data import data_of
-
-SOUP = "soup.json"
-"""Which runs a soup is made of, and all scores."""
 
 STATISTICS = 2048
 """Training images from which BatchNorm's statistics are estimated, at most."""
