@@ -16,17 +16,21 @@ from starlette.testclient import TestClient
 
 from dmformer.cli import main
 from dmformer.predict.predictor import open_predictor
-from dmformer.runtimes.exported import open_exported
+from dmformer.runtimes.exported import ExportedMultiLabel, open_exported
 from dmformer.serve.app import make_app
 from dmformer.serve.limits import Limits
 from dmformer.serve.metrics import Metrics
 from dmformer.serve.opening import open_service
 from dmformer.tasks.multilabel.classifier import open_multilabel
 from dmformer.tasks.multilabel.datasets import open_label_splits
+from dmformer.tasks.multilabel.evaluate import evaluate
 from dmformer.tasks.multilabel.labels import read_labels
 from dmformer.tasks.multilabel.metrics import average_precisions, best_thresholds, score
 from dmformer.tasks.multilabel.recipes import MultiLabelRecipe
 from dmformer.tasks.multilabel.report import precision_recall
+from dmformer.tasks.multilabel.training import MultiLabelJob
+from dmformer.tasks.recipes import RECIPES
+from dmformer.tasks.table import TASKS
 from dmformer.train.folds import train_folds
 from dmformer.utils.errors import UserError
 
@@ -317,3 +321,35 @@ def test_a_run_is_served(trained):
     classes = answer["results"][0]["classes"]
     assert {c["class"] for c in classes if c["applies"]} == {"red", "green"}
     assert all(c["applies"] == (c["probability"] >= c["threshold"]) for c in classes)
+
+
+@pytest.mark.slow
+def test_choose_compares_by_map_with_its_interval(trained):
+    job = MultiLabelJob(recipe_for(open_recipe(trained), trained.parent))
+    contest = TASKS["multilabel"].contest
+    assert contest is not None
+    found = contest.scored(job, open_multilabel(str(trained)), "test")
+    assert found == evaluate(str(trained), workers=0).map
+    assert found.low <= found.value <= found.high
+    rows = csv.DictReader((trained / "metrics.csv").read_text("utf-8").splitlines())
+    best = max(float(row["val_map"]) for row in rows)
+    assert contest.scored(job, open_multilabel(str(trained)), "val").value == pytest.approx(best, abs=1e-4)
+    assert len(contest.calibration(job.data)) == len(job.splits.train)
+
+
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.long
+def test_choose_exports_the_best_for_several_labels(trained, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmformer.choose.measure.SECONDS", 0.01)
+    data = open_recipe(trained)
+    monkeypatch.setitem(RECIPES, "tag", lambda: replace(recipe_for(data, tmp_path), model_args=(), name=None))
+    options = ["--models", "test_resnet", "--image-sizes", "32", "--threads", "1", "--forms", "onnxruntime-int8"]
+    options += ["onnxruntime", "--epochs", "1", "--seeds", "1", "--hours", "5", "--format", "json"]
+    main(["choose", "--data", str(data), "--recipe", "tag", *options])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["figure"] == "mAP"
+    assert answer["file"].endswith(".onnx")
+    assert isinstance(open_exported(answer["file"], 1), ExportedMultiLabel)
+    assert "mAP (95 % interval)" in (tmp_path / "choice" / "choice.html").read_text("utf-8")

@@ -61,7 +61,7 @@ class Choice:
     """The answer.
 
     Attributes:
-        figure: Name of the score: "top-1", "mIoU" or "AP".
+        figure: Name of the score: "top-1", "mAP", "mIoU" or "AP".
         forms: The candidates of each entrant that meet the limits, the fastest first.
         scores: Validation score of each entrant in its last round.
         finalists: The best first.

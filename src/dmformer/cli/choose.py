@@ -30,15 +30,16 @@ LIMITS = {"--latency", "--memory", "--disk", "--energy"}
 class ChooseOptions:
     """Choose the best backbone for your photos on this machine: dmformer choose --data photos/ [LIMITS] [OPTIONS]
 
-    For classification, segmentation and detection. Every candidate is a model (for segmentation and detection with a
-    head on it) at an image size, in a form, on a number of threads. First the limits: what cannot meet them by its size
-    or its operations is not measured; the rest is measured here, on the CPU, with random weights: latency of a call,
-    peak memory of a process that only runs the model, size of the file, energy. Then a race on your photos: all models
-    that are left are trained for a few epochs, the better half goes on with more, and the last three are trained with
-    several seeds. Only validation photos decide; the winner alone is scored on the test photos, once. The winner is
-    exported in its fastest form within the limits, and the file is checked.
+    For classification, several labels per photo (--recipe tag), segmentation and detection. Every candidate is a model
+    (for segmentation and detection with a head on it) at an image size, in a form, on a number of threads. First the
+    limits: what cannot meet them by its size or its operations is not measured; the rest is measured here, on the CPU,
+    with random weights: latency of a call, peak memory of a process that only runs the model, size of the file, energy.
+    Then a race on your photos: all models that are left are trained for a few epochs, the better half goes on with
+    more, and the last three are trained with several seeds. Only validation photos decide; the winner alone is scored
+    on the test photos, once. The winner is exported in its fastest form within the limits, and the file is checked.
 
-    Without limits, the models that go on are those that no other beats in both score (top-1, mIoU, AP) and latency.
+    Without limits, the models that go on are those that no other beats in both score (top-1, mAP, mIoU, AP) and
+    latency.
 
     Everything is in the folder --out: choice.html says who won, how sure that is, and who fell out where and why;
     trials/ has the training runs; choose.json has every measurement, from which --resume goes on.
@@ -49,13 +50,14 @@ class ChooseOptions:
       dmformer choose --data photos/ --memory 300MB --batch 8          memory and latency with 8 photos per call
       dmformer choose --data photos/ --models dmformer_n resnet18 --image-sizes 96 160 --hours 0.2
       dmformer choose --data elpv --recipe elpv --hours 0.5 --out cells
+      dmformer choose --data photos.csv --recipe tag --hours 0.5       several labels per photo
       dmformer choose --data street/ --energy 2GMAC                    images with masks, within 2e9 operations a call
       dmformer choose --data boxes/ --heads atss retinanet --latency 100ms    photos with boxes
       dmformer choose --resume --out choice                            go on where it stopped
     """
 
     data: str = ""
-    """Labelled photos, as for `dmformer train classify`, `segment` or `detect`; or elpv."""
+    """Labelled photos, as for `dmformer train classify`, `tag`, `segment` or `detect`; or elpv."""
     latency: str | None = None
     """Maximum time of a call, e.g. 20ms or 0.5s."""
     memory: str | None = None

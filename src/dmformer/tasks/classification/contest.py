@@ -9,19 +9,27 @@ from ..task import Contest
 
 if TYPE_CHECKING:
     from .datasets import Splits
+    from .evaluate import Predictions
     from .training import ClassificationJob
 
 
-def _scored(job: "ClassificationJob", classifier: Any, split: str) -> Score:
+def predicted(job: Any, classifier: Any, split: str) -> "Predictions":
+    """Predictions of a classifier, with one or several labels per photo, on a job's split "val" or "test"."""
     from .evaluate import check_broken, predict_all
     from .loaders import eval_loader
-    from .metrics import score
 
     part: Any = getattr(job.splits, split)
     recipe, device = job.recipe, classifier.on_device(job.recipe.device)
     loader = eval_loader(part, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
-    found = predict_all(classifier.network, loader, device)
+    found = predict_all(classifier.network, loader, device, as_probabilities=classifier.as_probabilities)
     check_broken(part, found.broken, recipe.max_broken)
+    return found
+
+
+def _scored(job: "ClassificationJob", classifier: Any, split: str) -> Score:
+    from .metrics import score
+
+    found = predicted(job, classifier, split)
     return score(found.probabilities, found.targets, job.class_names, resamples=0).top1
 
 

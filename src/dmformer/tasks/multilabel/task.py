@@ -8,6 +8,7 @@ from ...utils.display import Track
 from ...utils.errors import UserError
 from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
 from . import recipes
+from .contest import CONTEST
 from .recipes import MultiLabelRecipe
 
 if TYPE_CHECKING:
@@ -118,4 +119,5 @@ MULTILABEL = Task(
     options=("batch_size", "threshold", "tta"),
     check_options=_check_options,
     conclude_folds=_conclude_folds,
+    contest=CONTEST,
 )
