@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -20,12 +21,14 @@ from test_models import build
 import dmformer
 from dmformer.bench.plot import plot
 from dmformer.bench.rounds import PEERS, PEERS_TOP1, Row, as_csv, bench, published_top1, why_not
-from dmformer.bench.variants import KINDS, SURE, open_model, set_threads
+from dmformer.bench.variants import KINDS, SURE, energy_counter, open_model, set_threads
+from dmformer.cli.printing import print_speeds
 from dmformer.export.formats import export_onnx
 from dmformer.runtimes.sessions import to_onnxruntime, to_openvino
 from dmformer.utils.errors import UserError
+from dmformer.utils.machine import energy_joules, gpu_joules
 from dmformer.utils.model_names import model_names
-from dmformer.utils.timing import interleave, summarise, turn
+from dmformer.utils.timing import interleave, joules, summarise, turn
 
 QUICK = dict(image_size=64, batch_sizes=(2, 1), threads=1, rounds=2, seconds=0.01, device="cpu")
 
@@ -419,3 +422,53 @@ def test_plot_of_models_without_figures(measured, tmp_path):
     assert plot(measured[0], tmp_path / "none.png") == ["dmformer_n"]
     assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")
     assert as_csv(measured[0]).count("\n") == 1 + len(measured[0])
+
+
+class Driver:
+    """Stands for nvidia-ml-py on a machine with one GPU, which has used 7.25 J."""
+
+    class NVMLError(Exception):
+        pass
+
+    nvmlInit = staticmethod(lambda: None)  # noqa: N815
+    nvmlDeviceGetTotalEnergyConsumption = staticmethod(lambda handle: 7250)  # noqa: N815
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid != "GPU-12ab":
+            raise self.NVMLError("Not Found")
+        return uuid
+
+
+def test_the_energy_of_a_gpu_is_that_of_its_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    assert gpu_joules("GPU-12ab") == 7.25
+    assert gpu_joules("GPU-other") is None
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab"))
+    assert energy_counter(torch.device("cuda", 0))() == 7.25
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_joules("GPU-12ab") is None
+    assert energy_counter(torch.device("cpu")) is energy_joules
+
+
+def test_joules_of_a_call():
+    used = [10.0]
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        used[0] += 3.0
+
+    assert joules(call, 1e-4, lambda: used[0]) == pytest.approx(3.0)
+    assert calls
+    assert joules(lambda: None, 0.0, lambda: None) is None
+    assert joules(lambda: None, 0.0, lambda: 5.0) is None  # the counter has not moved
+
+
+def test_the_table_has_a_column_for_energy_if_there_is_any(capsys):
+    facts = {field.name: 1.0 if field.type == "float" else 1 for field in fields(Row)}
+    names = {"model": "dmformer_n", "form": "eager", "dtype": "float32", "batch_size": 8, "baseline": None}
+    row = Row(**{**facts, **names, "ratio": None, "energy_j": 0.51234})
+    print_speeds([row])
+    assert capsys.readouterr().out.split().count("0.512") == 1
+    print_speeds([replace(row, energy_j=None)])
+    assert "J/image" not in capsys.readouterr().out

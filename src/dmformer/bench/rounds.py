@@ -21,7 +21,7 @@ from typing import Any
 from ..utils.device import find_device
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.machine import processor
-from ..utils.timing import interleave, summarise, turn
+from ..utils.timing import interleave, joules, summarise, turn
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Row:
     """Model/form/dtype of the baseline."""
     memory_mb: float | None
     """Peak memory of a call beyond what is held between calls (such as weights), in 2^20 bytes; None if unknown."""
+    energy_j: float | None
+    """Joules per image that the whole GPU uses, or the whole processor, idle cores included; None if unknown."""
     difference: float | None
     """Largest difference from the plain float32 model's logits, relative to their largest; None in training and for
     detectors."""
@@ -204,6 +206,8 @@ def bench(
             rounds,
             lambda i, done, total: progress(f"timing {candidates[i].label}", done, total),
         )
+        counter = prepared.energy_counter(where)
+        energies = [joules(c.run, seconds, counter) for c in candidates]
     first = next((c.label for c in candidates if baseline is None or _is_under(c.label, baseline)), None)
     if first is None:
         say(f"the baseline {baseline} could not be measured, so there are no ratios")
@@ -219,8 +223,13 @@ def bench(
         **_circumstances(where, threads),
     }
     return [
-        Row(**c.facts, **summarise(c.batch_size, t, bases.get(c.batch_size)), **common)
-        for c, t in zip(candidates, times, strict=True)
+        Row(
+            **c.facts,
+            energy_j=None if energy is None else energy / c.batch_size,
+            **summarise(c.batch_size, t, bases.get(c.batch_size)),
+            **common,
+        )
+        for c, t, energy in zip(candidates, times, energies, strict=True)
     ]
 
 

@@ -30,7 +30,7 @@ from ..tasks.opening import open_trained
 from ..tasks.segmentation.model import HEADS, segmentation_loss, segmentation_model
 from ..tasks.table import TASKS
 from ..utils.errors import UserError, unknown
-from ..utils.machine import resident_mb
+from ..utils.machine import energy_joules, gpu_joules, resident_mb
 from ..utils.pretrained import CHECKSUMS
 
 ADE20K_CLASSES, COCO_CLASSES = 150, 80
@@ -81,6 +81,14 @@ KINDS: dict[str, Kind] = {
     "boxes": Kind(None, _traced_detector, _selection, MULTIPLE),
 }
 """The kinds of model that are measured, by the `answer` of a `Task`."""
+
+
+def energy_counter(device: torch.device) -> Callable[[], float | None]:
+    """Reads the joules that a GPU, or for other devices the processor, has used so far; None if that is unknown."""
+    if device.type != "cuda":
+        return energy_joules
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # NVML's numbers of GPUs may differ from CUDA's
+    return lambda: gpu_joules(uuid)
 
 
 @dataclass(frozen=True)

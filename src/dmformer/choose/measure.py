@@ -12,7 +12,7 @@ from ..tasks.job import Job
 from ..tasks.task import Contest
 from ..utils.errors import first_line
 from ..utils.machine import energy_joules
-from ..utils.timing import interleave, summarise, turn
+from ..utils.timing import interleave, joules, summarise, turn
 from .candidates import FORMS, Candidate
 from .limits import Limits
 from .process import memory_of_process
@@ -104,7 +104,7 @@ def measure(
                     "latency_low": 1e3 * shape[0] / row["high"],
                     "latency_high": 1e3 * shape[0] / row["low"],
                     "memory_mb": None,
-                    "energy_j": _energy(call),
+                    "energy_j": joules(call.run, SECONDS, energy_joules),
                 }
     _measure_memory(candidates, shape, limits, found)
     return found
@@ -137,23 +137,6 @@ def _file(ready: Forms, candidate: Candidate, source: Path) -> tuple[Path, float
         path = export_openvino(path, path.with_suffix(".xml"), {})
         parts = [path, path.with_suffix(".bin")]
     return path, sum(part.stat().st_size for part in parts) / 2**20
-
-
-def _energy(call: Call) -> float | None:
-    """Joules per call of the whole processor, idle cores included."""
-    before = energy_joules()
-    if before is None:
-        return None
-    calls = 0
-
-    def counted() -> None:
-        nonlocal calls
-        call.run()
-        calls += 1
-
-    turn(counted, SECONDS)
-    used = (energy_joules() or before) - before
-    return used / calls if used > 0 else None
 
 
 def _measure_memory(candidates: Sequence[Candidate], shape: Shape, limits: Limits, found: dict[str, Figures]) -> None:

@@ -37,13 +37,16 @@ def print_speeds(rows: Sequence[Any]) -> None:
     first = rows[0]
     place = f"{first.device}, {first.layout}, threads: {first.threads}"
     print(f"{first.mode} at {first.image_size} px on {first.machine}: {place}")
-    header = ["model", "form", "dtype", "batch", "images/s", "middle half", "ms", "ratio", "MB", "difference"]
+    energy = any(r.energy_j is not None for r in rows)
+    header = ["model", "form", "dtype", "batch", "images/s", "middle half", "ms", "ratio", "MB"]
+    header += [*(["J/image"] if energy else []), "difference"]
     cells = [
         [
             *(r.model, r.form, r.dtype, r.batch_size),
             *(f"{r.images_per_second:.1f}", f"{r.low:.1f} to {r.high:.1f}", f"{r.latency_ms:.1f}"),
             "" if r.ratio is None else f"{r.ratio:.2f}",
             "" if r.memory_mb is None else f"{r.memory_mb:.0f}",
+            *(["" if r.energy_j is None else f"{r.energy_j:.3g}"] if energy else []),
             "" if r.difference is None else f"{r.difference:.1e}",
         ]
         for r in sorted(rows, key=lambda r: (r.batch_size, -r.images_per_second))

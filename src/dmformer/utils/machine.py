@@ -38,3 +38,22 @@ def energy_joules(folder: Path = Path("/sys/class/powercap")) -> float | None:
     except OSError:
         return None
     return sum(int(counter) for counter in counters) / 1e6 if counters else None
+
+
+def gpu_joules(uuid: str) -> float | None:
+    """Joules that a GPU has used since its driver was loaded, from NVIDIA's NVML; None if it cannot be read.
+
+    It needs the package nvidia-ml-py, and a GPU of the Volta generation or later.
+
+    Args:
+        uuid: As NVML writes it: GPU-….
+    """
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid)) / 1e3
+    except pynvml.NVMLError:
+        return None

@@ -37,6 +37,26 @@ def turn(call: Callable[[], Any], seconds: float, clock: Callable[[], float] = t
             return elapsed / calls
 
 
+def joules(call: Callable[[], Any], seconds: float, counter: Callable[[], float | None]) -> float | None:
+    """Joules per call, averaged over as many calls as fill `seconds`; None if the counter cannot be read.
+
+    Args:
+        counter: Joules used so far, by everything that its device does.
+    """
+    before, calls = counter(), 0
+    if before is None:
+        return None
+
+    def counted() -> None:
+        nonlocal calls
+        call()
+        calls += 1
+
+    turn(counted, seconds)
+    used = (counter() or before) - before
+    return used / calls if used > 0 else None
+
+
 def summarise(batch_size: int, times: Sequence[float], baseline: Sequence[float] | None) -> dict[str, Any]:
     """The figures of a row, from its own and its baseline's seconds per call in each round."""
     speeds = [batch_size / t for t in times]
