@@ -103,8 +103,8 @@ def write_embedding_page(path: Path, title: str, embedded: Embedded, command: st
             _card(embedded, i, [("similarity", f"{found.typicality[i]:.2f}")]) for i in found.atypical[:SHOWN]
         ],
         "around": AROUND,
-        "command": command,
         "facts": {
+            "command": command,
             "photos": number(len(embedded), "photo"),
             "features": f"{embedded.values.shape[1]:,} of {embedded.model}",
         },
