@@ -156,7 +156,7 @@ def test_selection_is_the_same_with_and_without_torch(selection: Selection) -> N
     for seed in range(5):
         candidates = random_candidates(140, 3, seed)
         levels = [100, 30, 10]
-        ours = select(candidates, levels, (90, 120), (96, 128), selection)
+        ours, _ = select(candidates, levels, (90, 120), (96, 128), selection)
         theirs = dense.select(torch.from_numpy(candidates), levels, (90, 120), (96, 128), selection)
         assert 0 < len(ours) <= selection.most
         np.testing.assert_array_equal(ours.labels, theirs["labels"])
@@ -170,13 +170,13 @@ def test_selection_by_hand() -> None:
     candidates = np.array(
         [[*wide, 0.9, 0.0], [*narrow, 0.8, 0.0], [*narrow, 0.0, 0.7], [*apart, 0.6, 0.04]], dtype=np.float32
     )
-    found = select(candidates, [4], (10, 100), (10, 100), Selection(iou=0.5))
+    found, _ = select(candidates, [4], (10, 100), (10, 100), Selection(iou=0.5))
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
     assert found.labels.tolist() == [0, 1, 0]
     np.testing.assert_allclose(found.boxes, [[0, 0, 20, 1], [0, 0, 12, 1], [50, 5, 100, 9]], rtol=1e-6)
-    kept = select(candidates, [4], (10, 100), (10, 100), Selection(iou=0.65))
+    kept, _ = select(candidates, [4], (10, 100), (10, 100), Selection(iou=0.65))
     assert kept.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
-    first = select(candidates, [3, 1], (10, 100), (10, 100), Selection(iou=None, per_level=1))
+    first, _ = select(candidates, [3, 1], (10, 100), (10, 100), Selection(iou=None, per_level=1))
     assert first.scores.tolist() == pytest.approx([0.9, 0.6])  # the best of each level
 
 
@@ -251,7 +251,7 @@ def test_what_is_found_in_padding_is_dropped() -> None:
     """An image of 33 x 33 in 64 x 64: the second candidate lies outside the image."""
     candidates = np.array([[0.1, 0.1, 0.3, 0.3, 0.8], [0.8, 0.1, 0.95, 0.4, 0.9]], np.float32)
     for selection in (Selection(), Selection(threshold=0.0, per_level=None, iou=None, most=50)):
-        ours = select(candidates, [2], (33, 33), (64, 64), selection)
+        ours, _ = select(candidates, [2], (33, 33), (64, 64), selection)
         theirs = dense.select(torch.from_numpy(candidates), [2], (33, 33), (64, 64), selection)
         assert ours.scores.tolist() == pytest.approx([0.8])
         assert theirs["scores"].tolist() == pytest.approx([0.8])

@@ -23,6 +23,7 @@ import dmformer.export.write
 from dmformer.cli import main
 from dmformer.data.finding import list_photos
 from dmformer.data.palette import default_palette
+from dmformer.data.pasting import bilinear
 from dmformer.export.check import compare, in_numpy
 from dmformer.export.formats import Graph
 from dmformer.export.kinds import as_scored, kind_of
@@ -31,7 +32,7 @@ from dmformer.export.write import Written, export, own_photos
 from dmformer.predict.classes import predict
 from dmformer.predict.masks import predict_masks
 from dmformer.runtimes.card import Card
-from dmformer.runtimes.exported import ExportedSegmenter, bilinear, normalised, open_exported, resize_and_crop
+from dmformer.runtimes.exported import ExportedSegmenter, normalised, open_exported, resize_and_crop
 from dmformer.runtimes.sessions import Session
 from dmformer.tasks.classification.classifier import Classifier, save_classifier
 from dmformer.tasks.segmentation.evaluate import evaluate_masks
@@ -572,9 +573,9 @@ def test_training_exports_at_its_end_and_a_failure_keeps_the_run(monkeypatch, ca
     assert _exported(tmp_path, replace(recipe, export=())) == []
 
     _check_export(recipe)
-    for refused, told in ((RECIPES["pretrain"](), "pretraining"), (RECIPES["coco_mask_rcnn_1x"](), "mask_rcnn")):
-        with pytest.raises(UserError, match=f"--export: {told} models cannot be exported"):
-            _check_export(replace(refused, export=("onnx",)))
+    _check_export(replace(RECIPES["coco_mask_rcnn_1x"](), export=("onnx",)))
+    with pytest.raises(UserError, match="--export: pretraining models cannot be exported"):
+        _check_export(replace(RECIPES["pretrain"](), export=("onnx",)))
     monkeypatch.setattr("dmformer.utils.extras.find_spec", lambda package: None)
     with pytest.raises(UserError, match="--export onnx needs the extra 'export'"):
         _check_export(recipe)

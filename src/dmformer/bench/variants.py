@@ -47,7 +47,7 @@ class Kind:
     Attributes:
         loss: From the outputs for a batch, a class per image (B), and the images' height and width; None for models
             whose training is not measured.
-        traced: The part that is exported; RuntimeError if there is none.
+        traced: The part that is exported.
         rest: What follows in a program that runs the exported part: maps the model, and the images' height and width,
             to a function of the part's output.
         multiple: Height and width of the images must be multiples of this.
@@ -59,15 +59,9 @@ class Kind:
     multiple: int = 1
 
 
-def _traced_detector(model: Any) -> nn.Module:
-    if not isinstance(model, DenseDetector):
-        raise RuntimeError("this kind of detector cannot be exported")
-    return Candidates(model)
-
-
 def _selection(model: Any, size: tuple[int, int]) -> Callable[[np.ndarray], Any]:
-    levels = model.levels(*size)
-    return lambda found: [select(candidates, levels, size, size, model.selection) for candidates in found]
+    levels, columns = model.levels(*size), 4 + model.num_classes
+    return lambda found: [select(each[:, :columns], levels, size, size, model.selection) for each in found]
 
 
 KINDS: dict[str, Kind] = {
@@ -78,7 +72,7 @@ KINDS: dict[str, Kind] = {
         )
     ),
     "masks": Kind(lambda outputs, labels, size: segmentation_loss(outputs, labels[:, None, None].expand(-1, *size))),
-    "boxes": Kind(None, _traced_detector, _selection, MULTIPLE),
+    "boxes": Kind(None, Candidates, _selection, MULTIPLE),
 }
 """The kinds of model that are measured, by the `answer` of a `Task`."""
 

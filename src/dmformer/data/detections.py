@@ -41,8 +41,8 @@ class Detections:
 
 def select(
     candidates: np.ndarray, levels: Sequence[int], size: tuple[int, int], padded: tuple[int, int], selection: Selection
-) -> Detections:
-    """Select the objects of one image, like `detection.dense.select` in PyTorch.
+) -> tuple[Detections, np.ndarray]:
+    """Select the objects of one image, like `detection.dense.select` in PyTorch; also the candidate of each, (n).
 
     Args:
         candidates: (N, 4 + K): boxes as fractions of the padded image (left, top, right, bottom), then the scores.
@@ -53,11 +53,10 @@ def select(
     """
     height, width = size
     scale = np.array([padded[1], padded[0], padded[1], padded[0]], np.float32)
-    boxes, scores, labels = [], [], []
+    boxes, scores, labels, rows = [], [], [], []
     first = 0
     for count in levels:
         part = candidates[first : first + count]
-        first += count
         flat = part[:, 4:].ravel()
         kept = np.flatnonzero(flat > selection.threshold)
         kept = kept[np.argsort(-flat[kept], kind="stable")][: selection.per_level]
@@ -65,15 +64,17 @@ def select(
         boxes.append(part[places, :4] * scale)
         scores.append(flat[kept])
         labels.append(classes)
-    box, score, label = np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+        rows.append(first + places)
+        first += count
+    box, score, label, row = (np.concatenate(parts) for parts in (boxes, scores, labels, rows))
     box = np.clip(box, 0, np.array([width, height, width, height], np.float32))
     seen = (box[:, 2:] > box[:, :2]).all(1)  # boxes entirely in the padding have no area left
-    box, score, label = box[seen], score[seen], label[seen]
+    box, score, label, row = box[seen], score[seen], label[seen], row[seen]
     order = np.argsort(-score, kind="stable")
     if selection.iou is not None:
         order = order[_not_suppressed(box[order], label[order], selection.iou, selection.most)]
     order = order[: selection.most]
-    return Detections(box[order], score[order], label[order].astype(np.int64))
+    return Detections(box[order], score[order], label[order].astype(np.int64)), row[order]
 
 
 def _not_suppressed(boxes: np.ndarray, labels: np.ndarray, iou: float, most: int) -> list[int]:

@@ -26,6 +26,8 @@ def candidates_by_level(
 ) -> list[int]:
     """Number of candidates on each level of a detector for images of this size; a model with queries has one level.
 
+    Without strides, it has as many candidates as queries at every size.
+
     Args:
         height, width: Size of the images in pixels.
         strides: Strides of the levels in pixels; each map is half the size of the previous one, rounded up.
@@ -33,4 +35,6 @@ def candidates_by_level(
         queries: Maximum number of candidates of a model with queries, which has one per location; else None.
     """
     places = [-(-height // stride) * -(-width // stride) for stride in strides]
-    return [per_place * n for n in places] if queries is None else [min(queries, sum(places))]
+    if queries is None:
+        return [per_place * n for n in places]
+    return [min(queries, sum(places)) if strides else queries]

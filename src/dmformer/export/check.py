@@ -87,17 +87,28 @@ def difference(expected: np.ndarray, answer: np.ndarray) -> float:
     return largest / float(np.abs(expected).max()) if largest else 0.0
 
 
-def box_difference(expected: np.ndarray, answer: np.ndarray, queries: bool) -> float:
+def box_difference(expected: np.ndarray, answer: np.ndarray, queries: bool, selected: bool = False) -> float:
     """The largest difference of candidates (B, N, 4 + K): edges as fractions of the image, clipped to it, and scores;
     infinity for invalid outputs.
 
     A model with queries sorts its locations by score. A rounding error may swap two almost equal scores, which then
-    start from each other's query. Therefore a fraction of the candidates may differ.
+    start from each other's query. Therefore a fraction of the candidates may differ. A model whose candidates are the
+    objects that it selected may leave one out, and all that follow move up: each is compared with the nearest one.
     """
     if answer.shape != expected.shape or not np.isfinite(answer).all():
         return float("inf")
-    rows = np.abs(answer.clip(0, 1) - expected.clip(0, 1)).max(-1)
+    expected, answer = expected.clip(0, 1), answer.clip(0, 1)
+    if selected:
+        pairs = [pair for one, other in zip(expected, answer, strict=True) for pair in ((one, other), (other, one))]
+        rows = np.stack([_to_nearest(one, other) for one, other in pairs])
+    else:
+        rows = np.abs(answer - expected).max(-1)
     return float(np.quantile(rows, 1 - SWAPPED if queries else 1.0))
+
+
+def _to_nearest(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each row (n, C) its difference from the nearest of the others (n, C): (n)."""
+    return np.array([np.abs(others - row).max(-1).min() for row in rows])
 
 
 def speeds(reference: Run, exported: Run, batches: Sequence[np.ndarray]) -> list[Speed]:

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from ..runtimes.sessions import METADATA, openvino_core
 from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.detection.frameworks.regions import RegionDetector
 from ..utils.errors import first_line
 
 OPSET = 20
@@ -34,9 +35,12 @@ class Graph(nn.Module):
 
 
 class Candidates(nn.Module):
-    """A detector without object selection: images (B, 3, H, W), sides multiples of 32, -> (B, N, 4 + K)."""
+    """A detector without object selection: images (B, 3, H, W) -> (B, N, 4 + K), with masks also these.
 
-    def __init__(self, detector: DenseDetector) -> None:
+    The sides of a dense detector's images are multiples of 32.
+    """
+
+    def __init__(self, detector: DenseDetector | RegionDetector) -> None:
         super().__init__()
         self.detector = detector
 
@@ -100,6 +104,7 @@ def export_onnx(
             input_names=["photos" if isinstance(model, Graph) else "images"],
             output_names=[CANDIDATES if isinstance(model, Candidates) else OUTPUT],
             dynamic_shapes=free_dimensions(model, dynamic_size and not takes_one_size(model)),
+            custom_translation_table={torch.ops.dmformer.suppressed.default: _suppressed},
         )
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException = error
@@ -110,6 +115,19 @@ def export_onnx(
     program.model.metadata_props.update(metadata or {})
     program.save(str(path))
     return path
+
+
+def _suppressed(boxes: Any, scores: Any, iou: float, threshold: float) -> Any:
+    """`suppressed` as an ONNX graph: boxes (G, n, 4), scores (G, n) -> (G, n), bool."""
+    from onnxscript import opset20 as op
+
+    most = op.Shape(scores, start=1, end=2)
+    scored = op.Unsqueeze(scores, [1])
+    chosen = op.NonMaxSuppression(boxes, scored, most, [iou], [threshold])  # rows of group, 0, box
+    places = op.Gather(chosen, [0, 2], axis=1)
+    ones = op.Expand(1.0, op.Shape(places, start=0, end=1))
+    none = op.Expand(0.0, op.Shape(scores))
+    return op.Greater(op.ScatterND(none, places, ones), 0.0)
 
 
 def export_openvino(onnx: Path, path: Path, metadata: Mapping[str, str]) -> Path:

@@ -15,6 +15,7 @@ from ..runtimes.exported import MULTIPLE, Exported
 from ..tasks.classification.classifier import Classifier
 from ..tasks.detection.detector import Detector
 from ..tasks.detection.frameworks.dense import DenseDetector
+from ..tasks.detection.frameworks.regions import RegionDetector
 from ..tasks.multilabel.classifier import MultiLabelClassifier
 from ..tasks.segmentation.segmenter import Segmenter
 from ..tasks.table import TASKS
@@ -48,7 +49,7 @@ class Kind:
     timed_batches: Sequence[int] = (1, 8)
     scored: Callable[[Any], Any]
 
-    def check(self, model: Any, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
+    def check(self, model: Any, to: str, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
         """Raise UserError for options that cannot be exported."""
 
     def card(self, model: Any, name: str, preprocessing: bool) -> Card:
@@ -97,7 +98,7 @@ class Labels(Kind):
 
     scored = staticmethod(scored_classifier)
 
-    def check(self, model: Classifier, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
+    def check(self, model: Classifier, to: str, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
         if preprocessing and not dynamic_size:
             raise UserError("--preprocessing accepts photos of any size: omit --no-dynamic-size.")
 
@@ -199,13 +200,10 @@ class Objects(Kind):
     timed_batches = (1,)  # larger batches need too much memory
     scored = staticmethod(scored_detector)
 
-    def check(self, model: Detector, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
-        """Raise UserError for detectors and options that cannot be exported."""
-        if not isinstance(model.model, DenseDetector):
-            raise UserError(
-                f"{model.name} is a detector of the framework {model.config.framework}, which cannot be exported: "
-                "retinanet, atss and dino can."
-            )
+    def check(self, model: Detector, to: str, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
+        if isinstance(model.model, RegionDetector) and to not in ("onnx", "openvino"):
+            told = f"{model.config.framework} contains suppression, for which PyTorch's programs have no operator"
+            raise UserError(f"{told}: export it --to onnx or openvino.")
         if preprocessing:
             raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
         if int8:
@@ -215,16 +213,19 @@ class Objects(Kind):
 
     def card(self, model: Detector, name: str, preprocessing: bool) -> Card:
         config, network = model.config, model.model
-        assert isinstance(network, DenseDetector)
+        assert isinstance(network, DenseDetector | RegionDetector)
+        regions = isinstance(network, RegionDetector)
         boxes = Boxes(
             category_ids=list(config.category_ids),
             side=config.image_size,
             max_side=config.max_side,
             filled=network.queries is None,
-            strides=network.strides,
+            strides=list(network.strides),
             per_place=network.per_place,
             queries=network.queries,
             selection=network.selection,
+            any_size=regions,
+            mask_side=network.mask_side if regions else None,
         )
         return Card(
             name=name,
@@ -252,14 +253,17 @@ class Objects(Kind):
         return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
 
     def own_size(self, card: Card) -> tuple[int, int]:
-        """Size of the padded input for an image of aspect ratio 3 : 4."""
+        """Size of the input for an image of aspect ratio 3 : 4."""
         assert card.boxes is not None
         height, width = fitted_size(3, 4, card.boxes.side, card.boxes.max_side)
+        if card.boxes.any_size:
+            return height, width
         return height + -height % MULTIPLE, width + -width % MULTIPLE
 
     def measure(self, card: Card) -> Measure:
-        queries = card.boxes is not None and card.boxes.queries is not None
-        return lambda expected, answer: box_difference(expected, answer, queries)
+        assert card.boxes is not None
+        queries, selected = card.boxes.queries is not None, card.boxes.any_size
+        return lambda expected, answer: box_difference(expected, answer, queries, selected)
 
 
 KINDS: dict[str, Kind] = {"labels": Labels(), "tags": Tags(), "masks": Masks(), "boxes": Objects()}

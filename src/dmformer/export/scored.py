@@ -79,6 +79,7 @@ class SessionDetector(nn.Module):
                 "boxes": torch.from_numpy(each.boxes),
                 "scores": torch.from_numpy(each.scores),
                 "labels": torch.from_numpy(each.labels),
+                **({} if each.masks is None else {"masks": torch.from_numpy(each.masks[:, None])}),
             }
             for each in found
         ]
@@ -143,7 +144,7 @@ def scored_detector(exported: ExportedDetector) -> FileDetector:
         backbone=backbone,
         backbone_args={},
         framework=framework,
-        masks=False,
+        masks=boxes.mask_side is not None,
         width=None,
         samples=None,
         queries=boxes.queries,

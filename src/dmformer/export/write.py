@@ -120,7 +120,7 @@ def export(
     if tta != "auto":
         model = model.answering(tta)
     kind = kind_of(model.task)
-    kind.check(model, preprocessing, dynamic_size, int8 is not None)
+    kind.check(model, to, preprocessing, dynamic_size, int8 is not None)
     if int8 is not None and data is None and not _is_run(source, model.task):
         raise UserError(f"--int8 needs --data: {source} is no run, which could measure the loss on held-out photos.")
     card = kind.card(model, model.name.replace("/", "_").removeprefix("hf-hub:"), preprocessing)

@@ -26,8 +26,9 @@ LONGEST_NAME, MOST_MASKED = 1000, 255
 """Maximum length of a class name; maximum number of classes of a segmenter, whose masks have 8 bits."""
 LATER = ("boxes", "values", "thresholds", "tta", "members", "threshold")
 """Attributes that older files do not have."""
-MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID = 16, 1024, 10**6, 2**53
-"""Maximum levels and stride of a detector's pyramid, candidates and objects per image, and ids in JSON."""
+MOST_LEVELS, LARGEST_STRIDE, MOST_CANDIDATES, LARGEST_ID, LARGEST_MASK = 16, 1024, 10**6, 2**53, 1024
+"""Maximum levels and stride of a detector's pyramid, candidates and objects per image, ids in JSON, and side of a
+candidate's mask."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Boxes:
         filled: Whether images are padded with zeros to multiples of 32. If not, they are resized to the nearest
             multiples, for a model that would treat padding as part of the image.
         strides, per_place, queries: See `candidates_by_level`.
+        any_size: Whether the graph pads images of any size itself; boxes are then fractions of the image. Missing in
+            older files, which do not.
+        mask_side: Side of the masks that follow the scores of each candidate; None, and missing in older files, for
+            none.
     """
 
     category_ids: list[int]
@@ -50,6 +55,8 @@ class Boxes:
     per_place: int
     queries: int | None
     selection: Selection
+    any_size: bool = False
+    mask_side: int | None = None
 
     def levels(self, height: int, width: int) -> list[int]:
         """Number of candidates on each level for images of this size."""
@@ -174,6 +181,7 @@ def _boxes(value: Any) -> Boxes | None:
     """The `Boxes` of a card, else ValueError."""
     if value is None:
         return None
+    value = {"any_size": False, "mask_side": None, **value}
     _check_names(value, Boxes)
     _check_names(chosen := value["selection"], Selection)
     good = (
@@ -184,10 +192,13 @@ def _boxes(value: Any) -> Boxes | None:
         and _is_side(value["max_side"])
         and type(value["filled"]) is bool
         and type(value["strides"]) is list
-        and 0 < len(value["strides"]) <= MOST_LEVELS
+        and (len(value["strides"]) > 0 or value["queries"] is not None)
+        and len(value["strides"]) <= MOST_LEVELS
         and all(type(stride) is int and 0 < stride <= LARGEST_STRIDE for stride in value["strides"])
         and _is_count(value["per_place"])
         and (value["queries"] is None or _is_count(value["queries"]))
+        and type(value["any_size"]) is bool
+        and (value["mask_side"] is None or (type(value["mask_side"]) is int and 0 < value["mask_side"] <= LARGEST_MASK))
         and _is_share(chosen["threshold"])
         and (chosen["per_level"] is None or _is_count(chosen["per_level"]))
         and (chosen["iou"] is None or _is_share(chosen["iou"]))

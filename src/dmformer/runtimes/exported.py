@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.decode import fitted_size
 from ..data.detections import THRESHOLD, Detections, select
 from ..data.limits import Range
+from ..data.pasting import bilinear, pasted
 from ..data.windows import default_step, starts
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
@@ -224,25 +225,35 @@ class ExportedDetector(Exported):
         x = self.prepare(image)
         found = self.find(x).above(threshold)
         across, down = image.width / x.shape[2], image.height / x.shape[1]
-        return replace(found, boxes=found.boxes * np.array([across, down, across, down], np.float32))
+        boxes = found.boxes * np.array([across, down, across, down], np.float32)
+        masks = None
+        if found.masks is not None:
+            masks = np.zeros((len(boxes), image.height, image.width), bool)
+            for whole, mask, box in zip(masks, found.masks, boxes, strict=True):
+                whole[:] = pasted(mask, box, (image.height, image.width))
+        return replace(found, boxes=boxes, masks=masks)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An image -> (3, H', W'), float32, resized and normalised like `data.box_transforms.eval_transform`."""
         height, width = fitted_size(image.height, image.width, self._boxes.side, self._boxes.max_side)
-        if not self._boxes.filled:
+        if not self._boxes.filled and not self._boxes.any_size:
             height, width = (max(round(side / MULTIPLE), 1) * MULTIPLE for side in (height, width))
         return normalised(image.resize((width, height), _filter("bilinear")), self.card)
 
     def find(self, x: np.ndarray) -> Detections:
-        """The objects in a prepared image (3, H', W'), in its pixels."""
+        """The objects in a prepared image (3, H', W'), in its pixels; masks are (n, side, side), probabilities."""
         height, width = x.shape[1:]
-        filled = np.pad(x, ((0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)))
-        padded = (filled.shape[1], filled.shape[2])
-        candidates = np.asarray(self.logits(filled[None])[0])
-        return select(candidates, self._boxes.levels(*padded), (height, width), padded, self._boxes.selection)
+        if not self._boxes.any_size:
+            x = np.pad(x, ((0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)))
+        padded = (x.shape[1], x.shape[2])
+        candidates, masks = np.split(np.asarray(self.logits(x[None])[0]), [4 + len(self.class_names)], axis=1)
+        levels, side = self._boxes.levels(*padded), self._boxes.mask_side
+        found, places = select(candidates, levels, (height, width), padded, self._boxes.selection)
+        return found if side is None else replace(found, masks=masks[places].reshape(-1, side, side))
 
     def _answer_shape(self, images: np.ndarray) -> tuple[int, ...]:
-        return (sum(self._boxes.levels(images.shape[2], images.shape[3])), 4 + len(self.class_names))
+        columns = 4 + len(self.class_names) + (self._boxes.mask_side or 0) ** 2
+        return (sum(self._boxes.levels(images.shape[2], images.shape[3])), columns)
 
     @property
     def _boxes(self) -> Boxes:
@@ -282,8 +293,10 @@ def open_exported(path: str, threads: int | None = None) -> ExportedClassifier |
         except Exception as error:  # each runtime has its own
             raise UserError(f"{path} is not a model that {form} can read: {told_by(error, form)}") from None
     card = Card.from_metadata(session.metadata, path)
-    if session.classes is not None and session.classes != len(card.class_names):
-        raise UserError(f"{path} names {len(card.class_names)} classes, but its model has {session.classes}.")
+    of_masks = ((card.boxes and card.boxes.mask_side) or 0) ** 2
+    if session.classes is not None and session.classes - of_masks != len(card.class_names):
+        told = f"names {len(card.class_names)} classes, but its model has {session.classes - of_masks}"
+        raise UserError(f"{path} {told}.")
     return KINDS[card.task](session, card, form)
 
 
@@ -331,18 +344,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities along the second axis."""
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(K, h, w) -> (K, *size), without aligned corners or antialiasing, like PyTorch."""
-    for axis, length in ((1, size[0]), (2, size[1])):
-        old = maps.shape[axis]
-        place = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, None)
-        first = np.minimum(place.astype(np.int64), old - 1)
-        weight = (place - first).astype(np.float32).reshape((-1, 1) if axis == 1 else (-1,))
-        after = maps.take(np.minimum(first + 1, old - 1), axis)
-        maps = maps.take(first, axis) * (1 - weight) + after * weight
-    return maps
 
 
 def _filter(name: str) -> Image.Resampling:

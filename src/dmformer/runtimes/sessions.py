@@ -19,7 +19,7 @@ class Session:
     Attributes:
         run: Runs one batch; the returned array is valid until the next call.
         release: Frees the memory that the runtime keeps between calls.
-        classes: K, if the file states it.
+        classes: K, if the file states it; for candidates with masks, plus the number of a mask's values.
     """
 
     run: Callable[[np.ndarray], np.ndarray]

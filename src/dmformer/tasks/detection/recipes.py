@@ -15,9 +15,6 @@ WITH_MASKS = ("mask_rcnn", "cascade_rcnn")
 WITH_TRANSFORMERS = ("sparse_rcnn", "dino")
 """Detectors that use parts of transformers."""
 
-EXPORTED = ("retinanet", "atss", "dino")
-"""Detectors that can be exported."""
-
 OWN = {
     "width": ("retinanet", "atss"),
     "samples": ("mask_rcnn", "cascade_rcnn"),

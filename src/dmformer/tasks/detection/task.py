@@ -10,7 +10,7 @@ from ..kinds import check_kind
 from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_line, holds_files, recipes_in
 from . import coco_recipes, recipes
 from .contest import CONTEST
-from .recipes import EXPORTED, WITH_TRANSFORMERS, DetectionRecipe
+from .recipes import WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
     from ..check import View
@@ -114,6 +114,5 @@ DETECTION = Task(
     photos=_photos,
     options=("images", "threshold", "out", "overwrite"),
     check_options=_check_options,
-    exports=lambda stated: stated.get("framework") in EXPORTED,
     contest=CONTEST,
 )

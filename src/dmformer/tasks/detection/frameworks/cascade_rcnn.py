@@ -12,19 +12,23 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference,
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from .base import DetectionModel, Found, Target
+from .base import Found, Target
 from .mask_rcnn import (
     BOX_SIDE,
     HIDDEN,
     PROPOSALS,
     SAMPLES,
     BoxPredictor,
+    box_answers,
     labelled_from_0,
     labelled_from_1,
+    layout,
+    region_candidates,
     region_proposals,
     roi_settings,
 )
 from .pyramid import WIDTH, Pyramid, pooled
+from .regions import RegionDetector, clipped, decoded, filled, proposed
 
 IOUS = [0.5, 0.6, 0.7]
 """Minimum IoU at which a box is positive, stage by stage (Cascade R-CNN, section 4.2)."""
@@ -71,7 +75,7 @@ def cascade_rcnn(
     return CascadeRCNN(pyramid, region_proposals(proposals), stages, box_loss)
 
 
-class CascadeRCNN(DetectionModel):
+class CascadeRCNN(RegionDetector):
     """Mask R-CNN's proposals, refined by each stage for the next.
 
     In training, each stage samples its own boxes from those refined by the previous stage and from the objects' boxes.
@@ -86,7 +90,7 @@ class CascadeRCNN(DetectionModel):
     def __init__(
         self, pyramid: Pyramid, proposals: RegionProposalNetwork, stages: Sequence["Stage"], box_loss: BoxLoss
     ) -> None:
-        super().__init__()
+        super().__init__(*layout(proposals, stages[-1]))
         self.pyramid, self.rpn, self.box_loss = pyramid, proposals, box_loss
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]
         self.predicts_masks = stages[-1].has_mask()
@@ -145,6 +149,20 @@ class CascadeRCNN(DetectionModel):
             for each, masks in zip(found, zip(*by_stage, strict=True), strict=True):
                 each["masks"] = torch.stack(masks).mean(dim=0)
         return labelled_from_0(found)
+
+    def candidates(self, x: Tensor) -> Tensor:
+        maps = self.pyramid(filled(x))
+        regions = proposed(self.rpn, maps, x)
+        for stage in self.stages[:-1]:
+            _, deltas = box_answers(stage, stage.box_roi_pool.from_all_levels(maps, regions))
+            regions = clipped(decoded(stage.box_coder, deltas.reshape(regions.shape), regions), x)
+        pooled = self.stages[-1].box_roi_pool.from_all_levels(maps, regions)
+        answers = [box_answers(stage, pooled) for stage in self.stages]
+        scores = torch.stack([logits.softmax(dim=-1) for logits, _ in answers]).mean(dim=0)
+        scores = scores.reshape(*regions.shape[:2], -1)[:, :, 1:]
+        boxes = decoded(self.stages[-1].box_coder, answers[-1][1].reshape(regions.shape), regions)
+        boxes = boxes[:, :, None].expand(-1, -1, scores.shape[-1], -1)  # shared by all classes
+        return region_candidates(x, maps, boxes, scores, self.stages)
 
 
 class Stage(RoIHeads):

@@ -5,9 +5,10 @@ the proposals' boxes (beta 1/9) and the objects' ones (beta 1/9), not L1; RoIAli
 2 x 2 points per bin and not as many as the box needs; soft mask targets, not thresholded at 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -15,9 +16,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from ....data.selection import Selection
 from .anchors import Anchors
-from .base import DetectionModel, Found, Target
+from .base import Found, Target
+from .dense import shares
 from .pyramid import WIDTH, Pyramid, RoIPool, pooled
+from .regions import RegionDetector, clipped, filled, found_in, proposed
 
 STRIDES = [4, 8, 16, 32, 64]
 SIZES = [32, 64, 128, 256, 512]
@@ -69,7 +73,7 @@ def roi_settings(
     )
 
 
-class MaskRCNN(DetectionModel):
+class MaskRCNN(RegionDetector):
     """Proposals from every level, P2 to P6, then torchvision's RoI heads on those of P2 to P5.
 
     Args:
@@ -77,7 +81,7 @@ class MaskRCNN(DetectionModel):
     """
 
     def __init__(self, pyramid: Pyramid, proposals: RegionProposalNetwork, roi_heads: RoIHeads) -> None:
-        super().__init__()
+        super().__init__(*layout(proposals, roi_heads))
         self.pyramid, self.rpn, self.roi_heads = pyramid, proposals, roi_heads
         self.predicts_masks = roi_heads.has_mask()
 
@@ -93,6 +97,51 @@ class MaskRCNN(DetectionModel):
         boxes, _ = self.rpn(images, maps)
         found, _ = self.roi_heads(maps, boxes, images.image_sizes)
         return labelled_from_0(found)
+
+    def candidates(self, x: Tensor) -> Tensor:
+        maps, heads = self.pyramid(filled(x)), self.roi_heads
+        regions = proposed(self.rpn, maps, x)
+        logits, deltas = box_answers(heads, heads.box_roi_pool.from_all_levels(maps, regions))
+        boxes = heads.box_coder.decode_single(deltas, regions.flatten(0, 1)).reshape(*regions.shape[:2], -1, 4)
+        scores = logits.softmax(-1).reshape(*regions.shape[:2], -1)
+        return region_candidates(x, maps, boxes[:, :, 1:], scores[:, :, 1:], [heads])
+
+
+def layout(proposals: RegionProposalNetwork, heads: RoIHeads) -> tuple[int, int, Selection, int | None]:
+    """The arguments of `RegionDetector` for these heads."""
+    predictor: Any = heads.box_predictor
+    classes, most = predictor.cls_score.out_features - 1, heads.detections_per_img
+    selection = Selection(heads.score_thresh, per_level=None, iou=None, most=most)
+    queries = min(most, classes * proposals.post_nms_top_n())
+    return classes, queries, selection, 2 * MASK_SIDE if heads.has_mask() else None
+
+
+def box_answers(heads: RoIHeads, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, 1 + K) and deltas of what is in N boxes, (N, 256, 7, 7)."""
+    return heads.box_predictor(heads.box_head(pooled))
+
+
+def region_candidates(
+    x: Tensor, maps: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, heads: Sequence[RoIHeads]
+) -> Tensor:
+    """The candidates of `RegionDetector`: the objects among boxes (B, P, K, 4) in pixels with scores (B, P, K).
+
+    Args:
+        heads: Their last one selects the objects. A mask is the mean of the masks of all.
+    """
+    last = heads[-1]
+    box, score, label = found_in(clipped(boxes, x), scores, last.score_thresh, last.nms_thresh, last.detections_per_img)
+    classes = torch.zeros_like(box[..., :1]).expand(-1, -1, scores.shape[-1])
+    parts = [box / shares(x), classes.scatter(-1, label[..., None], score[..., None])]
+    if last.has_mask():
+        pool: Any = last.mask_roi_pool
+        pooled, own = pool.from_all_levels(maps, box), 1 + label.flatten()[:, None, None, None]
+        masks = []
+        for each in heads:
+            logits = each.mask_predictor(each.mask_head(pooled))  # type: ignore[misc]
+            masks.append(logits.gather(1, own.expand(-1, 1, *logits.shape[-2:])).sigmoid())
+        parts.append(torch.stack(masks).mean(0).reshape(*label.shape, -1))
+    return torch.cat(parts, dim=-1)
 
 
 def labelled_from_1(targets: Sequence[Target]) -> list[Target]:

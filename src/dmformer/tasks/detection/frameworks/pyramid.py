@@ -1,12 +1,13 @@
 """The feature pyramid of the detectors: a backbone, torchvision's FPN with extra levels, and RoI pooling."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
@@ -85,3 +86,20 @@ class RoIPool(MultiScaleRoIAlign):
         # By default it infers them from the first batch's images, which goes wrong if their padding is large.
         self.scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
         self.map_levels = initLevelMapper(2, 5, self.canonical_scale, self.canonical_level)
+
+    def from_all_levels(self, maps: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+        """The same for boxes (B, n, 4), in operators whose shapes do not depend on the boxes' sizes.
+
+        Each box is pooled from every level, and one of these is kept: for graphs.
+        """
+        assert self.scales is not None
+        assert self.map_levels is not None
+        batch, count = boxes.shape[:2]
+        image = torch.arange(batch, dtype=boxes.dtype, device=boxes.device)[:, None].expand(-1, count)
+        places = torch.cat([image[..., None], boxes], -1).flatten(0, 1)
+        levels = self.map_levels([places[:, 1:]])[:, None, None, None]
+        pooled = [
+            roi_align(maps[name], places, list(self.output_size), scale, self.sampling_ratio) * (levels == i)
+            for i, (name, scale) in enumerate(zip(self.featmap_names, self.scales, strict=True))
+        ]
+        return torch.stack(pooled).sum(0)

@@ -1,7 +1,7 @@
 """Sparse R-CNN: a few hundred learned proposals, refined stage by stage, without anchors and NMS (Sun et al. 2021)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,12 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
+from ....data.selection import Selection
 from ....utils.extras import needs
-from .base import DetectionModel, Found, Target, mean_over_processes
+from .base import Found, Target, mean_over_processes
+from .dense import shares
 from .pyramid import WIDTH, Pyramid, RoIPool, pooled
+from .regions import RegionDetector, filled
 
 REGION = 7
 """Side of a proposal's region, in places."""
@@ -25,6 +28,9 @@ PRIOR = 0.01
 
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
 """Weights of the losses, and of a pair's matching costs (section 3)."""
+
+Pooling = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""Maps of each level, boxes (B, n, 4) in pixels -> what is in the boxes, (B n, C, 7, 7)."""
 
 
 def sparse_rcnn(
@@ -41,7 +47,7 @@ def sparse_rcnn(
     return SparseRCNN(Pyramid(backbone, channels, 0, pooled()), num_classes, proposals, stages)
 
 
-class SparseRCNN(DetectionModel):
+class SparseRCNN(RegionDetector):
     """Proposals, each a box and a vector, which every stage refines (section 3).
 
     The regions are taken from P2 to P5 by torchvision's RoIAlign, which does not shift them by half a pixel as the
@@ -50,11 +56,11 @@ class SparseRCNN(DetectionModel):
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, proposals: int, stages: int, most: int = 100) -> None:
-        super().__init__()
+        super().__init__(num_classes, proposals, Selection(threshold=0.0, per_level=None, iou=None, most=most))
         with needs("det", "Sparse R-CNN"):
             import scipy.optimize  # noqa: F401  the matcher's own error names no package
             from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
-        self.num_classes, self.most = num_classes, most
+        self.most = most
         self.pyramid = pyramid
         self.proposal_boxes = nn.Parameter(torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(proposals, 1))  # centre, size
         self.proposal_features = nn.Parameter(torch.randn(proposals, WIDTH))
@@ -66,12 +72,25 @@ class SparseRCNN(DetectionModel):
     def answers(self, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, n, K) and boxes (B, n, 4) in pixels from every stage, in float32."""
         maps = self.pyramid(images.tensors)
-        boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * _scales(images)
-        features = self.proposal_features.expand(len(boxes), -1, -1)
+
+        def pool(maps: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+            return self.pool(maps, list(boxes), images.image_sizes)
+
+        return self._refined(maps, _scales(images), pool)
+
+    def candidates(self, x: Tensor) -> Tensor:
+        scale = shares(x)
+        maps = self.pyramid(filled(x))
+        logits, boxes = self._refined(maps, scale.expand(x.shape[0], 1, 4), self.pool.from_all_levels)[-1]
+        return torch.cat([boxes / scale, logits.sigmoid()], dim=-1)
+
+    def _refined(self, maps: Mapping[str, Tensor], scales: Tensor, pool: Pooling) -> list[tuple[Tensor, Tensor]]:
+        """See `answers`; `scales` (B, 1, 4) are the width, height, width and height of each image."""
+        boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * scales
+        features = self.proposal_features.expand(scales.shape[0], -1, -1)
         found = []
         for stage in self.stages:
-            regions = self.pool(maps, list(boxes.detach()), images.image_sizes)
-            logits, deltas, features = stage(features, regions)
+            logits, deltas, features = stage(features, pool(maps, boxes.detach()))
             boxes = self.coder.decode_single(deltas.float().flatten(0, 1), boxes.flatten(0, 1)).reshape(boxes.shape)
             found.append((logits.float(), boxes))
             boxes = boxes.detach()
