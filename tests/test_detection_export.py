@@ -25,19 +25,20 @@ import dmformer.export.write
 from dmformer.data.detections import Detections, select
 from dmformer.data.pasting import pasted
 from dmformer.data.selection import Selection
-from dmformer.export.check import box_difference
-from dmformer.export.formats import export_openvino
+from dmformer.export.check import box_difference, in_numpy
+from dmformer.export.formats import export_onnx, export_openvino
 from dmformer.export.kinds import KINDS, as_scored
 from dmformer.export.write import export
 from dmformer.nn.fuse import fuse
 from dmformer.predict.boxes import predict_boxes
 from dmformer.runtimes.card import Boxes, Card
 from dmformer.runtimes.exported import ExportedDetector, open_exported
-from dmformer.runtimes.sessions import Session
+from dmformer.runtimes.sessions import Session, to_onnxruntime
 from dmformer.tasks.detection.detector import Detector, DetectorConfig, open_detector, save_detector
 from dmformer.tasks.detection.evaluate import evaluate_boxes
 from dmformer.tasks.detection.frameworks.base import DetectionModel
 from dmformer.tasks.detection.frameworks.dense import DenseDetector
+from dmformer.tasks.detection.frameworks.regions import suppressed
 from dmformer.utils.errors import UserError
 
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_scale": 1.0}
@@ -423,6 +424,24 @@ def test_candidates_of_regions_hold_what_the_run_finds(framework):
         if "masks" in one:
             masks = rows[torch.from_numpy(places), columns:].reshape(one["masks"].shape)
             assert (masks - one["masks"]).abs().quantile(0.9) < 1e-3
+
+
+class Suppressing(nn.Module):
+    """Images (B, 3, H, W) -> 1 for each of the H boxes in the first 4 columns that suppression leaves, (B, H)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        corner, side = x[:, 0, :, :2], x[:, 0, :, 2:4].abs()
+        return suppressed(torch.cat([corner, corner + side], -1), x[:, 1, :, 0], 0.3, 0.2).float()
+
+
+@pytest.mark.export
+@pytest.mark.slow
+def test_suppression_in_a_file_equals_pytorchs(tmp_path):
+    images = torch.rand(3, 3, 64, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    path = export_onnx(Suppressing().eval(), tmp_path / "kept.onnx", (64, 8), dynamic_size=False, metadata={})
+    expected, found = in_numpy(Suppressing())(images), to_onnxruntime(path, 1).run(images)
+    assert np.array_equal(found, expected)
+    assert 0 < expected.sum() < (images[:, 1, :, 0] > 0.2).sum()
 
 
 @pytest.mark.parametrize("box", [(3.2, 4.1, 20.7, 11.9), (-6.0, 5.5, 9.0, 40.0), (30.0, 2.0, 30.2, 2.1)])

@@ -119,8 +119,9 @@ def export_onnx(
 
 def _suppressed(boxes: Any, scores: Any, iou: float, threshold: float) -> Any:
     """`suppressed` as an ONNX graph: boxes (G, n, 4), scores (G, n) -> (G, n), bool."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # its types allow no numbers
     most = op.Shape(scores, start=1, end=2)
     scored = op.Unsqueeze(scores, [1])
     chosen = op.NonMaxSuppression(boxes, scored, most, [iou], [threshold])  # rows of group, 0, box
