@@ -90,7 +90,7 @@ def test_folds_that_cannot_be_are_told(recipe, photos):
             replace(recipe, **change).check()
     with pytest.raises(UserError, match="has 12 photos, fewer than the 13 folds, "):
         open_splits(replace(recipe, folds=13))
-    with pytest.raises(UserError, match="36 photos are too few for 40 folds"):
+    with pytest.raises(UserError, match="36 is too few photos for 40 folds"):
         divide_in_folds(open_splits(replace(recipe, folds=4)).train, replace(recipe, folds=40))
     with pytest.raises(UserError, match="leave out --val-data"):
         open_splits(replace(recipe, folds=2, val_data=str(photos)))

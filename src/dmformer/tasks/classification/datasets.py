@@ -246,7 +246,7 @@ def open_unlabelled(
     reader = PhotoReader(FolderFiles(root), names, [-1] * len(names))
     train, val = _divide(np.zeros(len(names), int), np.arange(len(names)), val_share, seed)
     if len(val) == 0:
-        raise UserError(f"{place}: {len(names)} photos are too few to split off some for validation.")
+        raise UserError(f"{place}: {len(names)} is too few photos to split off some for validation.")
     unknown = np.full(len(names), -1)
     reading = found_reading(Split(reader, train, None), max_pixels, say)
     return Split(reader, train, unknown[train], reading), Split(reader, val, unknown[val], reading)
@@ -462,7 +462,7 @@ def divide_in_folds(split: Split, recipe: ClassifierRecipe, together: Sequence[G
     dealt = np.concatenate([generator.permutation(members) for members in classes])
     folds = _kept_together([dealt[i :: recipe.folds] for i in range(recipe.folds)], together)
     if not all(fold is not None and len(fold) for fold in folds):
-        raise UserError(f"{recipe.data}: {len(split)} photos are too few for {recipe.folds} folds: give fewer --folds.")
+        raise UserError(f"{recipe.data}: {len(split)} is too few photos for {recipe.folds} folds: give fewer --folds.")
     return [fold for fold in folds if fold is not None]
 
 
