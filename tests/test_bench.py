@@ -349,7 +349,7 @@ def test_whole_detectors_are_measured():
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         found, candidates = model(images), KINDS[answer].traced(model)(images)
-    selected = KINDS[answer].rest(model, (64, 96))(candidates.numpy())
+    selected = [each for each, _ in KINDS[answer].rest(model, (64, 96))(candidates.numpy())]
     assert [len(each) for each in selected] == [len(each["scores"]) for each in found]
     assert all(abs(a.boxes - b["boxes"].numpy()).max() < 1e-3 for a, b in zip(selected, found, strict=True))
     for more, words in (({"image_size": 100}, "must be a multiple of 32"), ({"mode": "training"}, "is not measured")):

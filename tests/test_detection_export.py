@@ -158,9 +158,11 @@ def test_file_describes_itself(runs):
         "side": 96,
         "max_side": 160,
         "filled": True,
+        "any_size": False,
         "strides": [8, 16, 32, 64, 128],
         "per_place": 9,
         "queries": None,
+        "mask_side": None,
         "selection": {"threshold": 0.05, "per_level": 1000, "iou": 0.5, "most": 100},
     }
     assert [output.name for output in model.graph.output] == ["candidates"]
