@@ -25,8 +25,14 @@ def check_environment() -> None:
         raise UserError(f"{error}.") from None
 
 
+def check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads is {threads}: it must be 1 or more.")
+
+
 def use_threads(threads: int | None) -> None:
     """Set the number of threads that PyTorch uses on a CPU; None leaves PyTorch's default, one per core."""
+    check_threads(threads)
     if threads is None:
         return
     import torch
@@ -79,8 +85,7 @@ def check_source_or_name(source: str, heads: bool = False) -> None:
 def open_source(source: str, threads: int | None = None) -> tuple[Task, Any]:
     """The task of a trained model, and what to predict with or to open: an exported file opened in its runtime, a
     folder with its config.json read, or the name on a hub. For the latter two, PyTorch's number of threads is set."""
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads is {threads}: it must be 1 or more.")
+    check_threads(threads)
     if is_exported(source):
         from ..runtimes.exported import open_exported
 

@@ -56,8 +56,6 @@ def soup(arguments: list[str]) -> None:
             raise UserError(f"{run} is not a run: a soup needs the photos that it was validated on.")
         check_source(run)
     check_device(options.device)
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads is {options.threads}: it must be 1 or more.")
     task = task_for(read_folder(options.runs[0]))
     out = Path(options.out)
     use_threads(options.threads)
@@ -67,7 +65,7 @@ def soup(arguments: list[str]) -> None:
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.overwrite and (out / SOUP).is_file())):
         raise UserError(f"{out} exists already: give another --out, or --overwrite if it holds a soup.")
-    made = make_soup(options.runs, out, options.uniform, options.device, track, lambda line: remark(line))
+    made = make_soup(options.runs, out, options.uniform, options.device, track, remark)
     used = sum(member.used for member in made.members)
     if made.score is not None:
         rows = [[member.run, member.score, "yes" if member.used else ""] for member in made.members]
