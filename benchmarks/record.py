@@ -27,15 +27,22 @@ def circumstances() -> dict[str, str]:
 
 
 def record(name: str, rows: list[dict[str, object]]) -> None:
-    """Append rows to results/NAME.csv and print them."""
+    """Append rows to results/NAME.csv and print them.
+
+    Raises:
+        ValueError: The file has other columns.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     rows = [{**row, **circumstances()} for row in rows]
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if new:
+    with path.open("a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, fieldnames=columns or list(rows[0]), lineterminator="\n")
+        if columns is None:
             writer.writeheader()
+        elif set(columns) != set(rows[0]):
+            raise ValueError(f"{path} has other columns than these results: move it away, or add the columns to it")
         writer.writerows(rows)
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
