@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,7 +158,8 @@ def test_a_tie_is_in_the_verdict():
 def test_models_that_fell_out_by_chance_are_named():
     stood = race.standing("a-32", [Score(0.70, 0.68, 0.72), Score(0.60, 0.58, 0.62)])
     question: Any = SimpleNamespace(seeds=2)
-    choice = Choice(question, State({}, winner={"entrant": "a-32", "split": "test"}), "AP", (9, 9, 9), [])
+    winner = {"entrant": "a-32", "split": "test", "epochs": 12, "validation": 0.8}
+    choice = Choice(question, State({}, rounds=[{"epochs": 3}], winner=winner), "AP", (9, 9, 9), [])
     choice.finalists = [stood]
     choice.fallen = [
         Fallen("near", "round 1", "", 0.09),  # nearer than the seeds are to each other
@@ -167,6 +169,9 @@ def test_models_that_fell_out_by_chance_are_named():
     ]
     (told,) = [sentence for sentence in certainty(choice) if "earlier round" in sentence]
     assert told.startswith("near and level fell out in an earlier round although no farther behind")
+    assert any("a-32 was trained for 12 epochs and reached 80.0%" in sentence for sentence in certainty(choice))
+    winner["epochs"] = 3
+    assert not any("was trained for" in sentence for sentence in certainty(choice))
 
 
 def test_an_earlier_versions_state_is_refused(tmp_path):
@@ -184,6 +189,47 @@ def test_the_command_that_trains_the_winner_to_the_end():
     recipe = replace(contest.trial(segment(), 192, 100), model="van_b0")
     told = _Choosing._longer(choosing, recipe)
     assert told == "dmformer train segment --data 'a b' --model van_b0 --image-size 192 --resize 240"
+
+
+def test_the_winner_is_trained_as_long_as_there_is_time():
+    trials = {
+        "a-0": {"entrant": "a", "epochs": 2, "seed": 0, "score": [0.60, 0.5, 0.7]},
+        "a-1": {"entrant": "a", "epochs": 2, "seed": 1, "score": (0.65, 0.5, 0.7)},
+        "b-0": {"entrant": "b", "epochs": 2, "seed": 0, "score": [0.50, 0.4, 0.6]},
+    }
+    asked = []
+
+    def train(score: float, left: float, longest: dict[str, int] | None = None) -> dict[str, Any]:
+        def trial(name: str, epochs: int, seed: int) -> dict[str, Any]:
+            asked.append((name, epochs, seed))
+            return {"entrant": name, "epochs": epochs, "seed": seed, "score": [score, 0.0, 1.0]}
+
+        choosing: Any = SimpleNamespace(
+            state=State({}, rounds=[{"epochs": 2}], trials=trials, longest=longest or {}),
+            most_epochs=20,
+            question=SimpleNamespace(seed=0),
+            display=SimpleNamespace(say=lambda line: None),
+        )
+        choosing._is_final = partial(_Choosing._is_final, choosing)
+        choosing._trial, choosing._seconds_left, choosing._epoch_seconds = trial, lambda: left, lambda name: 10.0
+        return _Choosing._best_trial(choosing, race.standing("a", [Score(0.6, 0.5, 0.7)]))
+
+    assert train(0.8, left=95.0)["epochs"] == 9
+    assert train(0.8, left=1e6)["epochs"] == 20
+    assert train(0.8, left=0.0, longest={"a": 7})["epochs"] == 7  # begun before it was resumed
+    assert asked == [("a", 9, 0), ("a", 20, 0), ("a", 7, 0)]
+    assert train(0.8, left=25.0) is trials["a-1"]  # no time for more than the final's two epochs
+    assert train(0.62, left=95.0) is trials["a-1"]  # more epochs did not help
+    assert len(asked) == 4
+
+
+def test_time_is_kept_for_the_winners_training():
+    choosing: Any = SimpleNamespace(question=SimpleNamespace(hours=1.0), most_epochs=20)
+    choosing._seconds_left = lambda: 3400.0
+    assert _Choosing._seconds_of_race(choosing, {"a": 10.0, "b": 30.0}) == 3400 - 600
+    assert _Choosing._seconds_of_race(choosing, {"a": 10.0, "b": 300.0}) == 3400 - 0.4 * 3600
+    choosing._seconds_left = lambda: 100.0
+    assert _Choosing._seconds_of_race(choosing, {"a": 300.0}) == 0
 
 
 def test_names_in_sentences():

@@ -132,6 +132,11 @@ def certainty(choice: Choice) -> list[str]:
             f"{and_so(early)} fell out in an earlier round although no farther behind the last that went on than by "
             "chance in the photos or in the seed: with another seed, they might have gone on."
         )
+    if choice.winner["epochs"] > choice.state.rounds[-1]["epochs"]:
+        told.append(
+            f"After the final, {choice.winner['entrant']} was trained for {number(choice.winner['epochs'], 'epoch')} "
+            f"and reached {choice.winner['validation']:.1%}: these are the weights that were exported and scored."
+        )
     if choice.winner["entrant"] != first.name:
         told.append(f"{first.name} could not be exported in a form that meets the limits.")
     if choice.winner["split"] == "test":
@@ -184,6 +189,7 @@ def facts(choice: Choice, command: str) -> dict[str, str]:
             f"{number(len(each['names']), 'model')}, {number(each['epochs'], 'epoch')}, {number(each['seeds'], 'seed')}"
             for each in choice.state.rounds
         ),
+        "weights of the winner": f"trained for {number(choice.winner['epochs'], 'epoch')}",
     }
 
 

@@ -1,6 +1,7 @@
 """The whole choice: limits first, then a race on the photos, then the winner exported and scored.
 
-question -> bounds -> measurements -> rounds of training -> finalists with several seeds -> export, test score, page
+question -> bounds -> measurements -> rounds of training -> finalists with several seeds -> the winner once more
+-> export, test score, page
 """
 
 import csv
@@ -34,6 +35,8 @@ from .state import State, save_state
 
 FOR_THE_END = 0.05
 """Fraction of the time that is kept for the export and the test score."""
+FOR_THE_WINNER = 0.4
+"""Maximum fraction of the time that is kept for the longest training of the winner (a reconstruction)."""
 VALIDATION_COST = 1 / 3
 """Time of an image in validation, relative to training: the forward pass alone (a reconstruction)."""
 CALIBRATED, MAX_LOSS = 64, 0.01
@@ -298,7 +301,16 @@ class _Choosing:
         return self.state.image_seconds[name] * images * (statistics.median(ratios) if ratios else 1.0)
 
     def _seconds_left(self) -> float:
-        return self.question.hours * 3600 * (1 - FOR_THE_END) - self.state.seconds
+        return max(self.question.hours * 3600 * (1 - FOR_THE_END) - self.state.seconds, 0.0)
+
+    def _seconds_of_race(self, standing: Mapping[str, float]) -> float:
+        """The time left without that of the winner's longest training.
+
+        Args:
+            standing: Seconds of one epoch of those that may win, by name.
+        """
+        kept = min(FOR_THE_WINNER * self.question.hours * 3600, self.most_epochs * max(standing.values()))
+        return max(self._seconds_left() - kept, 0.0)
 
     def _race(self) -> None:
         """Halve the field until the finalists are left, and train those with several seeds."""
@@ -324,7 +336,7 @@ class _Choosing:
     def _tell_plan(self, standing: list[str]) -> None:
         """Print what the race will take, before it starts."""
         seconds = {name: self._epoch_seconds(name) for name in standing}
-        told = race.forecast(seconds, max(self._seconds_left(), 0.0), self.most_epochs, self.question.seeds)
+        told = race.forecast(seconds, self._seconds_of_race(seconds), self.most_epochs, self.question.seeds)
         for i, (plan, length) in enumerate(told):
             name = "final" if i + 1 == len(told) else f"round {i + 1}"
             seeds = f", {plan.seeds} seeds" if plan.seeds > 1 else ""
@@ -333,8 +345,11 @@ class _Choosing:
                 f"{duration(length)}"
             )
         whole = self.state.seconds + sum(length for _, length in told)
+        if told[-1][0].epochs < self.most_epochs:
+            self.display.say(f"the winner again: at most {counted(self.most_epochs, 'epoch')}, in the time left")
+            whole = self.question.hours * 3600
         hours = duration(self.question.hours * 3600)
-        self.display.say(f"about {duration(whole)} of {hours} in all, measurements included")
+        self.display.say(f"at most {duration(whole)} of {hours} in all, measurements included")
 
     def _round(self, number: int, standing: list[str], rounds_left: int, least_epochs: int) -> race.Round:
         """A round that has begun already, or a new one that fits into its part of the time left."""
@@ -342,7 +357,7 @@ class _Choosing:
         if number < len(begun):
             return race.Round(**begun[number])
         seconds = {name: self._epoch_seconds(name) for name in standing}
-        budget = max(self._seconds_left(), 0.0) * race.part_of_time(rounds_left, self.question.seeds)
+        budget = self._seconds_of_race(seconds) * race.part_of_time(rounds_left, self.question.seeds)
         seeds = self.question.seeds if rounds_left == 1 else 1
         plan = race.plan_round(seconds, budget, self.most_epochs, least_epochs, seeds)
         begun.append({"names": plan.names, "epochs": plan.epochs, "seeds": plan.seeds, "left_out": plan.left_out})
@@ -422,7 +437,7 @@ class _Choosing:
         """Export the best finalist that can be exported in a form that meets the limits, and score it on the test
         photos."""
         for each in self.choice.finalists:
-            trial = max((t for t in self.state.trials.values() if self._is_final(t, each)), key=lambda t: t["score"])
+            trial = self._best_trial(each)
             for candidate in self.choice.forms[each.name]:
                 try:
                     written = self._export(candidate, trial)
@@ -434,6 +449,20 @@ class _Choosing:
                 self._score(each, candidate, trial, written)
                 return
         raise UserError("no finalist could be exported in a form that meets the limits: see the remarks above.")
+
+    def _best_trial(self, each: Standing) -> dict[str, Any]:
+        """A finalist's trial with the best score: of those of the final, and of one more with as many epochs as there
+        is time for, up to the recipe's."""
+        found = [trial for trial in self.state.trials.values() if self._is_final(trial, each)]
+        if each.name not in self.state.longest:
+            affordable = int(self._seconds_left() / self._epoch_seconds(each.name))
+            self.state.longest[each.name] = min(affordable, self.most_epochs)
+        epochs = self.state.longest[each.name]
+        if epochs > found[0]["epochs"]:
+            self.display.say(f"training {each.name} for {counted(epochs, 'epoch')}")
+            longest = self._trial(each.name, epochs, self.question.seed)
+            found += [longest] if "failed" not in longest else []
+        return max(found, key=lambda trial: trial["score"][0])
 
     def _is_final(self, trial: Mapping[str, Any], each: Standing) -> bool:
         final = self.state.rounds[-1]
@@ -490,6 +519,7 @@ class _Choosing:
             "split": run.split,
             "count": self.job.images[2] or self.job.images[1],
             "epochs": trial["epochs"],
+            "validation": trial["score"][0],
             "longer": self._longer(recipe) if trial["epochs"] < self.most_epochs else None,
             "use": shlex.join(["dmformer", "predict", str(written.path if written else best), "photo.jpg"]),
         }

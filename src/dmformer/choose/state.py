@@ -34,6 +34,8 @@ class State:
     """The rounds of the race that have begun."""
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Each training run: its folder, seconds, and score on the validation photos with its 95 % interval."""
+    longest: dict[str, int] = field(default_factory=dict)
+    """Epochs of the training after the final, of the winner and of finalists that could not be exported."""
     seconds: float = 0.0
     """Time spent on all of this."""
     winner: dict[str, Any] = field(default_factory=dict)

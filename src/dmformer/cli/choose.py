@@ -35,8 +35,9 @@ class ChooseOptions:
     limits: what cannot meet them by its size or its operations is not measured; the rest is measured here, on the CPU,
     with random weights: latency of a call, peak memory of a process that only runs the model, size of the file, energy.
     Then a race on your photos: all models that are left are trained for a few epochs, the better half goes on with
-    more, and the last three are trained with several seeds. Only validation photos decide; the winner alone is scored
-    on the test photos, once. The winner is exported in its fastest form within the limits, and the file is checked.
+    more, and the last three are trained with several seeds. The winner is trained once more, for as long as there is
+    time, and exported in its fastest form within the limits; the file is checked. Only validation photos decide; the
+    winner alone is scored on the test photos, once.
 
     Without limits, the models that go on are those that no other beats in both score (top-1, mAP, mIoU, AP) and
     latency.
