@@ -79,6 +79,11 @@ def test_rounds_fit_into_their_time():
     assert race.plan_round(seconds, 1e6, 20).epochs == 20
     assert race.plan_round(seconds, 35, 20) == race.Round(["a", "b"], 1, 1, ["c"])
     assert race.plan_round(seconds, 0, 20) == race.Round(["a"], 1, 1, ["c", "b"])
+    assert race.plan_round(seconds, 35, 20, favoured={"c"}) == race.Round(["c"], 1, 1, ["a", "b"])
+    assert race.plan_round(seconds, 45, 20, favoured={"c"}) == race.Round(["a", "c"], 1, 1, ["b"])
+    # a third of the time is enough for one epoch, but not for two; less than an epoch may take all of it
+    assert race.plan_round(seconds, 300, 20, part=1 / 3) == race.Round(["a", "c", "b"], 1, 1, [])
+    assert race.plan_round(seconds, 60, 20, part=1 / 3) == race.Round(["a", "c", "b"], 1, 1, [])
     # a final: 60 seconds an epoch; after rounds of 2 epochs, three seeds need 360 seconds and two 240
     assert race.plan_round(seconds, 370, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 3, [])
     assert race.plan_round(seconds, 350, 20, least_epochs=2, seeds=3) == race.Round(["a", "c", "b"], 2, 2, [])
@@ -95,6 +100,13 @@ def test_the_forecast_gives_every_round_a_part_of_the_time():
         (8, 3, 1, 24),
         (4, 6, 1, 24),
         (3, 8, 2, 48),
+    ]
+    # one epoch of all takes all the time: it decides every round, with one seed
+    short = race.forecast(dict.fromkeys("abcdefgh", 1.0), 8, 50, seeds=2)
+    assert [(len(plan.names), plan.epochs, plan.seeds, length) for plan, length in short] == [
+        (8, 1, 1, 8),
+        (4, 1, 1, 0),
+        (3, 1, 1, 0),
     ]
 
 

@@ -1,6 +1,6 @@
 """The race: who goes on, how many epochs fit into the time, and which models are level. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -45,22 +45,31 @@ def part_of_time(rounds_left: int, seeds: int) -> float:
 
 
 def plan_round(
-    seconds: Mapping[str, float], budget: float, most_epochs: int, least_epochs: int = 0, seeds: int = 1
+    seconds: Mapping[str, float],
+    left: float,
+    most_epochs: int,
+    least_epochs: int = 0,
+    seeds: int = 1,
+    part: float = 1.0,
+    favoured: Container[str] = (),
 ) -> Round:
-    """The longest round that fits into the budget.
+    """The longest round that fits into its part of the time left; one epoch of all may take all of it.
 
-    If even one epoch of all is too much in the first round, the costliest are left out; at least one model stays. Later
-    rounds have no fewer epochs than the one before, whose runs then count again. A final in which the seeds leave too
-    few epochs has fewer seeds.
+    If even that is too much in the first round, the costliest are left out; at least one model stays. Later rounds have
+    no fewer epochs than the one before, whose runs then count again. A final in which the seeds leave too few epochs
+    has fewer seeds.
 
     Args:
         seconds: Of one epoch, by name.
-        budget: Seconds.
+        left: Seconds for this round and all later ones.
         least_epochs: Epochs of the round before; 0 in the first.
+        part: Fraction of the time left that this round gets.
+        favoured: Names of those that are left out last.
     """
-    kept = sorted(seconds, key=lambda name: seconds[name])
-    while not least_epochs and len(kept) > 1 and sum(seconds[name] for name in kept) > budget:
+    kept = sorted(seconds, key=lambda name: (name not in favoured, seconds[name]))
+    while not least_epochs and len(kept) > 1 and sum(seconds[name] for name in kept) > left:
         kept.pop()
+    budget = left * part
     one_epoch = sum(seconds[name] for name in kept)
     while seeds > 1 and budget / (seeds * one_epoch) < max(least_epochs, 1):
         seeds -= 1
@@ -69,25 +78,29 @@ def plan_round(
     return Round(names, epochs, seeds, [name for name in seconds if name not in kept])
 
 
-def forecast(seconds: Mapping[str, float], budget: float, most_epochs: int, seeds: int) -> list[tuple[Round, float]]:
-    """The rounds to expect and the seconds of each, if every time the costlier half goes on.
+def forecast(
+    seconds: Mapping[str, float], left: float, most_epochs: int, seeds: int, favoured: Container[str] = ()
+) -> list[tuple[Round, float]]:
+    """The rounds to expect and the seconds that each takes, if every time the costlier half goes on.
 
     Args:
         seconds: Of one epoch, by name.
-        budget: Seconds.
+        left: Seconds for all rounds.
+        favoured: Names of those that are left out last.
     """
     found, standing, epochs = [], dict(seconds), 0
     sizes = sizes_of_rounds(len(standing))
     for i, size in enumerate(sizes):
         costliest = sorted(standing, key=lambda name: -standing[name])[:size]
         standing = {name: standing[name] for name in costliest}
-        last = i + 1 == len(sizes)
-        part = part_of_time(len(sizes) - i, seeds)
-        plan = plan_round(standing, budget * part, most_epochs, epochs, seeds if last else 1)
-        length = plan.epochs * plan.seeds * sum(standing[name] for name in plan.names)
-        found.append((plan, length))
+        rounds_left = len(sizes) - i
+        part = part_of_time(rounds_left, seeds)
+        plan = plan_round(standing, left, most_epochs, epochs, seeds if rounds_left == 1 else 1, part, favoured)
+        trainings = plan.seeds - (plan.epochs == epochs)  # the runs of the round before count again
         standing = {name: standing[name] for name in plan.names}
-        budget, epochs = max(budget - length, 0.0), plan.epochs
+        length = plan.epochs * trainings * sum(standing.values())
+        found.append((plan, length))
+        left, epochs = max(left - length, 0.0), plan.epochs
     return found
 
 

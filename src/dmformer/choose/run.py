@@ -26,6 +26,7 @@ from ..train.trials import trained
 from ..utils.display import Display, duration, track
 from ..utils.errors import UserError, first_line
 from ..utils.intervals import Score
+from ..utils.pretrained import tags
 from . import race
 from .candidates import FORMS, Candidate, Entrant, Question, candidates, entrants
 from .limits import lower_bounds, none_meets
@@ -122,6 +123,7 @@ class _Choosing:
         self.recipe = replace(recipe, batch_size=min(recipe.batch_size, images[0] // 2 * 2 or 1))
         self.most_epochs = question.epochs or self._sized(question.image_sizes[0]).validations
         self.entrants = {entrant.name: entrant for entrant in entrants(question)}
+        self.pretrained = {name for name, entrant in self.entrants.items() if tags(entrant.model)}
         self.choice = Choice(question, state, self.task.headline, images, list(self.job.notes))
         self.jobs: dict[str, Job] = {}
         self.clock = time.monotonic()
@@ -336,7 +338,8 @@ class _Choosing:
     def _tell_plan(self, standing: list[str]) -> None:
         """Print what the race will take, before it starts."""
         seconds = {name: self._epoch_seconds(name) for name in standing}
-        told = race.forecast(seconds, self._seconds_of_race(seconds), self.most_epochs, self.question.seeds)
+        left = self._seconds_of_race(seconds)
+        told = race.forecast(seconds, left, self.most_epochs, self.question.seeds, self.pretrained)
         for i, (plan, length) in enumerate(told):
             name = "final" if i + 1 == len(told) else f"round {i + 1}"
             seeds = f", {plan.seeds} seeds" if plan.seeds > 1 else ""
@@ -357,9 +360,9 @@ class _Choosing:
         if number < len(begun):
             return race.Round(**begun[number])
         seconds = {name: self._epoch_seconds(name) for name in standing}
-        budget = self._seconds_of_race(seconds) * race.part_of_time(rounds_left, self.question.seeds)
+        left, part = self._seconds_of_race(seconds), race.part_of_time(rounds_left, self.question.seeds)
         seeds = self.question.seeds if rounds_left == 1 else 1
-        plan = race.plan_round(seconds, budget, self.most_epochs, least_epochs, seeds)
+        plan = race.plan_round(seconds, left, self.most_epochs, least_epochs, seeds, part, self.pretrained)
         begun.append({"names": plan.names, "epochs": plan.epochs, "seeds": plan.seeds, "left_out": plan.left_out})
         self._save()
         return plan
