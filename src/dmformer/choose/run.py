@@ -263,7 +263,7 @@ class _Choosing:
             self.choice.forms[name] = sorted(within, key=lambda c: measured[c.name]["latency_ms"])
         elif there:
             closest = min(there, key=lambda c: max(limits.ratios(measured[c.name]).values()))
-            told = f"{closest.form}, {closest.threads} threads: {limits.exceeded(measured[closest.name])}"
+            told = f"{closest.form}, {counted(closest.threads, 'thread')}: {limits.exceeded(measured[closest.name])}"
             self._fall(name, "limits", told)
         else:
             self._fall(name, "measuring", str(measured[own[0].name]["failed"]))
