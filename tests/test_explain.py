@@ -1,5 +1,6 @@
 """Class activation: what the maps are, what they find, how they are checked; the page and the command."""
 
+import io
 import json
 import re
 import subprocess
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from dmformer.cli.explain import ExplainOptions
 from dmformer.cli.explain import explain as command
 from dmformer.data.decode import decode
+from dmformer.data.pages import Pages
 from dmformer.interpret.boxes import regions, score_in
 from dmformer.interpret.cam import METHODS, cell_size, class_activation, layer_name, predicted_masks
-from dmformer.interpret.explain import LARGEST, Explanation, _file, _seen, explain, verdict
+from dmformer.interpret.explain import LARGEST, Explanation, _file, _read, _seen, explain, verdict
 from dmformer.interpret.randomisation import cascade, randomised, rank_correlation
 from dmformer.interpret.report import ENDS, whereabouts
 from dmformer.interpret.subject import Subject, open_subject
@@ -601,6 +603,16 @@ def test_explain_named_classes_without_the_check(pictures, monkeypatch):
     page = Path("explanation/index.html").read_text()
     assert "not checked" in page
     assert "control" not in page
+
+
+def test_each_model_sees_a_deep_photo_in_its_own_range(tmp_path, monkeypatch):
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(tmp_path / "deep.png")
+    file = io.TextIOWrapper(io.BytesIO((tmp_path / "deep.png").read_bytes()))
+    monkeypatch.setattr("sys.stdin", file)
+    for name in (str(tmp_path / "deep.png"), "-"):
+        images = _read(name, [(0.0, 4095.0), (0.0, 1000.0)], 10_000, Pages())
+        assert not isinstance(images, str)
+        assert [image.getpixel((0, 0))[0] for image in images.values()] == [62, 255]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from dmformer.data.archives import FolderFiles, open_files
 from dmformer.data.copies import near_photos, same_photos
 from dmformer.data.decode import BrokenImageError, Reading, decode, pages_of
 from dmformer.data.finding import find_photos, is_photo, list_photos, sort_out, split_of
+from dmformer.data.pages import several_pages
 from dmformer.data.values import set_range
 from dmformer.predict.photos import places_in, save_png, suffixed
 from dmformer.tasks.classification.datasets import PhotoReader, Split
@@ -169,6 +170,8 @@ def test_files_of_several_pictures_are_counted(tmp_path):
         with Image.open(tmp_path / name) as image:
             assert pages_of(image) == 3, name
             assert image.tell() == 0
+    with Image.open(tmp_path / "a.tif") as image:
+        assert (pages_of(image, most=2), image.tell()) == (2, 0)
     pictures[1].encoderinfo = {"tiffinfo": {254: 1}}  # a reduced copy, as viewers of large images need it
     pictures[0].save(tmp_path / "b.tif", save_all=True, append_images=[pictures[1]])
     with Image.open(tmp_path / "b.tif") as image:
@@ -176,6 +179,8 @@ def test_files_of_several_pictures_are_counted(tmp_path):
     reader = PhotoReader(FolderFiles(tmp_path), ["a.gif", "b.tif"], [0, 0])
     notes = find_copies({"all": Split(reader, np.arange(2), None)}).notes
     assert notes[0] == "files with several frames or pages, of which the first is read: 1 (a.gif: 3)"
+    assert several_pages(2, reader.filename, reader.open) == notes[:1]
+    assert several_pages(1, lambda i: "b.tif", lambda i: reader.open(1)) == []
 
 
 def test_long_names_leave_room_for_the_names_of_output(tmp_path):

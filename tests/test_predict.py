@@ -210,3 +210,20 @@ def test_classes_and_masks_written_as_labels_are_read_again(pictures, tmp_path):
     write_labels("masks", "masks", made, ["sky", "ground"], tmp_path / "masks")
     assert np.array_equal(read_mask(tmp_path / "masks" / "0.png"), np.eye(4))
     assert (tmp_path / "masks" / "classes.txt").read_text() == "sky\nground\n"
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "detector"])
+def test_files_of_several_pictures_are_told(kind, request, capsys, tmp_path):
+    model = request.getfixturevalue(kind)
+    frames = [make_photo(colour, i) for i, colour in enumerate(COLOURS.values())]
+    (tmp_path / "films").mkdir()
+    for name in ("a.gif", "b.tif"):
+        frames[0].save(tmp_path / "films" / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "films" / "c.mpo", save_all=True, append_images=[frames[1]])
+    frames[0].save(tmp_path / "films" / "d.png")
+    labels = {"classifier": "csv", "segmenter": "masks", "detector": "yolo"}[kind]
+    options = () if kind == "classifier" else ("--out", str(tmp_path / "out"))
+    places = ("--labels-as", labels, "--labels-out", str(tmp_path / "labels"))
+    main(["predict", str(model), str(tmp_path / "films"), *options, *places])
+    told = f"several frames or pages, of which the first is read: 2 ({tmp_path}/films/a.gif: 3, "
+    assert told in capsys.readouterr().err

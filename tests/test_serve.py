@@ -222,6 +222,21 @@ def test_shares_mask_and_overlay_of_a_segmenter():
     asyncio.run(ask())
 
 
+def test_the_frames_of_an_animation_are_counted():
+    frames = [Image.new("RGB", (12, 10), colour) for colour in ((200, 40, 40), (40, 200, 40))]
+    film = io.BytesIO()
+    frames[0].save(film, "GIF", save_all=True, append_images=frames[1:])
+
+    async def check() -> None:
+        async with serving(Colours()) as client:
+            reply = await client.post("/predict", files=form(film.getvalue(), png()))
+            first, second = reply.json()["results"]
+            assert (first["pages"], first["classes"][0]["class"]) == (2, "red")
+            assert "pages" not in second
+
+    asyncio.run(check())
+
+
 def test_pictures():
     ids = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert resized_ids(ids, (6, 4)).tolist() == np.kron(ids, np.ones((2, 2), int)).tolist()

@@ -12,6 +12,7 @@ from PIL import Image
 from ..data.archives import FolderFiles, is_archive
 from ..data.decode import Reading, decode
 from ..data.finding import list_photos, no_remark, require_heif
+from ..data.pages import several_pages
 from ..tasks.classification.classifier import Classifier
 from ..tasks.classification.datasets import PhotoReader, Split
 from ..tasks.classification.layout import Labelled, read_layout
@@ -89,7 +90,7 @@ def embed(
         max_pixels: Images of more pixels are not read.
         device: Where to compute, see `find_device`.
         progress: Wraps the loader, to show how far it has got.
-        say: Takes remarks on what was left out.
+        say: Takes remarks on what was left out, and on files of several pages.
 
     Raises:
         UserError: Nothing there, or no photo can be read.
@@ -106,6 +107,8 @@ def embed(
     broken = [(shown[i], images.reason(i)) for i in sorted(set(range(len(names))) - set(good))]
     if not good:
         raise UserError(f"none of the {len(names)} photos can be read, for example {broken[0][0]}: {broken[0][1]}")
+    for note in several_pages(len(names), lambda i: shown[i], lambda i: files.open(names[i])):
+        say(note)
     return Embedded(
         [shown[i] for i in good],
         found.values.numpy().astype(np.float32),

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.decode import BrokenImageError, Reading, decode
 from ..data.finding import list_photos, no_remark
 from ..data.limits import MAX_PIXELS
+from ..data.pages import Pages
 from ..tasks.classification.layout import read_layout
 from ..utils.errors import UserError, unknown
 from ..utils.files import write_whole
@@ -88,7 +89,7 @@ def analyse(
         blocks: For "modulators": names or labels of blocks, e.g. "3.7"; by default each stage's last block with SAM.
         progress: Wraps an iterable with a description, to show progress.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of the folder.
+        say: Takes a remark on what was left out of the folder, and on files of several pages.
 
     Raises:
         UserError: The measure is unknown, a model does not support it or cannot be opened, there are no images, or a
@@ -117,7 +118,7 @@ def analyse(
         raise UserError(
             "--image-size is for models created by name, segmenters and detectors; trained classifiers have their own."
         )
-    tensors, labels, left_out = _read(photos, subjects, progress, max_pixels)
+    tensors, labels, left_out = _read(photos, subjects, progress, max_pixels, say)
     if measure == "cka" and len(labels) < LEAST:
         raise UserError(f"{data}: cka needs at least {LEAST} images, but only {len(labels)} can be read.")
     class_names = sorted({*labels} - {""})
@@ -173,12 +174,17 @@ def find_photos(folder: Path, count: int, say: Callable[[str], None] = no_remark
 
 
 def _read(
-    photos: Sequence[tuple[Path, str]], subjects: Sequence[Subject], progress: Progress, max_pixels: int
+    photos: Sequence[tuple[Path, str]],
+    subjects: Sequence[Subject],
+    progress: Progress,
+    max_pixels: int,
+    say: Callable[[str], None],
 ) -> tuple[list[list[Tensor]], list[str], list[tuple[str, str]]]:
     """The images as prepared for each model, their classes, and the unreadable files with the reason."""
     tensors: list[list[Tensor]] = [[] for _ in subjects]
-    labels, left_out = [], []
+    labels, left_out, pages = [], [], Pages()
     for path, name in progress(photos, "reading"):
+        pages.look(str(path), str(path))
         try:
             pictures = {s.values: decode(str(path), reading=Reading(s.values, max_pixels)) for s in subjects}
         except BrokenImageError as error:
@@ -187,6 +193,8 @@ def _read(
         labels.append(name)
         for own, subject in zip(tensors, subjects, strict=True):
             own.append(subject.prepare(pictures[subject.values]))
+    for note in pages.notes():
+        say(note)
     if not labels:
         raise UserError(f"none of {len(photos)} images can be read: {left_out[0][0]}: {left_out[0][1]}")
     return tensors, labels, left_out

@@ -1,5 +1,6 @@
 """Class activation maps of trained models on images: pictures and an HTML page, with a sanity check."""
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from torchvision.transforms.v2.functional import center_crop
 
 from ..data.decode import BrokenImageError, Reading, decode
 from ..data.finding import no_remark
-from ..data.limits import MAX_PIXELS
+from ..data.limits import MAX_PIXELS, Range
+from ..data.pages import Pages
 from ..predict.photos import content_of, places_in, save_png
 from ..report.drawing import heat
 from ..utils.device import find_device
@@ -136,7 +138,7 @@ def explain(
             show one box, else grad-cam.
         check: Compare each map with the randomised model's; see `randomised`.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of a folder.
+        say: Takes a remark on what was left out of a folder, and on files of several pages.
         device: Name of the device, see `find_device`.
 
     Raises:
@@ -149,10 +151,14 @@ def explain(
     subjects = _open(sources, find_device(device))
     if method == "auto":
         method = "layer-cam" if any(subject.of_boxes for subject in subjects) else "grad-cam"
-    reading = Reading(next((s.values for s in subjects if s.values), None), max_pixels)
-    read = _first_images(list(places), reading)
-    samples = [image for image in read.values() if isinstance(image, Image.Image)]
-    models = [_model(subject, samples, classes, layer, check) for subject in subjects]
+    ranges, pages = {subject.values for subject in subjects}, Pages()
+
+    def opened(name: str) -> _Shown | str:
+        return _read(name, ranges, max_pixels, pages)
+
+    read = _first_images(list(places), opened)
+    samples = [images for images in read.values() if not isinstance(images, str)]
+    models = [_model(s, [images[s.values] for images in samples], classes, layer, check) for s in subjects]
     for model in models:
         if min(model.grid) <= COARSE:
             say(f"a map of {model.subject.name} has only {model.grid[0]} x {model.grid[1]} values: {FINER}")
@@ -163,13 +169,13 @@ def explain(
     taken: set[str] = set()
     try:
         for name in progress(list(places)):
-            image = read.pop(name) if name in read else _image(name, reading)
-            if isinstance(image, str):
-                found.append(Explanation(name, error=image))
+            images = read.pop(name) if name in read else opened(name)
+            if isinstance(images, str):
+                found.append(Explanation(name, error=images))
                 continue
             views = []
             for model in models:
-                maps = _find(model, image, top, method)
+                maps = _find(model, images[model.subject.values], top, method)
                 controls = None if model.control is None else _activation(model.control, maps, method, model.layer)
                 view, rows = _write_pictures(name, model.subject, maps, controls, places[name], method, taken)
                 views.append(view)
@@ -191,6 +197,8 @@ def explain(
         )
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+    for note in pages.notes():
+        say(note)
     return found
 
 
@@ -244,25 +252,34 @@ def _class(subject: Subject, name: str) -> int:
     return subject.class_names.index(name)
 
 
-def _first_images(names: list[str], reading: Reading) -> dict[str, Image.Image | str]:
+_Shown = dict[Range | None, Image.Image]
+"""An image as models see it, by the values that they show as black and white."""
+
+
+def _first_images(names: list[str], opened: Callable[[str], _Shown | str]) -> dict[str, _Shown | str]:
     """The first images, up to `SAMPLES` readable ones; for unreadable ones, the reason."""
-    read: dict[str, Image.Image | str] = {}
+    read: dict[str, _Shown | str] = {}
     for name in names:
-        read[name] = _image(name, reading)
-        if sum(isinstance(image, Image.Image) for image in read.values()) == SAMPLES:
+        read[name] = opened(name)
+        if sum(not isinstance(images, str) for images in read.values()) == SAMPLES:
             break
-    if all(isinstance(image, str) for image in read.values()):
+    if all(isinstance(images, str) for images in read.values()):
         which = f"{names[0]} cannot be read" if len(names) == 1 else f"none of {len(names)} photos can be read"
         raise UserError(f"{which}: {read[names[0]]}")
     return read
 
 
-def _image(name: str, reading: Reading) -> Image.Image | str:
-    """An image, or why it cannot be read."""
+def _read(name: str, ranges: Iterable[Range | None], max_pixels: int, pages: Pages) -> _Shown | str:
+    """An image with each of the ranges of values, or why it cannot be read."""
+    content, images = content_of(name, pages), {}
     try:
-        return decode(content_of(name), reading=reading)
+        for values in ranges:
+            if isinstance(content, io.BytesIO):
+                content.seek(0)
+            images[values] = decode(content, reading=Reading(values, max_pixels))
     except BrokenImageError as error:
         return str(error)
+    return images
 
 
 def _seen(subject: Subject, image: Image.Image) -> Tensor:

@@ -10,6 +10,7 @@ from ..data.decode import BrokenImageError, Reading
 from ..data.detections import coco_results
 from ..data.finding import no_remark
 from ..data.limits import MAX_PIXELS
+from ..data.pages import Pages
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 from .photos import content_of, places_in, read, save_png, suffixed
@@ -49,7 +50,7 @@ def predict_boxes(
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         threshold: Minimum score of an object; by default the detector's own.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of a folder.
+        say: Takes a remark on what was left out of a folder, and on files of several pages.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a detector, or a file exists.
@@ -66,10 +67,11 @@ def predict_boxes(
     names, ids, palette = list(detector.class_names), list(detector.category_ids), detector.palette
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
+    pages = Pages()
     try:
         for name in progress(list(places)):
             try:
-                image = read(content_of(name), reading=Reading(detector.values, max_pixels))
+                image = read(content_of(name, pages), reading=Reading(detector.values, max_pixels))
             except BrokenImageError as error:
                 yield BoxPrediction(name, error=str(error))
                 continue
@@ -88,6 +90,8 @@ def predict_boxes(
         write_whole(listed, text + "\n")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+    for note in pages.notes():
+        say(note)
 
 
 def _area(row: dict[str, Any]) -> float:

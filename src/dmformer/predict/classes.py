@@ -10,6 +10,7 @@ import numpy as np
 from ..data.decode import BrokenImageError, Reading
 from ..data.finding import list_photos, no_remark
 from ..data.limits import MAX_PIXELS
+from ..data.pages import Pages
 from .photos import Photo, content_of, read
 from .predictor import ClassPredictor, Source, opened
 
@@ -39,19 +40,22 @@ def predict(
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         top: Number of classes to return.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of a folder.
+        say: Takes a remark on what was left out of a folder, and on files of several pages.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, or the model is not a classifier.
     """
     names = list_photos(photos, say)
     classifier: Any = opened(source, "labels", "a classifier")
-    contents = (content_of(name) for name in progress(names))
+    pages = Pages()
+    contents = (content_of(name, pages) for name in progress(names))
     for name, found in zip(names, classify(classifier, contents, batch_size, max_pixels), strict=True):
         if isinstance(found, BrokenImageError):
             yield Prediction(name, [], str(found))
         else:
             yield Prediction(name, found[:top])
+    for note in pages.notes():
+        say(note)
 
 
 def classify(

@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.decode import BrokenImageError, Reading
 from ..data.finding import no_remark
 from ..data.limits import MAX_PIXELS
+from ..data.pages import Pages
 from ..utils.errors import UserError
 from .photos import content_of, places_in, read, save_png, suffixed
 from .predictor import MaskPredictor, Source, opened
@@ -50,7 +51,7 @@ def predict_masks(
         window: Side of the sliding window; by default the segmenter's own.
         scales, flip: Multi-scale testing; see `predict_probabilities`.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of a folder.
+        say: Takes a remark on what was left out of a folder, and on files of several pages.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, the model is not a segmenter, or a file exists.
@@ -65,13 +66,13 @@ def predict_masks(
     if taken and not overwrite:
         raise UserError(f"{taken[0]} exists already: give another --out, or --overwrite.")
     segmenter: Any = opened(source, "masks", "a segmenter")
-    names, palette = segmenter.class_names, segmenter.palette
+    names, palette, pages = segmenter.class_names, segmenter.palette, Pages()
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         save_png(legend(names, palette), legend_file)
         for name in progress(list(places)):
             try:
-                image = read(content_of(name), reading=Reading(segmenter.values, max_pixels))
+                image = read(content_of(name, pages), reading=Reading(segmenter.values, max_pixels))
             except BrokenImageError as error:
                 yield MaskPrediction(name, error=str(error))
                 continue
@@ -83,6 +84,8 @@ def predict_masks(
             yield MaskPrediction(name, str(overlay_file), str(mask_file), tuple(fractions(ids, names)))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}.") from None
+    for note in pages.notes():
+        say(note)
 
 
 def fractions(ids: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:

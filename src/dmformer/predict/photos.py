@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..data.decode import PLAIN, Reading, decode
 from ..data.finding import list_photos, no_remark
+from ..data.pages import Pages
 from ..utils.files import whole_file
 
 LONGEST = 200
@@ -61,6 +62,8 @@ def read(photo: Photo, at_least: int | None = None, reading: Reading = PLAIN) ->
     return decode(source, None if isinstance(source, Image.Image) else at_least, reading)
 
 
-def content_of(name: str) -> io.BytesIO | str:
-    """The argument of `decode` for a file, or for "-"."""
-    return io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name
+def content_of(name: str, pages: Pages) -> io.BytesIO | str:
+    """The argument of `decode` for a file, or for "-"; `pages` remembers it if it holds several pictures."""
+    content = io.BytesIO(sys.stdin.buffer.read()) if name == "-" else name
+    pages.look("standard input" if name == "-" else name, content)
+    return content

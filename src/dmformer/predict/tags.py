@@ -7,6 +7,7 @@ from typing import Any
 from ..data.decode import BrokenImageError
 from ..data.finding import list_photos, no_remark
 from ..data.limits import MAX_PIXELS
+from ..data.pages import Pages
 from .classes import classify
 from .photos import content_of
 from .predictor import LabelPredictor, Source, opened
@@ -38,19 +39,22 @@ def predict_tags(
         photos: Files, folders (searched recursively) or "-" for an image on standard input.
         threshold: Minimum probability of every label; by default each class has its own.
         max_pixels: Images of more pixels are not read.
-        say: Takes a remark on what was left out of a folder.
+        say: Takes a remark on what was left out of a folder, and on files of several pages.
 
     Raises:
         UserError: A path does not exist, a folder contains no images, or the model is not a multi-label classifier.
     """
     names = list_photos(photos, say)
     classifier: Any = opened(source, "tags", "a multi-label classifier")
-    contents = (content_of(name) for name in progress(names))
+    pages = Pages()
+    contents = (content_of(name, pages) for name in progress(names))
     for name, found in zip(names, classify(classifier, contents, batch_size, max_pixels), strict=True):
         if isinstance(found, BrokenImageError):
             yield TagPrediction(name, [], str(found))
         else:
             yield TagPrediction(name, applying(found, classifier, threshold))
+    for note in pages.notes():
+        say(note)
 
 
 def applying(

@@ -38,6 +38,10 @@ class Result(BaseModel):
     reduced_to: tuple[int, int] | None = Field(
         default=None, description="Width and height to which a large photo was reduced for a segmenter or a detector."
     )
+    pages: int | None = Field(
+        default=None,
+        description="Number of frames or pages (up to 1,000 of a TIFF), if the file holds several; the first was read.",
+    )
     error: str | None = None
     reason: str | None = None
 

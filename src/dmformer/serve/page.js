@@ -126,6 +126,7 @@ function show(answer) {
   if (several) at("said").replaceChildren(...labels(rows.filter((row) => row.applies)));
   else at("said").replaceChildren(
     ...(rows.length ? [before, name(rows[0].class), `, ${percent(value(rows[0]))}`] : ["No object was found."]));
+  if (result.pages) at("said").append(` (the first of ${result.pages} frames or pages)`);
   at("bars").replaceChildren(...rows.map((row) => bar(row, value(row))));
   offerAmount(KINDS[kindOf(result)].amount);
   choices(result, [...new Set(rows.map((row) => row.class))]);

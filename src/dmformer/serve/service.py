@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.detections import THRESHOLD, Detections
+from ..data.pages import pages_in
 from ..predict.predictor import BoxPredictor, ClassPredictor, LabelPredictor, MaskPredictor
 from ..report.drawing import heat
 from ..tasks.table import TASKS
@@ -151,6 +152,8 @@ class Service(ABC):
             self.metrics.rejected.labels(refused.reason).inc()
             trouble = Result(name=upload.name, error=refused.sentence, reason=refused.reason)
             return Answered(trouble, times, refused.status)
+        if (pages := await self._in_pool(pages_in, upload.content)) > 1:
+            result.pages = pages
         times.total = time.perf_counter() - times.begin
         self.metrics.images.inc()
         return Answered(result, times)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import IO, Protocol
 
 from ..data.copies import MANY, Look, look_at, near_photos, same_photos
+from ..data.pages import pages_note
 from ..utils.display import Track, untracked
 from ..utils.errors import UserError
 from .folders import first_few
@@ -155,17 +156,14 @@ def _notes(splits: Mapping[str, Photos], same: list[Group], mixed: list[Group]) 
 
 def _pages(splits: Mapping[str, Photos], looks: Mapping[str, list[Look | None]]) -> list[str]:
     """A remark on files of which only the first picture is read."""
-    several = [
-        f"{splits[name].filename(i)}: {look.pages}"
-        for name, own in looks.items()
-        for i, look in enumerate(own)
-        if look is not None and look.pages > 1
-    ]
-    if not several:
-        return []
-    return [
-        f"files with several frames or pages, of which the first is read: {len(several):,} ({first_few(several, 3)})"
-    ]
+    return pages_note(
+        [
+            (splits[name].filename(i), look.pages)
+            for name, own in looks.items()
+            for i, look in enumerate(own)
+            if look is not None and look.pages > 1
+        ]
+    )
 
 
 def _more(groups: list[Group]) -> int:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ...data.decode import Reading
 from ...data.finding import no_remark
+from ...data.pages import several_pages
 from ...nn.over_cores import over_cores
 from ...utils.errors import UserError
 from .. import folders
@@ -95,6 +96,8 @@ def _opened(
 ) -> Split:
     """The images that a recipe names, with remarks on them."""
     split, notes = open_evaluation(recipe, classifier.class_names)
+    if split.has_names:
+        notes += several_pages(len(split), split.filename, split.open)
     for note in notes:
         say(note)
     for note in seen_note(trained_photos(split, run) or 0, len(split)) if run is not None else ():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...data.decode import Reading
 from ...data.detections import Detections
 from ...data.limits import MAX_PIXELS
+from ...data.pages import several_pages
 from ...utils.errors import UserError
 from ..config import TrainedFolder, read_folder
 from ..folders import Fault, first_few
@@ -84,7 +85,8 @@ def evaluate_boxes(
         boxes, faults, notes = _own_test(run, names)
     else:
         boxes, faults, notes = open_evaluation_boxes(data, names, images, max_bare)
-        notes = [*notes, *(_seen(boxes, run) if run else ())]
+        notes += several_pages(len(boxes), boxes.name, boxes.open)
+        notes += _seen(boxes, run) if run else []
     most = max_pixels or (run.max_pixels if run else MAX_PIXELS)
     boxes = replace(boxes, reading=Reading(detector.values, most))
     boxes, faults, more = check_evaluation_boxes(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...data.decode import Reading
 from ...data.finding import no_remark
+from ...data.pages import several_pages
 from ...utils.errors import UserError
 from ..classification.datasets import Split, check_same_classes
 from ..classification.evaluate import check_broken, predict_all
@@ -105,6 +106,7 @@ def _opened(
 ) -> tuple[Split, np.ndarray]:
     split, labels, notes = open_labelled(recipe, classifier.class_names)
     seen = trained_photos(split, run) if run is not None else 0
+    notes += several_pages(len(split), split.filename, split.open)
     for note in [*notes, *seen_note(seen, len(split))]:
         say(note)
     return split, labels

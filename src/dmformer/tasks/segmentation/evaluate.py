@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ...data.decode import Reading
 from ...data.limits import MAX_PIXELS
+from ...data.pages import several_pages
 from ...utils.errors import UserError
 from ..config import TrainedFolder, read_folder
 from ..folders import first_few
@@ -125,7 +126,8 @@ def evaluate_masks(
         opened = _own_test(run, config.class_names)
     else:
         opened = open_evaluation_pairs(data, masks, names, reduced, ignored, colours or (), config.colours)
-        opened = replace(opened, notes=_seen(opened, run)) if run else opened
+        notes = [*opened.notes, *several_pages(len(opened), opened.name, opened.open)]
+        opened = replace(opened, notes=(*notes, *(_seen(opened, run) if run else ())))
     most = max_pixels or (run.max_pixels if run else MAX_PIXELS)
     opened = replace(opened, reading=Reading(segmenter.values, most))
     pairs, faults, hints = check_evaluation_pairs(opened, max_broken, lambda all_: progress(all_, "checking the masks"))
@@ -152,10 +154,10 @@ def _own_test(run: SegmentationRecipe | None, names: tuple[str, ...]) -> Pairs:
     return replace(splits.test or splits.val, notes=(note, *splits.notes))
 
 
-def _seen(pairs: Pairs, run: SegmentationRecipe) -> tuple[str, ...]:
-    """The notes of the pairs, and another one if the run was trained on some of them."""
+def _seen(pairs: Pairs, run: SegmentationRecipe) -> list[str]:
+    """A note if the run was trained on some of the pairs."""
     try:
         train = open_run(run, any_leaks=True, compare=False).train
     except UserError:  # the data has been moved or changed
-        return pairs.notes
-    return (*pairs.notes, *seen_note(seen_in_training(pairs, train), len(pairs)))
+        return []
+    return seen_note(seen_in_training(pairs, train), len(pairs))
