@@ -453,6 +453,41 @@ def test_boxes_of_the_frame_as_stored(cocos: Path, tmp_path: Path, kind: str) ->
     assert dataset.picture(0).size == (48, 64)
 
 
+@pytest.mark.parametrize(
+    ("kind", "exif", "size", "told"),
+    [
+        ("COCO", 3, (64, 48), True),
+        ("COCO", 6, (48, 48), True),
+        ("COCO", 6, (48, 64), False),  # the stated size is that of the photo as shown
+        ("VOC", 2, (64, 48), True),
+        ("LabelMe", 4, (64, 48), True),
+        ("YOLO", 6, (64, 48), True),
+        ("YOLO", 1, (64, 48), False),
+    ],
+)
+def test_photos_that_exif_turns_though_no_size_tells(
+    tmp_path: Path, kind: str, exif: int, size: tuple[int, int], told: bool
+) -> None:
+    for split, number in (("train", 1), ("val", 2)):
+        folder = tmp_path / split
+        stored = size[::-1] if kind == "COCO" and exif > 4 else size
+        save_photo(folder / f"{number}.jpg", stored, exif=exif if split == "train" else None)
+        if kind == "COCO":
+            seen = size if split == "train" else stored
+            text = coco([image(number, f"{number}.jpg", seen)], [thing(1, number)])
+            (tmp_path / f"{split}.json").write_text(text)
+        elif kind == "VOC":
+            (folder / f"{number}.xml").write_text(voc_xml(voc_object("box", (9, 7, 28, 16))))
+        elif kind == "LabelMe":
+            write_labelme(folder / f"{number}.json", [("box", [[8, 6], [28, 16]], "rectangle")])
+        else:
+            (folder / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+            (tmp_path / "classes.txt").write_text("box\n")
+    notes = check_boxes(open_boxes(str(tmp_path)), 0.0).notes
+    words = "photos that EXIF turns or mirrors, with boxes taken to be turned alike, which no size tells: 1, such as "
+    assert any(note == f"{words}train/1.jpg" for note in notes) == told
+
+
 @pytest.mark.parametrize("entry", ["text", None, 5, []])
 def test_an_annotation_that_is_none(cocos: Path, entry: Any) -> None:
     with_training(cocos, [thing(101, 1), entry])

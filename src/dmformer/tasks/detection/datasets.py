@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -12,7 +12,7 @@ import numpy as np
 from ...data.decode import PLAIN, Reading
 from ...data.finding import sort_out
 from ...data.limits import MAX_PIXELS
-from ...data.orientation import SIDEWAYS, orientation, turned, turned_points
+from ...data.orientation import SIDEWAYS, UPRIGHT, turned, turned_points
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
 from ...utils.extras import needs
@@ -129,6 +129,7 @@ class BoxSet:
         image_ids: COCO's own, else from 1.
         root: Folder at which display names start.
         reading: How the images are read.
+        unsized: Images whose size the annotations do not state.
     """
 
     images: tuple[Path, ...]
@@ -139,6 +140,7 @@ class BoxSet:
     image_ids: tuple[int, ...]
     root: Path = Path()
     reading: Reading = PLAIN
+    unsized: frozenset[Path] = frozenset()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -538,7 +540,14 @@ def _box_set(
     if few < bare.sum() < count:
         notes.append(f"objects in {part.where} without an outline, so that masks cannot be learnt: {bare.sum()}")
     boxes = BoxSet(
-        tuple(part.images), sizes, annotations, class_names, _ids(part, class_names), tuple(part.image_ids), part.root
+        tuple(part.images),
+        sizes,
+        annotations,
+        class_names,
+        _ids(part, class_names),
+        tuple(part.image_ids),
+        part.root,
+        unsized=frozenset(part.unsized),
     )
     return boxes, strange, notes
 
@@ -620,11 +629,12 @@ def _check(
     # A scored image that turns out broken is not replaced by another, as in training: it must be whole.
     scored = {path for part in parts if part is not training for path in part.images}
     paths = [path for part in parts for path in part.images]
-    sizes = iter(photo_sizes(paths, progress, scored, parts[0].reading.max_pixels))
+    way_of: dict[Path, int] = {}
+    sizes = iter(photo_sizes(paths, progress, scored, parts[0].reading.max_pixels, way_of))
     faults, checked, notes = list(known), [], []
     for part in parts:
-        part, ways = _as_shown(part, seen := [next(sizes) for _ in part.images])
-        notes += ways
+        part, turns = _as_shown(part, seen := [next(sizes) for _ in part.images], way_of)
+        notes += [*turns, *_unsure(part, way_of)]
         reasons = [_reason(*each) for each in zip(seen, part.sizes.tolist(), strict=True)]
         faults += [(part.name(i), reason) for i, reason in enumerate(reasons) if reason]
         checked.append(part.subset(i for i, reason in enumerate(reasons) if not reason))
@@ -642,14 +652,16 @@ def _check(
     return checked, faults, notes
 
 
-def _as_shown(part: BoxSet, seen: Sequence[tuple[int, int] | str]) -> tuple[BoxSet, list[str]]:
+def _as_shown(
+    part: BoxSet, seen: Sequence[tuple[int, int] | str], way_of: Mapping[Path, int]
+) -> tuple[BoxSet, list[str]]:
     """The set with the boxes of those photos turned that EXIF turns sideways and whose stated size is that of the
     stored frame; and a note with their number."""
     sizes, annotations, names = part.sizes.copy(), list(part.annotations), []
     for i, (size, stated) in enumerate(zip(seen, part.sizes.tolist(), strict=True)):
         if isinstance(size, str) or size == tuple(stated) or size != tuple(stated)[::-1]:
             continue
-        if (way := orientation(part.images[i])) in SIDEWAYS:
+        if (way := way_of.get(part.images[i])) in SIDEWAYS:
             sizes[i], annotations[i] = size, annotations[i].turned(way, *stated)
             names.append(part.name(i))
     if not names:
@@ -657,6 +669,20 @@ def _as_shown(part: BoxSet, seen: Sequence[tuple[int, int] | str]) -> tuple[BoxS
     told = f"{len(names)}, such as {names[0]}"
     note = f"photos that EXIF turns, with a stated size as before: their boxes were turned too: {told}"
     return replace(part, sizes=sizes, annotations=tuple(annotations)), [note]
+
+
+def _unsure(part: BoxSet, way_of: Mapping[Path, int]) -> list[str]:
+    """A remark on photos with objects that EXIF turns or mirrors, if no size tells whether the boxes should be."""
+    names = []
+    for i, (path, (height, width)) in enumerate(zip(part.images, part.sizes.tolist(), strict=True)):
+        way = way_of.get(path)
+        sideways = way in SIDEWAYS and (path in part.unsized or height == width)
+        if len(part.annotations[i]) and (way in UPRIGHT or sideways):
+            names.append(part.name(i))
+    if not names:
+        return []
+    told = f"{len(names)}, such as {names[0]}"
+    return [f"photos that EXIF turns or mirrors, with boxes taken to be turned alike, which no size tells: {told}"]
 
 
 def _reason(seen: tuple[int, int] | str, stated: Sequence[int]) -> str | None:

@@ -173,7 +173,8 @@ def _coco_photos(
             part.faults.append((relative_name(path, part.root), size))
             place_of[path] = None
         else:
-            place_of[path] = part.add(path, size, number if numbered and isinstance(number, int) else None)
+            own = number if numbered and isinstance(number, int) else None
+            place_of[path] = part.add(path, size, own, stated is not None)
         places[number] = place_of[path]
     return places
 

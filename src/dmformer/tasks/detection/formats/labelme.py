@@ -26,7 +26,7 @@ def read_labelme_boxes(
         if fault:
             part.faults.append((relative_name(photo, root), f"has a .json that {fault}" if content.fault else fault))
             continue
-        image = part.add(photo, content.size or size)
+        image = part.add(photo, content.size or size, stated=content.size is not None)
         part.faults += [(part.object_name(image, number), why) for number, why in content.faults]
         for label, shapes in _objects(content.shapes):
             points = np.concatenate([shape.points for shape in shapes])

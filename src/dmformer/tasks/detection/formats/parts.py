@@ -11,6 +11,7 @@ from PIL import UnidentifiedImageError
 
 from ....data.decode import BrokenImageError, Reading, check_size, decode, open_image
 from ....data.limits import MAX_PIXELS
+from ....data.orientation import SIDEWAYS, UPRIGHT
 from ....utils.errors import first_line
 from ....utils.machine import available_cores
 from ...folders import Fault, Progress, relative_name
@@ -54,6 +55,7 @@ class Part:
         faults: Objects and images that could not be read.
         notes: What users should know about it.
         mended: Names of what was changed rather than left out, by what was done.
+        unsized: Those of the images whose size the annotations do not state.
         where: What to name if none of it can be used.
     """
 
@@ -68,6 +70,7 @@ class Part:
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     mended: dict[str, list[str]] = field(default_factory=dict)
+    unsized: set[Path] = field(default_factory=set)
 
     def mend(self, what: str, name: str) -> None:
         """Record that something faulty was kept in a changed form."""
@@ -77,8 +80,10 @@ class Part:
         """A note for each kind of change."""
         return [f"{what} in {self.where}: {len(names)}, such as {names[0]}" for what, names in self.mended.items()]
 
-    def add(self, photo: Path, size: tuple[int, int], number: int | None = None) -> int:
-        """Add an image, by default numbered from 1; returns its index."""
+    def add(self, photo: Path, size: tuple[int, int], number: int | None = None, stated: bool = True) -> int:
+        """Add an image, by default numbered from 1, whose size the annotations state or not; returns its index."""
+        if not stated:
+            self.unsized.add(photo)
         self.images.append(photo)
         self.sizes.append(size)
         self.image_ids.append(len(self.images) if number is None else number)
@@ -94,15 +99,21 @@ def photo_sizes(
     progress: Progress = iter,
     decoded: Collection[Path] = (),
     max_pixels: int = MAX_PIXELS,
+    ways: dict[Path, int] | None = None,
 ) -> list[tuple[int, int] | str]:
     """(height, width) of images as people see them, from the files' headers; for an unreadable image, the reason.
 
     Images in `decoded` are read in full, so that damage after the header is found too. Images of more than `max_pixels`
-    are not read.
+    are not read. `ways` is filled with the orientation of those that EXIF turns or mirrors.
     """
-    reading = Reading(max_pixels=max_pixels)
+    reading, found = Reading(max_pixels=max_pixels), {} if ways is None else ways
+
+    def size_of(path: Path) -> tuple[int, int] | str:
+        size = _photo_size(path, reading, found)
+        return _decoded_size(path, reading) if path in decoded and not isinstance(size, str) else size
+
     with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
-        futures = [pool.submit(_decoded_size if path in decoded else _photo_size, path, reading) for path in paths]
+        futures = [pool.submit(size_of, path) for path in paths]
         try:
             return [future.result() for future in progress(futures)]
         except BaseException:
@@ -110,14 +121,16 @@ def photo_sizes(
             raise
 
 
-def _photo_size(path: Path, reading: Reading) -> tuple[int, int] | str:
+def _photo_size(path: Path, reading: Reading, ways: dict[Path, int]) -> tuple[int, int] | str:
     try:
         with open(path, "rb") as file, open_image(file) as image:
             check_size(image, reading.max_pixels)
             width, height = image.size
-            # Pillow swaps a TIFF's sides itself, and would decode a whole PNG to look for EXIF after its pixels.
-            stated = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-            turned = stated and image.getexif().get(0x0112) in (5, 6, 7, 8)
+            # Pillow would decode a whole PNG to look for EXIF after its pixels.
+            way = image.getexif().get(0x0112) if image.format != "PNG" or "exif" in image.info else None
+            turned = way in SIDEWAYS and image.format != "TIFF"  # whose sides Pillow swaps itself
+            if way in SIDEWAYS or way in UPRIGHT:
+                ways[path] = int(way)
     except UnidentifiedImageError:
         return "cannot be read: it is no image of a known kind"
     except Exception as error:  # decoders raise anything on damaged input

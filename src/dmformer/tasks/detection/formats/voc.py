@@ -30,11 +30,12 @@ def read_voc(
     for photo, size in measured(part, list(xml_of)):
         try:
             tree = _voc_tree(xml_of[photo])
-            size = _frame(tree, photo, size)
+            stated = _stated_size(tree)
+            size = _frame(stated, photo, size)
         except FaultyError as error:
             part.faults.append((relative_name(photo, root), str(error)))
             continue
-        place = part.add(photo, size)
+        place = part.add(photo, size, stated=stated is not None)
         for i, element in enumerate(tree.findall("object"), 1):
             try:
                 part.rows.append(_voc_row(element, place, labels, len(part.rows) + 1))
@@ -75,17 +76,22 @@ def _voc_tree(path: Path) -> ElementTree.Element:
         raise FaultyError(f"has an .xml that cannot be read: {first_line(error)}") from None
 
 
-def _frame(tree: ElementTree.Element, photo: Path, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the frame that the boxes are of: the photo's as shown, or as stored if the file says so."""
+def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """(height, width) that a file states; None if it does not."""
     stated = (tree.findtext("size/height") or "0", tree.findtext("size/width") or "0")
     if not all(side.strip().isdecimal() for side in stated):
-        return size
+        return None
     height, width = (int(side) for side in stated)
-    if not height or not width or (height, width) == size:
+    return (height, width) if height and width else None
+
+
+def _frame(stated: tuple[int, int] | None, photo: Path, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the frame that the boxes are of: the photo's as shown, or as stored if the file says so."""
+    if stated is None or stated == size:
         return size
-    if (width, height) == size and orientation(photo) in SIDEWAYS:
-        return height, width
-    raise FaultyError(other_size(size, (height, width)))
+    if stated[::-1] == size and orientation(photo) in SIDEWAYS:
+        return stated
+    raise FaultyError(other_size(size, stated))
 
 
 def _voc_row(element: ElementTree.Element, image: int, labels: dict[str, int], number: int) -> Row:

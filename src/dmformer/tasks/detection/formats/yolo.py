@@ -42,7 +42,7 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     for photo, size in measured(part, photos):
         text = text_of[photo]
         if text is None:
-            part.add(photo, size)
+            part.add(photo, size, stated=False)
             bare.append(relative_name(photo, root))
             continue
         labelled += 1
@@ -51,7 +51,7 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
         except FaultyError as error:
             part.faults.append((relative_name(photo, root), str(error)))
             continue
-        place = part.add(photo, size)
+        place = part.add(photo, size, stated=False)
         for i, line in enumerate(told, 1):
             lines += 1
             try:
