@@ -575,8 +575,9 @@ def test_lines_of_json_are_divided_at_line_ends_alone(tmp_path):
 def test_names_that_look_alike_and_classes_without_scored_photos_are_told(recipe, tmp_path):
     place = save_set(tmp_path / "set", **{"cat": 8, "Cat ": 8, "dog": 1})
     notes = opened(recipe, place).notes
-    assert notes[0] == "classes whose names look alike, read as different ones: 'cat' and 'Cat '"
+    assert notes[0] == "classes whose names look alike, read as different ones: 'cat' and 'Cat␣'"
     assert notes[1] == "the validation photos show none of 1 of 3 classes, which no score covers: dog"
+    assert alike_note(["cat", "ca\u200bt"])[0].endswith("'cat' and 'ca\\u200bt'")
     assert alike_note(["1", "2", "1.0", "\ufb01n", "fin"])[0].endswith("'1' and '1.0', '\ufb01n' and 'fin'")
 
 

@@ -13,6 +13,7 @@ from dmformer.tasks.labelme import read_labelme
 from dmformer.tasks.naming import match_names, renaming_note
 from dmformer.tasks.segmentation.colour_maps import find_colour_map, parse_colours, read_colour_map
 from dmformer.utils.errors import UserError
+from dmformer.utils.visible import visible
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Köln/Straße é.jpg") for form in ("NFC", "NFD"))
 
@@ -179,3 +180,22 @@ def test_labelme_is_read(tmp_path: Path):
     for text, told in (("{", "cannot be read"), ("[]", "no list of shapes"), ('{"images": []}', "no list of shapes")):
         (tmp_path / "a.json").write_text(text)
         assert told in read_labelme(tmp_path / "a.json").fault
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("cat ", "cat␣"),
+        ("a  b c", "a␣␣b c"),
+        ("cat\u200b", "cat\\u200b"),
+        ("cat\u00a0", "cat\\xa0"),
+        ("line\nline", "line\\nline"),
+        ("蓝天 grünes Haus", "蓝天 grünes Haus"),
+        ("👩\u200d🔬", "👩\u200d🔬"),  # one emoji of two
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("ca\u200dt", "ca\\u200dt"),
+    ],
+)
+def test_what_cannot_be_seen_in_a_name_is_shown(name, shown):
+    assert visible(name) == shown

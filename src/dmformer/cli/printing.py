@@ -11,6 +11,7 @@ from typing import Any
 from ..tasks.task import Summary
 from ..utils.errors import UserError
 from ..utils.files import write_whole
+from ..utils.visible import visible
 
 WHOLE = 10_000
 """Columns of a table in a pipe: nothing is folded."""
@@ -81,12 +82,12 @@ def fits_terminal(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bool:
 
 
 def _cells(row: Sequence[Any]) -> list[str]:
-    return [f"{v:.1%}" if isinstance(v, float) and v <= 1 else str(v) for v in row]
+    return [f"{v:.1%}" if isinstance(v, float) and v <= 1 else visible(str(v)) for v in row]
 
 
 def remark(text: str) -> None:
     """Print a remark on the data to standard error."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {visible(text)}", file=sys.stderr)
 
 
 def write(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..utils.files import write_whole
 from ..utils.intervals import Score
+from ..utils.visible import visible
 from . import CHECK
 
 MATRIX_CLASSES, COUNTED_CLASSES = 40, 15
@@ -102,7 +103,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "interval": interval, "thousands": "{:,}".format}
+    templates.filters |= {"percent": percent, "interval": interval, "thousands": "{:,}".format, "visible": visible}
     script = (Path(__file__).parent / "page.js").read_text("utf-8").removesuffix("\n")  # as the page includes it
     digest = b64encode(sha256(f"\n{script}".encode()).digest()).decode()
     templates.globals |= {"number": number, "photos": photos, "script_hash": f"sha256-{digest}"}
@@ -384,7 +385,7 @@ def _cells(t: int, counts: list[int], names: list[str], figures: Callable[[int, 
         share = n / max(sum(counts), 1)
         figure, told = figures(n, share)
         kind = "right" if t == p else "wrong" if n else "none"
-        cells.append(Cell(kind, math.sqrt(share), figure, f"{names[t]} → {names[p]}: {told}"))
+        cells.append(Cell(kind, math.sqrt(share), figure, f"{visible(names[t])} → {visible(names[p])}: {told}"))
     return cells
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..data.finding import SPLIT_NAMES, find_photos, is_litter, is_photo, no_remark, split_of
 from ..utils.errors import UserError
 from ..utils.files import read_text
+from ..utils.visible import visible
 
 NAMES_FILE = "objectInfo150.txt"
 
@@ -224,11 +225,13 @@ def _by_number(path: Path, lines: Sequence[str]) -> list[str]:
 
 
 def alike_note(names: Iterable[str]) -> list[str]:
-    """A remark on names that look like one class: they differ in case, blanks, Unicode's form, or as 1 and 1.0."""
+    """A remark on names that look like one class: they differ in case, blanks, characters without a shape, Unicode's
+    form, or as 1 and 1.0."""
     forms: dict[str, list[str]] = {}
     for name in names:
-        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        forms.setdefault(re.sub(r"(?<=\d)\.0$", "", plain), []).append(f"'{name}'")
+        seen = "".join(one for one in name if unicodedata.category(one) != "Cf")
+        plain = " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
+        forms.setdefault(re.sub(r"(?<=\d)\.0$", "", plain), []).append(f"'{visible(name)}'")
     alike = [" and ".join(each) for each in forms.values() if len(each) > 1]
     return [f"classes whose names look alike, read as different ones: {first_few(alike, 5)}"] if alike else []
 
@@ -256,7 +259,7 @@ def check_broken(what: str, broken: Sequence[int], total: int, name: Callable[[i
 
 def first_few(names: Sequence[str], most: int) -> str:
     """The first names in one line."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return ", ".join(map(visible, names[:most])) + (", …" if len(names) > most else "")
 
 
 def relative_name(path: Path, root: Path) -> str:
