@@ -607,3 +607,44 @@ def test_deep_images_share_a_range_that_the_model_keeps(recipe, photos, tmp_path
     )
     assert len(list(predict(classifier_of, [str(tmp_path / "dark.png")]))) == 1
     assert seen == [round(1000 / 4095 * 255)]
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("train_images", "test_images"), r"train_images, which are parts of a data set .* --data .*train\.csv"),
+        (("train", "test1"), "test1, train, which are parts"),
+        (("img", "masks_machine"), "img, masks_machine, which are parts"),
+        (("JPEGImages", "SegmentationClass"), "are parts"),
+        (("id0/images", "id0/masks", "id1/images", "id1/masks"), "images/ and masks/ in id0 and others"),
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path, folders, words):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        make_photo((9, 9, 9), 1).save(tmp_path / folder / "1.png")
+    for table in ("sample.csv", "train.csv"):
+        (tmp_path / table).write_text("path,label\n")
+    with pytest.raises(UserError, match=words):
+        read_layout(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", [("mask", "no_mask"), ("Class 1", "Class 2"), ("label_0", "label_1"), ("train", "bus")]
+)
+def test_classes_that_sound_like_parts_of_a_data_set(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+        make_photo((9, 9, 9), 1).save(tmp_path / name / "1.png")
+    assert set(read_layout(str(tmp_path)).parts[""].class_names) == set(names)
+
+
+def test_a_link_to_itself_ends_nothing(tmp_path):
+    place = save_set(tmp_path / "set", a=1, b=1)
+    (place / "a" / "self").symlink_to("self")
+    assert len(read_layout(str(place)).parts[""]) == 2
+
+
+def test_splits_below_several_folders(tmp_path):
+    place = save_set(tmp_path / "set", **{"x/x/train/a": 1, "x/x/train/b": 1, "x/x/val/a": 1, "x/__MACOSX": 1})
+    assert set(read_layout(str(place)).parts) == {"train", "val"}

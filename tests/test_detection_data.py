@@ -23,6 +23,7 @@ from dmformer.tasks.detection.datasets import (
     BoxSplits,
     check_boxes,
     check_evaluation_boxes,
+    has_boxes,
     open_boxes,
     open_evaluation_boxes,
 )
@@ -1705,3 +1706,51 @@ def test_splits_with_nothing_to_score_are_skipped(cocos: Path) -> None:
     boxes, _, notes = open_evaluation_boxes(str(cocos), ["box", "ball"])
     assert [path.parent.name for path in boxes.images] == ["val2017"] * 3
     assert any("no object that can be scored" in note for note in notes)
+
+
+def yolo_set(root: Path, line: str, names: str = "[box, ball]") -> Path:
+    """A data.yaml with three training photos and a validation photo, each with this line."""
+    for split, numbers in (("train", (1, 2, 3)), ("val", (4,))):
+        for i in numbers:
+            save_photo(root / "images" / split / f"{i}.png")
+            (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+            (root / "labels" / split / f"{i}.txt").write_text(line)
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {names}\n")
+    return root
+
+
+@pytest.mark.parametrize("line", ["1,0.5,0.5,0.25,0.5", "ball 0.5 0.5 0.25 0.5", "1, 0.5, 0.5, 0.25, 0.5"])
+def test_yolo_lines_with_commas_or_names(tmp_path: Path, line: str) -> None:
+    splits = open_boxes(str(yolo_set(tmp_path, line.replace(", ", ","))))
+    objects = splits.train.annotations[0]
+    assert (objects.boxes.tolist(), objects.labels.tolist()) == ([[24, 12, 40, 36]], [1])
+
+
+def test_yolo_oriented_boxes_are_told(tmp_path: Path) -> None:
+    splits = open_boxes(str(yolo_set(tmp_path, "0 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5")))
+    assert splits.train.annotations[0].boxes.tolist() == [[16, 12, 48, 36]]
+    assert any(note.startswith("all 3 lines of ") and "oriented boxes (OBB)" in note for note in splits.notes)
+
+
+def test_boxes_given_by_their_corners(cocos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"all fit if their numbers are left, upper, right .* YOLO's are centre, width"):
+        open_boxes(str(yolo_set(tmp_path / "yolo", "0 0.6 0.5 0.9 0.8")))
+    with_training(cocos, [thing(1, 1, (30, 20, 60, 40)), thing(2, 2, (40, 30, 64, 48)), thing(3, 3, (5, 5, 20, 20))])
+    with pytest.raises(UserError, match=r"COCO's are left, upper, width and height\. The first: train2017/1\.png"):
+        open_boxes(str(cocos))
+    with_training(cocos, [thing(1, 1, (30, 20, 60, 10)), thing(2, 2, (40, 30, 64, 48)), thing(3, 3, (5, 5, 20, 20))])
+    assert any("extend beyond their photo, clipped: 2" in note for note in open_boxes(str(cocos)).notes)
+
+
+def test_voc_boxes_with_exchanged_edges(tmp_path: Path) -> None:
+    for split, box in (("train", (28, 7, 9, 16)), ("val", (9, 7, 28, 16))):
+        save_photo(tmp_path / split / f"{split}.png")
+        (tmp_path / split / f"{split}.xml").write_text(voc_xml(voc_object("box", box)))
+    splits = open_boxes(str(tmp_path))
+    assert splits.train.annotations[0].boxes.tolist() == splits.val.annotations[0].boxes.tolist() == [[8, 6, 28, 16]]
+    assert any(note.startswith("boxes with their edges exchanged, put in order") for note in splits.notes)
+
+
+def test_a_faulty_data_yaml_is_told_and_an_only_folder_is_entered(tmp_path: Path) -> None:
+    assert len(open_boxes(str(yolo_set(tmp_path / "a" / "b" / "c", "0 0.5 0.5 0.2 0.2").parents[1])).train) == 3
+    assert has_boxes(str(yolo_set(tmp_path / "other", "0 0.5 0.5 0.2 0.2", "[no, yes]")))

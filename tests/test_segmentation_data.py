@@ -1217,3 +1217,30 @@ def test_picture_shows_what_the_function_answers():
         row.title for row in drawing["ROWS"]
     ]
     assert script.with_name("label_mapping.svg").is_file()
+
+
+def test_a_mask_export_of_cvat_in_the_only_folder(tmp_path):
+    root = tmp_path / "unpacked" / "export"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for i in range(8):
+        photo(blocks(1)).save(root / "JPEGImages" / f"{i}.jpg")
+        mask = np.zeros((8, 8, 3), np.uint8)
+        mask[4:] = (250, 50, 83)
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{i}.png")
+    (root / "ImageSets" / "Segmentation" / "default.txt").write_bytes(b"\r\n".join(b"%d" % i for i in range(8)))
+    (root / "labelmap.txt").write_bytes(b"# label:color_rgb:parts:actions\r\nbackground:0,0,0::\r\ncar:250,50,83::\r\n")
+    splits = open_pairs(str(tmp_path / "unpacked"))
+    assert splits.labels.class_names == ("background", "car")
+    assert sum(map(len, (splits.train, splits.val, splits.test or ()))) == 8
+
+
+def test_class_names_beside_the_masks(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            Image.fromarray(np.full((8, 8), i % 2, np.uint8)).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfsky\r\nground\r\n")
+    splits = open_pairs(str(tmp_path), allow_leaks=True)
+    assert splits.labels.class_names == ("sky", "ground")
+    assert "the classes are those of classes.txt" in splits.notes

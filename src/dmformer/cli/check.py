@@ -140,6 +140,17 @@ def _recipe(options: CheckOptions, name: str | None) -> tuple[Recipe, list[str]]
     return recipe, others
 
 
+def _as_class_folders(data: str) -> str:
+    """Why data cannot be read as class folders, if there are photos."""
+    from ..tasks.classification.layout import read_layout
+
+    try:
+        read_layout(data)
+    except UserError as error:
+        return "" if "holds no images" in str(error) else f" As class folders: {error}"
+    return ""
+
+
 def _found(options: CheckOptions) -> tuple[str, list[str]]:
     """The task that data is for, and others that could read it."""
     if options.masks is not None or options.colours is not None:
@@ -159,6 +170,6 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
         raise UserError(
             f"{options.data} has no layout that is known: class folders or a table (classification), images and masks "
             "(segmentation), boxes in COCO, Pascal VOC, YOLO or LabelMe (detection). Give --task to learn what is "
-            "missing."
+            f"missing.{_as_class_folders(options.data)}"
         )
     return names[-1], names[:-1]  # the table begins with the layout that asks least

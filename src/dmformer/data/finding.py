@@ -39,6 +39,12 @@ SPLIT_NAMES = {
 }
 """Folder names that mean a split, in any case."""
 
+PARTS = (
+    *("image", "images", "img", "imgs", "photo", "photos", "jpeg", "jpegimages"),
+    *("mask", "masks", "annotation", "annotations", "label", "labels", "gt"),
+)
+"""Words in names of folders that hold a part of a data set and not a class."""
+
 HEIF = (".heic", ".heif", ".hif")
 """Suffixes of photos that need the extra `heif`."""
 
@@ -89,9 +95,21 @@ def split_of(name: str) -> str | None:
 
 def split_in(name: str) -> str | None:
     """The split that a word in a folder's name means, as in training_set, seg_train and "Test data"; None without."""
-    words = re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
-    splits = {split_of(word) or split_of(word.removesuffix("set")) for word in words} - {None}
+    splits = {split_of(word) or split_of(word.removesuffix("set")) for word in _words(name)} - {None}
     return splits.pop() if len(splits) == 1 else None
+
+
+def is_part(name: str) -> bool:
+    """Whether a folder's name says which part of a data set it is, and no class: train_images, test1, masks_machine."""
+    words = [word for word in _words(name) if word]
+    if {"masks", "annotations"} & set(words) or name.casefold().startswith("segmentation"):
+        return True
+    known = (*SPLIT_NAMES, *(() if re.search(r"\d", name) else PARTS))  # label_0 is a class
+    return bool(words) and all(split_in(word) or word.removesuffix("annot") in known for word in words)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
 
 
 def natural_key(name: str) -> list[str | int]:
@@ -150,11 +168,18 @@ def walk(folder: Path) -> Iterator[str]:
             raise UserError(f"{os.path.join(folder, inside)} cannot be read: {error.strerror}.") from None
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 if (real := os.path.realpath(entry.path)) not in above:
                     pending.append((name, above | {real}))
-            elif entry.is_file() or entry.is_symlink():  # no pipe, which is never read to its end
+            elif entry.is_symlink() or entry.is_file():  # no pipe, which is never read to its end
                 yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def sort_out(names: Iterable[str]) -> Found:

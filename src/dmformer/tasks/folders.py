@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.finding import SPLIT_NAMES, find_photos, is_litter, is_photo, no_remark, split_of
+from ..data.finding import SPLIT_NAMES, find_photos, is_litter, is_part, is_photo, no_remark, split_of
 from ..utils.errors import UserError
 from ..utils.files import read_text
 from ..utils.visible import visible
@@ -48,6 +48,17 @@ def existing_folder(path: str, what: str) -> Path:
     return folder
 
 
+def entered(folder: Path) -> Path:
+    """The folder itself, or the one in it, if nothing else is there and it holds folders, as unpacked archives do."""
+    while True:
+        inside = [path for path in folder.iterdir() if not is_litter(path.name)]
+        if len(inside) != 1 or not inside[0].is_dir() or split_of(inside[0].name) or is_part(inside[0].name):
+            return folder
+        if not any(path.is_dir() for path in inside[0].iterdir()):
+            return folder
+        folder = inside[0]
+
+
 def split_folders(folder: Path) -> dict[str, Path]:
     """The folders of splits inside a folder, by split; UserError if there are two for one split."""
     found: dict[str, Path] = {}
@@ -75,8 +86,10 @@ def voc_root(root: Path, labels: str) -> Path | None:
 
 def voc_lists(folder: Path) -> dict[str, list[str]]:
     """Image names by split from train.txt, val.txt, trainval.txt and test.txt, as VOC has them; "" if only trainval
-    exists."""
+    exists, and if there is nothing but CVAT's default.txt."""
     lists = {split_of(path.stem) or path.stem: path for path in sorted(folder.glob("*.txt"))}
+    if set(lists) == {"default"}:
+        return {"": [_listed(line) for line in lines_of(lists["default"])]}
     splits = ("train", "val", "trainval", "test")
     names = {name: [_listed(line) for line in lines_of(lists[name])] for name in splits if name in lists}
     if "trainval" in names and not {"train", "val"} <= set(names):

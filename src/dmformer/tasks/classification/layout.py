@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
-from ...data.finding import SPLIT_NAMES, is_litter, natural_key, require_heif, sort_out, split_in, split_of
+from ...data.finding import SPLIT_NAMES, is_litter, is_part, natural_key, require_heif, sort_out, split_in, split_of
 from ...utils.errors import UserError
 from ..folders import first_few, unread_lists
 from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
@@ -117,6 +117,7 @@ def _from_folders(path: Path) -> Layout[Labelled]:
     splits = _splits(tops, root, path)
     if not splits:
         _refuse_loose(Labelled(files, [], [], root), tops.get("", []))
+        _refuse_parts(Labelled(files, found.photos, [], root), tops)
         parts = _by_inner_split(_labelled(files, found.photos, root))
         notes += ["the splits are inside the class folders"] if len(parts) > 1 else unread_lists(path / root)
     else:
@@ -154,17 +155,16 @@ def _descend(names: Sequence[str], is_folder: bool) -> str:
     An archive of one folder is entered, because nobody can name what is inside it. A folder is entered only if there
     are splits inside; else the only folder may be the only class.
     """
-    root = ""
+    root = entered = ""
     while True:
         tops = _tops(names, root)
         only = next(iter(tops))
         if len(tops) > 1 or not only or split_of(only):
-            return root
+            return entered
         inner = _tops(names, f"{root}{only}/")
-        enter = any(map(split_of, inner)) if is_folder else "" not in inner
-        if not enter:
-            return root
         root += f"{only}/"
+        if any(map(split_of, inner)) if is_folder else "" not in inner:
+            entered = root
 
 
 def _splits(tops: dict[str, list[str]], root: str, path: Path) -> dict[str, str]:
@@ -241,12 +241,33 @@ def _labelled(files: Files, names: list[str], root: str) -> Labelled:
 def _refuse_loose(place: Labelled, loose: Sequence[str]) -> None:
     if loose:
         names = [name.rpartition("/")[2] for name in loose]
-        tables = [name for name in place.files.names() if name.lower().endswith(TABLES) and "/" not in name]
-        table = f", or name the labels: --data {place.files.path / tables[0]}" if tables else ""
         raise UserError(
             f"{place} holds {_photos(loose)} outside class folders ({first_few(names, 3)}): put each class's photos in "
-            f"a folder of its own{table}."
+            f"a folder of its own{_or_table(place)}."
         )
+
+
+def _refuse_parts(place: Labelled, tops: dict[str, list[str]]) -> None:
+    """Raise UserError if the folders are parts of a data set, such as train_images/ and test_images/, and no classes;
+    or if each of them holds an image and its masks."""
+    inner = {"/".join(name.removeprefix(place.root).split("/")[1:-1]) for name in place.names}
+    if all(map(is_part, tops)):
+        told = f"holds photos in {first_few(sorted(tops), 5)}, which are parts of a data set and no classes"
+    elif {"images", "masks"} <= inner and all(map(is_part, inner)):
+        told = f"holds images/ and masks/ in {next(iter(tops))} and others, which are no classes"
+    else:
+        return
+    raise UserError(
+        f"{place} {told}: put each class's photos in a folder of its own{_or_table(place)}; for images and masks, give "
+        "--task segmentation, one mask per image."
+    )
+
+
+def _or_table(place: Labelled) -> str:
+    """A hint at a table among the files."""
+    tables = [name for name in place.files.names() if name.lower().endswith(TABLES) and "/" not in name]
+    tables.sort(key=lambda name: (split_in(Path(name).stem) != "train", name))
+    return f", or name the labels: --data {place.files.path / tables[0]}" if tables else ""
 
 
 def _photos(names: Sequence[str]) -> str:

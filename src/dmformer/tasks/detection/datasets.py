@@ -19,7 +19,7 @@ from ...utils.extras import needs
 from ..folders import Fault, Progress, alike_note, first_faults, first_few, given_names, relative_name, share_out
 from ..leaks import Copies, find_copies, refuse_leaks
 from ..reading import found_reading
-from .formats.find import Found, find_boxes
+from .formats.find import Found, find_boxes, holds_yolo
 from .formats.parts import Outline, Part, Row, other_size, photo_sizes
 from .recipes import DetectionRecipe
 
@@ -304,7 +304,7 @@ def has_boxes(data: str) -> bool:
     try:
         return bool(find_boxes(data, None, ("any",)).readers)
     except UserError:
-        return False
+        return Path(data).is_dir() and holds_yolo(Path(data))
 
 
 def open_run(
@@ -535,6 +535,8 @@ def _box_set(
         name = part.object_name(first.image, first.id)
         notes.append(f"objects in {part.where} given twice, counted once: {int(repeated.sum())}, such as {name}")
     over = right & np.any(np.abs(clipped - whole) >= 1, axis=1)
+    if over.sum() * 2 > right.sum():
+        _check_corners(part, kind, stored, right, sizes[images])
     if over.any():
         notes.append(f"boxes in {part.where} that extend beyond their photo, clipped: {int(over.sum())}")
     if few < bare.sum() < count:
@@ -581,6 +583,22 @@ def _check_units(part: Part, boxes: np.ndarray) -> None:
             f"{part.where}: the edges of {tiny.sum()} of {len(boxes)} boxes are {FRACTIONS:g} or less: they look like "
             "fractions of the photo: pixels are expected there (COCO's left, upper, width, height; VOC's left, upper, "
             f"right, lower). The first: {part.object_name(part.rows[first].image, part.rows[first].id)}: edges {told}."
+        )
+
+
+def _check_corners(part: Part, kind: str, boxes: np.ndarray, right: np.ndarray, sizes: np.ndarray) -> None:
+    """Raise UserError if most boxes extend beyond their photo, and all fit if their numbers are taken for corners."""
+    if kind not in ("COCO", "YOLO") or not all(part.rows[i].outline is None for i in np.flatnonzero(right)):
+        return
+    first, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    first = first + sides / 2 if kind == "YOLO" else first
+    if np.all((sides > first) & (sides <= sizes[:, ::-1] + 1), axis=1)[right].all():
+        given = "centre, width and height" if kind == "YOLO" else "left, upper, width and height"
+        i = int(right.argmax())
+        raise UserError(
+            f"{part.where}: most boxes extend beyond their photo, but all fit if their numbers are left, upper, right "
+            f"and lower edge, as in Pascal VOC: {kind}'s are {given}. The first: "
+            f"{part.object_name(part.rows[i].image, part.rows[i].id)}."
         )
 
 

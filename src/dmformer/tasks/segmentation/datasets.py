@@ -21,6 +21,7 @@ from ..folders import (
     Fault,
     alike_note,
     classes_in,
+    entered,
     existing_folder,
     first_faults,
     first_few,
@@ -299,6 +300,8 @@ class _Found:
 
 def _find(data: str, masks: str | None) -> _Found:
     root = existing_folder(data, "a folder of images and masks")
+    if masks is None:
+        root = entered(root)
     if masks is not None:
         images = root / "images" if (root / "images").is_dir() else root
         folder = existing_folder(masks, "the folder of masks")
@@ -604,6 +607,9 @@ def _known_names(found: _Found, stated: ColourMap, data: str) -> tuple[str, ...]
         return found.known.class_names
     if info.is_file():
         return names_in(info)
+    if (beside := found.root / "classes.txt").is_file():
+        found.notes.append(f"the classes are those of {relative_name(beside, found.root)}")
+        return names_in(beside)
     if found.outlined:
         masks = (mask for part in found.parts.values() for _, mask in part.pairs)
         labels = {shape.label for mask in masks for shape in read_labelme(mask).shapes}

@@ -16,6 +16,7 @@ from ....utils.errors import UserError, first_line
 from ....utils.files import read_text
 from ...folders import (
     Fault,
+    entered,
     existing_folder,
     given_names,
     image_files,
@@ -63,7 +64,7 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         return _find_yolo(path)
     if path.is_file():
         raise UserError(f"{path} is no .json (COCO) and no .yaml or .data (YOLO): give one of these, or a folder.")
-    root = existing_folder(data, "a folder of photos and annotations, or a COCO .json")
+    root = entered(existing_folder(data, "a folder of photos and annotations, or a COCO .json"))
     yolo = _yolo_file(root)
     if (files := _coco_files(root)) and ("train" in files or not yolo):
         readers = {
@@ -374,6 +375,11 @@ def _yolo_place(file: Path, base: Path, stated: str) -> Path:
     if path is None:
         raise UserError(f"{file}: {tried[0]} does not exist: correct the path there.")
     return path
+
+
+def holds_yolo(root: Path) -> bool:
+    """Whether a folder has a data.yaml, or another file that names YOLO's classes, even if it is faulty."""
+    return _yolo_file(root) is not None
 
 
 def _yolo_file(root: Path) -> Path | None:

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 from ....data.orientation import SIDEWAYS, orientation
 from ....utils.errors import first_line
 from ...folders import Fault, relative_name
-from .parts import LARGEST_TEXT, FaultyError, Part, Row, measured, numbers, other_size
+from .parts import LARGEST_TEXT, Box, FaultyError, Part, Row, measured, numbers, other_size
 
 ENCODING = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.:-]+)["'][^>]*>""")
+EXCHANGED = "boxes with their edges exchanged, put in order"
 PARSED = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
 """How an .xml states its encoding, and the encodings that the parser itself reads."""
 
@@ -38,11 +39,25 @@ def read_voc(
         place = part.add(photo, size, stated=stated is not None)
         for i, element in enumerate(tree.findall("object"), 1):
             try:
-                part.rows.append(_voc_row(element, place, labels, len(part.rows) + 1))
+                row = _voc_row(element, place, labels, len(part.rows) + 1)
+                if row.box[0] > row.box[2] or row.box[1] > row.box[3]:
+                    row = row._replace(box=_in_order(row.box))
+                    part.mend(EXCHANGED, part.object_name(place, i))
+                part.rows.append(row)
             except FaultyError as error:
                 part.faults.append((part.object_name(place, i), str(error)))
     part.names = tuple(labels)
     return part
+
+
+def _in_order(box: Box) -> Box:
+    """A box whose left and right, or upper and lower edge are exchanged, after 1 was subtracted from the first."""
+    left, upper, right, lower = box
+    if left > right:
+        left, right = right - 1, left + 1
+    if upper > lower:
+        upper, lower = lower - 1, upper + 1
+    return left, upper, right, lower
 
 
 class _PlainTree(ElementTree.TreeBuilder):

@@ -36,7 +36,7 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     """
     part = Part(root, tuple(names), tuple(range(len(names))), where, notes=list(notes))
     text_of = _label_files(part, [photo for photo in photos if photo.is_file()])
-    labelled = lines = absolute = 0
+    labelled = lines = absolute = quads = 0
     unknown: set[int] = set()
     bare: list[str] = []
     for photo, size in measured(part, photos):
@@ -55,7 +55,9 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
         for i, line in enumerate(told, 1):
             lines += 1
             try:
-                part.rows.append(_yolo_row(line, place, size, len(names), len(part.rows) + 1))
+                part.rows.append(_yolo_row(_cells(line, names), place, size, len(names), len(part.rows) + 1))
+                outline = part.rows[-1].outline
+                quads += isinstance(outline, list) and len(outline[0]) == 8
             except UnknownClassError as error:
                 unknown.add(error.number)
                 part.faults.append((f"{relative_name(text, root)}, line {i}", str(error)))
@@ -67,6 +69,11 @@ def read_yolo(root: Path, photos: Sequence[Path], names: Sequence[str], where: s
     if bare:
         told = f"{len(bare)}, such as {bare[0]}"
         part.notes.append(f"photos in {where} without a text file, taken to be without objects: {told}")
+    if quads and quads == len(part.rows):
+        part.notes.append(
+            f"all {quads} lines of {where} have four corners, as of oriented boxes (OBB): detectors learn the upright "
+            "boxes around them"
+        )
     if unknown == {len(names)} and all(row.label for row in part.rows):
         raise UserError(
             f"{where}: the classes of the lines run from 1 to {len(names)}: YOLO counts the {len(names)} named classes "
@@ -89,17 +96,24 @@ def _label_lines(text: Path) -> list[str]:
         raise FaultyError(f"has a text file that cannot be read: {first_line(error)}") from None
 
 
-def _yolo_row(line: str, image: int, size: tuple[int, int], classes: int, number: int) -> Row:
-    label, *shares = numbers(line.split(), "line")
+def _cells(line: str, names: Sequence[str]) -> list[str]:
+    """The cells of a line, between blanks or commas; a class that is given by its name as its number."""
+    cells = line.split() if len(line.split()) > 1 else [cell.strip() for cell in line.split(",")]
+    return [str(names.index(cells[0])), *cells[1:]] if cells[0] in names and not cells[0].isdecimal() else cells
+
+
+def _yolo_row(cells: list[str], image: int, size: tuple[int, int], classes: int, number: int) -> Row:
+    label, *shares = numbers(cells, "line")
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
-        raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two per point")
+        more = ", and predictions a fifth number, their score, to be removed" if len(shares) == 5 else ""
+        raise FaultyError(f"has {len(shares)} numbers after the class: a box has 4, a polygon two per point{more}")
     if not label.is_integer() or not 0 <= label < classes:
-        raise UnknownClassError(f"has an unknown class: {line.split()[0]}, of {classes}", label)
+        raise UnknownClassError(f"has an unknown class: {cells[0]}, of {classes}", label)
     values = np.array(shares)
     if not np.isfinite(values).all():
         raise FaultyError("has a number that is not finite")
     if values.max() > 1 + TOLERANCE or values.min() < -TOLERANCE:
-        raise FaultyError(f"{ABSOLUTE}, or below 0: {line[:80]}")
+        raise FaultyError(f"{ABSOLUTE}, or below 0: {' '.join(cells)[:80]}")
     height, width = size
     if len(shares) == 4:
         x, y, w, h = values * (width, height, width, height)
@@ -151,7 +165,7 @@ def holds_labels(text: Path) -> bool:
     """Whether a text file begins with a line of YOLO's, or is empty."""
     try:
         lines = _label_lines(text)
-        return not lines or len(numbers(lines[0].split(), "line")) >= 5
+        return not lines or len(numbers(_cells(lines[0], ())[1:], "line")) >= 4
     except FaultyError:
         return False
 
