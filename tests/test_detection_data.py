@@ -28,6 +28,7 @@ from dmformer.tasks.detection.datasets import (
     open_evaluation_boxes,
 )
 from dmformer.tasks.detection.formats.coco import read_coco
+from dmformer.tasks.detection.formats.find import find_boxes
 from dmformer.tasks.detection.loaders import (
     BoxDataset,
     GroupedSampler,
@@ -1754,3 +1755,114 @@ def test_voc_boxes_with_exchanged_edges(tmp_path: Path) -> None:
 def test_a_faulty_data_yaml_is_told_and_an_only_folder_is_entered(tmp_path: Path) -> None:
     assert len(open_boxes(str(yolo_set(tmp_path / "a" / "b" / "c", "0 0.5 0.5 0.2 0.2").parents[1])).train) == 3
     assert has_boxes(str(yolo_set(tmp_path / "other", "0 0.5 0.5 0.2 0.2", "[no, yes]")))
+
+
+def via_file(names: Sequence[str]) -> str:
+    rect = {"name": "rect", "x": 8, "y": 6, "width": 20, "height": 10}
+    polygon = {"name": "polygon", "all_points_x": [8, 28, 28, 8], "all_points_y": [6, 6, 16, 16]}
+    regions = [
+        {"shape_attributes": rect, "region_attributes": {"label": "box"}},
+        {"shape_attributes": polygon, "region_attributes": {"kind": {"ball": True}}},
+    ]
+    entries = {name: {"filename": name, "size": 1, "regions": regions} for name in names}
+    return json.dumps({"_via_img_metadata": entries})
+
+
+def label_studio_file(names: Sequence[str]) -> str:
+    size = {"original_width": 64, "original_height": 48}
+    upright = {"x": 12.5, "y": 12.5, "width": 31.25, "height": 100 * 10 / 48, "rotation": 0, "rectanglelabels": ["box"]}
+    turned = {"x": 100 * 28 / 64, "y": 12.5, "width": 100 * 10 / 64, "height": 100 * 20 / 48, "rotation": 90}
+    results = [
+        {**size, "type": "rectanglelabels", "value": upright},
+        {**size, "type": "rectanglelabels", "value": {**turned, "rectanglelabels": ["ball"]}},
+    ]
+    entries = [
+        {"data": {"image": f"/data/local-files/?d=set/{n}"}, "annotations": [{"result": results}]} for n in names
+    ]
+    return json.dumps(entries)
+
+
+def createml_file(names: Sequence[str]) -> str:
+    place = {"x": 18, "y": 11, "width": 20, "height": 10}
+    objects = [{"label": label, "coordinates": place} for label in ("box", "ball")]
+    return json.dumps([{"image": n, "annotations": objects} for n in names])
+
+
+def cvat_file(names: Sequence[str]) -> str:
+    shapes = '<box label="box" xtl="8" ytl="6" xbr="28" ybr="16"/><polygon label="ball" points="8,6;28,6;28,16;8,16"/>'
+    images = "".join(f'<image id="0" name="{n}" width="64" height="48">{shapes}</image>' for n in names)
+    return f"<annotations><version>1.1</version>{images}</annotations>"
+
+
+def test_shapes_without_an_area_are_told(tmp_path: Path) -> None:
+    save_photo(tmp_path / "1.png")
+    shapes = '<box label="box" xtl="8" ytl="6" xbr="28" ybr="16"/><points label="box" points="1,2"/><tag label="day"/>'
+    text = f'<annotations><image id="0" name="1.png" width="64" height="48">{shapes}</image></annotations>'
+    (tmp_path / "annotations.xml").write_text(text)
+    part = find_boxes(str(tmp_path), None, ()).readers[""]()
+    assert len(part.rows) == 1
+    assert part.faults == [("1.png, object 2", "has no box of four numbers: None")]
+
+
+def table_of_edges(names: Sequence[str]) -> str:
+    rows = (
+        f"{n},64,48,{label},{edges}\n" for n in names for label, edges in (("box", "8,6,28,16"), ("ball", "28,16,8,6"))
+    )
+    return f"filename,width,height,class,xmin,ymin,xmax,ymax\n{''.join(rows)}"
+
+
+def table_of_boxes(names: Sequence[str]) -> str:
+    rows = (f'{n[:-4]},{label},"[8, 6, 20, 10]"\n' for n in names for label in ("box", "ball"))
+    return f"image_id,label,bbox\n{''.join(rows)}"
+
+
+@pytest.mark.parametrize(
+    ("file", "write", "program"),
+    [
+        ("via.json", via_file, "VGG's VIA"),
+        ("project.json", label_studio_file, "Label Studio"),
+        ("_annotations.createml.json", createml_file, "CreateML"),
+        ("annotations.xml", cvat_file, "CVAT"),
+        ("_annotations.csv", table_of_edges, "a table of boxes"),
+        ("train.csv", table_of_boxes, "a table of boxes"),
+    ],
+)
+def test_annotations_of_other_programs(tmp_path: Path, file: str, write: Any, program: str) -> None:
+    names = [f"{i}.png" for i in range(4)]
+    for name in names:
+        save_photo(tmp_path / "photos" / name)
+    (tmp_path / file).write_text(write(names))
+    for place in (tmp_path, tmp_path / file):
+        assert has_boxes(str(place))
+        splits = check_boxes(open_boxes(str(place), val_share=0.25, test_share=0), 0.0)
+        assert splits.class_names == ("ball", "box")
+        objects = splits.train.annotations[0]
+        assert objects.boxes.round(3).tolist() == [[8, 6, 28, 16]] * 2
+        assert objects.labels.tolist() == [1, 0]
+        assert f"{tmp_path / file} is read as annotations of {program}" in splits.notes
+
+
+def test_a_table_of_boxes_in_each_split(tmp_path: Path) -> None:
+    for split, names in (("train", ["1.png", "2.png"]), ("valid", ["3.png"])):
+        for name in names:
+            save_photo(tmp_path / split / name)
+        (tmp_path / split / "_annotations.csv").write_text(table_of_edges(names) + f"{names[0]},64,48,,,,,\n")
+    splits = open_boxes(str(tmp_path))
+    assert (splits.train.objects, splits.val.objects) == (4, 2)
+
+
+def test_files_that_are_no_annotations_of_objects(tmp_path: Path) -> None:
+    save_photo(tmp_path / "1.png")
+    told = {
+        '[{"image": "1.png", "label": "cat"}]': "is a list of objects with image, label, .*give a table",
+        '{"1.png": "cat"}': "no COCO file of objects: .* give a table as .csv or .jsonl",
+        '[{"image": "1.png", "annotations": [{"label": "a"}]}]': "is not as its program writes it: 'coordinates'",
+        '{"images": [], "categories": [], "annotations": [{"segments_info": []}]}': "COCO's panoptic segmentation",
+        "<annotations><track/></annotations>": "CVAT's tracks through a video",
+        "<annotation/>": "no XML of CVAT: its root is annotation",
+    }
+    for content, words in told.items():
+        file = tmp_path / ("a.xml" if content.startswith("<") else "a.json")
+        file.write_text(content)
+        with pytest.raises(UserError, match=words):
+            open_boxes(str(file))

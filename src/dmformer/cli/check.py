@@ -160,7 +160,7 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
     names = [name for name, task in TASKS.items() if task.recognises(options.data)]
     if not names and Path(options.data).is_file():
         from ..data.archives import ARCHIVES
-        from ..tasks.classification.tables import TABLES
+        from ..tasks.tables import TABLES
 
         raise UserError(
             f"{options.data} is a file of a kind that is not read: give a folder, an archive ({', '.join(ARCHIVES)}), "

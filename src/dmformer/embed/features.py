@@ -17,10 +17,10 @@ from ..tasks.classification.classifier import Classifier
 from ..tasks.classification.datasets import PhotoReader, Split
 from ..tasks.classification.layout import Labelled, read_layout
 from ..tasks.classification.loaders import ImageSet, eval_loader
-from ..tasks.classification.tables import TABLES
 from ..tasks.folders import first_few
 from ..tasks.opening import open_trained
 from ..tasks.pretraining.probing import pooled_features
+from ..tasks.tables import TABLES
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
 from ..utils.files import whole_file

@@ -24,10 +24,10 @@ from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from ..recipe import Recipe
 from ..results import reported_split
+from ..tables import composed
 from .image_recipe import ClassifierRecipe
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
 from .recipes import ClassificationRecipe
-from .tables import composed
 
 STREAMED = (
     "{} is a stream: with several readers or processes, an epoch may repeat some images and miss others, and a resumed "

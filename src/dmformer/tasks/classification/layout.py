@@ -11,7 +11,7 @@ from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_file
 from ...data.finding import SPLIT_NAMES, is_litter, is_part, natural_key, require_heif, sort_out, split_in, split_of
 from ...utils.errors import UserError
 from ..folders import first_few, unread_lists
-from .tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
+from ..tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
 
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "bbox")
 """Columns of tables that are for detection."""

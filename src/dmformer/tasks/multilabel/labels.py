@@ -12,7 +12,8 @@ from ...data.copies import MANY, same_photos
 from ...data.finding import natural_key
 from ...utils.errors import UserError
 from ..classification.layout import Labelled, Layout, read_layout
-from ..classification.tables import (
+from ..folders import first_few
+from ..tables import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
@@ -24,7 +25,6 @@ from ..classification.tables import (
     read_table,
     text_of,
 )
-from ..folders import first_few
 
 LABELS_COLUMNS = ("labels", "tags", "classes", "attributes", "tag", "finding labels", *LABEL_COLUMNS)
 """Names of columns with labels, of which the first that is there counts, in any case."""

@@ -12,9 +12,12 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from ....utils.errors import UserError, first_line
-from ...folders import first_faults, first_few, relative_name, walk
+from ...folders import first_faults, first_few, relative_name, walk, without_suffix
 from ...naming import match_names, renaming_note
+from ...tables import TABLES
+from .others import of_cvat, of_json, of_table
 from .parts import Box, FaultyError, Outline, Part, Row, numbers, photo_sizes
+from .voc import cvat_root
 
 LARGEST_AREA = 1e18
 """In pixels; a larger area is ignored as implausible."""
@@ -40,13 +43,14 @@ def _collector_paused() -> Iterator[None]:
 
 @_collector_paused()
 def read_coco(file: Path, folders: Sequence[Path], root: Path, images: str | None = None) -> Part:
-    """Read the objects of a COCO JSON; its images are in whichever folder holds most of the first ones.
+    """Read the objects of a COCO JSON, or of another program's file; its images are in whichever folder holds most of
+    the first ones.
 
     Classes follow the order of their ids, which may have gaps. Objects with `iscrowd` are crowds. An object with only
     one of box and outline that can be used keeps that one. Several entries for one file become one image.
 
     Args:
-        file: The JSON.
+        file: The JSON, or one of those that `others` reads.
         folders: Where the images may be.
         root: Folder at which display names start.
         images: The folder of images that the user gave, for the error.
@@ -54,11 +58,13 @@ def read_coco(file: Path, folders: Sequence[Path], root: Path, images: str | Non
     Raises:
         UserError: Not JSON, not COCO, categories without names or with equal ones, or no image in any folder.
     """
-    content = _coco_content(file)
+    content, program = _content(file)
     entries, roots = _without_roots(content)
     categories = _coco_categories(file, entries)
     names, ids = tuple(categories.values()), tuple(categories)
     part = Part(root, names, ids, str(file))
+    if program:
+        part.notes.append(f"{file} is read as annotations of {program}")
     if roots:
         told = ", ".join(roots)
         part.notes.append(f"parent categories of {file} without objects, left out: {told}")
@@ -86,23 +92,53 @@ def read_coco(file: Path, folders: Sequence[Path], root: Path, images: str | Non
     return part
 
 
-def _coco_content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> tuple[dict[str, Any], str]:
+    """The content as of a COCO file, and the other program that the file is of."""
+    if file.suffix.lower() in TABLES:
+        found = of_table(file)
+    elif file.suffix.lower() == ".xml":
+        found = of_cvat(cvat_root(file), file)
+    else:
+        content = _json(file)
+        try:
+            found = of_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is not as its program writes it: {first_line(error)}.") from None
+        if found is None:
+            return _coco_content(file, content), ""
+    return found.content(), found.program
+
+
+def _json(file: Path) -> Any:
     try:
         with open(file, "rb") as opened:  # as bytes, so that json finds UTF-16, too
-            content = json.load(opened)
+            return json.load(opened)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {first_line(error)}.") from None
+
+
+def _coco_content(file: Path, content: Any) -> dict[str, Any]:
     if isinstance(content, list):
-        raise UserError(f"{file} is a list, like COCO results: annotations need images and categories too.")
+        keys = first_few([str(key) for key in content[0]], 6) if content and isinstance(content[0], dict) else ""
+        told = f" of objects with {keys}" if keys else ""
+        raise UserError(
+            f"{file} is a list{told}, like COCO results: annotations need images and categories too. For a classifier, "
+            "give a table as .csv or .jsonl."
+        )
     lacking = [
         key
         for key in ("images", "annotations", "categories")
         if not isinstance(content, dict) or not isinstance(content.get(key), list)
     ]
     if lacking:
-        raise UserError(f"{file} is no COCO file of objects: it has no list of {' and '.join(lacking)}.")
+        raise UserError(
+            f"{file} is no COCO file of objects: it has no list of {' and '.join(lacking)}. For a classifier, give a "
+            "table as .csv or .jsonl."
+        )
+    if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:10]):
+        raise UserError(f"{file} is of COCO's panoptic segmentation: detectors need its instances_*.json.")
     return content
 
 
@@ -187,7 +223,11 @@ def _photo_paths(part: Part, file: Path, names: list[str], folders: Sequence[Pat
         return [folder / name for name in names]
     best, most = [], 0
     for place in places:
-        found = match_names(names, [path.relative_to(place).as_posix() for path in walk(place)])
+        known = [path.relative_to(place).as_posix() for path in walk(place)]
+        found = match_names(names, known)
+        if not any(found):  # tables may leave the suffix out
+            whole = {without_suffix(name): name for name in known}
+            found = [whole.get(stem or "") for stem in match_names(names, whole)]
         if (hits := sum(name is not None for name in found)) > most:
             folder, best, most = place, found, hits
     if folder is None or not most:

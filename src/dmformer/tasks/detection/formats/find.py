@@ -30,12 +30,16 @@ from ...folders import (
 )
 from ...labelme import read_labelme
 from ...naming import match_names, renaming_note, split_of
+from ...tables import TABLES, read_rows
 from .coco import read_coco
 from .labelme import read_labelme_boxes
+from .others import box_columns
 from .parts import LARGEST_TEXT, Part
 from .voc import read_voc, stated_photo
 from .yolo import holds_labels, read_yolo
 
+ROBOFLOW = ("_annotations.coco.json", "_annotations.createml.json", "_annotations.csv")
+"""Files with the annotations of a split, in its folder."""
 COCO_WHOLE = ("instances_default", "annotations", "_annotations.coco")
 """Names of COCO files that are not split."""
 YOLO_NAMES = ("classes.txt", "obj.names")
@@ -58,12 +62,15 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         UserError: Nothing there, or unknown layout.
     """
     path = Path(data)
-    if path.is_file() and path.suffix.lower() == ".json":
+    if path.is_file() and (path.suffix.lower() in (".json", ".xml") or _is_table_of_boxes(path)):
         return Found("COCO", {"": partial(read_coco, path, _folders_beside(path, images), path.parent, images)})
     if path.is_file() and path.suffix.lower() in (".yaml", ".yml", ".data"):
         return _find_yolo(path)
     if path.is_file():
-        raise UserError(f"{path} is no .json (COCO) and no .yaml or .data (YOLO): give one of these, or a folder.")
+        raise UserError(
+            f"{path} is no .json (COCO), .yaml or .data (YOLO), .xml (CVAT) and no table of boxes: give one of these, "
+            "or a folder."
+        )
     root = entered(existing_folder(data, "a folder of photos and annotations, or a COCO .json"))
     yolo = _yolo_file(root)
     if (files := _coco_files(root)) and ("train" in files or not yolo):
@@ -82,7 +89,7 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         return found
     if found := _find_labelme(root):
         return found
-    if file := _lone_json(root):
+    if file := _lone_json(root) or _lone_file(root):
         return Found("COCO", {"": partial(read_coco, file, _folders_beside(file, images), root, images)})
     if folders := _yolo_beside(root):
         return _find_yolo_folders(root, folders, classes)
@@ -103,8 +110,11 @@ def _coco_files(root: Path) -> dict[str, Path]:
         named = ((split_of(path.stem.removeprefix("instances_")), path) for path in sorted(folder.glob("[!.]*.json")))
         if found := {split: path for split, path in named if split}:
             return found
-    files = ((split, folder / "_annotations.coco.json") for split, folder in split_folders(root).items())
-    return {split: file for split, file in files if file.is_file()}
+    for name in ROBOFLOW:
+        files = ((split, folder / name) for split, folder in split_folders(root).items())
+        if found := {split: file for split, file in files if file.is_file()}:
+            return found if not name.endswith(".csv") or all(map(_is_table_of_boxes, found.values())) else {}
+    return {}
 
 
 def _lone_json(root: Path) -> Path | None:
@@ -115,6 +125,22 @@ def _lone_json(root: Path) -> Path | None:
         if known := [file for file in files if file.stem in COCO_WHOLE]:
             return known[0]
     return None
+
+
+def _lone_file(root: Path) -> Path | None:
+    """CVAT's XML, or the only table of boxes."""
+    if (cvat := root / "annotations.xml").is_file():
+        return cvat
+    tables = [path for path in sorted(root.iterdir()) if path.is_file() and _is_table_of_boxes(path)]
+    return tables[0] if len(tables) == 1 else None
+
+
+def _is_table_of_boxes(path: Path) -> bool:
+    """Whether a table has columns of boxes."""
+    try:
+        return path.suffix.lower() in TABLES and bool(box_columns(read_rows(path)[0]))
+    except UserError:
+        return False
 
 
 def _coco_folders(root: Path, file: Path, split: str, images: str | None) -> list[Path]:

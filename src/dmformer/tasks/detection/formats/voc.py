@@ -7,12 +7,14 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from ....data.orientation import SIDEWAYS, orientation
-from ....utils.errors import first_line
+from ....utils.errors import UserError, first_line
 from ...folders import Fault, relative_name
 from .parts import LARGEST_TEXT, Box, FaultyError, Part, Row, measured, numbers, other_size
 
 ENCODING = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.:-]+)["'][^>]*>""")
 EXCHANGED = "boxes with their edges exchanged, put in order"
+LARGEST_CVAT = 1_000_000_000
+"""Maximum bytes of CVAT's XML, which holds the annotations of all photos."""
 PARSED = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
 """How an .xml states its encoding, and the encodings that the parser itself reads."""
 
@@ -76,10 +78,29 @@ def stated_photo(path: Path) -> str:
     return PurePosixPath(name).with_suffix("").as_posix() if PurePosixPath(name).name else ""
 
 
-def _voc_tree(path: Path) -> ElementTree.Element:
+def cvat_root(path: Path) -> ElementTree.Element:
+    """The root of CVAT's XML for images.
+
+    Raises:
+        UserError: It is another file.
+    """
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise FaultyError(f"has an .xml of more than {LARGEST_TEXT // 1_000_000} MB")
+        root = _tree(path, LARGEST_CVAT)
+    except FaultyError as error:
+        raise UserError(f"{path} {error}.") from None
+    if root.tag != "annotations":
+        raise UserError(f"{path} is no XML of CVAT: its root is {root.tag}. Of Pascal VOC's, give the folder.")
+    return root
+
+
+def _voc_tree(path: Path) -> ElementTree.Element:
+    return _tree(path, LARGEST_TEXT)
+
+
+def _tree(path: Path, largest: int) -> ElementTree.Element:
+    try:
+        if path.stat().st_size > largest:
+            raise FaultyError(f"has an .xml of more than {largest // 1_000_000} MB")
         content = path.read_bytes()
         stated = ENCODING.match(content)
         if stated and (encoding := stated[1].decode()).lower() not in PARSED:  # such as GBK, which the parser refuses

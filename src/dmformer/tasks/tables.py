@@ -12,12 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...data.archives import FolderFiles
-from ...data.finding import SPLIT_NAMES, is_photo, natural_key, sort_out, split_of
-from ...utils.errors import UserError
-from ...utils.files import read_text
-from ..folders import first_few
-from ..naming import match_names, renaming_note
+from ..data.archives import FolderFiles
+from ..data.finding import SPLIT_NAMES, is_photo, natural_key, sort_out, split_of
+from ..utils.errors import UserError
+from ..utils.files import read_text
+from .folders import first_few
+from .naming import match_names, renaming_note
 
 T = TypeVar("T")
 
