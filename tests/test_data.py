@@ -24,8 +24,11 @@ from dmformer.tasks.classification.evaluate import check_broken, predict_all
 from dmformer.tasks.classification.layout import read_layout
 from dmformer.tasks.classification.loaders import ImageSet, eval_loader, eval_transform, train_loader
 from dmformer.tasks.classification.metrics import score
+from dmformer.tasks.detection.datasets import open_boxes
 from dmformer.tasks.folders import alike_note
+from dmformer.tasks.foreign import foreign_format
 from dmformer.tasks.sampling import StepSampler, seeded
+from dmformer.tasks.segmentation.datasets import open_pairs
 from dmformer.utils.errors import UserError
 
 
@@ -648,3 +651,70 @@ def test_a_link_to_itself_ends_nothing(tmp_path):
 def test_splits_below_several_folders(tmp_path):
     place = save_set(tmp_path / "set", **{"x/x/train/a": 1, "x/x/train/b": 1, "x/x/val/a": 1, "x/__MACOSX": 1})
     assert set(read_layout(str(place)).parts) == {"train", "val"}
+
+
+def loose_photos(folder, names, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        make_photo((90, 99, 99), seed + i).save(folder / name)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "_classes.csv"])
+def test_a_table_of_labels_in_each_split(tmp_path, name):
+    for split, seed in (("train", 0), ("valid", 50)):
+        loose_photos(tmp_path / split, ["1.png", "2.png"], seed)
+        labels = "file_name,label\n1.png,cat\n2.png,dog\n"
+        ones = "filename, cat, dog\n1.png, 1, 0\n2.png, 0, 1\n"
+        (tmp_path / split / name).write_text(labels if name == "metadata.csv" else ones)
+    layout = read_layout(str(tmp_path))
+    classes = {split: part.classes for split, part in layout.parts.items()}
+    assert classes == {"train": ["cat", "dog"], "val": ["cat", "dog"]}
+    assert layout.notes[0] == f"the labels are those in {tmp_path}/train/{name}"
+
+
+def test_a_table_of_labels_above_a_folder_of_photos(tmp_path):
+    loose_photos(tmp_path / "data", ["1.png", "2.png"])
+    rows = ({"file_name": f"data/{i}.png", "label": i + 2} for i in (1, 2))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_layout(str(tmp_path)).parts[""].classes == ["3", "4"]
+
+
+def test_columns_of_one_and_zero_are_classes(tmp_path):
+    loose_photos(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "t.csv").write_text("image,MEL,NV\n1,1.0,0.0\n2,0.0,1.0\n")
+    layout = read_layout(str(tmp_path / "t.csv"))
+    assert layout.parts[""].classes == ["MEL", "NV"]
+    assert layout.notes[-1].endswith("are taken as classes: MEL, NV")
+    (tmp_path / "t.csv").write_text("image,MEL,NV\n1,1.0,1.0\n2,0.0,1.0\n")
+    with pytest.raises(UserError, match="name the one with the label 'label'"):
+        read_layout(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("data/train-0.parquet", "Hugging Face's tables of photos: .*--data hfds/OWNER/NAME"),
+        ("a/1.dcm", "DICOM: save PNGs of 16 bits"),
+        ("a/1.nii.gz", "volumes: save their slices"),
+        ("a/1.CR2", "raw photos of cameras: develop them"),
+        ("label_2/1.txt", "KITTI's labels: convert them to COCO"),
+        ("labelTxt/1.txt", "DOTA's oriented boxes: "),
+        ("ds0/ann/1.jpg.json", "Supervisely's annotations: export them"),
+        ("batches.meta", "CIFAR's arrays: give --data torch/cifar10"),
+        ("train.zip", "archives: give one of them as --data"),
+        ("labels.xlsx", r"a spreadsheet: save it as \.csv"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path, name, words):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "notes.md").write_text("Notes")
+    for opened_as in (open_boxes, open_pairs, read_layout):
+        with pytest.raises(UserError, match=words):
+            opened_as(str(tmp_path))
+
+
+def test_masks_as_run_lengths_are_named(tmp_path):
+    (tmp_path / "train.csv").write_text("ImageId,EncodedPixels\n1.png,1 5\n")
+    assert foreign_format(tmp_path) == " It holds masks as run lengths in a table: write them as PNGs of class ids."
+    assert foreign_format(tmp_path / "none") == ""

@@ -157,6 +157,8 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
         return "segmentation", []
     if options.images is not None:
         return "detection", []
+    from ..tasks.foreign import foreign_format
+
     names = [name for name, task in TASKS.items() if task.recognises(options.data)]
     if not names and Path(options.data).is_file():
         from ..data.archives import ARCHIVES
@@ -165,11 +167,12 @@ def _found(options: CheckOptions) -> tuple[str, list[str]]:
         raise UserError(
             f"{options.data} is a file of a kind that is not read: give a folder, an archive ({', '.join(ARCHIVES)}), "
             f"a table as text ({', '.join(TABLES)}), or annotations in COCO's .json or YOLO's .yaml."
+            f"{foreign_format(Path(options.data))}"
         )
     if not names:
         raise UserError(
             f"{options.data} has no layout that is known: class folders or a table (classification), images and masks "
             "(segmentation), boxes in COCO, Pascal VOC, YOLO or LabelMe (detection). Give --task to learn what is "
-            f"missing.{_as_class_folders(options.data)}"
+            f"missing.{foreign_format(Path(options.data)) or _as_class_folders(options.data)}"
         )
     return names[-1], names[:-1]  # the table begins with the layout that asks least

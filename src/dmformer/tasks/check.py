@@ -19,6 +19,7 @@ from ..data.values import told
 from ..utils.display import Track
 from ..utils.errors import UserError
 from ..utils.machine import available_cores
+from ..utils.visible import visible
 from .folders import Fault, check_broken, first_faults, first_few
 from .leaks import Copies, Group, Photos, find_near
 from .recipe import Recipe
@@ -187,7 +188,7 @@ def finding(
     if not cases:
         return []
     examples = [example(case) for case in cases[:NAMED]]
-    names = [f"{each.name}: {each.told}" if each.told else each.name for each in examples]
+    names = [f"{visible(each.name)}: {each.told}" if each.told else each.name for each in examples]
     return [Finding(title, meaning, count or len(cases), examples[:SHOWN], names)]
 
 

@@ -251,7 +251,9 @@ def alike_note(names: Iterable[str]) -> list[str]:
 
 def first_faults(faults: Sequence[Fault], most: int) -> str:
     """The first faults in one line."""
-    return "; ".join(f"{name}: {reason}" for name, reason in faults[:most]) + ("; …" if len(faults) > most else "")
+    return "; ".join(f"{visible(name)}: {reason}" for name, reason in faults[:most]) + (
+        "; …" if len(faults) > most else ""
+    )
 
 
 def check_broken(what: str, broken: Sequence[int], total: int, name: Callable[[int], str], max_broken: float) -> None:

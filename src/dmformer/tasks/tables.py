@@ -41,7 +41,19 @@ PATH_COLUMNS = (
     "image_id",
     "id",
 )
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed")
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "class",
+    "class_name",
+    "category",
+    "target",
+    "species",
+    "breed",
+    "choice",
+    "diagnosis",
+    "dx",
+)
 SPLIT_COLUMNS = ("split", "set", "subset", "fold")
 """Names of columns, of which the first that is there counts, whatever their case, blanks and signs."""
 SEPARATED = re.compile(r'"?sep=(.)"?')
@@ -119,6 +131,14 @@ def find_column(row: dict[str, Any], names: Sequence[str]) -> str | None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold()
+
+
+def one_hot_columns(rows: Sequence[dict[str, Any]], path_column: str | None) -> list[str]:
+    """The columns beside the path and the split, if every row has a 1 in one of them and 0 in the others."""
+    own = {path_column, find_column(rows[0], SPLIT_COLUMNS)}
+    columns = [name for name in rows[0] if name not in own]
+    values = ([text_of(row[name]).removesuffix(".0") for name in columns] for row in rows)
+    return columns if all(sorted(each) == [*"0" * (len(columns) - 1), "1"] for each in values) else []
 
 
 def missing_column(path: Path, row: dict[str, Any], what: str, names: Sequence[str]) -> UserError:

@@ -10,9 +10,23 @@ from typing import Any, Generic, TypeVar
 from ...data.archives import ARCHIVES, Files, FolderFiles, is_archive, open_files
 from ...data.finding import SPLIT_NAMES, is_litter, is_part, natural_key, require_heif, sort_out, split_in, split_of
 from ...utils.errors import UserError
-from ..folders import first_few, unread_lists
-from ..tables import LABEL_COLUMNS, TABLES, composed, find_column, missing_column, read_rows, read_table, text_of
+from ..folders import first_few, split_folders, unread_lists
+from ..foreign import foreign_format
+from ..tables import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    TABLES,
+    composed,
+    find_column,
+    missing_column,
+    one_hot_columns,
+    read_rows,
+    read_table,
+    text_of,
+)
 
+METADATA = ("metadata.csv", "metadata.jsonl", "_classes.csv")
+"""Names of tables with the labels of the photos beside them, as Hugging Face and Roboflow write them."""
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "bbox")
 """Columns of tables that are for detection."""
 
@@ -79,7 +93,15 @@ def read_layout(place: str) -> Layout[Labelled]:
             f"{path} is a file: give a folder of class folders, an archive of one ({', '.join(ARCHIVES)}), or a table "
             f"of paths and labels ({', '.join(TABLES)})."
         )
-    return _from_folders(path)
+    try:
+        layout = _from_folders(path)
+    except UserError:
+        if found := _from_metadata(path):
+            return found
+        raise
+    if set().union(*(part.classes for part in layout.parts.values())) <= {"images", "data"}:
+        return _from_metadata(path) or layout
+    return layout
 
 
 def is_labelled(path: Path) -> bool:
@@ -108,6 +130,7 @@ def _from_folders(path: Path) -> Layout[Labelled]:
     notes = found.notes()
     if not found.photos:
         told = "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
+        told += foreign_format(path) if path.is_dir() else ""
         raise UserError(f"{path} holds no images: it needs a folder for each class with photos in it.{told}")
     require_heif(found.photos)
     root = _descend(found.photos, isinstance(files, FolderFiles))
@@ -287,20 +310,51 @@ def _folders_without_photos(folder: Path, parts: dict[str, Labelled]) -> list[st
 # ---- tables
 
 
+def _from_metadata(folder: Path) -> Layout[Labelled] | None:
+    """The photos that a table of a usual name in a folder labels, or one in each of the folders of its splits."""
+    if not folder.is_dir():
+        return None
+    try:
+        places = {"": folder} if _metadata_in(folder) else split_folders(folder)
+    except UserError:  # two folders for one split
+        return None
+    tables = {split: table for split, place in places.items() if (table := _metadata_in(place))}
+    parts, notes = {}, []
+    for split, table in tables.items():
+        layout = _from_table(table)
+        if split and set(layout.parts) != {""}:
+            raise UserError(f"{table} names splits, inside the folder of the {split} split: give the table as --data.")
+        parts |= {split: layout.parts[""]} if split else layout.parts
+        notes += [f"the labels are those in {table}", *layout.notes]
+    return Layout(parts, notes, "photos with a table of labels") if parts else None
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
 def _from_table(path: Path) -> Layout[Labelled]:
     rows = read_rows(path)
     column = find_column(rows[0], LABEL_COLUMNS)
-    if column is None:
+    one_hot = one_hot_columns(rows, find_column(rows[0], PATH_COLUMNS)) if column is None else []
+    if column is None and not one_hot:
         raise missing_column(path, rows[0], "label", LABEL_COLUMNS)
+
+    def label_of(row: dict[str, Any]) -> str:
+        if column is not None:
+            return _label(path, row, column)
+        return composed(next(name for name in one_hot if text_of(row[name]) in ("1", "1.0")).strip())
 
     def joined(name: str, one: str, other: str) -> str:
         if one != other:
             raise UserError(f"{path} gives {name} the labels {one} and {other}: a photo has one class.")
         return one
 
-    parts, notes = read_table(path, rows, lambda row: _label(path, row, column) or None, joined)
+    parts, notes = read_table(path, rows, lambda row: label_of(row) or None, joined)
     if boxes := [name for name in rows[0] if name.strip().casefold() in BOX_COLUMNS]:
         notes.append(f"columns of boxes, not used: {', '.join(boxes)}; for detection, give COCO, Pascal VOC or YOLO")
+    if one_hot:
+        notes.append(f"the columns of {path} with a 1 or 0 are taken as classes: {first_few(one_hot, 8)}")
     files = FolderFiles(path.parent)
     labelled = {split: Labelled(files, list(part), list(part.values())) for split, part in parts.items()}
     return Layout(labelled, notes, "a table of paths and labels")

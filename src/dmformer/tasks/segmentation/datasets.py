@@ -37,6 +37,7 @@ from ..folders import (
     walk,
     without_suffix,
 )
+from ..foreign import foreign_format
 from ..labelme import read_labelme
 from ..leaks import Copies, find_copies, refuse_leaks
 from ..naming import match_names, renaming_note
@@ -328,6 +329,7 @@ def _find(data: str, masks: str | None) -> _Found:
             f"{root} has no layout that is known: images/ and annotations/ (ADE20K), leftImg8bit/ and gtFine/ "
             "(Cityscapes), JPEGImages/ and SegmentationClass/ (Pascal VOC), train/ and trainannot/ (CamVid), "
             "x_mask.png (Roboflow) or x.json (LabelMe) beside x.jpg; or give the folder of masks with --masks."
+            f"{foreign_format(root)}"
         )
     for split, part in found.parts.items():
         if not part.pairs:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ....utils.errors import UserError, first_line
 from ...folders import first_faults, first_few, relative_name, walk, without_suffix
+from ...foreign import foreign_format
 from ...naming import match_names, renaming_note
 from ...tables import TABLES
 from .others import of_cvat, of_json, of_table
@@ -135,7 +136,7 @@ def _coco_content(file: Path, content: Any) -> dict[str, Any]:
     if lacking:
         raise UserError(
             f"{file} is no COCO file of objects: it has no list of {' and '.join(lacking)}. For a classifier, give a "
-            "table as .csv or .jsonl."
+            f"table as .csv or .jsonl.{foreign_format(file.parent)}"
         )
     if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:10]):
         raise UserError(f"{file} is of COCO's panoptic segmentation: detectors need its instances_*.json.")

@@ -28,6 +28,7 @@ from ...folders import (
     voc_root,
     walk,
 )
+from ...foreign import foreign_format
 from ...labelme import read_labelme
 from ...naming import match_names, renaming_note, split_of
 from ...tables import TABLES, read_rows
@@ -97,7 +98,7 @@ def find_boxes(data: str, images: str | None, classes: Sequence[str]) -> Found:
         f"{root} has no layout that is known: annotations/instances_train2017.json and train2017/ (COCO), "
         "train/_annotations.coco.json (Roboflow), Annotations/ and JPEGImages/ or .xml files beside the photos (Pascal "
         "VOC), data.yaml, images/ and labels/ or .txt files beside the photos (YOLO), .json files beside the photos "
-        "(LabelMe); or name one COCO .json and its --images."
+        f"(LabelMe); or name one COCO .json and its --images.{foreign_format(root)}"
     )
 
 
