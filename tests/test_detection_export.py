@@ -145,6 +145,12 @@ def test_file_detects_what_the_run_detects(runs, retinanet, file):
         assert len(set(expected.labels)) == 3
         assert expected.scores.max() > 1.4 * expected.scores.min()
         near(found, expected, size)
+    merged, image = exported.answering("flip"), photo(61, 97, seed=3)
+    found = merged.detect(image)
+    near(found, retinanet.answering("flip").detect(image), image.size)
+    assert not np.allclose(found.scores[:20], exported.detect(image).scores[:20], atol=1e-3)
+    (scored,) = as_scored(merged).model([torch.from_numpy(merged.prepare(image))])
+    assert scored["scores"].tolist() == found.scores.tolist()
 
 
 @pytest.mark.export
@@ -546,6 +552,7 @@ def test_mistakes_are_reported_in_one_line(runs, tmp_path, capsys):
     photo(90, 70).save(data / "a.png")
     assert "--preprocessing is for classifiers and segmenters" in bad(["export", best, "--preprocessing"], capsys)
     assert "omit --no-dynamic-size" in bad(["export", best, "--no-dynamic-size"], capsys)
+    assert "--tta merges a detector's objects outside the graph" in bad(["export", best, "--tta", "flip"], capsys)
     assert "--int8 is for classifiers and segmenters" in bad(["export", best, "--int8", data, "--data", data], capsys)
     other = small_detector("mask_rcnn")
     save_detector(tmp_path / "other", other.config, other.model.state_dict())

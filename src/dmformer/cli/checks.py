@@ -105,12 +105,6 @@ def check_runs_on(device: str, source: str) -> None:
         raise UserError(f"{source} is an exported file, which runs on the CPU: leave out --device {device}.")
 
 
-def check_views(tta: str, source: str) -> None:
-    """Raise UserError for test-time augmentation of an exported file, which answers as its graph does."""
-    if is_exported(source) and tta != "auto":
-        raise UserError(f"{source} is an exported file: give --tta {tta} to `dmformer export`, and leave it out here.")
-
-
 def check_source(source: str, exported: bool = False) -> None:
     """Check a run's folder, a hub id or this package's weights, or with `exported` an exported file."""
     if source.startswith("hf-hub:") or name_of(source):

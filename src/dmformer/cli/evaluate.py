@@ -7,7 +7,7 @@ from pathlib import Path
 from ..runtimes.card import is_exported
 from ..utils.errors import UserError
 from ..utils.views import ViewsOrAuto
-from .checks import check_runs_on, check_source, check_views, check_writable, open_source, own_options
+from .checks import check_runs_on, check_source, check_writable, open_source, own_options
 from .parsing import parse
 from .printing import give_scores
 
@@ -52,8 +52,9 @@ class EvalOptions:
     max_pixels: int | None = None
     """Maximum number of pixels of a photo; larger ones count as unreadable. By default as in training."""
     tta: ViewsOrAuto = "auto"
-    """Classifiers: test-time augmentation. flip averages the probabilities of each photo and its mirror image,
-    flips those of 4 views, with both upside down; it takes 2 or 4 times as long. auto: as in the run's own scores."""
+    """Classifiers and detectors: test-time augmentation. flip averages the probabilities of each photo and its mirror
+    image, or merges the objects found in both; flips uses 4 views, with both upside down. It takes 2 or 4 times as
+    long. auto: as in the run's own scores."""
     masks: str | None = None
     """Segmenters: folder of the id masks, if --data is a folder of images."""
     reduce_zero_label: bool | None = None
@@ -84,7 +85,6 @@ def evaluate(arguments: list[str]) -> None:
     if options.json not in (None, "-"):
         check_writable("--json", Path(options.json), overwrite=True)
     check_runs_on(options.device, options.source)
-    check_views(options.tta, options.source)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
     data = options.data or task.default_data
@@ -97,7 +97,7 @@ def evaluate(arguments: list[str]) -> None:
     if is_exported(options.source):
         from ..export.kinds import as_scored
 
-        found = as_scored(found)
+        found = as_scored(found.answering(own.pop("tta", "auto")))
     scores = task.evaluate(
         found,
         data,

@@ -15,7 +15,7 @@ from ..tasks.config import TrainedFolder
 from ..utils.errors import UserError
 from ..utils.files import check_path
 from ..utils.views import ViewsOrAuto
-from .checks import check_runs_on, check_source, check_views, open_source, own_options
+from .checks import check_runs_on, check_source, open_source, own_options
 from .parsing import parse
 from .printing import fits_terminal, print_rows, remark
 
@@ -72,8 +72,9 @@ class PredictOptions:
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of a photo; larger ones are not read."""
     tta: ViewsOrAuto = "auto"
-    """Classifiers: test-time augmentation. flip averages the probabilities of each photo and its mirror image,
-    flips those of 4 views, with both upside down; it takes 2 or 4 times as long. auto: as in the run's own scores."""
+    """Classifiers and detectors: test-time augmentation. flip averages the probabilities of each photo and its mirror
+    image, or merges the objects found in both; flips uses 4 views, with both upside down. It takes 2 or 4 times as
+    long. auto: as in the run's own scores."""
     out: str | None = None
     """Segmenters, detectors: output folder for the pictures, by default predictions/; or for annotated videos, by
     default none."""
@@ -109,7 +110,6 @@ def predict(arguments: list[str]) -> None:
         if photo != "-":
             check_path(photo)
     check_runs_on(options.device, options.source)
-    check_views(options.tta, options.source)
     videos, every = _videos(options)
     task, found = open_source(options.source, options.threads)
     own = own_options(options, task)
@@ -123,9 +123,11 @@ def predict(arguments: list[str]) -> None:
     answer, count = ANSWERS[task.answer], Count("frame" if videos else "photo")
     if options.labels_as != "none":
         check_labels(options.labels_as, task.answer, Path(options.labels_out))
-    model: Any = found
+    model: Any
     if isinstance(found, str | TrainedFolder):
         model = open_predictor(found, device=options.device, tta=tta)
+    else:
+        model = found.answering(tta)
     own |= {"top": options.top, "max_pixels": options.max_pixels, "progress": lambda it: track(it, answer.doing)}
     if videos:
         predictions = count.each(predict_videos(model, task.answer, videos, every, **own))

@@ -204,6 +204,9 @@ class Objects(Kind):
         if isinstance(model.model, RegionDetector) and to not in ("onnx", "openvino"):
             told = f"{model.config.framework} contains suppression, for which PyTorch's programs have no operator"
             raise UserError(f"{told}: export it --to onnx or openvino.")
+        if model.tta != "none":
+            told = "--tta merges a detector's objects outside the graph"
+            raise UserError(f"{told}: leave it out here, and give it to `dmformer predict` and `eval`.")
         if preprocessing:
             raise UserError("--preprocessing is for classifiers and segmenters; this is a detector.")
         if int8:

@@ -134,13 +134,14 @@ def open_predictor(
             is opened without PyTorch.
         threads: Compute threads (for PyTorch, of the whole process); by default as many as there are cores.
         device: Name of the device that PyTorch computes on, see `find_device`.
-        tta: Test-time augmentation of a classifier, a key of `VIEWS`; auto is its own, and that of an exported file.
+        tta: Test-time augmentation of a classifier or a detector, a key of `VIEWS`; auto is its own. An exported
+            classifier takes no other.
 
     Raises:
         UserError: The source is none of these, or cannot be read.
     """
     if isinstance(source, str) and is_exported(source):
-        return open_exported(source, threads)
+        return open_exported(source, threads).answering(tta)
     if threads is not None:
         import torch
 

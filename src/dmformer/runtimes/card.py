@@ -87,7 +87,8 @@ class Card:
         values: Values shown as black and white in images of more than 8 bits, as in training; missing in older files.
         thresholds: K probabilities of a multi-label classifier: a class applies if the sigmoid of its output is at
             least its threshold. None for other models, and missing in older files.
-        tta: Test-time augmentation in a classifier's graph, a key of `VIEWS`; missing in older files, which have none.
+        tta: Test-time augmentation, a key of `VIEWS`: in a classifier's graph, or around a detector's; missing in older
+            files, which have none.
         members: Number of models of an ensemble in the graph; missing in older files, which hold one.
         threshold: Minimum score of a detector's objects, unless the caller gives one; missing in older files.
     """

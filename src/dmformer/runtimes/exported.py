@@ -4,18 +4,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from ..data.decode import fitted_size
 from ..data.detections import THRESHOLD, Detections, select
+from ..data.fusion import fused, mirrored
 from ..data.limits import Range
 from ..data.pasting import bilinear, pasted
 from ..data.windows import default_step, starts
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
 from ..utils.machine import available_cores
+from ..utils.views import VIEWS, axes_of
 from .card import LARGEST_SIDE, RUNTIMES, Boxes, Card
 from .sessions import Session, to_onnxruntime, to_openvino
 
@@ -47,6 +50,18 @@ class Exported:
     def values(self) -> Range | None:
         """Values shown as black and white in images of more than 8 bits."""
         return self.card.values
+
+    def answering(self, tta: str) -> Self:
+        """The same with other test-time augmentation; "auto" keeps the file's own.
+
+        Raises:
+            UserError: Its graph holds the views.
+        """
+        if tta == "auto":
+            return self
+        raise UserError(
+            f"{self.name} is an exported file: give --tta {tta} to `dmformer export`, and leave it out here."
+        )
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The file's output for a batch in its input format: (B, K), (B, K, H, W) for a segmenter, (B, N, 4 + K) for a
@@ -240,8 +255,25 @@ class ExportedDetector(Exported):
             height, width = (max(round(side / MULTIPLE), 1) * MULTIPLE for side in (height, width))
         return normalised(image.resize((width, height), _filter("bilinear")), self.card)
 
+    def answering(self, tta: str) -> Self:
+        """The same with other test-time augmentation, which is outside the graph; "auto" keeps its own."""
+        return self if tta == "auto" else replace(self, card=replace(self.card, tta=tta))
+
     def find(self, x: np.ndarray) -> Detections:
-        """The objects in a prepared image (3, H', W'), in its pixels; masks are (n, side, side), probabilities."""
+        """The objects in a prepared image (3, H', W'), in its pixels; masks are (n, side, side), probabilities.
+
+        They are merged over the views of the card's `tta`.
+        """
+        if self.card.tta == "none":
+            return self._found_in(x)
+        views = []
+        for dimensions in VIEWS[self.card.tta]:
+            axes = axes_of(dimensions)
+            found = self._found_in(np.ascontiguousarray(np.flip(x, axes)))
+            views.append(mirrored(found, (x.shape[1], x.shape[2]), axes))
+        return fused(views, self._boxes.selection.most)
+
+    def _found_in(self, x: np.ndarray) -> Detections:
         height, width = x.shape[1:]
         if not self._boxes.any_size:
             x = np.pad(x, ((0, 0), (0, -height % MULTIPLE), (0, -width % MULTIPLE)))

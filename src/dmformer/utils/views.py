@@ -1,4 +1,4 @@
-"""Test-time augmentation of classifiers: the views of a photo whose answers are averaged."""
+"""Test-time augmentation of classifiers and detectors: the views of a photo whose answers are averaged or merged."""
 
 from typing import Literal
 
@@ -18,4 +18,9 @@ WORDS = {
     "flip": "the mean of 2 views of the photo: as it is and mirrored (--tta flip)",
     "flips": "the mean of 4 views of the photo: as it is, mirrored, upside down, and both (--tta flips)",
 }
-"""What an answer is, for users."""
+"""What a classifier's answer is, for users."""
+
+
+def axes_of(dimensions: tuple[int, ...]) -> tuple[int, ...]:
+    """Dimensions of `VIEWS` counted from the last, for images (C, H, W) too: -1 swaps left and right."""
+    return tuple(dimension - 4 for dimension in dimensions)

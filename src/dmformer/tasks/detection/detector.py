@@ -1,12 +1,13 @@
 """A trained detector with everything needed to use it, saved to and loaded from a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import models as models  # registers them with timm
 from ...data.detections import THRESHOLD, Detections
@@ -17,6 +18,7 @@ from ..build import Trained, load_model, save_model
 from ..config import TrainedFolder, folder_for, read_as
 from .frameworks.base import DetectionModel
 from .loaders import EvalTransform, eval_transform
+from .merged_views import MergedViews
 from .model import FRAMEWORKS, QUERIES, WITH_MASKS, detect, detection_model
 
 TASK = "detection"
@@ -67,13 +69,27 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class Detector(Trained):
-    """A model with everything needed to use it; a `BoxPredictor`."""
+    """A model with everything needed to use it; a `BoxPredictor`.
+
+    `model` is without test-time augmentation; `network` is the module that answers.
+    """
 
     model: DetectionModel
     config: DetectorConfig
     name: str = ""
     form: str = "PyTorch"
+    tta: str = "none"
+    """Test-time augmentation, a key of `VIEWS`."""
     task = TASK
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Images (3, H, W) -> detections in each, merged over the views of `tta`."""
+        return self.model if self.tta == "none" else MergedViews(self.model, self.tta).eval()
+
+    def answering(self, tta: str) -> Self:
+        """The same with other test-time augmentation; "auto" keeps its own."""
+        return self if tta == "auto" else replace(self, tta=tta)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -104,7 +120,7 @@ class Detector(Trained):
         """The objects in an image that reach a score, in the image's pixels, the most confident first."""
         device = next(self.model.parameters()).device
         x = self.transform()(image).to(device)
-        return detect(self.model, [x], [(image.height, image.width)], threshold)[0]
+        return detect(self.network, [x], [(image.height, image.width)], threshold)[0]
 
 
 def save_detector(folder: Path, config: DetectorConfig, state: dict[str, Tensor]) -> None:

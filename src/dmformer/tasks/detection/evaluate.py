@@ -61,6 +61,7 @@ def evaluate_boxes(
     progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
     say: Callable[[str], None] = lambda remark: None,
     device: str = "auto",
+    tta: str = "auto",
 ) -> DetectionScores:
     """Score a trained detector.
 
@@ -73,11 +74,13 @@ def evaluate_boxes(
         progress: Wraps an iterable, to show how far it has got.
         say: Takes a line about each fault, and notes.
         device: Name of the device, see `find_device`.
+        tta: Test-time augmentation, a key of `VIEWS`; auto is the detector's own.
 
     Raises:
         UserError: Nothing to read, other classes, too many faults, or no data for a source that is not a run.
     """
     detector = open_detector(source) if isinstance(source, str | TrainedFolder) else source
+    detector = detector.answering(tta)
     names = detector.class_names
     max_bare = max_broken if detector.config.masks else 0.0
     run = recipe_of(DetectionRecipe, read_folder(source).folder) if isinstance(source, str | TrainedFolder) else None
@@ -96,7 +99,7 @@ def evaluate_boxes(
         say(line)
     where = detector.on_device(device)
     loader: Any = progress(eval_boxes_loader(boxes, detector.transform(), workers), "scoring")
-    meter, _ = find_objects(detector.model, loader, boxes, where, detector.config.masks and boxes.has_masks)
+    meter, _ = find_objects(detector.network, loader, boxes, where, detector.config.masks and boxes.has_masks)
     return meter.scores()
 
 

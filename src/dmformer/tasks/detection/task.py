@@ -112,7 +112,7 @@ DETECTION = Task(
     check_places=_check_places,
     default_data=OWN_TEST,
     photos=_photos,
-    options=("images", "threshold", "out", "overwrite"),
+    options=("images", "threshold", "out", "overwrite", "tta"),
     check_options=_check_options,
     contest=CONTEST,
 )
