@@ -25,7 +25,7 @@ import dmformer.export.write
 from dmformer.data.detections import Detections, select
 from dmformer.data.pasting import pasted
 from dmformer.data.selection import Selection
-from dmformer.export.check import box_difference, in_numpy
+from dmformer.export.check import box_difference, in_numpy, object_difference
 from dmformer.export.formats import export_onnx, export_openvino
 from dmformer.export.kinds import KINDS, as_scored
 from dmformer.export.write import export
@@ -302,6 +302,58 @@ def test_box_difference():
     assert box_difference(extra, moved, queries=True, selected=True) > 0.01
 
 
+def test_object_difference():
+    """Three objects of 2 classes with masks of one value; below them, one more that they suppress."""
+    own = np.zeros((5, 7), np.float32)
+    own[0] = (0.1, 0.1, 0.3, 0.3, 0.9, 0, 0.6)
+    own[1] = (0.5, 0.5, 0.9, 0.9, 0, 0.7, 0.2)
+    own[2] = (0.6, 0.1, 0.7, 0.2, 0.0504, 0, 0.5)  # at the threshold
+    like = np.array([[0.11, 0.1, 0.31, 0.3, 0.8, 0, np.nan]], np.float32)
+    expected = np.concatenate([own, own[:3], like])[None]
+
+    def apart(answer: np.ndarray, expected: np.ndarray = expected) -> float:
+        return object_difference(expected, answer[None], classes=2, threshold=0.05)
+
+    assert apart(own) == 0
+    answer = own.copy()
+    answer[1, 2] += 2e-3
+    assert apart(answer) > 1e-3
+    answer = own.copy()
+    answer[1, 6] += 0.1  # in its mask
+    assert apart(answer) == pytest.approx(0.09, abs=1e-3)  # the largest but a twentieth, interpolated
+    answer = own.copy()
+    answer[2] = 0  # its score may round below the threshold
+    assert apart(answer) == 0
+    answer[1] = 0
+    assert apart(answer) > 0.1
+    answer = own.copy()
+    answer[0], answer[0, 6] = like, 0.6  # suppresses the one that PyTorch keeps
+    assert apart(answer) == 0
+    assert apart(answer, expected[:, :-1]) > 1e-2  # PyTorch has no such object
+    answer[0, 4:6] = 0, 0.8  # of another class
+    assert apart(answer) > 0.1
+    assert apart(own[:, :6]) == math.inf
+    assert apart(np.full_like(own, np.nan)) == math.inf
+    assert apart(np.zeros_like(own), np.zeros_like(expected)) == 0
+
+
+@pytest.mark.parametrize("framework", ["mask_rcnn", "cascade_rcnn"])
+@pytest.mark.slow
+def test_objects_are_selected_from_the_unsuppressed(framework):
+    model: Any = small_detector(framework).model
+    torch.manual_seed(1)
+    nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
+    model.rpn._pre_nms_top_n = {"testing": 50}
+    with torch.inference_mode():
+        candidates, every = model.candidates(images := torch.randn(2, 3, 70, 101)), model.unsuppressed(images)
+    columns = 4 + model.num_classes
+    for rows, of_image in zip(candidates, every, strict=True):
+        real = rows[rows[:, 4:columns].amax(1) > 0, :columns]
+        assert 5 < len(real) < len(of_image)
+        assert torch.cdist(real, of_image, p=float("inf")).amin(1).amax() < 1e-4
+        assert of_image[:, 4:].amax(1).min() > model.selection.threshold - 1e-3
+
+
 def found_by(card: Card, candidates: np.ndarray, image: Image.Image) -> tuple[Detections, np.ndarray]:
     """The objects from a file that outputs these candidates (N, 6), and the image that it received."""
     given = []
@@ -434,6 +486,30 @@ def test_candidates_of_regions_hold_what_the_run_finds(framework):
             assert (masks - one["masks"]).abs().quantile(0.9) < 1e-3
 
 
+@pytest.mark.export
+@pytest.mark.long
+def test_mask_rcnn_is_exported(tmp_path):
+    detector = small_detector("mask_rcnn")
+    model: Any = detector.model
+    torch.manual_seed(1)
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
+    nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.1)
+    save_detector(tmp_path / "run" / "best", detector.config, model.state_dict())
+    written = export(str(tmp_path / "run"), out=str(tmp_path / "boxes.onnx"), speed=False)
+    shapes = [(a.height, a.width, a.batch) for a in written.agreements]
+    assert shapes == [(256, 320, 2), (205, 333, 1), (96, 128, 1)]
+    assert max(a.difference for a in written.agreements) < 1e-4
+    expected, found = (each.detect(photo(120, 90, seed=3)) for each in (detector, open_exported(str(written.path), 1)))
+    assert expected.masks is not None
+    assert found.masks is not None
+    assert len(expected) > 5
+    apart = np.abs(expected.boxes[:, None] - found.boxes).max(-1) + (expected.labels[:, None] != found.labels) * 1e3
+    nearest, same = apart.argmin(1), apart.min(1) < 0.1
+    assert same.mean() > 0.8
+    assert np.abs(expected.scores - found.scores[nearest])[same].max() < 1e-3
+    assert (expected.masks == found.masks[nearest])[same].mean() > 0.999
+
+
 class Suppressing(nn.Module):
     """Images (B, 3, H, W) -> 1 for each of the H boxes in the first 4 columns that suppression leaves, (B, H)."""
 
@@ -559,4 +635,7 @@ def test_mistakes_are_reported_in_one_line(runs, tmp_path, capsys):
     told = bad(["export", tmp_path / "other", "--to", "pt2"], capsys)
     assert "mask_rcnn contains suppression" in told
     assert "export it --to onnx or openvino" in told
+    other = small_detector("sparse_rcnn")
+    save_detector(tmp_path / "sparse", other.config, other.model.state_dict())
+    assert "RoIAlign, which PyTorch without Python" in bad(["export", tmp_path / "sparse", "--to", "aoti"], capsys)
     assert open_detector(str(best)).name == "run"

@@ -23,8 +23,8 @@ class ExportOptions:
     Writes the fused form, in float32, with free batch size, height and width, and with everything needed to use it:
     class names, normalisation, crop. Then opens the file in its runtime and compares it with PyTorch on photos at three
     sizes and two batch sizes; if they differ by more than 0.001 of the largest logit, nothing is written. Both speeds
-    are measured in alternation. Detectors (RetinaNet, ATSS and DINO) are exported with their raw predictions at every
-    position; the program that runs the file selects among them, as `dmformer predict` does.
+    are measured in alternation. Detectors are exported with their raw predictions, among which the program that runs
+    the file selects, as `dmformer predict` does; Mask R-CNN and Cascade R-CNN, with the objects that they select.
 
     onnx: ONNX, opset 20, for ONNX Runtime and most other runtimes; openvino: .xml and .bin, for Intel's CPUs and GPUs;
     pt2: for PyTorch (torch.export.load); aoti: compiled for this machine's kind of CPU, which takes a minute or more,

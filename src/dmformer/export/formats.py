@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.utils.rnn import pad_sequence
 
 from ..runtimes.sessions import METADATA, openvino_core
 from ..tasks.detection.frameworks.dense import DenseDetector
@@ -46,6 +48,21 @@ class Candidates(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.detector.candidates(images)
+
+
+class Unsuppressed(Candidates):
+    """The candidates, followed by all objects before suppression, whose masks are not numbers: not for export.
+
+    Images (B, 3, H, W) -> (B, N + M, 4 + K), with masks also these; images with fewer than M objects are filled up with
+    zeros.
+    """
+
+    detector: RegionDetector
+
+    def forward(self, images: Tensor) -> Tensor:
+        own = super().forward(images)
+        every = pad_sequence(self.detector.unsuppressed(images), batch_first=True)
+        return torch.cat([own, F.pad(every, (0, own.shape[-1] - every.shape[-1]), value=float("nan"))], 1)
 
 
 def example_of(model: nn.Module, image_size: tuple[int, int]) -> Tensor:

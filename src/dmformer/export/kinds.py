@@ -21,10 +21,16 @@ from ..tasks.segmentation.segmenter import Segmenter
 from ..tasks.table import TASKS
 from ..utils.errors import UserError
 from ..utils.version import __version__
-from .check import Measure, Run, box_difference, difference, in_numpy
-from .formats import Candidates
+from .check import Measure, Run, box_difference, difference, in_numpy, object_difference
+from .formats import Candidates, Unsuppressed
 from .preprocessing import Preprocessing
 from .scored import scored_classifier, scored_detector, scored_multilabel, scored_segmenter
+
+Shape = tuple[int, int, int]
+"""Height and width of images, and how many of them are a batch."""
+
+BATCHES = (1, 3)
+"""Batch sizes of the comparison."""
 
 BOX_SIZE = (256, 320)
 """Height and width for tracing a detector; large enough that the maps of its last level exceed 1 x 1."""
@@ -60,6 +66,10 @@ class Kind:
         """The part of a trained model that is traced."""
         return network
 
+    def reference(self, network: nn.Module) -> nn.Module:
+        """What a file's outputs are compared with, from the part of a trained model that is traced."""
+        return network
+
     def preprocessing(self, card: Card) -> Preprocessing:
         """The preprocessing built into the graph."""
         return Preprocessing(None, card.mean, card.std, card.crop_pct, card.crop_mode, card.interpolation)
@@ -74,19 +84,19 @@ class Kind:
         height, width = card.image_size or (card.resize or 256, card.resize or 256)
         return (height, width) if fixed else (max(height, 64), max(width, 64))
 
-    def checked_sizes(self, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
-        """Three sizes, the example's and two with other aspect ratios; only the example's if the size is fixed."""
+    def checked(self, card: Card, size: tuple[int, int], fixed: bool) -> list[Shape]:
+        """Two batch sizes at each of three image sizes, the example's and two with other aspect ratios; only the
+        example's if the size is fixed."""
         height, width = size
-        if fixed:
-            return [(height, width)]
-        return [(height, width), (max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
+        others = [(max(round(0.75 * height), 32), width), (height, round(1.25 * width) + 1)]
+        return [(*sides, batch) for sides in [size, *([] if fixed else others)] for batch in BATCHES]
 
     def own_size(self, card: Card) -> tuple[int, int] | None:
         """Height and width of a typical image, if they differ greatly from the example's."""
         return None
 
-    def measure(self, card: Card) -> Measure:
-        """How to measure the difference between a file's outputs and PyTorch's."""
+    def measure(self, card: Card, reference: nn.Module) -> Measure:
+        """How to measure the difference between a file's outputs and those of its `reference`."""
         return difference
 
     def check_preprocessing(self, model: Any, exported: Run, pictures: Sequence[Image.Image]) -> None:
@@ -201,9 +211,8 @@ class Objects(Kind):
     scored = staticmethod(scored_detector)
 
     def check(self, model: Detector, to: str, preprocessing: bool, dynamic_size: bool, int8: bool) -> None:
-        if isinstance(model.model, RegionDetector) and to not in ("onnx", "openvino"):
-            told = f"{model.config.framework} contains suppression, for which PyTorch's programs have no operator"
-            raise UserError(f"{told}: export it --to onnx or openvino.")
+        if isinstance(model.model, RegionDetector):
+            _check_operators(model.model, model.config.framework, to)
         if model.tta != "none":
             told = "--tta merges a detector's objects outside the graph"
             raise UserError(f"{told}: leave it out here, and give it to `dmformer predict` and `eval`.")
@@ -251,9 +260,14 @@ class Objects(Kind):
     def traced_size(self, card: Card, fixed: bool) -> tuple[int, int]:
         return BOX_SIZE
 
-    def checked_sizes(self, size: tuple[int, int], fixed: bool) -> list[tuple[int, int]]:
+    def checked(self, card: Card, size: tuple[int, int], fixed: bool) -> list[Shape]:
+        assert card.boxes is not None
         height, width = size
-        return [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
+        own = (*self.own_size(card), 1)
+        if card.boxes.any_size:  # few, because each takes seconds
+            return [(height, width, 2), (height - 51, width + 13, 1), own]
+        sizes = [(height, width), (height - 2 * MULTIPLE, width), (height, width + 3 * MULTIPLE)]
+        return [*((*sides, batch) for sides in sizes for batch in BATCHES), own]
 
     def own_size(self, card: Card) -> tuple[int, int]:
         """Size of the input for an image of aspect ratio 3 : 4."""
@@ -263,10 +277,27 @@ class Objects(Kind):
             return height, width
         return height + -height % MULTIPLE, width + -width % MULTIPLE
 
-    def measure(self, card: Card) -> Measure:
+    def reference(self, network: Any) -> nn.Module:
+        detector = network.detector
+        return Unsuppressed(detector) if isinstance(detector, RegionDetector) and detector.suppresses else network
+
+    def measure(self, card: Card, reference: nn.Module) -> Measure:
         assert card.boxes is not None
+        if isinstance(reference, Unsuppressed):
+            classes, threshold = len(card.class_names), card.boxes.selection.threshold
+            return lambda expected, answer: object_difference(expected, answer, classes, threshold)
         queries, selected = card.boxes.queries is not None, card.boxes.any_size
         return lambda expected, answer: box_difference(expected, answer, queries, selected)
+
+
+def _check_operators(model: RegionDetector, framework: str, to: str) -> None:
+    """Raise UserError for a PyTorch program that would lack an operator where it is used."""
+    if model.suppresses and to in ("pt2", "aoti"):
+        told = f"{framework} contains suppression, for which PyTorch's programs have no operator"
+        raise UserError(f"{told}: export it --to onnx or openvino.")
+    if to == "aoti":
+        told = f"{framework} contains torchvision's RoIAlign, which PyTorch without Python does not have"
+        raise UserError(f"{told}: export it --to onnx, openvino or pt2.")
 
 
 KINDS: dict[str, Kind] = {"labels": Labels(), "tags": Tags(), "masks": Masks(), "boxes": Objects()}

@@ -34,9 +34,9 @@ from ..tasks.task import OWN_TEST
 from ..utils.errors import UserError, first_line
 from ..utils.extras import needs
 from . import PACKAGES
-from .check import LIMIT, Agreement, Run, Speed, compare, in_numpy, open_file, speeds
+from .check import LIMIT, Agreement, Measure, Run, Speed, compare, in_numpy, open_file, speeds
 from .formats import Graph, export_aoti, export_onnx, export_openvino, export_program, export_pt2, takes_one_size
-from .kinds import as_scored, kind_of
+from .kinds import Shape, as_scored, kind_of
 from .quantise import quantise
 
 Format = Literal["onnx", "openvino", "pt2", "aoti"]
@@ -46,8 +46,6 @@ CHECKED_PHOTOS, CALIBRATED_PHOTOS = 8, 64
 
 GRAPH = "float32.onnx"
 """The file from which the others are converted."""
-BATCHES = (1, 3)
-"""Batch sizes of the comparison."""
 MASKS = {*MASK_FOLDERS, "gtFine", "SegmentationClass"}
 """Folders whose images are not photos."""
 
@@ -163,10 +161,10 @@ def export(
         say(f"tracing {card.name} and writing {path.name}")
         _write(network, workshop, place, to, size, not fixed, card)
         say("comparing with PyTorch")
-        reference, batches = in_numpy(trained), _batches(pictures, card, kind.checked_sizes(size, fixed), BATCHES)
-        if own_size is not None:
-            batches += _batches(pictures, card, [own_size], [1])
-        exported, agreements = _compared(reference, place, to, threads, batches, card)
+        compared_with = kind.reference(trained).eval()
+        reference, measure = in_numpy(compared_with), kind.measure(card, compared_with)
+        batches = _batches(pictures, card, kind.checked(card, size, fixed))
+        exported, agreements = _compared(reference, place, to, threads, batches, measure, kind.instead)
         worst = max(agreements, key=lambda a: a.difference)
         if not worst.difference <= LIMIT:
             raise UserError(
@@ -187,11 +185,11 @@ def export(
                     f"int8 loses {100 * (scores[0] - scores[1]):.1f} points, from {scores[0]:.1%} to {scores[1]:.1%}; "
                     f"--max-loss allows {100 * max_loss:g}. Nothing was written."
                 )
-            exported, agreements = _compared(reference, place, to, threads, batches, card)
+            exported, agreements = _compared(reference, place, to, threads, batches, measure, kind.instead)
         timed = []
         if speed:
             say("measuring the speed of both")
-            timed_images = _batches(pictures, card, [own_size or size], kind.timed_batches)
+            timed_images = _batches(pictures, card, [(*(own_size or size), batch) for batch in kind.timed_batches])
             timed = speeds(in_numpy(network), exported, timed_images)
         parts = sorted(place.parent.iterdir())  # OpenVINO's .bin before its .xml
         megabytes = sum(part.stat().st_size for part in parts) / 2**20
@@ -206,16 +204,15 @@ def export(
 
 
 def _compared(
-    reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray], card: Card
+    reference: Run, place: Path, to: Format, threads: int, batches: Sequence[np.ndarray], measure: Measure, instead: str
 ) -> tuple[Run, list[Agreement]]:
     """A file in its runtime, and its difference from PyTorch on each batch."""
-    kind = kind_of(card.task)
     try:
         exported = open_file(place, to, threads)
-        return exported, compare(reference, exported, batches, kind.measure(card))
+        return exported, compare(reference, exported, batches, measure)
     except Exception as error:  # each runtime and model raises its own errors
         raise UserError(
-            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{kind.instead}."
+            f"the {to} file cannot be used at all sizes: {first_line(error)}. Nothing was written{instead}."
         ) from error
 
 
@@ -284,15 +281,13 @@ def spread(files: Sequence[str], most: int) -> list[str]:
     return [files[i * len(files) // min(most, len(files))] for i in range(min(most, len(files)))]
 
 
-def _batches(
-    pictures: Sequence[Image.Image], card: Card, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
-) -> list[np.ndarray]:
-    """Batches of the images at each size."""
+def _batches(pictures: Sequence[Image.Image], card: Card, shapes: Sequence[Shape]) -> list[np.ndarray]:
+    """Batches of the images in each shape."""
     made = []
-    for rows, columns in sizes:
-        images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
-        ready = [np.asarray(image) if card.preprocessing else normalised(image, card) for image in images]
-        made += [np.stack([ready[i % len(ready)] for i in range(batch)]) for batch in batches]
+    for rows, columns, batch in shapes:
+        some = [pictures[i % len(pictures)] for i in range(batch)]
+        images = [picture.resize((columns, rows), Image.Resampling.BICUBIC) for picture in some]
+        made.append(np.stack([np.asarray(im) if card.preprocessing else normalised(im, card) for im in images]))
     return made
 
 

@@ -152,7 +152,10 @@ class CascadeRCNN(RegionDetector):
 
     def candidates(self, x: Tensor) -> Tensor:
         maps = self.pyramid(filled(x))
-        regions = proposed(self.rpn, maps, x)
+        boxes, scores = self.answers_in(maps, proposed(self.rpn, maps, x), x)
+        return region_candidates(x, maps, boxes, scores, self.stages)
+
+    def answers_in(self, maps: Mapping[str, Tensor], regions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         for stage in self.stages[:-1]:
             _, deltas = box_answers(stage, stage.box_roi_pool.from_all_levels(maps, regions))
             regions = clipped(decoded(stage.box_coder, deltas.reshape(regions.shape), regions), x)
@@ -161,8 +164,7 @@ class CascadeRCNN(RegionDetector):
         scores = torch.stack([logits.softmax(dim=-1) for logits, _ in answers]).mean(dim=0)
         scores = scores.reshape(*regions.shape[:2], -1)[:, :, 1:]
         boxes = decoded(self.stages[-1].box_coder, answers[-1][1].reshape(regions.shape), regions)
-        boxes = boxes[:, :, None].expand(-1, -1, scores.shape[-1], -1)  # shared by all classes
-        return region_candidates(x, maps, boxes, scores, self.stages)
+        return boxes[:, :, None].expand(-1, -1, scores.shape[-1], -1), scores  # boxes shared by all classes
 
 
 class Stage(RoIHeads):

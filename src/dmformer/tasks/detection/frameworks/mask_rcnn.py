@@ -99,12 +99,16 @@ class MaskRCNN(RegionDetector):
         return labelled_from_0(found)
 
     def candidates(self, x: Tensor) -> Tensor:
-        maps, heads = self.pyramid(filled(x)), self.roi_heads
-        regions = proposed(self.rpn, maps, x)
+        maps = self.pyramid(filled(x))
+        boxes, scores = self.answers_in(maps, proposed(self.rpn, maps, x), x)
+        return region_candidates(x, maps, boxes, scores, [self.roi_heads])
+
+    def answers_in(self, maps: Mapping[str, Tensor], regions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.roi_heads
         logits, deltas = box_answers(heads, heads.box_roi_pool.from_all_levels(maps, regions))
         boxes = heads.box_coder.decode_single(deltas, regions.flatten(0, 1)).reshape(*regions.shape[:2], -1, 4)
         scores = logits.softmax(-1).reshape(*regions.shape[:2], -1)
-        return region_candidates(x, maps, boxes[:, :, 1:], scores[:, :, 1:], [heads])
+        return boxes[:, :, 1:], scores[:, :, 1:]
 
 
 def layout(proposals: RegionProposalNetwork, heads: RoIHeads) -> tuple[int, int, Selection, int | None]:

@@ -32,6 +32,8 @@ class RegionDetector(DetectionModel):
 
     strides: Sequence[int] = ()
     per_place = 1
+    suppresses = True
+    """Whether `candidates` contains `suppressed`."""
 
     def __init__(self, num_classes: int, queries: int, selection: Selection, mask_side: int | None = None) -> None:
         super().__init__()
@@ -45,9 +47,34 @@ class RegionDetector(DetectionModel):
         """
         raise NotImplementedError
 
+    def answers_in(self, maps: Mapping[str, Tensor], regions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, P, K, 4) in pixels and scores (B, P, K) in regions (B, P, 4) of images (B, 3, H, W), for a detector
+        that suppresses."""
+        raise NotImplementedError
+
+    def unsuppressed(self, x: Tensor) -> list[Tensor]:
+        """What `candidates` selects from: all objects of each image before any suppression, (m, 4 + K).
+
+        Their scores are above the threshold, or at most `MARGIN` below it.
+        """
+        parts: Any = self
+        maps = parts.pyramid(filled(x))
+        found: list[list[Tensor]] = [[] for _ in x]
+        for regions in likely(parts.rpn, maps, x)[0].unbind(1):  # level by level, for less memory
+            boxes, scores = self.answers_in(maps, regions, x)
+            for of_image, box, score in zip(found, clipped(boxes, x) / shares(x), scores, strict=True):
+                chosen = (score > self.selection.threshold - MARGIN).nonzero(as_tuple=True)
+                classes = F.one_hot(chosen[1], self.num_classes) * score[chosen][:, None]
+                of_image.append(torch.cat([box[chosen], classes], 1))
+        return [torch.cat(of_image) for of_image in found]
+
     def levels(self, height: int, width: int) -> list[int]:
         """Number of candidates for images of this size, in a list of one, as `select` takes it."""
         return candidates_by_level(height, width, self.strides, self.per_place, self.queries)
+
+
+MARGIN = 1e-3
+"""How far below the threshold `unsuppressed` scores may be: rounding errors in another backend may lift them above."""
 
 
 def filled(x: Tensor) -> Tensor:
@@ -68,6 +95,16 @@ def proposed(rpn: RegionProposalNetwork, maps: Mapping[str, Tensor], x: Tensor) 
         rpn: With the anchors of `ProposalAnchors`.
         x: The images (B, 3, H, W), to which the boxes are clipped.
     """
+    box, score = likely(rpn, maps, x)
+    kept = suppressed(box.flatten(0, 1), score.flatten(0, 1), rpn.nms_thresh, 0.0).reshape(score.shape)
+    top, place = (score * kept).flatten(1).topk(min(rpn.post_nms_top_n(), score[0].numel()))
+    box = box.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, 4))
+    return box * (top > 0)[..., None]
+
+
+def likely(rpn: RegionProposalNetwork, maps: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely regions of each level before suppression, arguments as in `proposed`: boxes (B, levels, n, 4) in
+    pixels and scores (B, levels, n), 0 for boxes that are too small."""
     levels = list(maps.values())
     logits, deltas = rpn.head(levels)
     anchors: Any = rpn.anchor_generator
@@ -83,11 +120,7 @@ def proposed(rpn: RegionProposalNetwork, maps: Mapping[str, Tensor], x: Tensor) 
         boxes.append(clipped(decoded(rpn.box_coder, delta, anchor), x))
         scores.append(top.sigmoid())
     box, score = torch.stack(boxes, 1), torch.stack(scores, 1)  # (B, levels, each, 4)
-    score = score * _at_least(box, rpn.min_size)
-    kept = suppressed(box.flatten(0, 1), score.flatten(0, 1), rpn.nms_thresh, 0.0).reshape(score.shape)
-    top, place = (score * kept).flatten(1).topk(min(rpn.post_nms_top_n(), each * len(boxes)))
-    box = box.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, 4))
-    return box * (top > 0)[..., None]
+    return box, score * _at_least(box, rpn.min_size)
 
 
 def found_in(boxes: Tensor, scores: Tensor, threshold: float, iou: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,6 +55,8 @@ class SparseRCNN(RegionDetector):
     proposal and a class in the last stage.
     """
 
+    suppresses = False
+
     def __init__(self, pyramid: Pyramid, num_classes: int, proposals: int, stages: int, most: int = 100) -> None:
         super().__init__(num_classes, proposals, Selection(threshold=0.0, per_level=None, iou=None, most=most))
         with needs("det", "Sparse R-CNN"):
