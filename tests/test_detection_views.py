@@ -8,11 +8,15 @@ import torch
 from test_detection_export import small_detector
 from torch import Tensor, nn
 
+from dmformer.cli.checks import own_options
+from dmformer.cli.evaluate import EvalOptions
 from dmformer.data.detections import Detections
 from dmformer.data.fusion import fused, mirrored
 from dmformer.data.selection import Selection
 from dmformer.tasks.detection.merged_views import MergedViews
 from dmformer.tasks.detection.model import FRAMEWORKS
+from dmformer.tasks.table import TASKS
+from dmformer.utils.errors import UserError
 
 
 def found(*rows: tuple[float, ...], masks: np.ndarray | None = None) -> Detections:
@@ -145,3 +149,11 @@ def test_a_mirrored_image_has_the_mirrored_objects(framework: str) -> None:
     assert torch.allclose(one["boxes"], back, atol=1e-3)
     if "masks" in one:
         assert torch.allclose(one["masks"], other["masks"].flip(-1), atol=1e-5)
+
+
+def test_the_models_that_have_an_option_are_listed() -> None:
+    with pytest.raises(UserError, match="--tta is for classifiers, multi-label classifiers and detectors; this"):
+        own_options(EvalOptions("run", tta="flip"), TASKS["segmentation"])
+    with pytest.raises(UserError, match="--flip is for segmenters; this is a detector"):
+        own_options(EvalOptions("run", flip=True), TASKS["detection"])
+    assert own_options(EvalOptions("run", tta="flip"), TASKS["detection"])["tta"] == "flip"

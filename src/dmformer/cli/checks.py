@@ -56,7 +56,8 @@ def own_options(options: Any, task: Task) -> dict[str, Any]:
     for field in fields(options):
         owners = [other for other in TASKS.values() if field.name in other.options]
         if owners and field.name not in task.options and getattr(options, field.name) != field.default:
-            whose = " and ".join(dict.fromkeys(f"{other.model}s" for other in owners))
+            *others, last = dict.fromkeys(f"{other.model}s" for other in owners)
+            whose = " and ".join([*([", ".join(others)] if others else []), last])
             raise UserError(f"--{field.name.replace('_', '-')} is for {whose}; this is a {task.model}.")
     names = [field.name for field in fields(options) if field.name in task.options]
     own = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
