@@ -15,10 +15,11 @@ from dmformer.cli import main
 from dmformer.data.copies import look_at, same_photos
 from dmformer.data.decode import decode
 from dmformer.tasks.check import examine, summary
-from dmformer.tasks.classification.datasets import open_own_test
+from dmformer.tasks.classification.datasets import open_splits
 from dmformer.tasks.classification.recipes import ClassificationRecipe
 from dmformer.tasks.detection.datasets import open_boxes
 from dmformer.tasks.segmentation.datasets import open_pairs
+from dmformer.tasks.segmentation.recipes import SegmentationRecipe
 from dmformer.tasks.table import TASKS
 from dmformer.utils.display import untracked
 
@@ -179,7 +180,9 @@ def test_deep_photos_have_one_range_of_values(scenes, shapes, task):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
         Image.fromarray((grey * 12 + n).astype(np.uint16)).save(path)
     if task == "segmentation":
-        splits: Any = open_pairs(str(scenes), classes=("sky", "ground", "box"), ignore_index=(3,))
+        splits: Any = open_pairs(
+            SegmentationRecipe(data=str(scenes), classes=("sky", "ground", "box"), ignore_index=(3,))
+        )
     else:
         splits = open_boxes(str(shapes))
     assert splits.train.reading.values == splits.test.reading.values == (0.0, 4095.0)
@@ -206,14 +209,15 @@ def test_only_the_copies_that_are_wanted_are_looked_for(tmp_path, scenes, monkey
     assert same_photos(4, noted, looks, wanted={0}) == [[0, 1]]
     assert set(opened) == {0, 1}
     monkeypatch.setattr("dmformer.tasks.segmentation.datasets.find_copies", None)
-    assert len(open_pairs(str(scenes), classes=("sky", "ground", "box"), compare=False).train) == 10
+    recipe = SegmentationRecipe(data=str(scenes), classes=("sky", "ground", "box"))
+    assert len(open_pairs(recipe, compare=False).train) == 10
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / "parts" / split / name).mkdir(parents=True)
             shutil.copy(tmp_path / "0a.png", tmp_path / "parts" / split / name)
     monkeypatch.setattr("dmformer.tasks.classification.datasets.find_copies", None)
-    own, told = open_own_test(ClassificationRecipe(data=str(tmp_path / "parts")), ["a", "b"])
-    assert (len(own), told) == (2, "validation")
+    own = open_splits(ClassificationRecipe(data=str(tmp_path / "parts")), compare=False)
+    assert (len(own.val), own.test) == (2, None)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -511,4 +511,4 @@ def test_two_processes_validate_and_report_as_one(mask_recipe, two_processes):
     for column in ("val_miou", "val_macc", "val_aacc", "val_loss"):
         assert rows[0][column] == rows[1][column]
     scores = json.loads((Path(still.out) / "two" / "scores.json").read_text())
-    assert scores == one.scores.to_dict()
+    assert scores == asdict(one.scores)

@@ -22,8 +22,9 @@ from dmformer.data.decode import BrokenImageError
 from dmformer.data.palette import default_palette
 from dmformer.tasks.folders import classes_in
 from dmformer.tasks.sampling import StepSampler
+from dmformer.tasks.segmentation import datasets
 from dmformer.tasks.segmentation.checks import check_evaluation_pairs, check_pairs
-from dmformer.tasks.segmentation.datasets import Labels, Pairs, PairSplits, open_evaluation_pairs, open_pairs
+from dmformer.tasks.segmentation.datasets import Labels, Pairs, PairSplits
 from dmformer.tasks.segmentation.label_sets import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC
 from dmformer.tasks.segmentation.loaders import (
     PairSet,
@@ -34,13 +35,26 @@ from dmformer.tasks.segmentation.loaders import (
     train_pairs_loader,
     train_transform,
 )
-from dmformer.tasks.segmentation.masks import IGNORE, StrangeLabelError, map_labels, read_mask
+from dmformer.tasks.segmentation.masks import IGNORE, Colours, StrangeLabelError, map_labels, read_mask
+from dmformer.tasks.segmentation.recipes import SegmentationRecipe
 from dmformer.utils.errors import UserError
 
 NAMES = ("ground", "water", "wood", "wall")
 COLOURS = np.array([(220, 40, 40), (40, 200, 60), (40, 60, 220), (230, 220, 40)], np.uint8)
 UNLABELLED = (128, 128, 128)
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def open_pairs(data: str, *places: str, **options: Any) -> PairSplits:
+    return datasets.open_pairs(recipe_of(data, *places, **options))
+
+
+def open_evaluation_pairs(data: str, *places: str, known_colours: Colours = (), **options: Any) -> Pairs:
+    return datasets.open_evaluation_pairs(recipe_of(data, *places, **options), known_colours)
+
+
+def recipe_of(data: str, masks: str | None = None, classes: Sequence[str] = (), **options: Any) -> SegmentationRecipe:
+    return SegmentationRecipe(data=data, masks=masks, classes=tuple(classes), **options)
 
 
 def flat(
@@ -52,7 +66,8 @@ def flat(
     largest_share: float = 1.0,
 ) -> PairTransform:
     """A transform that only scales and crops, unless the test asks for more."""
-    return train_transform(crop, resize, scale, hflip, photometric, largest_share, MEAN, STD)
+    recipe = SegmentationRecipe(image_size=crop, resize=resize, scale=scale, hflip=hflip, photometric=photometric)
+    return train_transform(replace(recipe, largest_share=largest_share), MEAN, STD)
 
 
 def blocks(seed: int, size: tuple[int, int] = (60, 40), block: int = 10, classes: int = 4) -> np.ndarray:
@@ -1112,7 +1127,7 @@ def test_evaluation_sees_the_whole_image(pairs):
 
 
 def small_transform():
-    return train_transform(32, None, (0.5, 2.0), 0.5, True, 0.75, MEAN, STD)
+    return train_transform(SegmentationRecipe(image_size=32), MEAN, STD)
 
 
 def test_batches_depend_on_seed_epoch_and_position_alone(pairs):
@@ -1194,7 +1209,7 @@ def test_camvid(shared_data):
     assert len(checked.labels.class_names) == 11
     assert checked.labels.palette == CAMVID.palette
     assert len(open_evaluation_pairs(place, classes=CAMVID.class_names, ignore_index=(11,))) == 233
-    transform = train_transform(240, None, (0.5, 2.0), 0.5, True, 0.75, MEAN, STD)
+    transform = train_transform(SegmentationRecipe(image_size=240), MEAN, STD)
     images, ids, _ = next(
         iter(train_pairs_loader(checked.train, transform, StepSampler(len(checked.train), 8, seed=0), 0))
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_absent_classes():
     assert (scores.classes[4].iou, scores.classes[4].accuracy, scores.classes[4].share) == (0.0, None, 0.0)
     assert (scores.classes[5].iou, scores.classes[5].accuracy, scores.classes[5].share) == (None, None, 0.0)
     assert (scores.miou.low, scores.miou.high) == (0.0, 1.0)
-    assert json.loads(json.dumps(scores.to_dict()))["classes"][5]["iou"] is None
+    assert json.loads(json.dumps(asdict(scores)))["classes"][5]["iou"] is None
 
 
 def test_image_ious():

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from dmformer.tasks.config import TrainedFolder, folder_for, read_as
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipe import FREE, Recipe
 from dmformer.tasks.recipes import RECIPES, read_recipe
+from dmformer.tasks.results import write_scores
 from dmformer.tasks.table import TASKS
 from dmformer.tasks.task import Summary, Task, check_paths, figure_lines
 from dmformer.utils.errors import UserError
@@ -117,9 +118,6 @@ class ColourScores:
     count: int
     close: Any
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @torch.inference_mode()
 def score(model: nn.Module, files: Sequence[str]) -> ColourScores:
@@ -174,7 +172,7 @@ class ColourJob:
 
     def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[ColourScores, str]:
         scores = score(open_regressor(str(folder)).model, self.val)
-        write_whole(folder / "scores.json", json.dumps(scores.to_dict()))
+        write_scores(folder, scores)
         write_whole(folder / "report.html", f"<p>{scores.close.value:.1%} of {scores.count} are close</p>")
         return scores, "validation"
 
@@ -203,7 +201,7 @@ COLOUR = Task(
     recipe=ColourRecipe,
     recipes={"colours": colours},
     open_data=lambda recipe, track: list_photos([recipe.data]),
-    view=lambda recipe, files: View("a folder of photos", {}, (), "photos", {}, notes=[f"{len(files)} photos"]),
+    view=lambda files: View("a folder of photos", {}, (), "photos", {}, notes=[f"{len(files)} photos"]),
     job=ColourJob,
     open=open_regressor,
     evaluate=evaluate,

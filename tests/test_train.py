@@ -82,7 +82,7 @@ def test_run_folder(trained_classifier, recipe, photos):
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images), classifier.model(images))
     assert tuple(classifier.data_config["input_size"]) == (3, 32, 32)
-    scores = evaluate(str(run.folder / "best"), str(photos), recipe=replace(recipe, workers=0))
+    scores = evaluate(str(run.folder / "best"), str(photos), workers=0)
     assert scores.count == 36
     assert scores.top1.value == 1.0
     found = list(predict(str(run.folder / "best"), [str(photos)], top=2))

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
@@ -18,7 +19,7 @@ WHOLE = 10_000
 
 
 def give_scores(scores: Any, summary: Summary, json_file: str | None) -> None:
-    text = json.dumps(scores.to_dict(), indent=2, ensure_ascii=False)
+    text = json.dumps(asdict(scores), indent=2, ensure_ascii=False)
     if json_file == "-":
         print(text)
         return

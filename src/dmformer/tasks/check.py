@@ -144,7 +144,7 @@ def examine(task: "Task", recipe: Recipe, track: Track) -> Check:
             opened = task.open_data(replace(recipe, max_broken=1.0, allow_leaks=True), track)
         except UserError:
             return Check(data, None, refused)
-    view = task.view(recipe, opened)
+    view = task.view(opened)
     if view is None:
         raise UserError(f"{data} is read by another package: only photos in folders, archives and tables are checked.")
     broken: list[Fault] = []
@@ -181,15 +181,13 @@ def unreadable(photos: Photos, reading: Reading, at_least: int, track: Track, wh
 # ---- findings of every task
 
 
-def finding(
-    title: str, meaning: str, cases: Sequence[Case], example: Callable[[Case], Example], count: int | None = None
-) -> list[Finding]:
+def finding(title: str, meaning: str, cases: Sequence[Case], example: Callable[[Case], Example]) -> list[Finding]:
     """A finding with its first cases as examples; none if there is no case."""
     if not cases:
         return []
     examples = [example(case) for case in cases[:NAMED]]
     names = [f"{visible(each.name)}: {each.told}" if each.told else each.name for each in examples]
-    return [Finding(title, meaning, count or len(cases), examples[:SHOWN], names)]
+    return [Finding(title, meaning, len(cases), examples[:SHOWN], names)]
 
 
 def thumbnail(photos: Photos, i: int, reading: Reading = PLAIN) -> Image.Image:

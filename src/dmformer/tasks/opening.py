@@ -37,4 +37,4 @@ def open_job(recipe: Recipe, data: Any = None) -> "Job":
 
 def view_of(recipe: Recipe, job: "Job") -> View | None:
     """What the page on a job's data shows; None for data sets of other packages."""
-    return TASKS[recipe.task].view(recipe, job.data)
+    return TASKS[recipe.task].view(job.data)

@@ -1,6 +1,7 @@
 """What all tasks do at the end of a run."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,5 @@ def refuse_trained(run: Recipe, split: str) -> None:
 
 
 def write_scores(folder: Path, scores: Any) -> None:
-    """Write scores.json."""
-    write_whole(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    """Write scores.json from a dataclass."""
+    write_whole(folder / "scores.json", json.dumps(asdict(scores), indent=2, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,19 @@ class Contest:
     multiple: int = 1
 
 
+def later(package: str | None, module: str, name: str) -> Callable[..., Any]:
+    """A function or a class of a package's module, which is imported when it is called: with torch, that takes seconds.
+
+    Args:
+        package: Where `module`, ".training", is looked up: `__package__`.
+    """
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module, package), name)(*arguments, **options)
+
+    return called
+
+
 def holds_files(*beginnings: str) -> Callable[[str], bool]:
     """Whether a folder, or that of a file, holds a file, at any depth, whose name begins in one of these ways."""
 
@@ -102,7 +116,7 @@ class Task:
         papers: Its recipes from papers, by name.
         open_data: Opens the data of a recipe and checks it as training needs it: `open_data(recipe, track)`. It imports
             torch only for data sets of other packages.
-        view: Maps a recipe and its opened data to what the page on the data shows; None for other packages' data sets.
+        view: Maps opened data to what the page on the data shows; None for other packages' data sets.
         recognises: Whether a path, by its folders and the names in them, can be data of this task.
         job: Maps a recipe and its opened data to its job; with None, the job opens it.
         open: Opens a run's folder, or hf-hub:owner/name if the task supports it, as a trained model.
@@ -129,7 +143,7 @@ class Task:
     answer: str
     recipe: type[Recipe]
     open_data: Callable[[Any, Track], Any]
-    view: Callable[[Any, Any], "View | None"]
+    view: Callable[[Any], "View | None"]
     job: Callable[[Any, Any], "Job"]
     open: Callable[["str | TrainedFolder"], Any]
     evaluate: Callable[..., Any]

@@ -15,15 +15,9 @@ if TYPE_CHECKING:
 
 def predicted(job: Any, classifier: Any, split: str) -> "Predictions":
     """Predictions of a classifier, with one or several labels per photo, on a job's split "val" or "test"."""
-    from .evaluate import check_broken, predict_all
-    from .loaders import eval_loader
+    from .evaluate import predict_split
 
-    part: Any = getattr(job.splits, split)
-    recipe, device = job.recipe, classifier.on_device(job.recipe.device)
-    loader = eval_loader(part, classifier.transform(), classifier.at_least, recipe.batch_size, recipe.workers)
-    found = predict_all(classifier.network, loader, device, as_probabilities=classifier.as_probabilities)
-    check_broken(part, found.broken, recipe.max_broken)
-    return found
+    return predict_split(classifier, getattr(job.splits, split), job.recipe)
 
 
 def _scored(job: "ClassificationJob", classifier: Any, split: str) -> Score:

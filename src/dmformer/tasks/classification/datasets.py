@@ -23,7 +23,6 @@ from ..folders import alike_note, first_few
 from ..leaks import Copies, Group, find_copies, refuse_leaks, seen_in_training
 from ..reading import found_reading
 from ..recipe import Recipe
-from ..results import reported_split
 from ..tables import composed
 from .image_recipe import ClassifierRecipe
 from .layout import Labelled, Layout, Part, holds_class_folders, read_layout
@@ -152,23 +151,6 @@ def open_evaluation(recipe: ClassificationRecipe, class_names: list[str]) -> tup
     part = layout.parts.get("test") or layout.parts.get("val") or next(iter(layout.parts.values()))
     notes = [*layout.notes, *check_classes(part, part.class_names, class_names, "the model")]
     return _opened(part, class_names, Reading(max_pixels=recipe.max_pixels)), notes
-
-
-def open_own_test(recipe: ClassificationRecipe, class_names: list[str]) -> tuple[Split, str]:
-    """The images that a run held out, and the name of the split: test, or validation if the run has no test images.
-
-    Raises:
-        UserError: The run's data is not there any more, or has other classes.
-    """
-    splits = open_splits(recipe, compare=False)
-    check_same_classes(splits, class_names, recipe.data)
-    return reported_split(splits)
-
-
-def check_same_classes(splits: Splits, class_names: list[str], data: str) -> None:
-    """Raise UserError if data has other classes than the run that was trained on it."""
-    if splits.class_names != class_names:
-        raise UserError(f"{data} has changed since the run: it has the classes {first_few(splits.class_names, 8)}.")
 
 
 def files_of(split: Split) -> list[Path] | None:

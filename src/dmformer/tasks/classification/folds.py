@@ -4,49 +4,27 @@ import csv
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...report.page import write_page
 from ...utils.files import write_whole
 from ...utils.intervals import Score
 from ...utils.views import WORDS
-from ..measures import Measure, lines_of
+from ..measures import lines_of
 from ..results import fold_folder, write_scores
 from ..task import Summary, figure_lines
-from .classifier import Classifier, open_classifier, save_ensemble
+from .classifier import Classifier, save_ensemble
 from .datasets import Split, Splits
-from .evaluate import Predictions, check_broken, predict_all
+from .evaluate import Predictions, predict_split
 from .image_recipe import ClassifierRecipe
-from .loaders import eval_loader
-from .metrics import measures, score
+from .kind import Kind, one_label
 
 OUT_OF_FOLD = "out_of_fold.csv"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What differs between one label and several labels per photo.
-
-    Attributes:
-        open: Opens a best/ folder.
-        score: Scores probabilities (N, K) against targets (N) with a classifier's thresholds, if it has any; with or
-            without intervals.
-        measures: The measures that summarise scores.
-        label: The label or labels of a target, as text.
-        more: Entries of the ensemble's config.json that follow from the out-of-fold probabilities and targets.
-    """
-
-    open: Callable[[str], Classifier]
-    score: Callable[[Tensor, Tensor, Classifier, bool], Any]
-    measures: Callable[[Any], list[Measure]]
-    label: Callable[[int], str]
-    more: Callable[[Tensor, Tensor], dict[str, Any]] = lambda probabilities, targets: {}
 
 
 @dataclass(frozen=True)
@@ -65,10 +43,6 @@ class FoldScores:
     test: list[Any]
     ensemble: Any | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -83,11 +57,7 @@ class Spread:
 
 def conclude_folds(recipe: ClassifierRecipe, splits: Splits, run: Path, facts: Mapping[str, str]) -> Summary:
     """`conclude` for one label per photo."""
-
-    def scored(probabilities: Tensor, targets: Tensor, classifier: Classifier, intervals: bool) -> Any:
-        return score(probabilities, targets, classifier.class_names, 1000 if intervals else 0)
-
-    return conclude(recipe, splits, run, facts, Kind(open_classifier, scored, measures, splits.class_names.__getitem__))
+    return conclude(recipe, splits, run, facts, one_label(splits.class_names))
 
 
 def conclude(recipe: ClassifierRecipe, splits: Splits, run: Path, facts: Mapping[str, str], kind: Kind) -> Summary:
@@ -102,13 +72,13 @@ def conclude(recipe: ClassifierRecipe, splits: Splits, run: Path, facts: Mapping
     places = [fold_folder(run, i) / "best" for i in range(1, len(splits.folds) + 1)]
     members = [kind.open(str(place)) for place in places]
     vals = [splits.of_fold(i).val for i in range(1, len(members) + 1)]
-    own = [_predicted(member, val, recipe) for member, val in zip(members, vals, strict=True)]
+    own = [predict_split(member, val, recipe) for member, val in zip(members, vals, strict=True)]
     probabilities = torch.cat([found.probabilities for found in own])
     targets = torch.cat([found.targets for found in own])
     write_whole(run / OUT_OF_FOLD, _csv(own, vals, splits.class_names, kind.label))
     save_ensemble(run / "best", places, kind.more(probabilities, targets))
     ensemble = kind.open(str(run / "best"))
-    test = [_predicted(member, splits.test, recipe) for member in members] if splits.test else []
+    test = [predict_split(member, splits.test, recipe) for member in members] if splits.test else []
 
     def scored(found: Predictions, member: Classifier) -> Any:
         return kind.score(found.probabilities, found.targets, member, False)
@@ -126,14 +96,6 @@ def conclude(recipe: ClassifierRecipe, splits: Splits, run: Path, facts: Mapping
     write_scores(run, scores)
     _write_page(run / "report.html", recipe, scores, kind, facts)
     return _summary(scores, kind)
-
-
-def _predicted(member: Classifier, split: Split, recipe: ClassifierRecipe) -> Predictions:
-    device = member.on_device(recipe.device)
-    loader = eval_loader(split, member.transform(), member.at_least, recipe.batch_size, recipe.workers)
-    found = predict_all(member.network, loader, device, as_probabilities=member.as_probabilities)
-    check_broken(split, found.broken, recipe.max_broken)
-    return found
 
 
 def _csv(

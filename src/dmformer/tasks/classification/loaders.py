@@ -3,7 +3,7 @@
 The number of worker processes, training processes and interruptions makes no difference.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from PIL import Image
@@ -159,9 +159,3 @@ def validation_loader(
     """`eval_loader` of the images that a recipe validates on during training."""
     transform, at_least = eval_transform(recipe, crop_pct), round(recipe.image_size / crop_pct)
     return eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers, rank, world, pin_memory)
-
-
-def with_reasons(split: Split, positions: Iterable[int], transform: Transform, at_least: int) -> list[tuple[str, str]]:
-    """The names of images that could not be read, with the reason."""
-    images = ImageSet(split, transform, at_least, training=False, seed=0)
-    return [(split.filename(i), images.reason(i)) for i in positions]

@@ -1,7 +1,6 @@
 """Classification: scores of a set of predictions, with their confidence intervals."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,10 +39,6 @@ class Scores:
     classes: list[ClassScore]
     confusion: list[list[int]]
     """confusion[truth][prediction], in images."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
 
 
 def measures(scores: Scores) -> list[Measure]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -34,15 +35,19 @@ BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoReport(RunReport):
-    """What the pages about classifiers share, with one label or several labels per photo."""
+class Report(RunReport):
+    """What a page about a classifier is made of, with one label or several labels per photo."""
 
+    scores: Any
+    """What the task's `score` returns."""
     split: str
     """test or validation"""
     class_names: list[str]
     """K names"""
     probabilities: Tensor
     """(N, K)"""
+    targets: Tensor
+    """(N) classes; for several labels (N, K), 0 or 1"""
     image_names: list[str]
     """N names"""
     load_image: Callable[[int], Image.Image]
@@ -65,15 +70,6 @@ class PhotoReport(RunReport):
         return safe_jpeg(reduced, alt)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report(PhotoReport):
-    """What a page is made of."""
-
-    scores: Scores
-    targets: Tensor
-    """(N)"""
-
-
 @dataclass(frozen=True)
 class _Card:
     """A photo and what it was taken for."""
@@ -89,7 +85,7 @@ class _Card:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page to `path`, whole or not at all."""
-    scores = report.scores
+    scores: Scores = report.scores
     common = max(scores.classes, key=lambda c: c.count)
     present = sorted((c for c in scores.classes if c.count), key=lambda c: c.f1)
     answered = [sum(column) for column in zip(*scores.confusion, strict=True)]

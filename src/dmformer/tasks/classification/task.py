@@ -1,93 +1,27 @@
 """Classification as a `Task`."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...utils.display import Track
 from ...utils.errors import UserError
 from ..kinds import check_kind
-from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, recipes_in
+from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, later, recipes_in
 from . import imagenet, recipes
 from .contest import CONTEST
 from .recipes import ClassificationRecipe
 
 if TYPE_CHECKING:
-    from ..check import View
-    from ..config import TrainedFolder
-    from .classifier import Classifier
-    from .datasets import Splits
     from .metrics import Scores
-    from .training import ClassificationJob
 
 NAMED_SETS = ("torch", "hfds", "hfids", "wds", "tfds")
 """Prefixes of the sets that timm knows by name."""
-
-
-def _open_data(recipe: ClassificationRecipe, track: Track) -> "Splits":
-    from .datasets import open_splits
-
-    return open_splits(recipe, track)
-
-
-def _view(recipe: ClassificationRecipe, data: "Splits") -> "View | None":
-    from .view import view
-
-    return view(data)
 
 
 def _recognises(data: str) -> bool:
     from .layout import is_labelled
 
     return data == "elpv" or is_labelled(Path(data))
-
-
-def _job(recipe: ClassificationRecipe, data: "Splits | None") -> "ClassificationJob":
-    from .training import ClassificationJob
-
-    return ClassificationJob(recipe, data)
-
-
-def _open(source: "str | TrainedFolder") -> "Classifier":
-    from .classifier import open_classifier
-
-    return open_classifier(source)
-
-
-def _evaluate(
-    source: "str | TrainedFolder | Classifier",
-    data: str,
-    workers: int | None = None,
-    max_broken: float = ClassificationRecipe.max_broken,
-    max_pixels: int | None = None,
-    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
-    say: Callable[[str], None] = lambda remark: None,
-    split: str = ClassificationRecipe.val_split,
-    data_root: str | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-    run_of: str | None = None,
-    tta: str = "auto",
-) -> "Scores":
-    recipe = ClassificationRecipe(
-        data=data, data_root=data_root, val_split=split, workers=workers, max_broken=max_broken, device=device
-    )
-    recipe.check()
-    from .evaluate import evaluate
-
-    place = None if data == OWN_TEST else data
-
-    def scoring(loader: Iterable) -> Iterable:
-        return progress(loader, "scoring")
-
-    return evaluate(source, place, batch_size, recipe, scoring, say, max_pixels, run_of, tta)
-
-
-def _conclude_folds(recipe: ClassificationRecipe, data: "Splits", folder: Path, facts: Mapping[str, str]) -> Summary:
-    from .folds import conclude_folds
-
-    return conclude_folds(recipe, data, folder, facts)
 
 
 def summary(scores: "Scores", split: str) -> Summary:
@@ -124,12 +58,12 @@ CLASSIFICATION = Task(
     recipes=recipes_in(recipes),
     demos={"elpv": Demo("classify", lambda data: data == "elpv")},
     papers=recipes_in(imagenet),
-    open_data=_open_data,
-    view=_view,
+    open_data=later(__package__, ".datasets", "open_splits"),
+    view=later(__package__, ".view", "view"),
     recognises=_recognises,
-    job=_job,
-    open=_open,
-    evaluate=_evaluate,
+    job=later(__package__, ".training", "ClassificationJob"),
+    open=later(__package__, ".classifier", "open_classifier"),
+    evaluate=later(__package__, ".evaluate", "evaluate"),
     summary=summary,
     headline="top-1",
     figure=lambda scores: scores.top1.value,
@@ -137,6 +71,6 @@ CLASSIFICATION = Task(
     check_data=check_data,
     default_data=OWN_TEST,
     options=("split", "data_root", "batch_size", "tta"),
-    conclude_folds=_conclude_folds,
+    conclude_folds=later(__package__, ".folds", "conclude_folds"),
     contest=CONTEST,
 )

@@ -7,43 +7,35 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...utils.errors import UserError
-from ...utils.views import WORDS
-from ..progress import Progress
-from ..results import reported_split, write_scores
-from .classifier import open_classifier, save_classifier
+from .classifier import save_classifier
 from .datasets import Splits, open_splits
 from .distillation.distillation import Distillation
 from .distillation.loaders import ViewSet
 from .distillation.student import CLASSES, Mixing, Student, check_teachable, own_state
 from .evaluate import check_broken, predict_all
-from .loaders import ImageSet, eval_loader, train_loader, validation_loader, with_reasons
-from .metrics import Scores, score
-from .model import build_model, cosine_schedule, preprocessing
+from .kind import one_label
+from .labelled_job import LabelledJob
+from .loaders import train_loader
+from .metrics import score
+from .model import build_model, preprocessing
 from .recipes import ClassificationRecipe
-from .report import Report, write_report
 
 TEACHER = "teacher classes"
 """Name of the student's layer for a teacher with other classes."""
 
 
-class ClassificationJob:
+class ClassificationJob(LabelledJob):
     """See `Job`."""
 
-    headline, unit = "val_top1", "epoch"
-    param_groups = None
+    headline = "val_top1"
 
     def __init__(self, recipe: ClassificationRecipe, data: Splits | None = None) -> None:
-        self.recipe = recipe
-        self.splits = self.data = splits = data or open_splits(recipe)
-        self.class_names, self.notes = splits.class_names, splits.notes
-        self.images = (len(splits.train), len(splits.val), len(splits.test) if splits.test else 0)
-        self.size = f"{recipe.image_size} px"
-        self.epochs = recipe.epochs
+        splits = data or open_splits(recipe)
+        super().__init__(recipe, splits, one_label(splits.class_names))
         self.mixup: Mixing | None = None
         self.class_weights = class_weights(recipe, splits)
         self.distillation = None
@@ -74,12 +66,6 @@ class ClassificationJob:
         self.views = loader.dataset
         self.mixup = make_mixup(self.recipe, len(self.class_names), loader)
         return loader
-
-    def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
-        return validation_loader(self.splits.val, self.recipe, self.recipe.crop_pct, rank, world, pin_memory)
-
-    def schedule(self) -> dict[str, Any]:
-        return cosine_schedule(self.recipe)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         labels = targets if self.distillation is None else targets["label"]
@@ -113,9 +99,6 @@ class ClassificationJob:
             "val_balanced_accuracy": scores.balanced_accuracy.value,
         }
 
-    def check_resumed(self, progress: Progress, updates: int) -> None:
-        """Accept any number of steps: an epoch is a pass over the images."""
-
     def line(self, row: dict[str, float]) -> str:
         return (
             "epoch {epoch:g} of {epochs}: loss {train_loss:.3f}, validation loss {val_loss:.3f}, "
@@ -127,7 +110,7 @@ class ClassificationJob:
         if isinstance(self.views, ViewSet):
             for position in broken:
                 self.views.reason(position)  # an image that differs from the one the teacher saw ends the run
-        check_broken(self.splits.train, broken, self.recipe.max_broken)
+        super().check_broken(broken)
 
     def save(self, folder: Path, model: nn.Module, state: dict[str, Tensor]) -> None:
         if isinstance(model, Student):
@@ -141,48 +124,6 @@ class ClassificationJob:
             if split is not None and split.targets is not None:
                 names = split.filename if split.has_names else lambda i: ""
                 yield from (f"{names(i)} {k}" for i, k in enumerate(split.targets.tolist()))
-
-    def conclude(self, folder: Path, progress: Progress, facts: dict[str, str]) -> tuple[Scores, str]:
-        recipe, splits = self.recipe, self.splits
-        split, name = reported_split(splits)
-        classifier = open_classifier(str(folder / "best"))
-        device = classifier.on_device(recipe.device)
-        transform, at_least = classifier.transform(), classifier.at_least
-        loader = eval_loader(split, transform, at_least, recipe.batch_size, recipe.workers)
-        found = predict_all(classifier.network, loader, device)
-        check_broken(split, found.broken, recipe.max_broken)
-        scores = score(found.probabilities, found.targets, splits.class_names)
-        positions = found.positions.tolist()
-        images = loader.dataset
-
-        def picture(i: int) -> Image.Image:
-            if not isinstance(images, ImageSet):
-                raise ValueError("a stream's images cannot be shown again")
-            return images.picture(positions[i])
-
-        broken = with_reasons(splits.train, progress.broken, transform, at_least)
-        broken += with_reasons(split, found.broken, transform, at_least)
-        write_scores(folder, scores)
-        write_report(
-            folder / "report.html",
-            Report(
-                title=recipe.title,
-                scores=scores,
-                split=name,
-                class_names=splits.class_names,
-                history=progress.history,
-                probabilities=found.probabilities,
-                targets=found.targets,
-                image_names=[split.filename(i) for i in positions],
-                load_image=picture,
-                broken=broken,
-                notes=self.notes,
-                answers_are=WORDS[classifier.tta],
-                recipe=recipe.to_yaml(),
-                facts=facts,
-            ),
-        )
-        return scores, name
 
 
 def make_mixup(recipe: ClassificationRecipe, num_classes: int, loader: Any) -> Mixing | None:

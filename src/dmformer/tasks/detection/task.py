@@ -27,7 +27,7 @@ def _open_data(recipe: DetectionRecipe, track: Track) -> "BoxSplits":
     return open_checked(recipe, track)
 
 
-def _view(recipe: DetectionRecipe, data: "BoxSplits") -> "View | None":
+def _view(data: "BoxSplits") -> "View | None":
     from .view import view
 
     return view(data)

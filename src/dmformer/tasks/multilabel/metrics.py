@@ -1,8 +1,7 @@
 """Several labels per photo: scores of a set of predictions with their intervals, and the choice of thresholds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,10 +39,6 @@ class MultiLabelScores:
     exact: Score
     """Photos of which every label is right."""
     classes: list[LabelScore]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
 
 
 def measures(scores: MultiLabelScores) -> list[Measure]:

@@ -19,20 +19,11 @@ from ...report.page import (
     plot,
     write_run_page,
 )
-from ..classification.report import PICTURES, PhotoReport
+from ..classification.report import PICTURES, Report
 from .metrics import LabelScore, MultiLabelScores, measures
 
 DRAWN = 8
 """Maximum number of classes whose curves are drawn, those with the lowest average precision."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiLabelReport(PhotoReport):
-    """What a page is made of."""
-
-    scores: MultiLabelScores
-    labels: Tensor
-    """(N, K), 0 or 1"""
 
 
 @dataclass(frozen=True)
@@ -48,16 +39,16 @@ class _Card:
     prediction: str
 
 
-def write_report(path: Path, report: MultiLabelReport) -> None:
+def write_report(path: Path, report: Report) -> None:
     """Write the page to `path`, whole or not at all."""
-    scores = report.scores
+    scores: MultiLabelScores = report.scores
     scored = sorted((c for c in scores.classes if c.ap is not None), key=lambda c: c.ap or 0.0)
     missed, false = _wrong(report)
     values = {
         "measures": measures(scores),
         "weakest": scored[0],
         "never": sum(c.f1 == 0 for c in scored),
-        "per_photo": float(report.labels.sum() / len(report.labels)),
+        "per_photo": float(report.targets.sum() / len(report.targets)),
         "training": _training(report.history),
         "classes": class_list(scored, len(scores.classes)),
         "curves": _curves(report, scored),
@@ -79,17 +70,17 @@ def _training(history: list[dict[str, float]]) -> list[Plot]:
     ]
 
 
-def _curves(report: MultiLabelReport, scored: list[LabelScore]) -> Passage:
+def _curves(report: Report, scored: list[LabelScore]) -> Passage:
     """Precision against recall: of all labels together, then of the weakest classes."""
     micro = report.scores.micro_f1.value
     told = "Each curve runs through every threshold; the dot is the one in use."
     if len(scored) > DRAWN:
         told += f" The {DRAWN} classes with the lowest average precision are drawn."
-    together = precision_recall(report.probabilities.flatten(), report.labels.flatten())
+    together = precision_recall(report.probabilities.flatten(), report.targets.flatten())
     plots = [_curve_plot("All labels together", together, None, f"micro F1 {percent(micro)} at the thresholds in use")]
     for each in scored[:DRAWN]:
         k = report.scores.classes.index(each)
-        curve = precision_recall(report.probabilities[:, k], report.labels[:, k])
+        curve = precision_recall(report.probabilities[:, k], report.targets[:, k])
         dot = (each.recall or 0.0, each.precision)
         plots.append(_curve_plot(each.name, curve, dot, f"average precision {percent(each.ap)}"))
     return Passage(told, plots)
@@ -121,13 +112,13 @@ def _curve_plot(title: str, curve: tuple[list[float], list[float]], dot: tuple[f
     return plot(draw, f"Precision against recall of {title}: {told}.", (2.9, 2.5))
 
 
-def _wrong(report: MultiLabelReport) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _wrong(report: Report) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The labels that are missed with the lowest probability, and the false ones with the highest: image and class.
 
     Each image is shown once in each list.
     """
     thresholds = torch.tensor([c.threshold for c in report.scores.classes])
-    chosen, truth = report.probabilities >= thresholds, report.labels > 0
+    chosen, truth = report.probabilities >= thresholds, report.targets > 0
     missed = torch.where(truth & ~chosen, report.probabilities, torch.inf)
     false = torch.where(chosen & ~truth, report.probabilities, -torch.inf)
     low, of_low = missed.min(1)
@@ -137,13 +128,13 @@ def _wrong(report: MultiLabelReport) -> tuple[list[tuple[int, int]], list[tuple[
     return [(i, int(of_low[i])) for i in first], [(i, int(of_high[i])) for i in second]
 
 
-def _card(report: MultiLabelReport, i: int, k: int) -> _Card:
+def _card(report: Report, i: int, k: int) -> _Card:
     thresholds = torch.tensor([c.threshold for c in report.scores.classes])
     file, label, probability = report.image_names[i], report.class_names[k], float(report.probabilities[i, k])
-    truth, prediction = (_joined(report, row) for row in (report.labels[i] > 0, report.probabilities[i] >= thresholds))
+    truth, prediction = (_joined(report, row) for row in (report.targets[i] > 0, report.probabilities[i] >= thresholds))
     alt = f"{file}: labels {truth}, predicted {prediction}; {label} {percent(probability)}"
     return _Card(file, report.thumbnail(i, alt), label, probability, float(thresholds[k]), truth, prediction)
 
 
-def _joined(report: MultiLabelReport, row: Tensor) -> str:
+def _joined(report: Report, row: Tensor) -> str:
     return ", ".join(report.class_names[k] for k in row.nonzero()[:, 0].tolist()) or "none"

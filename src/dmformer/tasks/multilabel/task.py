@@ -1,76 +1,16 @@
 """Several labels per photo as a `Task`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...utils.display import Track
 from ...utils.errors import UserError
-from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, recipes_in
+from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, later, recipes_in
 from . import recipes
 from .contest import CONTEST
 from .recipes import MultiLabelRecipe
 
 if TYPE_CHECKING:
-    from ..check import View
-    from ..config import TrainedFolder
-    from .classifier import MultiLabelClassifier
-    from .datasets import LabelSplits
     from .metrics import MultiLabelScores
-    from .training import MultiLabelJob
-
-
-def _open_data(recipe: MultiLabelRecipe, track: Track) -> "LabelSplits":
-    from .datasets import open_label_splits
-
-    return open_label_splits(recipe, track)
-
-
-def _view(recipe: MultiLabelRecipe, data: "LabelSplits") -> "View":
-    from .view import view
-
-    return view(data)
-
-
-def _job(recipe: MultiLabelRecipe, data: "LabelSplits | None") -> "MultiLabelJob":
-    from .training import MultiLabelJob
-
-    return MultiLabelJob(recipe, data)
-
-
-def _open(source: "str | TrainedFolder") -> "MultiLabelClassifier":
-    from .classifier import open_multilabel
-
-    return open_multilabel(source)
-
-
-def _evaluate(
-    source: "str | TrainedFolder | MultiLabelClassifier",
-    data: str,
-    workers: int | None = None,
-    max_broken: float = MultiLabelRecipe.max_broken,
-    max_pixels: int | None = None,
-    progress: Callable[[Iterable, str], Iterable] = lambda items, what: items,
-    say: Callable[[str], None] = lambda remark: None,
-    batch_size: int = 64,
-    device: str = "auto",
-    run_of: str | None = None,
-    tta: str = "auto",
-) -> "MultiLabelScores":
-    from .evaluate import evaluate
-
-    place = None if data == OWN_TEST else data
-
-    def scoring(loader: Iterable) -> Iterable:
-        return progress(loader, "scoring")
-
-    return evaluate(source, place, batch_size, workers, max_broken, scoring, say, device, max_pixels, run_of, tta)
-
-
-def _conclude_folds(recipe: MultiLabelRecipe, data: "LabelSplits", folder: Path, facts: Mapping[str, str]) -> Summary:
-    from .evaluate import conclude_folds
-
-    return conclude_folds(recipe, data, folder, facts)
 
 
 def _summary(scores: "MultiLabelScores", split: str) -> Summary:
@@ -106,11 +46,11 @@ MULTILABEL = Task(
     answer="tags",
     recipe=MultiLabelRecipe,
     recipes=recipes_in(recipes),
-    open_data=_open_data,
-    view=_view,
-    job=_job,
-    open=_open,
-    evaluate=_evaluate,
+    open_data=later(__package__, ".datasets", "open_label_splits"),
+    view=later(__package__, ".view", "view"),
+    job=later(__package__, ".training", "MultiLabelJob"),
+    open=later(__package__, ".classifier", "open_multilabel"),
+    evaluate=later(__package__, ".evaluate", "evaluate"),
     summary=_summary,
     headline="mAP",
     figure=lambda scores: scores.map.value,
@@ -118,6 +58,6 @@ MULTILABEL = Task(
     default_data=OWN_TEST,
     options=("batch_size", "threshold", "tta"),
     check_options=_check_options,
-    conclude_folds=_conclude_folds,
+    conclude_folds=later(__package__, ".evaluate", "conclude_folds"),
     contest=CONTEST,
 )

@@ -1,7 +1,6 @@
 """The scores of a pretraining run."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ...utils.intervals import Score
 from ..measures import Measure
@@ -37,10 +36,6 @@ class PretrainingScores:
     agreement: Score | None
     sources: list[SourceScore]
     probe: ProbeScore | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
 
 
 def measures(scores: PretrainingScores) -> list[Measure]:

@@ -3,35 +3,13 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...utils.display import Track
 from ..classification.task import CLASSIFICATION
-from ..task import Summary, check_paths, figure_lines, recipes_in
+from ..task import Summary, check_paths, figure_lines, later, recipes_in
 from . import recipes
 from .recipes import PretrainingRecipe
 
 if TYPE_CHECKING:
-    from ..check import View
     from .metrics import PretrainingScores
-    from .sources import Sources
-    from .training import PretrainingJob
-
-
-def _open_data(recipe: PretrainingRecipe, track: Track) -> "Sources":
-    from .sources import open_sources
-
-    return open_sources(recipe, track)
-
-
-def _view(recipe: PretrainingRecipe, data: "Sources") -> "View | None":
-    from .sources import view
-
-    return view(data)
-
-
-def _job(recipe: PretrainingRecipe, data: "Sources | None") -> "PretrainingJob":
-    from .training import PretrainingJob
-
-    return PretrainingJob(recipe, data)
 
 
 def _summary(scores: "PretrainingScores", split: str) -> Summary:
@@ -63,13 +41,13 @@ PRETRAINING = replace(
     name=PretrainingRecipe.task,
     recipe=PretrainingRecipe,
     recipes=recipes_in(recipes),
-    open_data=_open_data,
+    open_data=later(__package__, ".sources", "open_sources"),
     demos={},
     next_step="dmformer train classify --data PHOTOS --weights {best}",
     papers={},
-    view=_view,
+    view=later(__package__, ".sources", "view"),
     recognises=lambda data: False,
-    job=_job,
+    job=later(__package__, ".training", "PretrainingJob"),
     summary=_summary,
     check_places=_check_places,
     photos=_photos,

@@ -19,8 +19,9 @@ from ..classification.datasets import Split
 from ..classification.distillation.distillation import Distillation
 from ..classification.distillation.loaders import ViewSet
 from ..classification.distillation.student import CLASSES, Student, check_teachable, own_state
+from ..classification.labelled_job import EpochJob
 from ..classification.loaders import ImageSet, eval_loader
-from ..classification.model import build_model, cosine_schedule, preprocessing
+from ..classification.model import build_model, preprocessing
 from ..classification.recipes import ClassificationRecipe
 from ..folders import check_broken
 from ..progress import Progress
@@ -36,11 +37,8 @@ QUERIES, SHOWN, GALLERY = 8, 6, 2000
 """Number of images whose nearest neighbours are shown, neighbours shown of each, and size of the gallery."""
 
 
-class PretrainingJob:
+class PretrainingJob(EpochJob):
     """See `Job`."""
-
-    unit = "epoch"
-    param_groups = None
 
     def __init__(self, recipe: PretrainingRecipe, data: Sources | None = None) -> None:
         self.recipe = recipe
@@ -80,9 +78,6 @@ class PretrainingJob:
 
     def val_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         return self.distillation.val_loader(rank, world, pin_memory)
-
-    def schedule(self) -> dict[str, Any]:
-        return cosine_schedule(self.recipe)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = model(inputs)
@@ -149,9 +144,6 @@ class PretrainingJob:
         broken = int((found[:, 0] < 0).sum())
         if broken > self.recipe.max_broken * len(found):
             raise UserError(f"{broken} of {len(found)} validation photos cannot be read, more than --max-broken.")
-
-    def check_resumed(self, progress: Progress, updates: int) -> None:
-        """Accept any number of steps: an epoch is a pass over the images."""
 
     def line(self, row: dict[str, float]) -> str:
         told = f"epoch {row['epoch']:g} of {self.epochs}: loss {row['train_loss']:.3f}"

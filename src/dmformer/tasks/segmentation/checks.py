@@ -14,7 +14,7 @@ from ...data.orientation import SIDEWAYS, UPRIGHT, as_shown, orientation
 from ...utils.display import Track
 from ...utils.errors import UserError
 from ..folders import Fault, Progress, first_faults, first_few, relative_name
-from .datasets import Labels, Pairs, PairSplits, open_run
+from .datasets import Labels, Pairs, PairSplits, open_pairs
 from .label_sets import ADE20K
 from .masks import IGNORE, MOST_COLOURS, ColouredMaskError, StrangeLabelError
 from .recipes import SegmentationRecipe
@@ -22,7 +22,7 @@ from .recipes import SegmentationRecipe
 
 def open_checked(recipe: SegmentationRecipe, track: Track) -> tuple[PairSplits, list[Fault]]:
     """Open and check the data of a recipe; see `open_pairs` and `check_pairs`."""
-    opened = open_run(recipe, track=track)
+    opened = open_pairs(recipe, track)
     return check_pairs(opened, recipe.image_size, recipe.max_broken, lambda pairs: track(pairs, "checking the masks"))
 
 

@@ -12,7 +12,6 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from ...data.decode import PLAIN, Reading
-from ...data.limits import MAX_PIXELS
 from ...data.palette import default_palette
 from ...utils.display import Track, untracked
 from ...utils.errors import UserError
@@ -146,23 +145,8 @@ class PairSplits:
     pixels: dict[str, list[dict[int, int]]] = field(default_factory=dict)
 
 
-def open_pairs(
-    data: str,
-    masks: str | None = None,
-    classes: Sequence[str] = (),
-    reduce_zero_label: bool = False,
-    ignore_index: Sequence[int] = (IGNORE,),
-    colours: Sequence[str] = (),
-    val_share: float = 0.15,
-    test_share: float = 0.15,
-    seed: int = 0,
-    allow_leaks: bool = False,
-    near_duplicates: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    track: Track = untracked,
-    compare: bool = True,
-) -> PairSplits:
-    """Find images and their masks; the layout is recognised by the folders in `data`.
+def open_pairs(recipe: SegmentationRecipe, track: Track = untracked, compare: bool = True) -> PairSplits:
+    """Find the images and masks of a recipe; the layout is recognised by the folders in `data`.
 
     - `images/` and `annotations/` (or `masks/`, `labels/`), with `training/`, `validation/` and perhaps `test/` in both
       (ADE20K's SceneParsing), around both (`train/images/`), as lists beside them (`train.txt`, `val.txt`) or
@@ -176,18 +160,8 @@ def open_pairs(
     path; if it has not, see `match_names`. Data without a validation split is split at random by `seed`.
 
     Args:
-        data: The folder.
-        masks: Folder of the masks, if `data` is a folder of images.
-        classes: Names in the order of the ids, or the path of one text file with one name per line; needed if neither
-            the layout nor a file beside the masks gives them.
-        reduce_zero_label, ignore_index: How masks store the classes, see `map_labels`.
-        colours: The classes' colours as RRGGBB, or the path of one file (see `read_colour_map`); by default from such a
-            file beside the masks. "ids" takes the indices of palette masks as ids, whatever their colours.
-        val_share, test_share: Fractions to split off if the data is not split.
-        seed: Seed of that split.
-        allow_leaks: Accept images that are in two splits.
-        near_duplicates: Also find images that look alike, and keep them together in a random split.
-        max_pixels: Images of more pixels are not read.
+        recipe: Its fields marked READ count; see `map_labels` for how masks store the classes, and `read_colour_map`
+            for a file of colours, which may also lie beside the masks.
         track: Shows how far it has got.
         compare: Look for images that occur twice; otherwise only if a random split needs to know them.
 
@@ -195,22 +169,22 @@ def open_pairs(
         UserError: Nothing there, unknown layout, no masks, no names, the same image in two splits, or too few images to
             split.
     """
-    found = _find(data, masks)
-    labels = _labels(found, data, classes, reduce_zero_label, ignore_index, colours)
+    found = _find(recipe.data, recipe.masks)
+    labels = _labels(found, recipe)
     parts = {split: _as_pairs(found, split, labels) for split in found.parts}
     whole = parts.get("train") or parts.get("")
     if whole is None:
-        raise UserError(f"{data} has {' and '.join(parts)} but no train: put the training images there.")
-    reading = found_reading(whole, max_pixels, found.notes.append)
+        raise UserError(f"{recipe.data} has {' and '.join(parts)} but no train: put the training images there.")
+    reading = found_reading(whole, recipe.max_pixels, found.notes.append)
     parts = {split: replace(pairs, reading=reading) for split, pairs in parts.items()}
     whole = replace(whole, reading=reading)
     needed = compare or "val" not in parts
-    copies = find_copies(parts, near_duplicates, track=track) if needed else Copies()
-    found.notes += [*copies.notes, *refuse_leaks(parts, copies, allow_leaks)]
+    copies = find_copies(parts, recipe.near_duplicates, track=track) if needed else Copies()
+    found.notes += [*copies.notes, *refuse_leaks(parts, copies, recipe.allow_leaks)]
     train, val, test = whole, parts.get("val"), parts.get("test")
     if val is None:
         groups = copies.together("train" if "train" in parts else "")
-        train, val, rest = _split_off(whole, data, val_share, 0.0 if test else test_share, seed, groups)
+        train, val, rest = _split_off(whole, recipe, 0.0 if test else recipe.test_share, groups)
         test = test or rest
     return PairSplits(labels, train, val, test, found.notes, _layout(found), copies)
 
@@ -223,44 +197,14 @@ def has_masks(data: str) -> bool:
         return False
 
 
-def open_run(
-    recipe: SegmentationRecipe, any_leaks: bool = False, track: Track = untracked, compare: bool = True
-) -> PairSplits:
-    """The data of a run, see `open_pairs`; `any_leaks` accepts images in two splits in any case."""
-    return open_pairs(
-        recipe.data,
-        recipe.masks,
-        recipe.classes,
-        recipe.reduce_zero_label,
-        recipe.ignore_index,
-        recipe.colours,
-        recipe.val_share,
-        recipe.test_share,
-        recipe.seed_of_split,
-        recipe.allow_leaks or any_leaks,
-        recipe.near_duplicates,
-        recipe.max_pixels,
-        track,
-        compare,
-    )
-
-
-def open_evaluation_pairs(
-    data: str,
-    masks: str | None = None,
-    classes: Sequence[str] = (),
-    reduce_zero_label: bool = False,
-    ignore_index: Sequence[int] = (IGNORE,),
-    colours: Sequence[str] = (),
-    known_colours: Colours = (),
-) -> Pairs:
+def open_evaluation_pairs(recipe: SegmentationRecipe, known_colours: Colours = ()) -> Pairs:
     """Open one set of pairs for scoring: the test split of `data`, else its validation split, else all of it.
 
-    Arguments and errors are the same as for `open_pairs`, except for `known_colours`: the ids of the colours that the
-    training masks had, used if neither `colours` nor a file beside the masks gives any.
+    The fields of the recipe and the errors are the same as for `open_pairs`. `known_colours` are the ids of the colours
+    that the training masks had, used if neither the recipe nor a file beside the masks gives any.
     """
-    found = _find(data, masks)
-    labels = _labels(found, data, classes, reduce_zero_label, ignore_index, colours)
+    found = _find(recipe.data, recipe.masks)
+    labels = _labels(found, recipe)
     if known_colours and not labels.colours and not labels.indexed:
         labels = replace(labels, colours=known_colours)
     split = next(split for split in ("test", "val", "train", "") if split in found.parts)
@@ -527,10 +471,10 @@ def _as_pairs(found: _Found, split: str, labels: Labels) -> Pairs:
 
 
 def _split_off(
-    pairs: Pairs, data: str, val_share: float, test_share: float, seed: int, groups: Sequence[Sequence[int]]
+    pairs: Pairs, recipe: SegmentationRecipe, test_share: float, groups: Sequence[Sequence[int]]
 ) -> tuple[Pairs, Pairs, Pairs | None]:
-    what = f"{data}: {len(pairs)} images with masks"
-    train, val, test = share_out(what, len(pairs), val_share, test_share, seed, groups)
+    what = f"{recipe.data}: {len(pairs)} images with masks"
+    train, val, test = share_out(what, len(pairs), recipe.val_share, test_share, recipe.seed_of_split, groups)
     rest = replace(pairs.subset(train), unpaired=pairs.unpaired)
     return rest, pairs.subset(val), pairs.subset(test) if len(test) else None
 
@@ -538,19 +482,13 @@ def _split_off(
 # ---- classes
 
 
-def _labels(
-    found: _Found,
-    data: str,
-    classes: Sequence[str],
-    reduce_zero_label: bool,
-    ignore_index: Sequence[int],
-    colours: Sequence[str],
-) -> Labels:
-    if reduce_zero_label and (found.kind == "Cityscapes" or (found.known and not classes)):
-        raise UserError(f"{data}: {found.kind}'s classes begin at id 0: leave out --reduce-zero-label.")
+def _labels(found: _Found, recipe: SegmentationRecipe) -> Labels:
+    classes, colours = recipe.classes, recipe.colours
+    if recipe.reduce_zero_label and (found.kind == "Cityscapes" or (found.known and not classes)):
+        raise UserError(f"{recipe.data}: {found.kind}'s classes begin at id 0: leave out --reduce-zero-label.")
     own = _class_file(classes)
     stated = own if own.colours and not colours else _stated_colours(found, colours)
-    names = own.class_names or (given_names(classes) if classes else _known_names(found, stated, data))
+    names = own.class_names or (given_names(classes) if classes else _known_names(found, stated, recipe.data))
     if len(names) == 1:
         raise UserError(
             f"there is one class, '{names[0]}': segmentation needs two or more, e.g. background and {names[0]}."
@@ -564,8 +502,8 @@ def _labels(
     return Labels(
         names,
         palette if len(palette) == len(names) else _palette(names, found.kind),
-        reduce_zero_label,
-        tuple(ignore_index) if not ids else tuple(dict.fromkeys((*ignore_index, IGNORE))),
+        recipe.reduce_zero_label,
+        tuple(recipe.ignore_index) if not ids else tuple(dict.fromkeys((*recipe.ignore_index, IGNORE))),
         found.table or _table(found, stated, names),
         ids,
         tuple(colours) == (INDICES,),

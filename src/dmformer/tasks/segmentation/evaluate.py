@@ -16,8 +16,9 @@ from ..config import TrainedFolder, read_folder
 from ..folders import first_few
 from ..leaks import seen_in_training, seen_note
 from ..recipe import recipe_of
+from ..task import OWN_TEST
 from .checks import check_evaluation_pairs
-from .datasets import Pairs, open_evaluation_pairs, open_run
+from .datasets import Pairs, open_evaluation_pairs, open_pairs
 from .loaders import eval_pairs_loader
 from .masks import IGNORE
 from .metrics import SegmentationScores, class_counts, score_masks
@@ -79,7 +80,7 @@ def count_pixels(
 
 def evaluate_masks(
     source: str | TrainedFolder | Segmenter,
-    data: str | None = None,
+    data: str = OWN_TEST,
     masks: str | None = None,
     reduce_zero_label: bool | None = None,
     ignore_index: Sequence[int] | None = None,
@@ -117,15 +118,21 @@ def evaluate_masks(
     segmenter = open_segmenter(source) if isinstance(source, str | TrainedFolder) else source
     config = segmenter.config
     names = list(config.class_names)
-    reduced = config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
-    ignored = config.ignore_index if ignore_index is None else ignore_index
     origin = run_of or source
     is_folder = isinstance(origin, str | TrainedFolder)
     run = recipe_of(SegmentationRecipe, read_folder(origin).folder) if is_folder else None
-    if data is None:
+    if data == OWN_TEST:
         opened = _own_test(run, config.class_names)
     else:
-        opened = open_evaluation_pairs(data, masks, names, reduced, ignored, colours or (), config.colours)
+        given = SegmentationRecipe(
+            data=data,
+            masks=masks,
+            classes=config.class_names,
+            reduce_zero_label=config.reduce_zero_label if reduce_zero_label is None else reduce_zero_label,
+            ignore_index=tuple(config.ignore_index if ignore_index is None else ignore_index),
+            colours=tuple(colours or ()),
+        )
+        opened = open_evaluation_pairs(given, config.colours)
         notes = [*opened.notes, *several_pages(len(opened), opened.name, opened.open)]
         opened = replace(opened, notes=(*notes, *(_seen(opened, run) if run else ())))
     most = max_pixels or (run.max_pixels if run else MAX_PIXELS)
@@ -145,7 +152,7 @@ def _own_test(run: SegmentationRecipe | None, names: tuple[str, ...]) -> Pairs:
     """The images that a run held out."""
     if run is None:
         raise UserError("there is no run whose test images could be scored: give the images with --data.")
-    splits = open_run(run, any_leaks=True)
+    splits = open_pairs(replace(run, allow_leaks=True))
     if splits.labels.class_names != names:
         told = first_few(splits.labels.class_names, 8)
         raise UserError(f"{run.data} has changed since the run: it has the classes {told}.")
@@ -157,7 +164,7 @@ def _own_test(run: SegmentationRecipe | None, names: tuple[str, ...]) -> Pairs:
 def _seen(pairs: Pairs, run: SegmentationRecipe) -> list[str]:
     """A note if the run was trained on some of the pairs."""
     try:
-        train = open_run(run, any_leaks=True, compare=False).train
+        train = open_pairs(replace(run, allow_leaks=True), compare=False).train
     except UserError:  # the data has been moved or changed
         return []
     return seen_note(seen_in_training(pairs, train), len(pairs))

@@ -20,6 +20,7 @@ from ...data.orientation import as_shown
 from ..sampling import ShareSampler, loader_options, next_readable, seeded
 from .datasets import Pairs
 from .masks import IGNORE, StrangeLabelError
+from .recipes import SegmentationRecipe
 
 PairTransform = Callable[[Image.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
@@ -81,34 +82,23 @@ class ResizedImage(v2.Transform):
         return inpt if isinstance(inpt, tv_tensors.Mask) else functional.resize(inpt, [self.side])
 
 
-def train_transform(
-    crop: int,
-    resize: int | None,
-    scale: tuple[float, float],
-    hflip: float,
-    photometric: bool,
-    largest_share: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> PairTransform:
-    """Random scale, crop, flip and colours: image and ids to tensors (3, crop, crop) and (crop, crop).
+def train_transform(recipe: SegmentationRecipe, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
+    """Random scale, crop, flip and colours: image and ids to tensors (3, S, S) and (S, S), S the recipe's image size.
 
-    A small image is padded, on any side, with the mean colour, and its ids with `IGNORE`.
+    A small image is padded, on any side, with the mean colour, and its ids with `IGNORE`. The aspect ratio is kept. The
+    random colours are SSD's: brightness, contrast, saturation, hue and channel order.
 
     Args:
-        resize: Shorter side of the image before the random factor; None keeps its size.
-        scale: Range of the random factor on that size; the aspect ratio is kept.
-        photometric: Random brightness, contrast, saturation, hue and channel order (SSD's).
-        largest_share: Maximum fraction of a crop's labelled pixels that one class may cover; up to ten crops are tried.
         mean, std: Of the red, green and blue values, 0 to 1.
     """
+    crop = recipe.image_size
     # Padding comes last, when the mean colour is 0 and colours no longer change.
     fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
     return v2.Compose(
         [
-            ScaledCrop(crop, resize, scale, largest_share),
-            v2.RandomHorizontalFlip(hflip),
-            *([v2.RandomPhotometricDistort()] if photometric else []),
+            ScaledCrop(crop, recipe.resize, recipe.scale, recipe.largest_share),
+            v2.RandomHorizontalFlip(recipe.hflip),
+            *([v2.RandomPhotometricDistort()] if recipe.photometric else []),
             *_to_tensors(mean, std),
             v2.RandomCrop(crop, pad_if_needed=True, fill=fill),  # type: ignore[arg-type]
             v2.ToPureTensor(),

@@ -1,7 +1,6 @@
 """Scores of masks: mean intersection over union with its confidence interval, accuracies, and each class's share."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,10 +38,6 @@ class SegmentationScores:
     classes: list[ClassIoU]
     confusion: list[list[int]]
     """confusion[truth][prediction], in pixels."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists and dictionaries, for JSON."""
-        return asdict(self)
 
 
 def measures(scores: SegmentationScores) -> list[Measure]:

@@ -3,59 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...utils.display import Track
 from ...utils.errors import UserError
 from ...utils.extras import require
 from ..kinds import check_kind
-from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, holds_files, recipes_in
+from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, holds_files, later, recipes_in
 from . import ade20k, recipes
 from .contest import CONTEST
 from .recipes import HEAD_NAMES, SegmentationRecipe
 
 if TYPE_CHECKING:
-    from ..check import View
-    from ..config import TrainedFolder
-    from ..folders import Fault
-    from .datasets import PairSplits
     from .metrics import SegmentationScores
-    from .segmenter import Segmenter
-    from .training import SegmentationJob
-
-
-def _open_data(recipe: SegmentationRecipe, track: Track) -> "tuple[PairSplits, list[Fault]]":
-    from .checks import open_checked
-
-    return open_checked(recipe, track)
-
-
-def _view(recipe: SegmentationRecipe, data: "tuple[PairSplits, list[Fault]]") -> "View | None":
-    from .view import view
-
-    return view(*data)
-
-
-def _recognises(data: str) -> bool:
-    from .datasets import has_masks
-
-    return has_masks(data)
-
-
-def _job(recipe: SegmentationRecipe, data: "tuple[PairSplits, list[Fault]] | None") -> "SegmentationJob":
-    from .training import SegmentationJob
-
-    return SegmentationJob(recipe, data)
-
-
-def _open(source: "str | TrainedFolder") -> "Segmenter":
-    from .segmenter import open_segmenter
-
-    return open_segmenter(source)
-
-
-def _evaluate(source: "str | TrainedFolder | Segmenter", data: str, **options: Any) -> "SegmentationScores":
-    from .evaluate import evaluate_masks
-
-    return evaluate_masks(source, None if data == OWN_TEST else data, **options)
 
 
 def _summary(scores: "SegmentationScores", split: str) -> Summary:
@@ -96,12 +53,12 @@ SEGMENTATION = Task(
     recipes=recipes_in(recipes),
     demos={"camvid": Demo("segment", holds_files("0001TP_", "0006R0_", "0016E5_", "Seq05VD_"))},
     papers=recipes_in(ade20k),
-    open_data=_open_data,
-    view=_view,
-    recognises=_recognises,
-    job=_job,
-    open=_open,
-    evaluate=_evaluate,
+    open_data=later(__package__, ".checks", "open_checked"),
+    view=later(__package__, ".view", "view"),
+    recognises=later(__package__, ".datasets", "has_masks"),
+    job=later(__package__, ".training", "SegmentationJob"),
+    open=later(__package__, ".segmenter", "open_segmenter"),
+    evaluate=later(__package__, ".evaluate", "evaluate_masks"),
     summary=_summary,
     headline="mIoU",
     figure=lambda scores: scores.miou.value,

@@ -96,16 +96,7 @@ class SegmentationJob:
 
     def train_loader(self, rank: int, world: int, pin_memory: bool) -> DataLoader:
         recipe, config = self.recipe, self.config()
-        transform = train_transform(
-            recipe.image_size,
-            recipe.resize,
-            recipe.scale,
-            recipe.hflip,
-            recipe.photometric,
-            recipe.largest_share,
-            config.mean,
-            config.std,
-        )
+        transform = train_transform(recipe, config.mean, config.std)
         pairs = self.splits.train
         steps = self.every * recipe.accumulate
         sampler = StepSampler(len(pairs), recipe.batch_size, rank, world, recipe.seed, steps)

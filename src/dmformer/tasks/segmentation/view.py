@@ -20,8 +20,9 @@ Case = tuple[Pairs, int, str]
 """A pair of a set, by its number, and what is to be seen there."""
 
 
-def view(splits: PairSplits, faults: Sequence[Fault]) -> View:
+def view(data: tuple[PairSplits, Sequence[Fault]]) -> View:
     """See `View`."""
+    splits, faults = data
     parts = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
     K = range(len(splits.labels.class_names))
     pixels = {name: splits.pixels[name] for name in parts}
