@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 from ..data.limits import Range
 from ..data.selection import Selection, candidates_by_level
 from ..utils.errors import UserError
+from ..utils.typed import typed
 from ..utils.views import VIEWS
 
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
@@ -127,19 +128,12 @@ class Card:
         """A card written by `to_metadata`; UserError if the file's metadata are anything else."""
         try:
             stated = {field.name: json.loads(metadata[field.name]) for field in fields(cls) if field.name not in LATER}
-            later = (json.loads(metadata.get(name, "null")) for name in LATER)
-            boxes, values, thresholds, tta, members, threshold = later
-            _thresholds(None if threshold is None else [threshold])
-            card = cls(
-                **{name: _checked(name, value) for name, value in stated.items()},
-                boxes=_boxes(boxes),
-                values=_values(values),
-                thresholds=_thresholds(thresholds),
-                tta=_tta(tta),
-                members=_members(members),
-                threshold=threshold,
-            )
-            if WHOLE[card.task](card):
+            stated |= {name: json.loads(metadata[name]) for name in LATER if name in metadata}
+            if stated.get("boxes") is not None:
+                stated["boxes"] = {"any_size": False, "mask_side": None, **stated["boxes"]}
+            hints = get_type_hints(cls)
+            card = cls(**{name: typed(hints[name], value, name) for name, value in stated.items()})
+            if _in_range(card) and (card.boxes is None or _boxes_in_range(card.boxes)) and WHOLE[card.task](card):
                 return card
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             pass
@@ -178,113 +172,56 @@ WHOLE: dict[str, Callable[[Card], bool]] = {
 """Whether the attributes go together, by the tasks that files can be for."""
 
 
-def _boxes(value: Any) -> Boxes | None:
-    """The `Boxes` of a card, else ValueError."""
-    if value is None:
-        return None
-    value = {"any_size": False, "mask_side": None, **value}
-    _check_names(value, Boxes)
-    _check_names(chosen := value["selection"], Selection)
-    good = (
-        type(value["category_ids"]) is list
-        and all(type(i) is int and abs(i) < LARGEST_ID for i in value["category_ids"])
-        and len(set(value["category_ids"])) == len(value["category_ids"])
-        and _is_side(value["side"])
-        and _is_side(value["max_side"])
-        and type(value["filled"]) is bool
-        and type(value["strides"]) is list
-        and (len(value["strides"]) > 0 or value["queries"] is not None)
-        and len(value["strides"]) <= MOST_LEVELS
-        and all(type(stride) is int and 0 < stride <= LARGEST_STRIDE for stride in value["strides"])
-        and _is_count(value["per_place"])
-        and (value["queries"] is None or _is_count(value["queries"]))
-        and type(value["any_size"]) is bool
-        and (value["mask_side"] is None or (type(value["mask_side"]) is int and 0 < value["mask_side"] <= LARGEST_MASK))
-        and _is_share(chosen["threshold"])
-        and (chosen["per_level"] is None or _is_count(chosen["per_level"]))
-        and (chosen["iou"] is None or _is_share(chosen["iou"]))
-        and _is_count(chosen["most"])
+def _in_range(card: Card) -> bool:
+    low, high = card.values or (0.0, 1.0)
+    shares = [*(card.thresholds or ()), *(() if card.threshold is None else (card.threshold,))]
+    return (
+        len(card.mean) == len(card.std) == 3
+        and all(-10 <= value <= 10 for value in (*card.mean, *card.std))
+        and min(card.std) > 0
+        and len(card.class_names) > 0
+        and max(map(len, card.class_names)) <= LONGEST_NAME
+        and (card.image_size is None or len(card.image_size) == 2)
+        and all(map(_is_side, card.image_size or ()))
+        and all(side is None or _is_side(side) for side in (card.resize, card.window))
+        and all(0 <= value < 256 for colour in card.palette or () for value in colour)
+        and 0 < card.crop_pct <= 1
+        and card.crop_mode in ("center", "squash")
+        and math.isfinite(low)
+        and low <= high < math.inf
+        and all(map(_is_share, shares))
+        and card.tta in VIEWS
+        and _is_count(card.members)
     )
-    if not good:
-        raise ValueError("boxes")
-    return Boxes(**{**value, "selection": Selection(**chosen)})
 
 
-def _values(value: Any) -> Range | None:
-    """The `values` of a card, else ValueError."""
-    if value is None:
-        return None
-    low, high = value
-    if not all(type(v) in (int, float) and math.isfinite(v) for v in value) or low > high:
-        raise ValueError("values")
-    return float(low), float(high)
+def _boxes_in_range(boxes: Boxes) -> bool:
+    chosen = boxes.selection
+    return (
+        all(abs(i) < LARGEST_ID for i in boxes.category_ids)
+        and len(set(boxes.category_ids)) == len(boxes.category_ids)
+        and _is_side(boxes.side)
+        and _is_side(boxes.max_side)
+        and (len(boxes.strides) > 0 or boxes.queries is not None)
+        and len(boxes.strides) <= MOST_LEVELS
+        and all(0 < stride <= LARGEST_STRIDE for stride in boxes.strides)
+        and _is_count(boxes.per_place)
+        and (boxes.queries is None or _is_count(boxes.queries))
+        and (boxes.mask_side is None or 0 < boxes.mask_side <= LARGEST_MASK)
+        and _is_share(chosen.threshold)
+        and (chosen.per_level is None or _is_count(chosen.per_level))
+        and (chosen.iou is None or _is_share(chosen.iou))
+        and _is_count(chosen.most)
+    )
 
 
-def _thresholds(value: Any) -> list[float] | None:
-    """The `thresholds` of a card, else ValueError."""
-    if value is not None and not (type(value) is list and all(map(_is_share, value))):
-        raise ValueError("thresholds")
-    return value
+def _is_side(value: int) -> bool:
+    return 0 < value <= LARGEST_SIDE
 
 
-def _tta(value: Any) -> str:
-    """The `tta` of a card, else ValueError."""
-    if value not in (None, *VIEWS):
-        raise ValueError("tta")
-    return value or "none"
+def _is_count(value: int) -> bool:
+    return 0 < value <= MOST_CANDIDATES
 
 
-def _members(value: Any) -> int:
-    """The `members` of a card, else ValueError."""
-    if value is not None and not _is_count(value):
-        raise ValueError("members")
-    return value or 1
-
-
-def _check_names(value: Any, kind: type) -> None:
-    if type(value) is not dict or set(value) != {field.name for field in fields(kind)}:
-        raise ValueError(kind.__name__)
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value if it is valid for the attribute, else ValueError: files are untrusted."""
-    if value is None:
-        good = name in ("image_size", "resize", "window", "palette", "ignore_index")
-    elif name in ("mean", "std"):
-        good = len(value) == 3 and all(
-            type(v) in (int, float) and -10 <= v <= 10 and (v > 0 or name == "mean") for v in value
-        )
-    elif name == "class_names":
-        good = type(value) is list and value and all(type(v) is str and len(v) <= LONGEST_NAME for v in value)
-    elif name == "image_size":
-        good = len(value) == 2 and all(_is_side(v) for v in value)
-    elif name in ("resize", "window"):
-        good = _is_side(value)
-    elif name == "palette":
-        good = all(len(colour) == 3 and all(type(x) is int and 0 <= x < 256 for x in colour) for colour in value)
-    elif name == "ignore_index":
-        good = all(type(v) is int for v in value)
-    elif name == "crop_pct":
-        good = type(value) in (int, float) and 0 < value <= 1
-    elif name in ("preprocessing", "reduce_zero_label"):
-        good = type(value) is bool
-    else:
-        good = type(value) is str and value in _CHOICES.get(name, (value,))
-    if not good:
-        raise ValueError(name)
-    return [tuple(colour) for colour in value] if name == "palette" and value else value
-
-
-_CHOICES = {"task": tuple(WHOLE), "crop_mode": ("center", "squash")}
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 0 < value <= LARGEST_SIDE
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= MOST_CANDIDATES
-
-
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import write_whole
 from ..utils.pretrained import folder_of
+from ..utils.typed import typed
 
 Config = TypeVar("Config")
 
@@ -143,7 +143,7 @@ def read_as(kind: type[Config], trained: TrainedFolder, what: str) -> Config:
             if not isinstance(place, Mapping):
                 raise ValueError(f"its {'.'.join(above)} is not a mapping")
             if key in place:
-                values[field.name] = _typed(hints[field.name], place[key], ".".join(keys))
+                values[field.name] = typed(hints[field.name], place[key], ".".join(keys))
             elif field.default is MISSING and field.default_factory is MISSING:
                 raise ValueError(f"it has no {'.'.join(keys)}")
         except ValueError as error:
@@ -161,26 +161,6 @@ def write_config(path: Path, task: str, config: Any) -> None:
             place = place.setdefault(name, {})
         place[key] = getattr(config, field.name)
     write_whole(path, json.dumps(stated, indent=2, ensure_ascii=False) + "\n")
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """Convert a JSON value to the type of a field; ValueError with the field's name if it has another type."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if NoneType in parts:
-        return None if value is None else _typed(parts[0], value, name)
-    if origin is tuple and isinstance(value, list | tuple):
-        if parts[-1] is Ellipsis:
-            return tuple(_typed(parts[0], each, name) for each in value)
-        if len(value) == len(parts):
-            return tuple(_typed(part, each, name) for part, each in zip(parts, value, strict=True))
-    elif origin is dict and isinstance(value, dict):
-        return value
-    elif hint is float and type(value) is int:
-        return float(value)
-    elif type(value) is hint:
-        return value
-    shown = json.dumps(value, ensure_ascii=False)
-    raise ValueError(f"its {name} is {shown if len(shown) <= 40 else shown[:40] + '…'}")
 
 
 def trained_for(task: str, source: str) -> TrainedFolder | None:
