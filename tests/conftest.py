@@ -5,10 +5,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small: a second thread costs more than it gives
 
 import numpy as np
 import pytest
@@ -76,14 +80,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(autouse=True)
-def plots_are_rendered_for_reports_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out matplotlib's rendering, which takes longer than most trainings, except in the tests of reports.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file stays in one process, as its tests share what takes long to make; and the order is the one above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.option.dist != "load":  # another --dist is asked for
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rendered_plots() -> Iterator[Callable[[], AbstractContextManager]]:
+    """Leave out matplotlib's rendering, which takes longer than most trainings, except within `with rendered_plots():`.
 
     The plots are still built from the run's history and scores.
     """
-    if "report" not in request.path.name:
-        monkeypatch.setattr("dmformer.report.page.render", lambda figure: b"<svg/>")
+    from dmformer.report import page
+
+    render = page.render
+    with patch.object(page, "render", lambda figure: b"<svg/>"):
+        yield lambda: patch.object(page, "render", render)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +137,14 @@ def two_processes() -> Iterator[Callable[..., list]]:
 
     yield call
     close()
+
+
+@pytest.fixture
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache queries PyTorch's teacher, in float32: to compile another takes longer than most trainings."""
+    from dmformer.tasks.classification.distillation import distillation
+
+    monkeypatch.setattr(distillation, "quick_on_cpu", lambda teacher, threads: teacher)
 
 
 @pytest.fixture

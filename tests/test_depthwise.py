@@ -74,7 +74,7 @@ def test_equals_convolutions_in_other_dtypes(levels, size, dtype):
     check(levels, size, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("size", [*SIZES, (30, 5)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize("strips", [True, False], ids=["strips", "products"])

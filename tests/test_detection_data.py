@@ -1652,6 +1652,7 @@ def opened(folder: Path) -> BoxSplits:
     return check_boxes(open_boxes(str(folder)), 0.01)
 
 
+@pytest.mark.slow
 def test_blood_cells(shared_data: Path) -> None:
     splits = opened(shared_data / "bccd")
     assert splits.test is not None

@@ -83,9 +83,10 @@ def written(tmp_path, report):
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory):
+def html(tmp_path_factory, rendered_plots):
     history = [ROW, ROW | {"epoch": 2.0, "train_loss": 0.75, "val_ap": 0.375}]
-    return written(tmp_path_factory.mktemp("report"), make_report(history=history))
+    with rendered_plots():
+        return written(tmp_path_factory.mktemp("report"), make_report(history=history))
 
 
 def test_verdict(html):
@@ -148,8 +149,9 @@ def test_training(html):
 
 @pytest.mark.parametrize("history", [[], [ROW], [ROW | {"val_ap": math.nan, "val_ap50": math.nan}]])
 @pytest.mark.slow
-def test_short_history(tmp_path, history):
-    text = Page(written(tmp_path, make_report(history=history))).text
+def test_short_history(tmp_path, history, rendered_plots):
+    with rendered_plots():
+        text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
     assert ("After epoch 1 the loss is 1.250." in text) == bool(history)
     assert "nan" not in text
@@ -355,7 +357,7 @@ def test_needs_nothing_else(html):
 
 
 @pytest.mark.slow
-def test_hostile_names(tmp_path):
+def test_hostile_names(tmp_path, rendered_plots):
     """Names appear unchanged and stay text, from any source, including right-to-left scripts."""
     evil = HOSTILE[0]
     boxes = [[60 * k, 0, 60 * k + 40, 40] for k in range(4)]
@@ -372,20 +374,22 @@ def test_hostile_names(tmp_path):
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
-    html = written(tmp_path, report)
+    with rendered_plots():
+        html = written(tmp_path, report)
     shows_names_as_text(html)
 
 
 @pytest.mark.parametrize("K", [1, 7, 8, 60, 80])
 @pytest.mark.slow
-def test_number_of_classes(tmp_path, K):
+def test_number_of_classes(tmp_path, K, rendered_plots):
     """Every class has an object except the last of many; the first class is missed."""
     names = [f"class {k}" for k in range(K)]
     present = max(K - 1, 1)
     boxes = [[3 * k, 0, 3 * k + 3, 40] for k in range(present)]
     truth = make_truth(boxes, range(present))
     found = make_found(boxes[1:], range(1, present), np.linspace(0.9, 0.5, present - 1))
-    html = written(tmp_path, make_report(names, [found], [truth]))
+    with rendered_plots():
+        html = written(tmp_path, make_report(names, [found], [truth]))
     text = Page(html).text
     assert ("Each class at IoU 0.5" in text) == (K in (7, 8))
     assert ('<table class="sortable">' in html) == (K > 16)
@@ -400,9 +404,10 @@ def test_number_of_classes(tmp_path, K):
 )
 @pytest.mark.browser
 @pytest.mark.slow
-def test_in_a_browser(tmp_path):
+def test_in_a_browser(tmp_path, rendered_plots):
     """The browser finds every section and follows the light or dark setting."""
-    written(tmp_path, make_report())
+    with rendered_plots():
+        written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     start = page.text.index(HEADINGS[0])  # the style sheet and the script come before
     positions = [page.text.index(heading, start) for heading in HEADINGS]

@@ -61,12 +61,6 @@ def taught(recipe: ClassificationRecipe, teacher: str) -> ClassificationRecipe:
     return replace(recipe, teacher=teacher, feature_loss="cosine", mixup=0.0)
 
 
-@pytest.fixture
-def plain_cpu(monkeypatch):
-    """The cache queries PyTorch's teacher, in float32."""
-    monkeypatch.setattr(distillation, "quick_on_cpu", lambda teacher, threads: teacher)
-
-
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "last" / "model.safetensors")
 

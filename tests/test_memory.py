@@ -13,6 +13,7 @@ from dmformer.utils.memory import memory_of_processes, return_freed_memory
 MB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(psutil.Process().memory_info(), "shared"), reason="needs Linux's figures")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12's, about threads and fork
 def test_a_reader_that_shares_its_pages_adds_little() -> None:
@@ -31,6 +32,7 @@ def test_a_reader_that_shares_its_pages_adds_little() -> None:
         child.join()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_readers_count_but_not_other_commands() -> None:
     before = memory_of_processes()

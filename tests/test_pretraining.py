@@ -135,6 +135,7 @@ def test_sizes_follow_each_other():
     assert [replace(recipe, epochs=3, size_shares=()).size(e) for e in range(3)] == [64, 96, 128]
 
 
+@pytest.mark.usefixtures("plain_cpu")
 @pytest.mark.slow
 def test_batches_have_the_size_of_their_epoch(pretraining):
     job = PretrainingJob(pretraining)
@@ -146,6 +147,7 @@ def test_batches_have_the_size_of_their_epoch(pretraining):
         assert set(targets) == {"label", "source", "classes", "probabilities", "features"}
 
 
+@pytest.mark.usefixtures("plain_cpu")
 @pytest.mark.slow
 def test_loaders_can_be_sent_to_readers_of_any_kind(pretraining):
     """If processes are not forked, their dataset is pickled."""
@@ -198,6 +200,7 @@ def test_unlabelled_folders_are_named_by_an_option(pretraining, sets):
     assert [source.class_names for source in job.sources] == [sorted(COLOURS), []]
 
 
+@pytest.mark.usefixtures("plain_cpu")
 @pytest.mark.slow
 def test_resumed_run_equals_one_never_stopped(pretraining, monkeypatch):
     whole, stopped = train(replace(pretraining, name="whole")), replace(pretraining, name="stopped")
@@ -219,6 +222,7 @@ def test_resumed_run_equals_one_never_stopped(pretraining, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.usefixtures("plain_cpu")
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(pretraining, two_processes):
     """The processes also count every held-out photo once."""
@@ -234,6 +238,7 @@ def test_two_processes_give_the_gradients_of_one(pretraining, two_processes):
     assert scores[0]["sources"] == scores[1]["sources"]
 
 
+@pytest.mark.usefixtures("plain_cpu")
 @pytest.mark.slow
 def test_started_from_its_own_weights(pretraining):
     first = train(replace(pretraining, epochs=1))

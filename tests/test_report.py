@@ -99,8 +99,9 @@ def written(tmp_path, report):
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("report"), make_report())
+def html(tmp_path_factory, rendered_plots):
+    with rendered_plots():
+        return written(tmp_path_factory.mktemp("report"), make_report())
 
 
 def test_verdict(html):
@@ -175,7 +176,7 @@ def test_page_is_self_contained(html):
 
 
 @pytest.mark.slow
-def test_hostile_names(tmp_path):
+def test_hostile_names(tmp_path, rendered_plots):
     """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
     targets = [0, 1, 2, 3] * 3
@@ -191,7 +192,8 @@ def test_hostile_names(tmp_path):
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
-    html = written(tmp_path, report)
+    with rendered_plots():
+        html = written(tmp_path, report)
     page = shows_names_as_text(html)
     assert f"{HOSTILE[2]} → {HOSTILE[3]}: 1" in [value for name, value in page.attributes if name == "title"]
 
@@ -205,8 +207,9 @@ def test_no_errors(tmp_path):
 
 @pytest.mark.parametrize("history", [[], [EPOCH], [EPOCH | {"val_loss": math.nan, "val_balanced_accuracy": math.nan}]])
 @pytest.mark.slow
-def test_short_history(tmp_path, history):
-    text = Page(written(tmp_path, make_report(history=history))).text
+def test_short_history(tmp_path, history, rendered_plots):
+    with rendered_plots():
+        text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No epoch was recorded." in text) == (not history)
     assert ("After epoch 1 the loss is 1.250 in training" in text) == bool(history)
     assert ("images per second" in text) == bool(history)
@@ -214,12 +217,13 @@ def test_short_history(tmp_path, history):
 
 @pytest.mark.parametrize(("K", "matrix"), [(2, True), (16, True), (60, False)])
 @pytest.mark.slow
-def test_number_of_classes(tmp_path, K, matrix):
+def test_number_of_classes(tmp_path, K, matrix, rendered_plots):
     """Every class has two photos; both of class 0 are predicted as class 1, and the last class has none."""
     names = [f"class {k}" for k in range(K)]
     targets = [k for k in range(K - 1) for _ in range(2)] + [0] * 2
     predictions = [1, 1, *targets[2:]]
-    html = written(tmp_path, make_report(names, targets, predictions, [0.8] * len(targets)))
+    with rendered_plots():
+        html = written(tmp_path, make_report(names, targets, predictions, [0.8] * len(targets)))
     text = Page(html).text
     assert ('aria-label="Confusion matrix"' in html) == matrix
     assert html.count("<svg") == (K == 60)
@@ -328,9 +332,10 @@ def test_templates_never_bypass_escaping():
 )
 @pytest.mark.browser
 @pytest.mark.slow
-def test_in_a_browser(tmp_path):
+def test_in_a_browser(tmp_path, rendered_plots):
     """The browser finds every section, draws something, and follows the light or dark setting."""
-    written(tmp_path, make_report())
+    with rendered_plots():
+        written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     assert "On 10 test photos dmformer_n is right 80.0 % of the time" in page.text
     start = page.text.index(HEADINGS[0])  # the style sheet and the script come before

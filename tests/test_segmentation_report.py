@@ -89,8 +89,9 @@ def written(tmp_path, report):
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("report"), make_report())
+def html(tmp_path_factory, rendered_plots):
+    with rendered_plots():
+        return written(tmp_path_factory.mktemp("report"), make_report())
 
 
 def test_verdict(html):
@@ -144,8 +145,9 @@ def test_training(html):
 
 @pytest.mark.parametrize("history", [[], [ROW], [ROW | {"val_loss": math.nan, "val_miou": math.nan}]])
 @pytest.mark.slow
-def test_short_history(tmp_path, history):
-    text = Page(written(tmp_path, make_report(history=history))).text
+def test_short_history(tmp_path, history, rendered_plots):
+    with rendered_plots():
+        text = Page(written(tmp_path, make_report(history=history))).text
     assert ("No training was recorded." in text) == (not history)
     assert ("At iteration 4,000 the loss is 1.250 in training" in text) == bool(history)
     assert ("42 images per second" in text) == bool(history)
@@ -222,7 +224,7 @@ def test_needs_nothing_else(html):
 
 
 @pytest.mark.slow
-def test_hostile_names(tmp_path):
+def test_hostile_names(tmp_path, rendered_plots):
     """Names appear unchanged and stay text, from any source."""
     evil = HOSTILE[0]
     truth, prediction = two_images()
@@ -237,13 +239,14 @@ def test_hostile_names(tmp_path):
         recipe=evil,
         facts={evil: evil, "command": evil},
     )
-    html = written(tmp_path, report)
+    with rendered_plots():
+        html = written(tmp_path, report)
     shows_names_as_text(html)
 
 
 @pytest.mark.parametrize(("K", "matrix"), [(3, True), (20, True), (60, False), (150, False)])
 @pytest.mark.slow
-def test_number_of_classes(tmp_path, K, matrix):
+def test_number_of_classes(tmp_path, K, matrix, rendered_plots):
     """Every class but the last has a pixel; the third and fourth are confused with each other."""
     names = list(ADE20K.class_names) if K == 150 else [f"class {k}" for k in range(K)]
     truth = np.arange(K - 1, dtype=np.uint8)[None, None]
@@ -251,7 +254,8 @@ def test_number_of_classes(tmp_path, K, matrix):
     if K > 3:
         prediction[..., [2, 3]] = [3, 2]
     palette = ADE20K.palette if K == 150 else default_palette(K)
-    html = written(tmp_path, make_report(names, (truth, prediction), palette=palette))
+    with rendered_plots():
+        html = written(tmp_path, make_report(names, (truth, prediction), palette=palette))
     text = Page(html).text
     assert ('aria-label="Confusion matrix"' in html) == matrix
     assert (f'aria-label="Confusion matrix of {K} classes"' in html) == (not matrix)
@@ -277,9 +281,10 @@ def test_predicted_only_and_rare(tmp_path):
 )
 @pytest.mark.browser
 @pytest.mark.slow
-def test_in_a_browser(tmp_path):
+def test_in_a_browser(tmp_path, rendered_plots):
     """The browser finds every section and follows the light or dark setting."""
-    written(tmp_path, make_report())
+    with rendered_plots():
+        written(tmp_path, make_report())
     page = Page(chromium(tmp_path, "--dump-dom"))
     start = page.text.index(HEADINGS[0])  # the style sheet and the script come before
     positions = [page.text.index(heading, start) for heading in HEADINGS]

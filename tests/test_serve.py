@@ -735,7 +735,7 @@ def test_a_full_queue_asks_to_retry():
             asked = [asyncio.create_task(client.post("/predict", files=form(png()))) for _ in range(4)]
             await asyncio.sleep(0.2)
             assert await sample(client, "dmformer_requests_in_hand") == 4
-            assert await sample(client, 'dmformer_queue_images{work="classes"}') == 2
+            assert await sample(client, 'dmformer_queue_images{work="classes"}') in (2, 3)  # the batch has one or two
             refused = await client.post("/predict", files=form(png()))
             assert (refused.status_code, refused.json()["reason"]) == (503, "busy")
             assert refused.headers["retry-after"] == "1"

@@ -177,6 +177,7 @@ def test_training_on_shards_equals_training_on_the_photos(shards, recipe, monkey
     assert run.scores.count == 5
 
 
+@pytest.mark.slow
 def test_broken_shards_are_told_and_left_out(shards, recipe, tmp_path):
     lengths = json.loads((shards / INFO).read_text("utf-8"))["splits"]["train"]["shard_lengths"]
     (shards / "train-00000.tar").unlink()

@@ -93,6 +93,12 @@ def loaded(variant: str, source, **kwargs) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+@cache
+def of_authors(variant: str) -> dict[str, Tensor]:
+    """The state dict of a variant with its authors' weights."""
+    return loaded(variant, authors(variant))
+
+
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
@@ -104,7 +110,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_tensor_of_the_authors_is_loaded(variant):
-    state = loaded(variant, authors(variant))
+    state = of_authors(variant)
     theirs = [t for k, t in authors(variant).items() if t.is_floating_point()]
     ours = [t for t in state.values() if t.is_floating_point()]
     assert sorted(t.sum().item() for t in theirs) == pytest.approx(sorted(t.sum().item() for t in ours), rel=1e-6)
@@ -113,29 +119,29 @@ def test_every_tensor_of_the_authors_is_loaded(variant):
 
 @pytest.mark.parametrize("layout", [openmmlab, transformers])
 def test_other_layouts_of_van_give_the_same_model(layout):
-    assert_same(loaded("van_b0", layout(authors("van_b0"))), loaded("van_b0", authors("van_b0")))
+    assert_same(loaded("van_b0", layout(authors("van_b0"))), of_authors("van_b0"))
 
 
 def test_both_names_of_smts_depthwise_convolution_are_known():
     other = {k.replace(".attn.local_conv.", ".attn.dw_conv."): v for k, v in authors("smt_t").items()}
     assert other.keys() != authors("smt_t").keys()
-    assert_same(loaded("smt_t", other), loaded("smt_t", authors("smt_t")))
+    assert_same(loaded("smt_t", other), of_authors("smt_t"))
 
 
 @pytest.mark.slow
 def test_window_indices_of_vitaev2_may_be_missing():
     short = {k: v for k, v in authors("vitaev2_s").items() if not k.endswith("relative_position_index")}
     assert len(short) < len(authors("vitaev2_s"))
-    assert_same(loaded("vitaev2_s", short), loaded("vitaev2_s", authors("vitaev2_s")))
+    assert_same(loaded("vitaev2_s", short), of_authors("vitaev2_s"))
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema"])
-@pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])
+@pytest.mark.parametrize("suffix", [".pth", pytest.param(".pth.tar", marks=pytest.mark.slow)])
 def test_wrappers_prefixes_and_suffixes(wrapper, suffix, tmp_path):
     state = {f"module.{k}": v for k, v in authors("van_b0").items()}
     path = tmp_path / f"weights{suffix}"
     torch.save({wrapper: state, "epoch": 300, "metric": 75.4} if wrapper else state, path)
-    assert_same(loaded("van_b0", path), loaded("van_b0", authors("van_b0")))
+    assert_same(loaded("van_b0", path), of_authors("van_b0"))
 
 
 @pytest.mark.parametrize("variant", ["van_b0", "vitae_t"])
@@ -144,16 +150,16 @@ def test_timm_loads_the_authors_file_directly(variant, tmp_path):
     """It accepts any file; so a feature pyramid can start from published weights."""
     torch.save({"state_dict": authors(variant)}, tmp_path / "weights.pth")
     arguments = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
-    assert_same(timm.create_model(variant, **arguments).state_dict(), loaded(variant, authors(variant)))
+    assert_same(timm.create_model(variant, **arguments).state_dict(), of_authors(variant))
     pyramid = timm.create_model(variant, features_only=True, **arguments).state_dict()
-    whole = loaded(variant, authors(variant))
+    whole = of_authors(variant)
     assert len(pyramid) > 0.9 * len(whole)
     assert all(torch.equal(value, whole[key.replace("stages_", "stages.")]) for key, value in pyramid.items())
 
 
 def test_safetensors(tmp_path):
     save_file(dict(authors("van_b0")), tmp_path / "weights.safetensors")
-    assert_same(loaded("van_b0", str(tmp_path / "weights.safetensors")), loaded("van_b0", authors("van_b0")))
+    assert_same(loaded("van_b0", str(tmp_path / "weights.safetensors")), of_authors("van_b0"))
 
 
 # ---- classifiers
@@ -203,14 +209,16 @@ def test_imagenet_classes_have_their_names():
 # ---- convert
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow if v in ("smt_t", "vitaev2_s") else []) for v in VARIANTS]
+)
 def test_converted_weights_are_what_timm_loads(variant, tmp_path):
     source = tmp_path / "weights.pth"
     torch.save({"model": authors(variant)}, source)
     made = convert(str(source), str(tmp_path / "out"))
     assert (made.model, made.num_classes) == (variant, 1000)
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    assert_same(model.state_dict(), loaded(variant, authors(variant)))
+    assert_same(model.state_dict(), of_authors(variant))
     cfg = timm.get_pretrained_cfg(variant)
     for config in (made.data_config, model.pretrained_cfg):
         assert (tuple(config["mean"]), tuple(config["std"])) == (cfg.mean, cfg.std)
