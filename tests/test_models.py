@@ -7,9 +7,13 @@ import copy
 import fnmatch
 import functools
 import math
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import timm
@@ -980,3 +984,19 @@ def test_the_classifier_does_not_read_the_last_class_token():
 def test_wrong_arguments_name_the_right_ones(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         on_meta(name, **arguments)
+
+
+# ---- timm
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["dmformer_t"])
+def test_timms_own_tests_pass(name):
+    """Of a larger variant than those on which `.ci/run` runs them."""
+    command = [sys.executable, str(Path(__file__).with_name("timm_suite.py")), name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "'pip', 'download'" in done.stderr:
+        pytest.skip("timm's tests cannot be downloaded")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert re.search(rf"^{name}: [1-9]\d* passed, 0 failed", done.stdout, re.MULTILINE)

@@ -125,14 +125,14 @@ def check(levels, shape, dtype=torch.float32, memory_format=torch.contiguous_for
 
 
 @here
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n == "9x9" else []) for n in LEVELS])
 def test_equals_convolutions(name):
     size = (5, 9) if name in ("dma", "7x7d3") else (3, 9)
     check(LEVELS[name], (1, 5, *size), memory_format=torch.channels_last)
 
 
 @here
-@pytest.mark.parametrize("name", ["7x7d3", "undilated", "twice", "pointwise"])
+@pytest.mark.parametrize("name", [pytest.param("7x7d3", marks=pytest.mark.long), "undilated", "twice", "pointwise"])
 def test_contiguous_images_equal_convolutions(name):
     """The format changes the strides alone, and the interpreter takes seconds for the many taps of the others."""
     check(LEVELS[name], (1, 5, 3, 9))
@@ -143,7 +143,7 @@ def test_contiguous_images_equal_convolutions(name):
     ("size", "memory_format"), in_both_formats((1, 1), (4, 3), (2, 17), contiguous=(4, 3)), ids=str
 )
 def test_images_smaller_than_the_reach(size, memory_format):
-    check(LEVELS["dma"], (2 if size == (4, 3) else 1, 5, *size), memory_format=memory_format)
+    check(LEVELS["7x7d3"], (2 if size == (4, 3) else 1, 5, *size), memory_format=memory_format)
 
 
 @here
