@@ -28,9 +28,9 @@ from dmformer.tasks.config import TrainedFolder, folder_for, read_as
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipe import FREE, Recipe
 from dmformer.tasks.recipes import RECIPES, read_recipe
-from dmformer.tasks.results import write_scores
+from dmformer.tasks.results import Summary, write_scores
 from dmformer.tasks.table import TASKS
-from dmformer.tasks.task import Summary, Task, check_paths, figure_lines
+from dmformer.tasks.task import Task, check_paths, figure_lines
 from dmformer.utils.errors import UserError
 from dmformer.utils.files import write_whole
 from dmformer.utils.intervals import wilson

@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
-from ..tasks.task import Summary
+from ..tasks.results import Summary
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 from ..utils.visible import visible

@@ -23,9 +23,10 @@ from ..utils.visible import visible
 from .folders import Fault, check_broken, first_faults, first_few
 from .leaks import Copies, Group, Photos, find_near
 from .recipe import Recipe
+from .results import Summary
 
 if TYPE_CHECKING:
-    from .task import Summary, Task
+    from .task import Task
 
 SHOWN, SIDE = 6, 200
 """Maximum pictures of a finding, and the longer side of a picture in pixels."""
@@ -310,10 +311,8 @@ def left_out(check: Check) -> list[Fault]:
     return [*check.view.faults, *check.broken]
 
 
-def summary(check: Check) -> "Summary":
+def summary(check: Check) -> Summary:
     """What the command prints."""
-    from .task import Summary
-
     view = check.view
     if view is None:
         return Summary([f"{check.data} cannot be opened"])

@@ -1,13 +1,23 @@
 """What all tasks do at the end of a run."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import write_whole
 from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores as the command prints them: lines, then a table of classes if there is one."""
+
+    lines: Sequence[str]
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
 
 
 def reported_split(splits: Any) -> tuple[Any, str]:

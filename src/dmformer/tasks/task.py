@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -12,6 +12,7 @@ from ..utils.display import Track
 from ..utils.files import check_path
 from ..utils.intervals import Score
 from .recipe import Recipe
+from .results import Summary
 
 if TYPE_CHECKING:
     from .check import View
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 
 OWN_TEST = "held-out photos of the run"
 """Stands for the photos that a run held out, as the data to score."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Scores as the command prints them: lines, then a table of classes if there is one."""
-
-    lines: Sequence[str]
-    header: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(frozen=True)

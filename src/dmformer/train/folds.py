@@ -13,9 +13,8 @@ from accelerate.utils import broadcast_object_list
 from ..tasks.progress import history_facts
 from ..tasks.recipe import FIXED, Recipe
 from ..tasks.recipes import read_recipe
-from ..tasks.results import fold_folder
+from ..tasks.results import Summary, fold_folder
 from ..tasks.table import TASKS
-from ..tasks.task import Summary
 from ..utils.files import write_whole, writing_to
 from .loop import Stopped, start_processes, train
 from .run_folder import clear, has_state, history, is_finished, open_folder, record

@@ -16,8 +16,8 @@ from ...utils.files import write_whole
 from ...utils.intervals import Score
 from ...utils.views import WORDS
 from ..measures import lines_of
-from ..results import fold_folder, write_scores
-from ..task import Summary, figure_lines
+from ..results import Summary, fold_folder, write_scores
+from ..task import figure_lines
 from .classifier import Classifier, save_ensemble
 from .datasets import Split, Splits
 from .evaluate import Predictions, predict_split

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ...utils.errors import UserError
 from ..kinds import check_kind
-from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, later, recipes_in
+from ..results import Summary
+from ..task import OWN_TEST, Demo, Task, check_paths, figure_lines, later, recipes_in
 from . import imagenet, recipes
 from .contest import CONTEST
 from .recipes import ClassificationRecipe

@@ -7,7 +7,8 @@ from ...utils.display import Track
 from ...utils.errors import UserError
 from ...utils.extras import require
 from ..kinds import check_kind
-from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_line, holds_files, recipes_in
+from ..results import Summary
+from ..task import OWN_TEST, Demo, Task, check_paths, figure_line, holds_files, recipes_in
 from . import coco_recipes, recipes
 from .contest import CONTEST
 from .recipes import WITH_TRANSFORMERS, DetectionRecipe

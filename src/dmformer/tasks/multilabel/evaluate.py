@@ -18,7 +18,8 @@ from ..classification.folds import conclude
 from ..classification.kind import Kind
 from ..config import TrainedFolder
 from ..leaks import seen_note
-from ..task import OWN_TEST, Summary
+from ..results import Summary
+from ..task import OWN_TEST
 from .classifier import MultiLabelClassifier, open_multilabel
 from .datasets import LabelSplits, open_label_splits, open_labelled, trained_photos
 from .metrics import MultiLabelScores, best_thresholds, measures, score

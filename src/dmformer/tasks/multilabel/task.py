@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...utils.errors import UserError
-from ..task import OWN_TEST, Summary, Task, check_paths, figure_lines, later, recipes_in
+from ..results import Summary
+from ..task import OWN_TEST, Task, check_paths, figure_lines, later, recipes_in
 from . import recipes
 from .contest import CONTEST
 from .recipes import MultiLabelRecipe

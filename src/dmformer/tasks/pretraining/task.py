@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..classification.task import CLASSIFICATION
-from ..task import Summary, check_paths, figure_lines, later, recipes_in
+from ..results import Summary
+from ..task import check_paths, figure_lines, later, recipes_in
 from . import recipes
 from .recipes import PretrainingRecipe
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from ...utils.errors import UserError
 from ...utils.extras import require
 from ..kinds import check_kind
-from ..task import OWN_TEST, Demo, Summary, Task, check_paths, figure_lines, holds_files, later, recipes_in
+from ..results import Summary
+from ..task import OWN_TEST, Demo, Task, check_paths, figure_lines, holds_files, later, recipes_in
 from . import ade20k, recipes
 from .contest import CONTEST
 from .recipes import HEAD_NAMES, SegmentationRecipe
