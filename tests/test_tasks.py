@@ -23,7 +23,6 @@ from dmformer.serve.limits import Limits
 from dmformer.serve.metrics import Metrics
 from dmformer.serve.opening import open_service
 from dmformer.tasks.build import load_model, save_model
-from dmformer.tasks.check import View
 from dmformer.tasks.config import TrainedFolder, folder_for, read_as
 from dmformer.tasks.progress import Progress
 from dmformer.tasks.recipe import FREE, Recipe
@@ -31,6 +30,7 @@ from dmformer.tasks.recipes import RECIPES, read_recipe
 from dmformer.tasks.results import Summary, write_scores
 from dmformer.tasks.table import TASKS
 from dmformer.tasks.task import Task, check_paths, figure_lines
+from dmformer.tasks.view import View
 from dmformer.utils.errors import UserError
 from dmformer.utils.files import write_whole
 from dmformer.utils.intervals import wilson

@@ -5,10 +5,10 @@ Only the task that is opened is imported.
 
 from typing import TYPE_CHECKING, Any
 
-from .check import View
 from .config import TrainedFolder, read_folder
 from .recipe import Recipe
 from .table import TASKS, task_for
+from .view import View
 
 if TYPE_CHECKING:
     from .job import Job

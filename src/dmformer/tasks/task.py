@@ -15,9 +15,9 @@ from .recipe import Recipe
 from .results import Summary
 
 if TYPE_CHECKING:
-    from .check import View
     from .config import TrainedFolder
     from .job import Job
+    from .view import View
 
 
 OWN_TEST = "held-out photos of the run"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..check import Example, Finding, View, finding, thumbnail
+from ..view import Example, Finding, View, finding, thumbnail
 from .datasets import Split, Splits
 
 FEW = 10

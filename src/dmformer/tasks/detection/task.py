@@ -14,8 +14,8 @@ from .contest import CONTEST
 from .recipes import WITH_TRANSFORMERS, DetectionRecipe
 
 if TYPE_CHECKING:
-    from ..check import View
     from ..config import TrainedFolder
+    from ..view import View
     from .datasets import BoxSplits
     from .detector import Detector
     from .metrics import DetectionScores

@@ -8,7 +8,7 @@ from PIL import Image
 from ...data.decode import decode
 from ...data.palette import default_palette
 from ...report.drawing import cropped, draw_objects, moved
-from ..check import SIDE, Example, Finding, View, finding, thumbnail
+from ..view import SIDE, Example, Finding, View, finding, thumbnail
 from .datasets import SMALL, BoxSet, BoxSplits, counts_of
 
 COVERS, TWIN, LONG, HOLLOW = 0.95, 0.9, 20.0, 0.05

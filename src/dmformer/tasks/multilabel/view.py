@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..check import View
 from ..classification.datasets import Split
+from ..view import View
 from .datasets import LabelSplits
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from ...utils.display import Track, untracked
-from ..check import View
 from ..classification.datasets import Split, Splits, has_class_folders, open_splits, open_unlabelled
 from ..classification.recipes import ClassificationRecipe
+from ..view import View
 from .recipes import PretrainingRecipe
 
 

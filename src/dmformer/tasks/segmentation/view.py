@@ -8,8 +8,8 @@ from PIL import Image
 from ...data.decode import decode
 from ...data.orientation import as_shown
 from ...report.drawing import overlay
-from ..check import SIDE, Example, Finding, View, finding
 from ..folders import Fault
+from ..view import SIDE, Example, Finding, View, finding
 from .datasets import Pairs, PairSplits
 from .masks import IGNORE
 
