@@ -29,6 +29,7 @@ from dmformer.tasks.folders import alike_note
 from dmformer.tasks.foreign import foreign_format
 from dmformer.tasks.sampling import StepSampler, seeded
 from dmformer.tasks.segmentation.datasets import open_pairs
+from dmformer.tasks.segmentation.recipes import SegmentationRecipe
 from dmformer.utils.errors import UserError
 
 
@@ -709,9 +710,10 @@ def test_formats_that_are_not_read_are_named(tmp_path, name, words):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / "notes.md").write_text("Notes")
-    for opened_as in (open_boxes, open_pairs, read_layout):
+    data = str(tmp_path)
+    for opened_as in (open_boxes, lambda data: open_pairs(SegmentationRecipe(data=data)), read_layout):
         with pytest.raises(UserError, match=words):
-            opened_as(str(tmp_path))
+            opened_as(data)
 
 
 def test_masks_as_run_lengths_are_named(tmp_path):

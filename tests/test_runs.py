@@ -263,7 +263,7 @@ def test_a_run_that_fails_before_it_saved_anything_leaves_nothing_in_the_way(rec
     (Path(recipe.out) / "run").mkdir()  # as a command that is killed at its start leaves it
     (Path(recipe.out) / "run" / "run.lock").touch()
     with monkeypatch.context() as disk:
-        disk.setattr("dmformer.tasks.classification.training.write_report", full)
+        disk.setattr("dmformer.tasks.classification.kind.write_report", full)
         with pytest.raises(UserError, match=r"the report cannot be written to .* best/ and last/ are whole"):
             train(replace(recipe, epochs=1))
     resumed = train(replace(recipe, epochs=1, name="run", resume=True))
