@@ -3,8 +3,8 @@
 python benchmarks/choose.py DATA RUNS [SET...]     # the folder with clothing/, and a folder for the results
 
 Sets: clothing, solar-cells; by default both, with two seeds each: 36 minutes for a seed. The limit is 6 ms a photo on
-one thread; the default, dmformer_n at 160 px, needs 7.4 ms as an exported file and 15 ms in PyTorch on an AMD EPYC
-(`dmformer bench dmformer_n --image-size 160 --batch-sizes 1 --threads 1 --forms fused onnxruntime openvino`). What is
+one thread. For clothing, the default is dmformer_n at 128 px: on an AMD EPYC it took 7.0 to 7.3 ms as an exported file
+in float32 and 22 ms in PyTorch, in the measurements of the choice itself (choose.json, beside other work). What is
 finished in RUNS is not repeated.
 """
 
