@@ -15,7 +15,12 @@ from pathlib import Path
 from record import RESULTS, record
 
 RECIPE = "scratch --epochs 10 --image-size 96 --precision bf16"
-TEACHER = "--teacher efficientnet-lite0 --teacher-size 160 --feature-loss cosine --feature-weight 4"
+TEACHER = "--teacher efficientnet-lite0 --teacher-size 160 --feature-loss cosine"
+LEARNS_FROM = {
+    "labels": "",
+    "labels-and-teacher": f"{TEACHER} --feature-weight 0.5 --teacher-weight 0.1",
+    "labels-and-heavy-teacher": f"{TEACHER} --feature-weight 4",
+}
 SEEDS = (0, 1, 2)
 
 
@@ -25,7 +30,7 @@ def main() -> None:
     data, runs = Path(sys.argv[1], "clothing"), Path(sys.argv[2])
     (RESULTS / "distillation.csv").unlink(missing_ok=True)
     for seed in SEEDS:
-        for name, options in {"labels": "", "labels-and-teacher": TEACHER}.items():
+        for name, options in LEARNS_FROM.items():
             folder = runs / f"{name}-{seed}"
             chosen = ["train", *RECIPE.split(), *options.split(), "--seed", str(seed)]
             if not (folder / "scores.json").exists():
