@@ -14,13 +14,27 @@ from pathlib import Path
 
 from record import RESULTS, record
 
-RECIPE = "scratch --epochs 10 --image-size 96 --precision bf16"
-TEACHER = "--teacher efficientnet-lite0 --teacher-size 160 --feature-loss cosine"
-LEARNS_FROM = {
-    "labels": "",
-    "labels-and-teacher": f"{TEACHER} --feature-weight 0.5 --teacher-weight 0.1",
-    "labels-and-heavy-teacher": f"{TEACHER} --feature-weight 4",
+TEACHER = "--teacher efficientnet-lite0 --teacher-size 160"
+FEATURES = "--feature-loss cosine --feature-weight"
+STARTS = {
+    "random": (
+        "scratch --epochs 10 --image-size 96 --precision bf16",
+        {
+            "labels": "",
+            "labels-and-teacher": f"{TEACHER} {FEATURES} 0.5 --teacher-weight 0.1",
+            "labels-and-heavy-teacher": f"{TEACHER} {FEATURES} 4",
+        },
+    ),
+    "pretrained": (
+        "classify --epochs 5 --image-size 96",
+        {
+            "labels": "",
+            "labels-and-teacher": f"{TEACHER} --teacher-weight 0.1",
+            "labels-and-heavy-teacher": TEACHER,
+        },
+    ),
 }
+"""For each start, the recipe and the options of the trainings that are compared."""
 SEEDS = (0, 1, 2)
 
 
@@ -29,25 +43,29 @@ def main() -> None:
         sys.exit(f"usage: python {sys.argv[0]} DATA RUNS, the folder with clothing/ and a folder for the runs")
     data, runs = Path(sys.argv[1], "clothing"), Path(sys.argv[2])
     (RESULTS / "distillation.csv").unlink(missing_ok=True)
+    trainings = [
+        (start, recipe, name, options) for start, (recipe, each) in STARTS.items() for name, options in each.items()
+    ]
     for seed in SEEDS:
-        for name, options in LEARNS_FROM.items():
-            folder = runs / f"{name}-{seed}"
-            chosen = ["train", *RECIPE.split(), *options.split(), "--seed", str(seed)]
+        for start, recipe, name, options in trainings:
+            folder = runs / f"{start}-{name}-{seed}"
+            chosen = ["train", *recipe.split(), *options.split(), "--seed", str(seed)]
             if not (folder / "scores.json").exists():
                 place = ["--data", str(data), "--out", str(runs), "--name", folder.name]
-                cache = ["--teacher-cache", str(runs / f"cache-{seed}")] if options else []
+                cache = ["--teacher-cache", str(runs / f"cache-{start}-{seed}")] if options else []
                 command = [sys.executable, "-m", "dmformer", *chosen, *place, *cache, "--overwrite"]
                 subprocess.run(command, check=True)
             told = shlex.join(["dmformer", *chosen, "--data", "clothing/"])
-            record("distillation", [figures(folder, name, seed, told)])
+            record("distillation", [figures(folder, start, name, seed, told)])
 
 
-def figures(folder: Path, name: str, seed: int, command: str) -> dict[str, object]:
+def figures(folder: Path, start: str, name: str, seed: int, command: str) -> dict[str, object]:
     """Results of a finished run."""
     scores = json.loads((folder / "scores.json").read_text())
     with (folder / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))
     return {
+        "start": start,
         "learns_from": name,
         "seed": seed,
         "test_images": scores["count"],
