@@ -96,6 +96,13 @@ def _not_suppressed(boxes: np.ndarray, labels: np.ndarray, iou: float, most: int
     return kept
 
 
+def ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of a box (4) with each of n boxes (n, 4): (n)."""
+    overlap = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None).prod(1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - overlap
+    return overlap / np.maximum(union, 1e-12)
+
+
 def coco_results(found: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Objects of an image in COCO's result format: bbox (left, top, width, height) in pixels, score, segmentation.
 

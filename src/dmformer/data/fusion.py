@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .detections import Detections
+from .detections import Detections, ious
 
 IOU = 0.55
 """IoU above which two boxes of a class show the same object (Weighted boxes fusion, section 3)."""
@@ -50,7 +50,7 @@ def fused(views: Sequence[Detections], most: int) -> Detections:
     means, sums = np.zeros((n, 4)), np.zeros(n)
     for i in np.argsort(-scores, kind="stable"):
         may_join = (classes[:count] == labels[i]) & ~seen[:count, view_of[i]]
-        overlaps = _ious(boxes[i], means[:count]) * may_join
+        overlaps = ious(boxes[i], means[:count]) * may_join
         if overlaps.max(initial=0.0) > IOU:
             k = int(overlaps.argmax())
         else:
@@ -68,9 +68,3 @@ def fused(views: Sequence[Detections], most: int) -> Detections:
     return Detections(
         means[order].astype(np.float32), (sums[order] / len(views)).astype(np.float32), classes[order], masks
     )
-
-
-def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box (4) with each of n boxes (n, 4): (n)."""
-    overlap = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None).prod(1)
-    return overlap / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - overlap)

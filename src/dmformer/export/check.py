@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.detections import ious
 from ..runtimes.sessions import to_onnxruntime, to_openvino
 from ..utils.timing import interleave, summarise, turn
 
@@ -146,7 +147,8 @@ def unpaired(own: np.ndarray, found: np.ndarray, columns: int, lowest: float) ->
     Partners are of the same class and overlap by an IoU of 0.5, each with one. Objects whose score is at most `LIMIT`
     above `lowest` need none.
     """
-    overlaps = np.stack([_ious(row, found) * _same_class(row, found, columns) for row in own]) if len(own) else None
+    each = [ious(row[:4], found[:, :4]) * _same_class(row, found, columns) for row in own]
+    overlaps = np.stack(each) if each else None
     left = [{*range(len(own))}, {*range(len(found))}]
     while overlaps is not None and overlaps.size and overlaps.max() >= 0.5:
         i, k = np.unravel_index(overlaps.argmax(), overlaps.shape)
@@ -174,14 +176,6 @@ def _unlike(row: np.ndarray, every: np.ndarray, own: np.ndarray, columns: int) -
 def _same_class(row: np.ndarray, others: np.ndarray, columns: int) -> np.ndarray:
     """Which of the objects (n, C) have the class of one (C): (n)."""
     return others[:, 4:columns].argmax(1) == row[4:columns].argmax()
-
-
-def _ious(row: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of an object (C) with each of others (n, C): (n)."""
-    low, high = np.maximum(row[:2], others[:, :2]), np.minimum(row[2:4], others[:, 2:4])
-    overlap = np.clip(high - low, 0, None).prod(1)
-    union = (row[2:4] - row[:2]).prod() + (others[:, 2:4] - others[:, :2]).prod(1) - overlap
-    return overlap / np.maximum(union, 1e-12)
 
 
 def _to_nearest(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
